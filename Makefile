@@ -1,0 +1,43 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PARAMS ?= params/phantom.yaml
+
+.PHONY: help setup study smoke check test lint lab clean
+
+help:
+	@echo "make study | smoke | check | test | lint | lab | clean"
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adlib needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+setup: $(READY)
+
+study: $(READY)
+	$(BIN)/python run_all.py --params $(PARAMS)
+
+smoke: $(READY)
+	$(BIN)/python run_all.py --params params/smoke.yaml
+
+check: $(READY)
+	$(BIN)/python run_all.py --params $(PARAMS) --check
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+lab: $(READY)
+	$(BIN)/jupyter lab --notebook-dir=. notebooks
+
+clean:
+	rm -rf outputs build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

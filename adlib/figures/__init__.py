@@ -1,0 +1,1 @@
+"""Drawing: every `plot_*` takes stored results and returns a matplotlib Figure."""

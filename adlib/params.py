@@ -1,0 +1,273 @@
+"""One frozen model per step; a yaml with an unknown key is refused with a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from adlib.records import StudyError
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, no silent conversion from text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class PhantomSource(Section):
+    """The simulated cohort: what `adlib.sources.phantom` writes."""
+
+    kind: Literal["phantom"]
+    participants_per_class: int = Field(100, ge=1, description="Participants of each class.")
+    voxel_mm: float = Field(2.0, gt=0.5, le=4, description="Nominal voxel edge; each site scales it, mm.")
+    followup_fraction: float = Field(0.15, ge=0, le=1, description="Share of participants with two or three sessions.")
+    severity_mean: tuple[float, ...] = Field(
+        (0.1, 0.4, 0.65, 1.0), description="Mean atrophy severity of each class at age 74, in the order of `classes`."
+    )
+    severity_sd: float = Field(0.2, gt=0, description="Standard deviation of severity within a class.")
+    severity_per_decade: float = Field(0.04, ge=0, description="Rise of severity per ten years of age above 74.")
+
+
+class BidsSource(Section):
+    """A BIDS dataset with the label in participants.tsv or sessions.tsv."""
+
+    kind: Literal["bids"]
+    root: Path = Field(description="Folder that holds dataset_description.json.")
+    label_column: str = Field("diagnosis", description="Column of the label.")
+    labels: dict[str, str] = Field({}, description="Table value to class; values not named are kept as they are.")
+
+
+class Oasis2SlicesSource(Section):
+    """OASIS-2 mid-slices: three planes of one session become the three input channels."""
+
+    kind: Literal["oasis2_slices"]
+    root: Path = Field(description="Folder with the slices (or their zip) and the longitudinal table.")
+    cdr_labels: dict[str, str] = Field(
+        {"0": "CN", "0.5": "MCI", "1": "AD", "2": "AD"}, description="Clinical Dementia Rating to class."
+    )
+
+
+Source = Annotated[PhantomSource | BidsSource | Oasis2SlicesSource, Field(discriminator="kind")]
+
+
+class AuditParams(Section):
+    """Limits of the audit; a finding of severity stop ends the run."""
+
+    accept: tuple[str, ...] = Field((), description="Ids of stop findings that are knowingly accepted.")
+    min_participants_per_class: int = Field(10, ge=2, description="Fewer participants in a class stops the run.")
+    metadata_auc_warn: float = Field(0.7, ge=0.5, le=1, description="Metadata-only macro AUC above this warns.")
+    metadata_auc_stop: float = Field(0.95, ge=0.5, le=1, description="Metadata-only macro AUC above this stops.")
+
+
+class PreprocessParams(Section):
+    """From a raw head to MNI152 space."""
+
+    resolution_mm: float = Field(1.0, ge=1, le=3, description="Voxel edge of the MNI152 output grid, mm.")
+    bias_correction: bool = Field(True, description="N4 bias field correction.")
+    normalise: Literal["brain_zscore", "white_matter_peak"] = Field(
+        "brain_zscore", description="Intensity normalisation inside the brain."
+    )
+
+
+class InputParams(Section):
+    """What the network sees of a scan."""
+
+    plane: Literal["coronal", "axial", "sagittal", "three_planes_2d"] = Field(
+        "coronal", description="Plane of the slices; three_planes_2d takes 2-D mid-slices as channels."
+    )
+    positions_mm: tuple[float, ...] = Field(
+        (-32.0, -20.0, -8.0), description="Centres of the slices in MNI152 space, mm along the plane's normal."
+    )
+    channel_spacing_mm: float = Field(4.0, gt=0, description="Distance between the three channels of a slice, mm.")
+    size: int = Field(96, ge=32, le=512, description="Edge of the square network input, pixels.")
+
+
+class SplitParams(Section):
+    """Who is trained on and who is tested: always whole participants."""
+
+    protocol: Literal["holdout", "kfold"] = Field("holdout", description="One split or grouped cross-validation.")
+    folds: int = Field(5, ge=2, description="Number of folds for kfold.")
+    test_fraction: float = Field(0.3, gt=0, lt=1, description="Share of participants held out for holdout.")
+    validation_fraction: float = Field(0.12, gt=0, lt=1, description="Share of the rest that picks the epoch.")
+
+
+class TrainParams(Section):
+    """How the ResNet50 is fitted."""
+
+    weights: str = Field("imagenet", description="imagenet (random where it cannot be had), random, or path:FILE.")
+    epochs: int = Field(12, ge=1, description="Passes over the training participants.")
+    batch_size: int = Field(32, ge=2, description="Slices per step.")
+    learning_rate: float = Field(0.001, gt=0, description="Peak of the one-cycle schedule.")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Cross-entropy label smoothing.")
+    augment: bool = Field(True, description="Small affine, intensity gamma and noise on training slices.")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="Autocast type of the forward pass.")
+    controls: tuple[Literal["shuffled_labels"], ...] = Field(
+        ("shuffled_labels",), description="Extra trainings that must fall to chance."
+    )
+
+
+class EvaluateParams(Section):
+    """Scores and their intervals."""
+
+    bootstrap: int = Field(2000, ge=100, description="Bootstrap resamples of participants.")
+    calibration_bins: int = Field(10, ge=2, description="Bins of the reliability diagram.")
+    binary: dict[str, tuple[str, ...]] = Field(
+        {"negative": ("CN",), "positive": ("AD",)}, description="Classes of the two-class view of the result."
+    )
+    attribution_scans: int = Field(40, ge=1, description="Test scans whose attribution maps are computed.")
+
+
+class ClassifyParams(Section):
+    """The interactive classifier."""
+
+    examples: int = Field(4, ge=1, description="Test scans of the study offered as examples.")
+
+
+class ExecParams(Section):
+    """Where and how fast it runs; never changes a result and is no part of any key."""
+
+    outputs: Path = Field(Path("outputs"), description="Folder that receives <study>/.")
+    workers: int = Field(0, ge=0, description="Worker processes for per-scan work; 0 takes every core.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device of the network.")
+    publish: bool = Field(False, description="Copy figures to figures/ when the run ends.")
+
+
+class StudyParams(Section):
+    """A whole study, as one yaml file."""
+
+    study: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Name; results go to outputs/<study>.")
+    classes: tuple[str, ...] = Field(("CN", "MCI", "LMCI", "AD"), min_length=2, description="Classes in order.")
+    seed: int = Field(20, ge=0, description="Seed of everything random.")
+    source: Source
+    audit: AuditParams = AuditParams()
+    preprocess: PreprocessParams = PreprocessParams()
+    input: InputParams = InputParams()
+    splits: SplitParams = SplitParams()
+    train: TrainParams = TrainParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    classify: ClassifyParams = ClassifyParams()
+    exec: ExecParams = ExecParams()
+
+    @property
+    def folder(self) -> Path:
+        """Folder of everything that the study makes."""
+        return self.exec.outputs / self.study
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudyParams:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes repeat: {list(self.classes)}")
+        if self.source.kind == "phantom" and len(self.source.severity_mean) != len(self.classes):
+            raise ValueError(
+                f"source.severity_mean has {len(self.source.severity_mean)} values for {len(self.classes)} classes"
+            )
+        unknown = {name for names in self.evaluate.binary.values() for name in names} - set(self.classes)
+        if unknown:
+            raise ValueError(f"evaluate.binary names {sorted(unknown)}, not among classes {list(self.classes)}")
+        if set(self.evaluate.binary) != {"negative", "positive"}:
+            raise ValueError("evaluate.binary takes the two keys negative and positive")
+        return self
+
+
+def load_params(path: Path | str, settings: tuple[str, ...] = ()) -> StudyParams:
+    """Read a study's yaml, apply `key.sub=value` settings, and validate.
+
+    Parameters
+    ----------
+    path : path
+        Yaml file; `${NAME}` in it is replaced from the environment.
+    settings : tuple of str
+        Overrides such as ``train.epochs=3``; the value is read as yaml.
+
+    Raises
+    ------
+    StudyError
+        If the file is missing, is not yaml, or holds an unknown key or a wrong value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = sorted(str(p) for p in path.parent.glob("*.yaml")) or "none in that folder"
+        raise StudyError(f"params file {path} does not exist; there are: {known}")
+    try:
+        content = yaml.safe_load(os.path.expandvars(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} is not readable yaml: {error}") from None
+    if not isinstance(content, dict):
+        raise StudyError(f"{path} holds {type(content).__name__}, expected keys such as 'study:' and 'source:'")
+    for setting in settings:
+        _apply(content, setting)
+    return validate_params(content, str(path))
+
+
+def open_study(params_file: Path | str) -> StudyParams:
+    """Load a study from a notebook, wherever that notebook was started.
+
+    A relative `params_file` is looked for in the working folder and then in its parent (a notebook opened in
+    `notebooks/`); the folder where it is found becomes the working folder, so that paths in the yaml hold.
+    """
+    for root in (Path.cwd(), Path.cwd().parent):
+        if (root / params_file).is_file():
+            os.chdir(root)
+            break
+    return load_params(params_file)
+
+
+def validate_params(content: dict[str, Any], where: str) -> StudyParams:
+    """Make `StudyParams` of plain yaml content, with every fault named.
+
+    Raises
+    ------
+    StudyError
+        With one line per fault.
+    """
+    try:
+        return StudyParams.model_validate_json(json.dumps(content, default=str))
+    except ValidationError as error:
+        lines = [_fault(item) for item in error.errors()]
+        raise StudyError(f"{where} is not a valid study:\n  " + "\n  ".join(lines)) from None
+
+
+def dump_params(params: StudyParams) -> str:
+    """Yaml text from which `load_params` makes an equal study, defaults written out."""
+    return yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply(content: dict[str, Any], setting: str) -> None:
+    name, equals, value = setting.partition("=")
+    if not equals or not name:
+        raise StudyError(f"--set takes key=value, as in train.epochs=3; got {setting!r}")
+    *parents, last = name.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+        if not isinstance(content, dict):
+            raise StudyError(f"--set {setting}: {parent!r} is a value, not a section")
+    content[last] = yaml.safe_load(value)
+
+
+def _fault(item: dict[str, Any]) -> str:
+    kinds = {"phantom", "bids", "oasis2_slices"}
+    location = [str(part) for part in item["loc"] if str(part) not in kinds]
+    name = ".".join(location) or "the study"
+    if item["type"] != "extra_forbidden":
+        return f"{name}: {item['msg']} (got {item['input']!r:.80})"
+    known = _keys_beside(location[:-1], item["loc"])
+    close = difflib.get_close_matches(location[-1], known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+    return f"{name}: unknown key; {hint}"
+
+
+def _keys_beside(parents: list[str], loc: tuple[Any, ...]) -> list[str]:
+    model: Any = StudyParams
+    for parent in parents:
+        model = model.model_fields[parent].annotation
+        if not isinstance(model, type):
+            options = get_args(model) or get_args(Source)[0].__args__
+            model = next((m for m in options if get_args(m.model_fields["kind"].annotation)[0] in loc), options[0])
+    return list(model.model_fields)

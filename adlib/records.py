@@ -1,0 +1,236 @@
+"""Tables with schemas, hashes, atomic writes, and the one error that users see."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+class StudyError(Exception):
+    """What went wrong, in words that say what was expected, what came, where, and what to do."""
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it becomes `path`, on error it is removed.
+
+    The temporary name keeps all suffixes, so that writers which choose a format by suffix work.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path | str) -> Path:
+    """Write `text` as UTF-8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(content: Any, path: Path | str) -> Path:
+    """Write `content` as indented JSON with sorted keys, whole or not at all; NaN is refused."""
+    return write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", path)
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file.
+
+    Raises
+    ------
+    StudyError
+        If the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(f"{path} does not exist; run the step that writes it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} is not readable JSON ({error}); delete it and run its step again") from None
+
+
+def digest(content: Any) -> str:
+    """SHA-256 (hex) of anything JSON can hold, independent of key order."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path | str) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Columns of a table.
+
+    Attributes
+    ----------
+    name : str
+        What the table is called in messages.
+    required : dict of str to type
+        Columns that must be there and hold a value in every row.
+    optional : dict of str to type
+        Columns that are added, empty, where absent.
+    key : tuple of str
+        Columns that together name a row once.
+    """
+
+    name: str
+    required: dict[str, type]
+    optional: dict[str, type]
+    key: tuple[str, ...]
+
+    @property
+    def columns(self) -> dict[str, type]:
+        return {**self.required, **self.optional}
+
+
+MANIFEST = Schema(
+    "manifest",
+    {"participant_id": str, "session_id": str, "scan_id": str, "path": str, "sha256": str, "diagnosis": str},
+    {
+        "label_source": str,
+        "age": float,
+        "sex": str,
+        "site": str,
+        "manufacturer": str,
+        "model": str,
+        "field_strength_T": float,
+        "phase": str,
+        "series_description": str,
+        "acquisition_date": str,
+        "voxel_x_mm": float,
+        "voxel_y_mm": float,
+        "voxel_z_mm": float,
+        "shape": str,
+    },
+    ("scan_id",),
+)
+AUDIT = Schema(
+    "audit",
+    {"check": str, "severity": str, "subject": str, "value": str, "limit": str, "decision": str, "meaning": str},
+    {},
+    (),
+)
+FEATURES = Schema(
+    "features",
+    {"participant_id": str, "session_id": str, "scan_id": str, "qc_verdict": str},
+    {"qc_reasons": str},
+    ("scan_id",),
+)
+SPLITS = Schema(
+    "splits", {"participant_id": str, "fold": int, "split": str, "diagnosis": str}, {}, ("participant_id", "fold")
+)
+SLICES = Schema(
+    "slices",
+    {"row": int, "participant_id": str, "session_id": str, "scan_id": str, "slice": int, "diagnosis": str},
+    {"position_mm": float},
+    ("row",),
+)
+PREDICTIONS = Schema(
+    "predictions",
+    {
+        "run": str,
+        "participant_id": str,
+        "session_id": str,
+        "scan_id": str,
+        "slice": int,
+        "fold": int,
+        "split": str,
+        "truth": str,
+    },
+    {},
+    ("run", "fold", "scan_id", "slice"),
+)
+FIGURES = Schema(
+    "figures",
+    {"name": str, "notebook": str, "sources": str, "sha256": str, "caption": str},
+    {},
+    ("name",),
+)
+
+
+def check_table(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:
+    """Return `table` with the schema's types and column order; extra columns are kept at the end.
+
+    Raises
+    ------
+    StudyError
+        If a required column is missing or has an empty cell, a value is of the wrong type, or a key repeats.
+    """
+    missing = [name for name in schema.required if name not in table.columns]
+    if missing:
+        raise StudyError(f"{where}: the {schema.name} table lacks {missing}; it has {list(table.columns)}")
+    table = table.copy()
+    for name, kind in schema.columns.items():
+        if name not in table.columns:
+            table[name] = None
+        table[name] = _typed(table[name], kind, required=name in schema.required, where=f"{where}: column {name}")
+    repeated = table.duplicated(list(schema.key)) if schema.key else pd.Series(False, index=table.index)
+    if repeated.any():
+        first = table.loc[repeated, list(schema.key)].iloc[0].to_dict()
+        raise StudyError(f"{where}: {int(repeated.sum())} repeated rows in the {schema.name} table, first {first}")
+    extra = [name for name in table.columns if name not in schema.columns]
+    return table[[*schema.columns, *extra]].reset_index(drop=True)
+
+
+def _typed(column: pd.Series, kind: type, *, required: bool, where: str) -> pd.Series:
+    empty = column.isna()
+    if required and empty.any():
+        raise StudyError(f"{where} is empty in {int(empty.sum())} rows, first row {int(empty.to_numpy().argmax()) + 1}")
+    if kind is str:
+        return column.astype(object).where(empty, column.astype(str)).where(~empty, None)
+    numbers = pd.to_numeric(column, errors="coerce")
+    wrong = numbers.isna() & ~empty
+    if wrong.any():
+        raise StudyError(f"{where} holds {column[wrong].iloc[0]!r} where a number is expected")
+    return numbers.astype("int64" if kind is int else "float64")
+
+
+def write_table(table: pd.DataFrame, path: Path | str, schema: Schema) -> pd.DataFrame:
+    """Check `table` against `schema` and write it as TSV or, by suffix, as parquet; return what was written."""
+    path = Path(path)
+    table = check_table(table, schema, str(path))
+    with atomic_path(path) as temporary:
+        if path.suffix == ".parquet":
+            table.to_parquet(temporary, index=False)
+        else:
+            table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", lineterminator="\n")
+    return table
+
+
+def read_table(path: Path | str, schema: Schema) -> pd.DataFrame:
+    """Read a table that `write_table` wrote and check it again.
+
+    Raises
+    ------
+    StudyError
+        If the file is missing, cannot be read, or breaks the schema.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StudyError(f"{path} does not exist; run the step that writes the {schema.name} table")
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            types = {name: str for name, kind in schema.columns.items() if kind is str}
+            table = pd.read_csv(path, sep="\t", dtype=types, keep_default_na=False, na_values=["n/a"])
+    except (ValueError, OSError) as error:
+        raise StudyError(f"{path} cannot be read as the {schema.name} table: {error}") from None
+    return check_table(table, schema, str(path))
