@@ -1,0 +1,226 @@
+"""DICOM in, one T1w volume out: dcm2niix converts in a private folder, this module chooses the series."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import tempfile
+import zipfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import dcm2niix
+import nibabel as nib
+import numpy as np
+
+from adlib.records import StudyError, read_json
+
+MAX_FILES = 20_000
+MAX_BYTES = 4 * 2**30
+MAX_RATIO = 100  # unpacked to packed size of a whole zip; MR series reach about 10
+MIN_SLICES = 40
+TIMEOUT_S = 300
+
+_GAP = "slice distance varies"
+_T1W = re.compile(r"t1|mp2?[ _-]?rage|f?spgr|bravo|(?<![a-z])t?tfe|(?<![a-z])tfl|vibe", re.I)
+_NOT_T1W = re.compile(
+    r"t2|flair|(?<![a-z])(pd|dwi|dti|asl|swi|tof|adc|rest|epi|mra)(?![a-z])|diff|trace|bold|fmri|perf|field.?map|b0.?map"
+    r"|t1.?map|inv[-_ ]?[12]|scout|locali[sz]er|survey|calib|angio|phase",
+    re.I,
+)
+_CONTRAST = re.compile(r"\+c\b|gad|\bgd\b|post|contrast", re.I)
+_REFORMATTED = {"MPR", "PROJECTION IMAGE", "MIP", "MINIP", "LOCALIZER", "PHASE", "P", "IMAGINARY", "REAL", "T1 MAP"}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One converted series.
+
+    Attributes
+    ----------
+    title : str
+        Series number and description, for messages.
+    image : nibabel.Nifti1Image
+        The volume, in memory, with nothing but its affine in the header.
+    fault : str
+        Why it cannot be the T1w scan; empty where it can.
+    rank : tuple
+        Larger is more likely the scan that is wanted.
+    """
+
+    title: str
+    image: nib.Nifti1Image
+    fault: str
+    rank: tuple[bool, bool, bool, int]
+
+
+@contextmanager
+def private_folder():
+    """Yield a temporary folder that only its owner can read (mode 0700) and that vanishes afterwards."""
+    with tempfile.TemporaryDirectory(prefix="adlib-") as folder:
+        yield Path(folder)
+
+
+def read_dicom(path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
+    """Read the T1w volume of a folder or zip of DICOM files.
+
+    Parameters
+    ----------
+    path : Path
+        Folder (searched nine levels deep) or zip.
+
+    Returns
+    -------
+    image : nibabel.Nifti1Image, (X, Y, Z)
+    notes : tuple of str
+        Which series was taken and why each other one was not.
+
+    Raises
+    ------
+    StudyError
+        If the zip is unsafe, nothing is DICOM, or no series looks like one 3-D T1w scan.
+    """
+    with private_folder() as folder:
+        incoming, converted = folder / "in", folder / "out"
+        converted.mkdir()
+        if path.is_dir():
+            incoming = path.resolve()
+        else:
+            incoming.mkdir()
+            unpack(path, incoming)
+        gapped = run_dcm2niix(incoming, converted, path)
+        series = [_describe(volume, volume.stem in gapped) for volume in sorted(converted.glob("*.nii"))]
+    return choose(series, path)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip into numbered files of one folder, so that no name inside it can point elsewhere.
+
+    Raises
+    ------
+    StudyError
+        If it is no zip, is damaged or encrypted, holds too much, or holds links or names that leave the folder.
+    """
+    try:
+        with zipfile.ZipFile(archive) as contents:
+            members = [member for member in contents.infolist() if not member.is_dir()]
+            _refuse_unsafe(members, archive)
+            for number, member in enumerate(members):
+                (folder / f"{number:06d}").write_bytes(contents.read(member))
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise StudyError(f"{archive.name} is not a readable zip ({error}); pack the DICOM folder again") from None
+
+
+def _refuse_unsafe(members: list[zipfile.ZipInfo], archive: Path) -> None:
+    packed = sum(member.compress_size for member in members)
+    unpacked = sum(member.file_size for member in members)
+    if not members:
+        raise StudyError(f"{archive.name} is an empty zip; a DICOM series is expected in it")
+    if len(members) > MAX_FILES:
+        raise StudyError(f"{archive.name} holds {len(members)} files, at most {MAX_FILES} are read; send one series")
+    if unpacked > MAX_BYTES:
+        raise StudyError(
+            f"{archive.name} unpacks to {unpacked / 2**30:.1f} GiB, at most {MAX_BYTES / 2**30:.0f} are read"
+        )
+    if unpacked > MAX_RATIO * max(packed, 1):
+        raise StudyError(
+            f"{archive.name} unpacks to {unpacked / max(packed, 1):.0f} times its size, not a DICOM series"
+        )
+    for member in members:
+        name = PurePosixPath(member.filename.replace("\\", "/"))
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if name.is_absolute() or ".." in name.parts or re.match("[A-Za-z]:", str(name)):
+            raise StudyError(f"{archive.name} holds the name {member.filename!r}, which leaves its folder; refused")
+        if kind not in (0, stat.S_IFREG):
+            raise StudyError(f"{archive.name} holds {member.filename!r}, a link or device instead of a file; refused")
+        if member.flag_bits & 1:
+            raise StudyError(f"{archive.name} is encrypted; unpack it and give the folder")
+
+
+def run_dcm2niix(incoming: Path, converted: Path, source: Path) -> set[str]:
+    """Convert every series under `incoming` to `.nii` + `.json` in `converted`, identifying fields stripped.
+
+    The home folder is set to a private one, so that no personal dcm2niix defaults change the result.
+
+    Returns
+    -------
+    set of str
+        File stems of the volumes whose slices are not evenly spaced: some are missing.
+
+    References
+    ----------
+    Li et al. 2016, doi:10.1016/j.jneumeth.2016.03.001.
+    """
+    command = [dcm2niix.bin, "-b", "y", "-ba", "y", "-c", "", "-z", "n", "-d", "9", "-f", "%s_%e"]
+    command += ["-o", str(converted), str(incoming)]
+    try:
+        home = os.environ | {"HOME": str(converted)}
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, env=home)
+    except subprocess.TimeoutExpired:
+        raise StudyError(f"{source.name}: DICOM conversion took over {TIMEOUT_S} s; give only the T1w series") from None
+    if not any(converted.glob("*.nii")):
+        raise StudyError(f"{source.name} holds no DICOM image series; {_hint(incoming)}")
+    return _gapped(done.stdout)
+
+
+def _gapped(log: str) -> set[str]:
+    blocks = re.split(r"^Convert \d+ DICOM as (.+) \(\d.*$", log, flags=re.M)  # warnings stand before their own line
+    return {Path(name).name for said, name in zip(blocks[::2], blocks[1::2], strict=False) if _GAP in said}
+
+
+def _hint(folder: Path) -> str:
+    volumes = [file.name for file in folder.rglob("*") if file.name.lower().endswith((".nii", ".nii.gz", ".mgz"))]
+    return f"give the file {volumes[0]} itself" if volumes else "give the folder or zip of one T1w series"
+
+
+def _describe(volume: Path, gapped: bool) -> Series:
+    loaded = nib.load(volume)
+    sidecar = volume.with_suffix(".json")
+    about: dict[str, Any] = read_json(sidecar) if sidecar.is_file() else {}
+    text = " ".join(str(about.get(key, "")) for key in ("SeriesDescription", "ProtocolName", "SequenceName")).strip()
+    kinds = {str(kind).upper() for kind in about.get("ImageType", [])}
+    image = nib.Nifti1Image(np.asarray(loaded.dataobj), loaded.affine)
+    rank = (bool(_T1W.search(text)), not _CONTRAST.search(text), "ORIGINAL" in kinds, int(np.prod(image.shape)))
+    title = f"series {about.get('SeriesNumber', '?')} '{about.get('SeriesDescription', 'without description')}'"
+    fault = _fault(image.shape, about, text, kinds) or ("slices are missing; export it again" if gapped else "")
+    return Series(title, image, fault, rank)
+
+
+def _fault(shape: tuple[int, ...], about: dict[str, Any], text: str, kinds: set[str]) -> str:
+    if not about:
+        return "derived by the conversion"
+    if about.get("Modality", "MR") != "MR":
+        return f"modality {about['Modality']}, not MR"
+    if len(shape) != 3:
+        return f"{shape[3]} volumes, not one"
+    if min(shape) < MIN_SLICES:
+        return f"{min(shape)} slices, a 3-D scan has at least {MIN_SLICES}"
+    if kinds & _REFORMATTED:
+        return f"image type {'/'.join(sorted(kinds & _REFORMATTED))}, not the acquired volume"
+    if unlike := _NOT_T1W.search(text):
+        return f"named '{unlike[0]}', not T1w"
+    return ""
+
+
+def choose(series: list[Series], source: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
+    """Take the most T1w-looking series and say why each other one was left.
+
+    Raises
+    ------
+    StudyError
+        If none can be T1w, or several could and none is named so.
+    """
+    usable = sorted((one for one in series if not one.fault), key=lambda one: one.rank, reverse=True)
+    left = [f"{one.title} left out: {one.fault}" for one in series if one.fault]
+    if not usable:
+        raise StudyError(f"{source.name} holds no 3-D T1w series: " + "; ".join(left))
+    best, *others = usable
+    if others and not best.rank[0]:
+        titles = ", ".join(one.title for one in usable)
+        raise StudyError(f"{source.name}: none of {titles} is named as T1w; give the folder of the one that is")
+    taken = f"{best.title} taken" + ("" if best.rank[0] else " as T1w, although its name does not say so")
+    return best.image, (taken, *(f"{one.title} left out: less likely the T1w scan" for one in others), *left)
