@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import nibabel as nib
 import numpy as np
@@ -24,15 +25,15 @@ REGIONS = ("hippocampus_left", "hippocampus_right", "ventricles", "temporal_lobe
 # Centre line (MNI mm, left side) and radii (mm) of the hippocampus, head to tail: centroids of the coronal sections of
 # the Allen Human Reference Atlas 3D 2020 (Ding et al. 2016, doi:10.1002/cne.24080; CC BY 4.0).
 _HIPPOCAMPUS = (
-    ((-22, -9, -24), 4.5),
-    ((-25, -13, -22), 6.0),
-    ((-27, -17, -20), 6.0),
-    ((-28, -21, -17.5), 5.2),
-    ((-28, -25, -14.5), 5.0),
-    ((-27, -29, -11.5), 5.0),
-    ((-25.5, -33, -7.5), 5.0),
-    ((-24, -37, -2), 5.0),
-    ((-20.5, -40, 1.5), 3.5),
+    ((-22, -9, -24), 5.0),
+    ((-25, -13, -22), 6.8),
+    ((-27, -17, -20), 6.8),
+    ((-28, -21, -17.5), 6.0),
+    ((-28, -25, -14.5), 5.8),
+    ((-27, -29, -11.5), 5.8),
+    ((-25.5, -33, -7.5), 5.8),
+    ((-24, -37, -2), 5.6),
+    ((-20.5, -40, 1.5), 4.0),
 )
 
 
@@ -151,7 +152,7 @@ def region(name: str, resolution_mm: float = 1.0) -> np.ndarray:
 
 def _hippocampus(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     inside = np.zeros(x.shape, bool)
-    for (start, r0), (end, r1) in zip(_HIPPOCAMPUS, _HIPPOCAMPUS[1:], strict=False):
+    for (start, r0), (end, r1) in pairwise(_HIPPOCAMPUS):
         for step in np.linspace(0, 1, 6):
             cx, cy, cz = (1 - step) * np.array(start) + step * np.array(end)
             radius = (1 - step) * r0 + step * r1
