@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from adlib.compute import map_scans
-from adlib.params import PhantomSource
+from adlib.params import BidsSource, PhantomSource
 from adlib.records import Schema, StudyError, atomic_path, digest, read_json, write_json, write_table, write_text
 from adlib.sources.phantom_head import Scanner, Subject, image_head
 
@@ -144,7 +144,7 @@ def _pose(rng: np.random.Generator, stretch: np.ndarray) -> np.ndarray:
     angles = np.clip(rng.normal(0, np.radians(5), 3), -np.radians(15), np.radians(15))
     turn = nib.eulerangles.euler2mat(*angles)
     to_scanner = np.eye(4)
-    to_scanner[:3, :3] = turn @ stretch * 0.975
+    to_scanner[:3, :3] = turn @ stretch * 0.91
     to_scanner[:3, 3] = rng.normal(0, 8, 3)
     return np.linalg.inv(to_scanner)
 
@@ -217,6 +217,11 @@ def write_cohort(
     write_table(pd.DataFrame(truths), folder / "truth" / "truth.tsv", TRUTH)
     write_json(bayes_ceiling(source, classes), folder / "truth" / "ceiling.json")
     return folder / "bids"
+
+
+def as_bids(root: Path) -> BidsSource:
+    """The written cohort as an ordinary BIDS source: it is read like anybody's data."""
+    return BidsSource(kind="bids", root=root)
 
 
 def _stored_key(folder: Path) -> str | None:
