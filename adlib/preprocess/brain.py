@@ -1,0 +1,123 @@
+"""Brain extraction: recognise a brain that comes extracted; otherwise carry the template's mask over and refine it."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from adlib.atlas import Template
+from adlib.volume import block_mean, resample, voxel_ml, voxel_sizes
+
+CONSTANT_SHARE = 0.25  # of the field of view, at least, in a brain that comes extracted
+BRAIN_ML = (700.0, 2200.0)
+RING_MM = (10.0, 30.0)  # where a head has skull and scalp and an extracted brain has nothing
+RING_SHARE = 0.04  # of the ring, at most, that is not background
+WORK_MM = 2.0
+REACH_MM = 8.0  # tissue is looked for this far beyond the template's brain
+CORE_MM = 4.0  # deeper than this inside the template's brain all is brain
+OPEN_MM = 3.0  # bridges thinner than twice this (dura, vessels) do not join tissue to the scalp
+CLOSE_MM = 6.0  # sulci narrower than twice this belong to the brain
+
+
+def foreground(volume: np.ndarray) -> np.ndarray | None:
+    """Where a volume differs from its exactly constant background; None if it has no such background.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) float32
+
+    Returns
+    -------
+    (X, Y, Z) bool or None
+    """
+    faces = np.concatenate([np.take(volume, (0, -1), axis=axis).ravel() for axis in range(3)])
+    values, counts = np.unique(faces, return_counts=True)
+    differs = volume != values[counts.argmax()]
+    return differs if 1 - differs.mean() >= CONSTANT_SHARE else None
+
+
+def is_extracted(volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray, base: Template) -> bool:
+    """Tell whether skull and scalp were removed before.
+
+    Three things must hold: the background is one exact value over much of the field of view, the rest has the volume
+    of a brain, and the ring around the registered template's brain, where skull and scalp would be, is background.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) float32
+        The scan, not resampled.
+    affine : (4, 4) array
+    scan_to_mni : (4, 4) array
+    base : Template
+
+    Returns
+    -------
+    bool
+    """
+    differs = foreground(volume)
+    if differs is None or not BRAIN_ML[0] < differs.sum() * voxel_ml(affine) < BRAIN_ML[1]:
+        return False
+    present = resample(differs, affine, base.mask.shape, base.affine, np.linalg.inv(scan_to_mni), "nearest") > 0
+    away = ndimage.distance_transform_edt(~base.mask, sampling=voxel_sizes(base.affine))
+    height = base.affine[2, 3] + base.affine[2, 2] * np.arange(base.mask.shape[2])
+    ring = (away > RING_MM[0]) & (away < RING_MM[1]) & (height > -20)
+    return bool(present[ring].mean() < RING_SHARE)
+
+
+def given_mask(volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray, base: Template) -> np.ndarray:
+    """Mask of a brain that comes extracted, on the template's grid: all that is not background, holes filled.
+
+    Returns
+    -------
+    (X, Y, Z) bool
+    """
+    differs = foreground(volume)
+    differs = np.ones(volume.shape, np.float32) if differs is None else differs.astype(np.float32)
+    small, grid = block_mean(differs, affine, voxel_sizes(base.affine).max())
+    mask = resample(small, grid, base.mask.shape, base.affine, np.linalg.inv(scan_to_mni)) > 0.5
+    return ndimage.binary_fill_holes(_largest(mask))
+
+
+def refined_mask(volume: np.ndarray, base: Template) -> np.ndarray:
+    """Fit the template's brain mask to a registered head by intensity, within a band about its surface.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) float32
+        Bias-corrected head on the template's grid.
+    base : Template
+
+    Returns
+    -------
+    (X, Y, Z) bool
+        Brain with its sulcal and ventricular fluid.
+    """
+    small, grid = block_mean(volume, base.affine, WORK_MM)
+    maps = [block_mean(m, base.affine, WORK_MM)[0] for m in (base.mask.astype(np.float32), base.gm, base.wm)]
+    mask, gm, wm = maps[0] > 0.5, *maps[1:]
+    edge = voxel_sizes(grid)
+    depth = ndimage.distance_transform_edt(mask, sampling=edge) - ndimage.distance_transform_edt(~mask, sampling=edge)
+    grey, white = np.median(small[mask & (gm > 0.7)]), np.median(small[mask & (wm > 0.9)])
+    tissue = (small > 0.65 * grey) & (small < white + 0.6 * abs(white - grey)) & (depth > -REACH_MM)
+    core = depth > CORE_MM
+    tissue = _grow(_largest(_shrink(tissue | core, OPEN_MM, edge)), OPEN_MM, edge) & (tissue | core)
+    closed = _shrink(_grow(tissue, CLOSE_MM, edge), CLOSE_MM, edge)
+    brain = ndimage.binary_fill_holes((closed | core) & (depth > -REACH_MM))
+    soft = ndimage.gaussian_filter(_largest(brain).astype(np.float32), 1.5 / edge)
+    return resample(soft, grid, volume.shape, base.affine) > 0.5
+
+
+def _shrink(mask: np.ndarray, by_mm: float, edge: np.ndarray) -> np.ndarray:
+    return ndimage.distance_transform_edt(mask, sampling=edge) > by_mm
+
+
+def _grow(mask: np.ndarray, by_mm: float, edge: np.ndarray) -> np.ndarray:
+    return ndimage.distance_transform_edt(~mask, sampling=edge) <= by_mm
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    """The largest connected part of a mask."""
+    labels, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])

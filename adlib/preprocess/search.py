@@ -1,0 +1,126 @@
+"""Coarse search for the brain: every translation at once, for a grid of rotations and scales.
+
+References
+----------
+Padfield 2012, doi:10.1109/TIP.2011.2181402 (masked normalised cross-correlation by FFT).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import product
+
+import nibabel as nib
+import numpy as np
+from scipy import fft, ndimage
+
+from adlib import atlas
+from adlib.records import StudyError
+from adlib.volume import block_mean, resample, world_box
+
+COARSE_MM = 8.0
+PITCHES = (-30.0, -15.0, 0.0, 15.0, 30.0)  # degrees about the left-right axis: nodding varies most between scans
+TURNS = (-20.0, 0.0, 20.0)  # degrees about each of the other two axes
+SCALES = (0.87, 1.0, 1.15)
+MIN_OVERLAP = 0.6  # share of the template's brain that must lie inside the field of view
+
+
+def coarse_search(volume: np.ndarray, affine: np.ndarray, name: str) -> np.ndarray:
+    """The best pose of the template's brain among a grid of rotations and scales and all translations.
+
+    Returns
+    -------
+    (4, 4) float64
+        MNI152 mm to scan world, RAS mm.
+    """
+    image, inside, corner = _coarse_scan(volume, affine)
+    search = _MaskedCorrelation(image, inside)
+    turned = [(pose, *search.best(pose, 1.0)) for pose in product(PITCHES, TURNS, TURNS)]
+    pose, score, shift = max(turned, key=lambda found: found[1])
+    found = [(score, 1.0, shift)]
+    found += [(*search.best(pose, scale)[:1], scale, search.best(pose, scale)[1]) for scale in SCALES if scale != 1]
+    score, scale, shift = max(found, key=lambda item: item[0])
+    if not score > 0.2:
+        raise StudyError(
+            f"{name}: no brain was found in the field of view (best correlation with MNI152 {max(score, 0):.2f}); "
+            "expected a T1-weighted scan of a whole head or brain"
+        )
+    matrix = np.eye(4)
+    matrix[:3, :3] = scale * _rotation(pose)
+    matrix[:3, 3] = corner + COARSE_MM * shift - matrix[:3, :3] @ brain_centre()
+    return matrix
+
+
+class _MaskedCorrelation:
+    """Correlate poses of the template with one scan, over all translations at once."""
+
+    def __init__(self, image: np.ndarray, inside: np.ndarray) -> None:
+        template = _posed((0.0, 0.0, 0.0), 1.0)[0].shape
+        self.shape = [fft.next_fast_len(n + t // 2 + 1, real=True) for n, t in zip(inside.shape, template, strict=True)]
+        self.scan = [fft.rfftn(part, self.shape) for part in (inside, image * inside, image**2 * inside)]
+
+    def best(self, pose: tuple[float, float, float], scale: float) -> tuple[float, np.ndarray]:
+        """Highest correlation and where the template's centre then lies, in voxels of the scan's coarse grid."""
+        image, mask = _posed(pose, scale)
+        f_mask, f_image, f_square = (
+            np.conj(fft.rfftn(part, self.shape)) for part in (mask, image * mask, image**2 * mask)
+        )
+        count, scan, square = (self._back(part * f_mask) for part in self.scan)
+        tmpl, tmpl_square = (self._back(self.scan[0] * part) for part in (f_image, f_square))
+        product_ = self._back(self.scan[1] * f_image)
+        n = np.maximum(count, 1)
+        spread = np.maximum(square - scan**2 / n, 0) * np.maximum(tmpl_square - tmpl**2 / n, 0)
+        score = (product_ - scan * tmpl / n) / np.sqrt(spread + 1e-3 * spread.max())
+        score[count < MIN_OVERLAP * mask.sum()] = -1
+        where = np.array(np.unravel_index(np.argmax(score), score.shape))
+        half = (np.array(image.shape) - 1) / 2
+        wrapped = where - np.where(where + half > np.array(self.shape) - half / 2, self.shape, 0)
+        return float(score.max()), wrapped + half
+
+    def _back(self, spectrum: np.ndarray) -> np.ndarray:
+        return fft.irfftn(spectrum, self.shape)
+
+
+def _coarse_scan(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The scan on a world-aligned coarse grid, where it has values, and the world position of the first voxel."""
+    low, high = world_box(volume.shape, affine)
+    shape = tuple(int(n) for n in np.ceil((high - low) / COARSE_MM).astype(int) + 1)
+    grid = np.diag([COARSE_MM, COARSE_MM, COARSE_MM, 1.0])
+    grid[:3, 3] = low
+    mean, mean_affine = block_mean(volume, affine, 4.0)
+    smooth = ndimage.gaussian_filter(mean, 0.8)
+    image = resample(smooth, mean_affine, shape, grid, outside=-1.0)
+    inside = (image >= 0).astype(np.float32)
+    top = float(image.max()) or 1.0
+    return np.maximum(image, 0) / np.float32(top), inside, low
+
+
+@cache
+def _posed(pose: tuple[float, float, float], scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """The template's brain in a pose, on a coarse cube about its centre: image and mask, float32."""
+    base = atlas.template(4.0)
+    reach = 13
+    grid = np.diag([COARSE_MM] * 3 + [1.0])
+    grid[:3, 3] = -COARSE_MM * reach
+    world = np.eye(4)
+    world[:3, :3] = np.linalg.inv(scale * _rotation(pose))
+    world[:3, 3] = brain_centre()
+    near = ndimage.binary_dilation(base.mask, iterations=2)
+    image = resample(ndimage.gaussian_filter(base.t1, 0.8), base.affine, (2 * reach + 1,) * 3, grid, world)
+    mask = resample(near.astype(np.float32), base.affine, (2 * reach + 1,) * 3, grid, world)
+    return image, (mask > 0.5).astype(np.float32)
+
+
+@cache
+def brain_centre() -> np.ndarray:
+    base = atlas.template(4.0)
+    return nib.affines.apply_affine(base.affine, np.argwhere(base.mask).mean(axis=0))
+
+
+def _rotation(degrees: tuple[float, float, float]) -> np.ndarray:
+    """Rotation (3, 3) about x, then y, then z."""
+    (cx, cy, cz), (sx, sy, sz) = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x

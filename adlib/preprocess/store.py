@@ -1,0 +1,127 @@
+"""The files that preprocessing leaves for each scan, by BIDS-Derivatives names; a JSON sidecar is written last."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from adlib.atlas import SPACE
+from adlib.records import StudyError, atomic_path, file_digest, read_json, write_json, write_text
+
+LABELS = ("GM", "WM", "CSF")
+TOOLS = ("nibabel", "nilearn", "numpy", "scikit-learn", "scipy", "SimpleITK")
+LARGEST = {np.dtype(np.int16): 32000, np.dtype(np.uint8): 255}
+
+
+def file_names(scan: dict[str, Any], derivatives: Path) -> dict[str, Path]:
+    """Where the parts of a scan's result lie: t1w, head, mask, tissues, transform, sidecar.
+
+    Parameters
+    ----------
+    scan : dict
+        A manifest row: participant_id, session_id, scan_id.
+    derivatives : path
+        Root of the derivatives.
+    """
+    stem = str(scan["scan_id"]).removesuffix("_T1w")
+    folder = Path(derivatives) / str(scan["participant_id"]) / str(scan["session_id"]) / "anat"
+    names = {
+        "t1w": f"space-{SPACE}_desc-preproc_T1w.nii.gz",
+        "head": f"space-{SPACE}_desc-head_T1w.nii.gz",
+        "mask": f"space-{SPACE}_desc-brain_mask.nii.gz",
+        "tissues": f"space-{SPACE}_probseg.nii.gz",
+        "transform": f"from-T1w_to-{SPACE}_mode-image_xfm.txt",
+        "sidecar": f"space-{SPACE}_desc-preproc_T1w.json",
+    }
+    return {part: folder / f"{stem}_{name}" for part, name in names.items()}
+
+
+def write_images(names: dict[str, Path], result: Any) -> dict[str, str]:
+    """Write the images and the transform of a `Preprocessed`; return the SHA-256 of each, by part.
+
+    The T1w is stored in 16 bits, the head and the tissue fractions in 8, each with a scale factor.
+    """
+    span = float(np.abs(result.t1w).max()) or 1.0
+    bright = float(result.native.max()) or 1.0
+    _write_image(names["t1w"], result.t1w, result.affine, np.int16, span)
+    _write_image(names["head"], result.native, result.affine, np.uint8, bright)
+    _write_image(names["mask"], result.mask, result.affine, np.uint8, 255.0)
+    _write_image(names["tissues"], result.tissues, result.affine, np.uint8, 1.0)
+    rows = "\n".join(" ".join(f"{value:.9f}" for value in row) for row in result.scan_to_mni)
+    write_text(f"# scan world (RAS mm) to {SPACE} (RAS mm), row by row\n{rows}\n", names["transform"])
+    return {part: file_digest(path) for part, path in names.items() if part != "sidecar"}
+
+
+def write_sidecar(names: dict[str, Path], scan: dict[str, Any], key: str, outputs: dict[str, str], facts: dict) -> dict:
+    """Write the sidecar, which marks a scan as done; return its content."""
+    content = {
+        "Sources": [str(scan["path"])],
+        "source_sha256": str(scan["sha256"]),
+        "key": key,
+        "outputs": {names[part].name: sha for part, sha in outputs.items()},
+        "tools": {tool: version(tool) for tool in TOOLS},
+        "SpatialReference": SPACE,
+        "labels": list(LABELS),
+        **facts,
+    }
+    write_json(content, names["sidecar"])
+    return read_json(names["sidecar"])
+
+
+def stored_sidecar(names: dict[str, Path], key: str) -> dict | None:
+    """The sidecar of a finished scan if its key is the given one and its files are still what it says; else None."""
+    if not names["sidecar"].is_file():
+        return None
+    try:
+        content = read_json(names["sidecar"])
+        check_outputs(names, content)
+    except StudyError:
+        return None
+    return content if content.get("key") == key else None
+
+
+def check_outputs(names: dict[str, Path], content: dict, parts: tuple[str, ...] | None = None) -> None:
+    """Hold the files of a scan against the sums in its sidecar.
+
+    Raises
+    ------
+    StudyError
+        If a file is missing or was changed since it was written.
+    """
+    for path in (names[part] for part in parts or names):
+        expected = content.get("outputs", {}).get(path.name)
+        if expected is None:
+            continue
+        if not path.is_file():
+            raise StudyError(f"{path} is missing; run the preprocessing step again")
+        if file_digest(path) != expected:
+            raise StudyError(f"{path} is not what {names['sidecar'].name} says was written; run preprocessing again")
+
+
+def read_images(names: dict[str, Path], content: dict) -> dict[str, np.ndarray]:
+    """Read t1w, head, mask and tissues and the affine of their grid, after checking their sums."""
+    check_outputs(names, content)
+    t1w = nib.load(names["t1w"])
+    return {
+        "t1w": t1w.get_fdata(dtype=np.float32),
+        "native": nib.load(names["head"]).get_fdata(dtype=np.float32),
+        "mask": np.asarray(nib.load(names["mask"]).dataobj) > 0,
+        "tissues": nib.load(names["tissues"]).get_fdata(dtype=np.float32),
+        "affine": t1w.affine,
+    }
+
+
+def _write_image(path: Path, array: np.ndarray, affine: np.ndarray, kind: type, top: float) -> None:
+    largest = LARGEST[np.dtype(kind)]
+    codes = np.rint(np.asarray(array, dtype=np.float32) * np.float32(largest / top)) if array.dtype != bool else array
+    image = nib.Nifti1Image(codes.astype(kind), affine)
+    image.header.set_slope_inter(top / largest, 0)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, 4)
+    image.set_qform(affine, 4)
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
