@@ -1,0 +1,175 @@
+"""From preprocessed scans to the network's input: one array of slices and one table that names them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from numpy.lib.format import open_memmap
+
+from adlib.compute import map_scans
+from adlib.params import InputParams, StudyParams
+from adlib.preprocess.pipeline import load_preprocessed
+from adlib.records import FEATURES, MANIFEST, SLICES, StudyError, atomic_path, read_table, write_table
+from adlib.volume import extract_slice, fit_square
+
+CLIP_SD = 5.0
+
+
+def scan_slices(t1w: np.ndarray, affine: np.ndarray, params: InputParams) -> np.ndarray:
+    """Cut the network's slices out of a preprocessed scan.
+
+    Parameters
+    ----------
+    t1w : (X, Y, Z) float32
+        Normalised intensities in MNI152 space, 0 outside the brain.
+    affine : (4, 4) float64
+        Voxel indices to MNI152 mm.
+    params : InputParams
+        Plane, positions and channel spacing in mm, size in pixels.
+
+    Returns
+    -------
+    (n, 3, size, size) float32
+        One item per position; its channels are the slice behind, at and before the position.
+    """
+    offsets = (-params.channel_spacing_mm, 0.0, params.channel_spacing_mm)
+    return np.stack(
+        [
+            np.stack([fit_square(extract_slice(t1w, affine, params.plane, mm + o), params.size) for o in offsets])
+            for mm in params.positions_mm
+        ]
+    ).clip(-CLIP_SD, CLIP_SD)
+
+
+def plane_slices(path: str, params: InputParams) -> np.ndarray:
+    """Stack 2-D slices of one session, one per plane, as the channels of a single item.
+
+    The background level is taken as the image's most frequent value; intensities are standardised over the foreground.
+
+    Parameters
+    ----------
+    path : str
+        Image files joined by ``|``.
+    params : InputParams
+
+    Returns
+    -------
+    (1, 3, size, size) float32
+
+    Raises
+    ------
+    StudyError
+        If there are not three images, or one is not 2-D or is constant.
+    """
+    names = path.split("|")
+    if len(names) != 3:
+        raise StudyError(f"three 2-D slices make one item, got {len(names)}: {path}")
+    return np.stack([_plane(Path(name), params.size) for name in names])[None]
+
+
+def _plane(path: Path, size: int) -> np.ndarray:
+    try:
+        image = np.squeeze(np.asarray(nib.load(path).dataobj, dtype=np.float32))
+    except Exception as error:
+        raise StudyError(f"{path} cannot be read: {error}") from None
+    if image.ndim != 2:
+        raise StudyError(f"{path} has shape {image.shape}, expected one 2-D slice")
+    levels, counts = np.unique(image, return_counts=True)
+    background = levels[counts.argmax()]
+    foreground = image > background + 0.1 * (image.max() - background)
+    if not foreground.any() or image[foreground].std() == 0:
+        raise StudyError(f"{path} is constant; an image of a brain was expected")
+    scaled = (image - image[foreground].mean()) / image[foreground].std()
+    scaled = np.where(image > background + 3, scaled, scaled[~foreground].min())
+    scaled -= scaled.min()
+    upright = scaled.T[::-1]
+    return np.clip(fit_square(np.ascontiguousarray(upright), size, zoom=size / 256), 0, 2 * CLIP_SD)
+
+
+def build_slices(params: StudyParams) -> pd.DataFrame:
+    """Write `slices.npy` (rows, 3, size, size) float16 and `slices.tsv` for all scans that passed preprocessing.
+
+    Returns
+    -------
+    DataFrame
+        Schema `records.SLICES`, in the order of the array's rows.
+    """
+    manifest = read_table(params.folder / "manifest.tsv", MANIFEST)
+    features = read_table(params.folder / "features.tsv", FEATURES)
+    usable = manifest[manifest["scan_id"].isin(features.loc[features["qc_verdict"] != "fail", "scan_id"])]
+    if usable.empty:
+        raise StudyError(f"no scan of {params.folder / 'features.tsv'} passed preprocessing; look at its qc_reasons")
+    cut = partial(_slices_of, input_params=params.input, derivatives=params.folder / "derivatives")
+    arrays = map_scans(cut, usable.to_dict("records"), workers=params.exec.workers, label="cutting slices")
+    with atomic_path(params.folder / "slices.npy") as temporary:
+        np.save(temporary, np.concatenate(arrays).astype(np.float16))
+    positions = [None] if params.input.plane == "three_planes_2d" else params.input.positions_mm
+    rows = [
+        {
+            "slice": k,
+            "position_mm": mm,
+            **{n: scan[n] for n in ("participant_id", "session_id", "scan_id", "diagnosis")},
+        }
+        for scan in usable.to_dict("records")
+        for k, mm in enumerate(positions)
+    ]
+    table = pd.DataFrame(rows).assign(row=np.arange(len(rows)))
+    return write_table(table, params.folder / "slices.tsv", SLICES)
+
+
+def _slices_of(scan: dict[str, Any], input_params: InputParams, derivatives: Path) -> np.ndarray:
+    if input_params.plane == "three_planes_2d":
+        return plane_slices(scan["path"], input_params)
+    done = load_preprocessed(scan, derivatives)
+    return scan_slices(done.t1w, done.affine, input_params)
+
+
+def check_planes(params: StudyParams) -> pd.DataFrame:
+    """Write `features.tsv` of a 2-D study: which sessions can be read, with the volumes its source publishes.
+
+    A 2-D slice has no orientation, mask or tissue volume to compute, so the steps of a 3-D scan do not apply.
+    """
+    manifest = read_table(params.folder / "manifest.tsv", MANIFEST)
+    reasons = [_plane_fault(path, params.input) for path in manifest["path"]]
+    table = manifest[["participant_id", "session_id", "scan_id"]].assign(
+        qc_verdict=["fail" if reason else "pass" for reason in reasons], qc_reasons=reasons
+    )
+    volumes = [name for name in manifest.columns if name in ("nbv", "icv_ml")]
+    return write_table(table.join(manifest[volumes]), params.folder / "features.tsv", FEATURES)
+
+
+def _plane_fault(path: str, params: InputParams) -> str | None:
+    try:
+        plane_slices(path, params)
+    except StudyError as error:
+        return str(error)
+    return None
+
+
+def load_slices(params: StudyParams) -> tuple[np.ndarray, pd.DataFrame]:
+    """Open the study's slices without reading them into memory.
+
+    Returns
+    -------
+    slices : (rows, 3, size, size) float16, memory-mapped
+    table : DataFrame
+        Schema `records.SLICES`.
+
+    Raises
+    ------
+    StudyError
+        If array and table do not belong together.
+    """
+    table = read_table(params.folder / "slices.tsv", SLICES)
+    path = params.folder / "slices.npy"
+    if not path.is_file():
+        raise StudyError(f"{path} does not exist; run step 02")
+    slices = open_memmap(path, mode="r")
+    if len(slices) != len(table):
+        raise StudyError(f"{path} has {len(slices)} rows but slices.tsv {len(table)}; run step 02 again")
+    return slices, table

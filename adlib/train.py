@@ -1,0 +1,324 @@
+"""Fit the ResNet50, fold by fold, with a checkpoint every epoch and the same numbers after an interruption."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import balanced_accuracy_score
+from torch import nn
+
+from adlib.augment import augment
+from adlib.dataset import load_slices
+from adlib.model import Classifier, ModelCard, build_network, save, slice_logits, softmax
+from adlib.params import StudyParams
+from adlib.records import (
+    FEATURES,
+    MANIFEST,
+    PREDICTIONS,
+    SPLITS,
+    StudyError,
+    atomic_path,
+    digest,
+    file_digest,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
+from adlib.splits import check_disjoint
+
+RUN = "resnet50"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What one training sees.
+
+    Attributes
+    ----------
+    run : str
+        ``resnet50`` or the name of a control.
+    number : int
+    slices : (rows, 3, size, size) float16
+        All slices of the study.
+    table : DataFrame
+        Their names and true diagnoses, and the column ``split`` of this fold.
+    targets : (rows,) int64
+        Class indices to train on; in a control they are not the truth.
+    """
+
+    run: str
+    number: int
+    slices: np.ndarray
+    table: pd.DataFrame
+    targets: np.ndarray
+
+    def rows(self, split: str) -> np.ndarray:
+        return np.flatnonzero(self.table["split"] == split)
+
+
+def train_study(params: StudyParams, code: str = "") -> pd.DataFrame:
+    """Train the network and its controls on every fold and predict every validation and test slice.
+
+    Writes ``predictions.parquet`` and, from the first fold, ``model.safetensors``. Finished folds are kept and an
+    interrupted one goes on from its last epoch, as long as data, params and code are the same.
+
+    Parameters
+    ----------
+    params : StudyParams
+    code : str
+        Digest of the training code.
+
+    Returns
+    -------
+    DataFrame
+        Schema `records.PREDICTIONS` with columns ``p_<class>`` and ``temperature``.
+    """
+    slices, table = load_slices(params)
+    splits = read_table(params.folder / "splits.tsv", SPLITS)
+    check_disjoint(splits)
+    key = digest([params.train.model_dump(exclude={"controls"}), params.classes, params.seed, code, _data_key(params)])
+    parts = []
+    for run in (RUN, *params.train.controls):
+        for number in sorted(splits["fold"].unique()):
+            fold = make_fold(run, int(number), slices, table, splits, params)
+            parts.append(_finished(fold, params, digest([key, run])))
+    predictions = pd.concat(parts, ignore_index=True)
+    return write_table(predictions, params.folder / "predictions.parquet", PREDICTIONS)
+
+
+def _data_key(params: StudyParams) -> list[str]:
+    return [file_digest(params.folder / name) for name in ("slices.npy", "slices.tsv", "splits.tsv")]
+
+
+def make_fold(
+    run: str, number: int, slices: np.ndarray, table: pd.DataFrame, splits: pd.DataFrame, params: StudyParams
+) -> Fold:
+    """Join slices with the split of their participant; a control changes the training targets, never the truth."""
+    chosen = splits[splits["fold"] == number].set_index("participant_id")["split"]
+    table = table.assign(split=table["participant_id"].map(chosen))
+    if table["split"].isna().any():
+        name = table.loc[table["split"].isna(), "participant_id"].iloc[0]
+        raise StudyError(f"{name} has slices but no split in fold {number}; run step 03 again")
+    targets = table["diagnosis"].map({name: k for k, name in enumerate(params.classes)}).to_numpy()
+    if run == "shuffled_labels":
+        targets = _shuffled(table, targets, params.seed)
+    return Fold(run, number, slices, table, targets)
+
+
+def _shuffled(table: pd.DataFrame, targets: np.ndarray, seed: int) -> np.ndarray:
+    """Deal the labels out again over participants: each keeps one label for all scans, and class sizes stay."""
+    first = pd.Series(targets).groupby(table["participant_id"].to_numpy()).first()
+    dealt = pd.Series(np.random.default_rng(seed).permutation(first.to_numpy()), index=first.index)
+    return table["participant_id"].map(dealt).to_numpy()
+
+
+def _finished(fold: Fold, params: StudyParams, key: str) -> pd.DataFrame:
+    folder = params.folder / "training" / fold.run / f"fold-{fold.number}"
+    done, stored = folder / "done.json", folder / "predictions.parquet"
+    made = [stored, *([params.folder / "model.safetensors"] if fold.run == RUN and fold.number == 0 else [])]
+    if done.is_file() and read_json(done) == _proof(key, made):
+        print(f"{fold.run}, fold {fold.number}: kept, nothing changed")
+        return read_table(stored, PREDICTIONS)
+    network, origin = fit(fold, params, folder, key)
+    predictions, temperature = predict_fold(fold, network, params)
+    if fold.run == RUN and fold.number == 0:
+        card = _card(fold, params, temperature, origin, key)
+        save(Classifier(network, card), params.folder / "model.safetensors")
+    predictions = write_table(predictions, stored, PREDICTIONS)
+    write_json(_proof(key, made), done)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return predictions
+
+
+def _proof(key: str, files: list[Path]) -> dict[str, str | None]:
+    return {"key": key, **{path.name: file_digest(path) if path.is_file() else None for path in files}}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of the exec params; ``auto`` takes CUDA or MPS where there is one."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def fit(fold: Fold, params: StudyParams, folder: Path, key: str) -> tuple[nn.Module, str]:
+    """Train one network; the last epoch of the one-cycle schedule is the result.
+
+    All randomness of an epoch comes from (seed, fold, epoch), so that a run resumed from ``checkpoint.pt`` ends with
+    the same weights as one that was never interrupted.
+
+    Returns
+    -------
+    network : nn.Module
+    origin : str
+        Where its initial weights came from.
+    """
+    settings = params.train
+    device = pick_device(params.exec.device)
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    torch.manual_seed(params.seed + fold.number)
+    network, origin = build_network(len(params.classes), settings.weights)
+    network = network.to(device, memory_format=torch.channels_last)
+    train = fold.rows("train")
+    steps = len(train) // settings.batch_size or 1
+    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=settings.epochs * steps, pct_start=0.25
+    )
+    history = _resume(folder / "checkpoint.pt", key, network, optimizer, schedule, device)
+    print(f"{fold.run}, fold {fold.number}: {len(train)} slices, {origin}, on {device}", flush=True)
+    for epoch in range(len(history), settings.epochs):
+        started = time.monotonic()
+        loss = _train_epoch(fold, network, optimizer, schedule, params, epoch)
+        history.append({"epoch": epoch + 1, "train_loss": loss, **_validate(fold, network, params)})
+        _checkpoint(folder / "checkpoint.pt", key, network, optimizer, schedule, history)
+        seconds = time.monotonic() - started
+        print(_line(history[-1], settings.epochs, seconds), flush=True)
+    write_json(history, folder / "history.json")
+    return network, origin
+
+
+def _line(row: dict, epochs: int, seconds: float) -> str:
+    return (
+        f"  epoch {row['epoch']:>3}/{epochs}  train loss {row['train_loss']:.3f}  validation loss "
+        f"{row['validation_loss']:.3f}  balanced accuracy {row['validation_balanced_accuracy']:.3f}  {seconds:.0f} s"
+    )
+
+
+def _train_epoch(
+    fold: Fold,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    params: StudyParams,
+    epoch: int,
+) -> float:
+    settings, device = params.train, next(network.parameters()).device
+    rng = np.random.default_rng([params.seed, fold.number, epoch])
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    order = rng.permutation(fold.rows("train"))
+    criterion = nn.CrossEntropyLoss(
+        class_weights(fold, len(params.classes)).to(device), label_smoothing=settings.label_smoothing
+    )
+    network.train()
+    losses = []
+    for start in range(0, max(len(order) - settings.batch_size + 1, 1), settings.batch_size):
+        batch = order[start : start + settings.batch_size]
+        x = torch.from_numpy(fold.slices[np.sort(batch)].astype(np.float32))  # (B, 3, H, W)
+        y = torch.from_numpy(fold.targets[np.sort(batch)]).to(device)  # (B,)
+        if settings.augment:
+            x = augment(x, generator, flip=params.input.plane != "sagittal")
+        x = x.to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            loss = criterion(network(x).float(), y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return float(np.mean(losses))
+
+
+def class_weights(fold: Fold, classes: int) -> torch.Tensor:
+    """Inverse class frequencies (K,) float32 of the training slices, mean 1 over slices."""
+    counts = np.bincount(fold.targets[fold.rows("train")], minlength=classes)
+    return torch.from_numpy(counts.sum() / (classes * np.maximum(counts, 1))).float()
+
+
+def _validate(fold: Fold, network: nn.Module, params: StudyParams) -> dict[str, float]:
+    rows = fold.rows("validation")
+    p = softmax(slice_logits(network, fold.slices[rows]))
+    y = fold.targets[rows]
+    return {
+        "validation_loss": float(-np.log(p[np.arange(len(y)), y]).mean()),
+        "validation_balanced_accuracy": float(balanced_accuracy_score(y, p.argmax(1))),
+    }
+
+
+def _checkpoint(path: Path, key: str, network, optimizer, schedule, history: list[dict]) -> None:
+    states = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    with atomic_path(path) as temporary:
+        torch.save({"key": key, "history": history, **states}, temporary)
+
+
+def _resume(path: Path, key: str, network, optimizer, schedule, device: torch.device) -> list[dict]:
+    if not path.is_file():
+        return []
+    stored = torch.load(path, map_location=device, weights_only=True)
+    if stored["key"] != key:
+        return []
+    network.load_state_dict(stored["network"])
+    optimizer.load_state_dict(stored["optimizer"])
+    schedule.load_state_dict(stored["schedule"])
+    print(f"going on after epoch {len(stored['history'])} of {path}")
+    return stored["history"]
+
+
+def predict_fold(fold: Fold, network: nn.Module, params: StudyParams) -> tuple[pd.DataFrame, float]:
+    """Predict validation and test slices; fit the temperature on validation slices only.
+
+    Returns
+    -------
+    predictions : DataFrame
+        Schema `records.PREDICTIONS`; ``p_<class>`` without temperature, and the fold's ``temperature``.
+    temperature : float
+    """
+    rows = np.concatenate([fold.rows("validation"), fold.rows("test")])
+    logits = slice_logits(network, fold.slices[rows])
+    held_out = (fold.table["split"].to_numpy()[rows] == "validation").nonzero()[0]
+    temperature = fit_temperature(logits[held_out], fold.targets[rows][held_out])
+    table = fold.table.iloc[rows][["participant_id", "session_id", "scan_id", "slice", "split"]].copy()
+    table = table.assign(run=fold.run, fold=fold.number, truth=fold.table["diagnosis"].to_numpy()[rows])
+    p = pd.DataFrame(softmax(logits), columns=[f"p_{name}" for name in params.classes], index=table.index)
+    return table.join(p).assign(temperature=temperature), temperature
+
+
+def fit_temperature(logits: np.ndarray, y: np.ndarray) -> float:
+    """Temperature in [0.1, 10] that minimises the log loss (Guo et al. 2017, arXiv:1706.04599)."""
+
+    def loss(log_t: float) -> float:
+        p = softmax(logits, float(np.exp(log_t)))
+        return float(-np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.1), np.log(10)), method="bounded").x))
+
+
+def _card(fold: Fold, params: StudyParams, temperature: float, origin: str, key: str) -> ModelCard:
+    trained = fold.table.loc[fold.rows("train"), "scan_id"].unique()
+    manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id").loc[trained]
+    features = read_table(params.folder / "features.tsv", FEATURES).set_index("scan_id").loc[trained]
+    return ModelCard(
+        study=params.study,
+        classes=params.classes,
+        simulated=params.source.kind == "phantom",
+        input=params.input,
+        preprocess=params.preprocess,
+        temperature=temperature,
+        cohort={
+            "participants": manifest.groupby("diagnosis")["participant_id"].nunique().to_dict(),
+            "volumes": volume_summary(features, manifest["diagnosis"]),
+        },
+        weights_origin=origin,
+        splits_sha256=file_digest(params.folder / "splits.tsv"),
+        code=key,
+        seed=params.seed,
+    )
+
+
+def volume_summary(features: pd.DataFrame, diagnosis: pd.Series) -> dict[str, dict[str, list[float]]]:
+    """Mean and sd of every volume by class: aggregates that may travel with a model."""
+    names = [n for n in features.columns if n.endswith("_ml") and not n.startswith("qc_")]
+    names += [n for n in features.columns if n == "nbv"]
+    grouped = features[names].astype(float).groupby(diagnosis)
+    mean, sd = grouped.mean(), grouped.std()
+    return {n: {str(c): [float(mean.loc[c, n]), float(sd.loc[c, n])] for c in mean.index} for n in names}
