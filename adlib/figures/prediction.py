@@ -1,0 +1,130 @@
+"""The summary picture of one classified scan."""
+
+from __future__ import annotations
+
+import textwrap
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
+
+from adlib.figures.theme import ACCENT, class_palette
+from adlib.model import ModelCard, pool
+from adlib.preprocess.pipeline import Preprocessed
+from adlib.volume import extract_slice
+
+POSITIONS_MM = {
+    "axial": (-30.0, -10.0, 10.0, 30.0, 50.0),
+    "coronal": (-60.0, -40.0, -20.0, 0.0, 30.0),
+    "sagittal": (-45.0, -22.0, 0.0, 22.0, 45.0),
+}
+BRAIN_EDGE = "#f0e442"
+TISSUE_EDGE = "#56b4e9"
+VOLUME_LABELS = {
+    "hippocampus_ml": "hippocampus",
+    "ventricles_ml": "ventricles",
+    "gm_ml": "grey matter",
+    "wm_ml": "white matter",
+    "icv_ml": "intracranial",
+}
+
+
+def plot_prediction(prepared: Preprocessed, slices: np.ndarray, card: ModelCard, warning: str) -> Figure:
+    """Draw what the pipeline saw, what the model answered, and where the volumes lie in the training cohort.
+
+    Parameters
+    ----------
+    prepared : Preprocessed
+        The scan in MNI152 space with its brain mask, tissues and volumes.
+    slices : (n_slices, K) float64
+        Calibrated probabilities of each slice.
+    card : ModelCard
+        The model's classes and the volumes of its training cohort.
+    warning : str
+        Line that stands below everything.
+
+    Returns
+    -------
+    matplotlib Figure
+        Brain outline and white matter edges on the head in three planes; left is left. Below, a bar per class with a
+        dot per slice, and each volume against mean ± SD of each class.
+    """
+    figure = plt.figure(figsize=(9.5, 9.4))
+    head, answer, foot = figure.subfigures(3, 1, height_ratios=(6.3, 2.8, 0.5))
+    shown = [name for name in VOLUME_LABELS if name in prepared.features and name in card.cohort.get("volumes", {})]
+    _mosaic(head, prepared)
+    grid = answer.add_gridspec(1, 1 + len(shown), width_ratios=(2.4, *[1] * len(shown)))
+    _probabilities(answer.add_subplot(grid[0]), slices, card.classes)
+    for column, name in enumerate(shown, start=1):
+        _volume(answer.add_subplot(grid[column]), prepared.features[name], card.cohort["volumes"][name], name)
+    head.supxlabel("yellow: brain mask; blue: edge of white matter; left is left", fontsize="small")
+    head.suptitle(_title(prepared, slices, card.classes), fontweight="bold")
+    answer.supxlabel("volumes: blue line, this scan; dots and bars, mean ± SD of the training cohort", fontsize="small")
+    foot.text(0.5, 0.5, warning, ha="center", va="center", fontweight="bold", wrap=True)
+    return figure
+
+
+def _title(prepared: Preprocessed, slices: np.ndarray, classes: tuple[str, ...]) -> str:
+    pooled = pool(slices)
+    best = int(pooled.argmax())
+    answer = "no answer" if prepared.verdict == "fail" else f"{classes[best]}, probability {pooled[best]:.2f}"
+    reasons = f" ({'; '.join(prepared.reasons)})" if prepared.reasons else ""
+    lines = [f"{prepared.name}: {answer}", f"quality control: {prepared.verdict}{reasons}"]
+    return "\n".join(textwrap.fill(line, 100) for line in lines)
+
+
+def _mosaic(figure: SubFigure, prepared: Preprocessed) -> None:
+    columns = max(map(len, POSITIONS_MM.values()))
+    axes = figure.subplots(len(POSITIONS_MM), columns, gridspec_kw={"wspace": 0, "hspace": 0})
+    inside = prepared.native[prepared.mask]
+    top = float(np.percentile(inside, 99.5)) * 1.2 if inside.size else float(prepared.native.max())
+    for row, (plane, positions) in zip(axes, POSITIONS_MM.items(), strict=True):
+        for axis, position in zip(row, positions, strict=True):
+            _slice(axis, prepared, plane, position, top)
+    axes[0, 0].text(0.02, 0.5, "L", transform=axes[0, 0].transAxes, color="white", va="center")
+    axes[0, 0].text(0.98, 0.5, "R", transform=axes[0, 0].transAxes, color="white", va="center", ha="right")
+
+
+def _slice(axis: Axes, prepared: Preprocessed, plane: str, position: float, top: float) -> None:
+    def cut(volume: np.ndarray) -> np.ndarray:
+        return extract_slice(volume.astype(np.float32), prepared.affine, plane, position)
+
+    axis.set_axis_off()
+    axis.imshow(cut(prepared.native), cmap="gray", vmin=0, vmax=top, interpolation="bilinear")
+    for volume, colour in ((prepared.tissues[..., 1], TISSUE_EDGE), (prepared.mask, BRAIN_EDGE)):
+        image = cut(volume)
+        if image.min() < 0.5 < image.max():
+            axis.contour(image, levels=[0.5], colors=colour, linewidths=0.6)
+    millimetres = f"{'zyx'[list(POSITIONS_MM).index(plane)]} = {position:+.0f}"
+    axis.text(0.02, 0.98, millimetres, transform=axis.transAxes, color="white", va="top", fontsize="small")
+
+
+def _probabilities(axis: Axes, slices: np.ndarray, classes: tuple[str, ...]) -> None:
+    pooled = pool(slices)
+    colours = class_palette(classes)
+    axis.bar(range(len(classes)), pooled, color=[colours[name] for name in classes], width=0.7)
+    offsets = np.linspace(-0.2, 0.2, len(slices)) if len(slices) > 1 else np.zeros(1)
+    for column in range(len(classes)):
+        axis.plot(column + offsets, slices[:, column], "o", color="white", markeredgecolor="black", markersize=4)
+        above = max(pooled[column], slices[:, column].max())
+        axis.text(column, above + 0.04, f"{pooled[column]:.2f}", ha="center")
+    axis.set(
+        xticks=range(len(classes)),
+        xticklabels=classes,
+        ylim=(0, 1.12),
+        yticks=(0, 0.5, 1),
+        title="probability\n(dots: single slices)",
+    )
+
+
+def _volume(axis: Axes, value: float, cohort: dict[str, list[float]], name: str) -> None:
+    colours = class_palette(tuple(cohort))
+    for position, (label, (mean, sd)) in enumerate(cohort.items()):
+        axis.errorbar(position, mean, sd, fmt="o", color=colours[label], markersize=5, capsize=0, elinewidth=2)
+    axis.axhline(value, color=ACCENT, linewidth=1.6)
+    axis.set_xticks(range(len(cohort)), list(cohort), rotation=90, fontsize="small")
+    axis.set_xlim(-0.7, len(cohort) - 0.3)
+    axis.yaxis.set_major_locator(MaxNLocator(4))
+    axis.set_title(f"{VOLUME_LABELS[name]}\n{value:.{1 if value < 100 else 0}f} ml", color=ACCENT)

@@ -1,0 +1,239 @@
+"""Classify one scan with a study's model, through the very code that prepared the study's own scans."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from matplotlib.figure import Figure
+
+from adlib import model
+from adlib.compute import one_thread
+from adlib.dataset import scan_slices
+from adlib.figures.prediction import plot_prediction
+from adlib.figures.theme import apply_theme
+from adlib.params import StudyParams, load_params
+from adlib.preprocess.pipeline import Preprocessed, preprocess_image
+from adlib.records import StudyError, atomic_path
+from adlib.sources.scanfile import open_scan, scan_name
+
+SIMULATED = "Research only. The model was trained on simulated images: the answer means nothing about a patient."
+RESEARCH = "Research only. Not a medical device: the answer is no diagnosis and no basis for treatment."
+OUTSIDE_SD = 4.0  # a volume farther than this from the mean of every class is called outside the training cohort
+
+Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """One classified scan.
+
+    Attributes
+    ----------
+    name : str
+    predicted : str or None
+        Class of the highest probability; None where quality control failed, as the study leaves such scans out.
+    probabilities : dict of str to float
+        By class; they sum to 1.
+    slices : (n_slices, K) float64
+        Calibrated probabilities of each slice, columns in the order of the model's classes.
+    prepared : Preprocessed
+        The scan in MNI152 space, its tissues, volumes and quality control.
+    card : adlib.model.ModelCard
+        What the model is.
+    notes : tuple of str
+        How the file was read, and what lies outside the training cohort.
+    """
+
+    name: str
+    predicted: str | None
+    probabilities: dict[str, float]
+    slices: np.ndarray
+    prepared: Preprocessed
+    card: model.ModelCard
+    notes: tuple[str, ...] = ()
+
+    @property
+    def warning(self) -> str:
+        """The line that must stand beside every answer."""
+        return SIMULATED if self.card.simulated else RESEARCH
+
+
+def find_model(params: StudyParams) -> Path:
+    """Weights of a study: those of its last run, else the released ones.
+
+    Raises
+    ------
+    StudyError
+        If there are neither.
+    """
+    places = (params.folder / "model.safetensors", Path("models") / f"{params.study}.safetensors")
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise StudyError(
+            f"no model of the study {params.study!r} at {' or '.join(map(str, places))}; run the study first"
+        )
+    return found
+
+
+def predict_image(
+    image: nib.Nifti1Image,
+    name: str,
+    classifier: model.Classifier,
+    notes: tuple[str, ...] = (),
+    stage: Stage = lambda words: None,
+) -> Prediction:
+    """Preprocess a scan as the model's study did, cut its slices, and classify them.
+
+    Parameters
+    ----------
+    image : nibabel.Nifti1Image
+        (X, Y, Z), any orientation, whole head or brain only.
+    name : str
+        What the scan is called in messages and pictures.
+    classifier : Classifier
+        From `adlib.model.load`.
+    notes : tuple of str
+        Remarks to carry along, such as how the file was read.
+    stage : callable
+        Told each stage in words when it begins.
+
+    Returns
+    -------
+    Prediction
+
+    Raises
+    ------
+    StudyError
+        If the scan cannot be preprocessed, or the model takes 2-D slices of its own study.
+    """
+    card = classifier.card
+    if card.input.plane == "three_planes_2d":
+        raise StudyError(
+            f"the model of {card.study!r} takes ready-made 2-D slices of its study; it cannot take a whole head"
+        )
+    with one_thread():
+        stage("aligning, extracting the brain, measuring tissues")
+        prepared = preprocess_image(image, card.preprocess, name)
+        stage("classifying slices")
+        slices = model.slice_probabilities(classifier, scan_slices(prepared.t1w, prepared.affine, card.input))
+    pooled = model.pool(slices)
+    probabilities = dict(zip(card.classes, pooled.tolist(), strict=True))
+    remarks = (*notes, *outside_cohort(prepared.features, card.cohort))
+    predicted = None if prepared.verdict == "fail" else card.classes[int(pooled.argmax())]
+    return Prediction(name, predicted, probabilities, slices, prepared, card, remarks)
+
+
+def predict_file(path: Path | str, classifier: model.Classifier, stage: Stage = lambda words: None) -> Prediction:
+    """Read a scan file or DICOM folder and classify it; see `predict_image` and `adlib.sources.scanfile`."""
+    stage("reading the file")
+    scan = open_scan(path)
+    return predict_image(scan.image, scan.name, classifier, scan.notes, stage)
+
+
+def outside_cohort(features: dict[str, float], cohort: dict[str, Any]) -> tuple[str, ...]:
+    """Say which volumes lie over four standard deviations from the mean of every class of the training cohort."""
+    remarks = []
+    for feature, classes in cohort.get("volumes", {}).items():
+        value = features.get(feature, np.nan)
+        distances = [abs(value - mean) / max(sd, 1e-9) for mean, sd in classes.values()]
+        if distances and min(distances) > OUTSIDE_SD:
+            means = ", ".join(f"{mean:.0f} ± {sd:.0f}" for mean, sd in classes.values())
+            remarks.append(f"{feature} {value:.0f} lies outside the training cohort (means by class: {means})")
+    return tuple(remarks)
+
+
+def as_record(prediction: Prediction) -> dict[str, Any]:
+    """Everything about a prediction that JSON can hold; no pixel and no path."""
+    prepared, card = prediction.prepared, prediction.card
+    return {
+        "name": prediction.name,
+        "warning": prediction.warning,
+        "predicted": prediction.predicted,
+        "probabilities": prediction.probabilities,
+        "slice_probabilities": [dict(zip(card.classes, row, strict=True)) for row in prediction.slices.tolist()],
+        "volumes": _plain(prepared.features),
+        "qc": _plain(prepared.qc),
+        "verdict": prepared.verdict,
+        "reasons": list(prepared.reasons),
+        "steps": list(prepared.steps),
+        "notes": list(prediction.notes),
+        "model": {
+            "study": card.study,
+            "simulated_cohort": card.simulated,
+            "classes": list(card.classes),
+            "input": card.input.model_dump(mode="json"),
+            "preprocess": card.preprocess.model_dump(mode="json"),
+        },
+    }
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Numbers for JSON: NumPy scalars as Python's, not-a-number as null."""
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
+    return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in plain.items()}
+
+
+def draw(prediction: Prediction) -> Figure:
+    """The summary picture of a prediction."""
+    return plot_prediction(prediction.prepared, prediction.slices, prediction.card, prediction.warning)
+
+
+def write_summary(prediction: Prediction, path: Path) -> Path:
+    """Write the summary picture as PNG."""
+    apply_theme()
+    with atomic_path(path) as temporary:
+        draw(prediction).savefig(temporary, metadata={"Software": None})
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Classify the files of a command line; 1 if any could not be read, the others are classified all the same."""
+    options = _parser().parse_args(arguments)
+    try:
+        params = load_params(options.study)
+        classifier = model.load(options.model or find_model(params))
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    folder = options.out or params.exec.outputs / "predictions"
+    failed, taken = 0, set()
+    for path in options.files:
+        try:
+            prediction = predict_file(path, classifier)
+        except StudyError as error:
+            print(f"error: {path}: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        picture = write_summary(prediction, folder / f"{_free_name(scan_name(path), taken)}_summary.png")
+        print(json.dumps(as_record(prediction) | {"summary": str(picture)}, indent=2, allow_nan=False))
+    return int(failed > 0)
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """A name not yet used in this run: two files of one name must not share a picture."""
+    free = next(one for n in range(1, len(taken) + 2) if (one := name if n == 1 else f"{name}_{n}") not in taken)
+    taken.add(free)
+    return free
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m adlib.predict", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".nii[.gz], .mgz, folder or zip of DICOM")
+    parser.add_argument(
+        "--study", type=Path, default=Path("params/phantom.yaml"), help="params file of the model's study"
+    )
+    parser.add_argument("--model", type=Path, help="weights file; default: the study's own")
+    parser.add_argument("--out", type=Path, help="folder of the summary pictures; default: outputs/predictions")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
