@@ -94,7 +94,9 @@ class SplitParams(Section):
     protocol: Literal["holdout", "kfold"] = Field("holdout", description="One split or grouped cross-validation.")
     folds: int = Field(5, ge=2, description="Number of folds for kfold.")
     test_fraction: float = Field(0.3, gt=0, lt=1, description="Share of participants held out for holdout.")
-    validation_fraction: float = Field(0.12, gt=0, lt=1, description="Share of the rest that picks the epoch.")
+    validation_fraction: float = Field(
+        0.12, gt=0, lt=1, description="Share of the rest that draws the validation curve and fits the temperature."
+    )
 
 
 class TrainParams(Section):

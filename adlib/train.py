@@ -86,8 +86,8 @@ def train_study(params: StudyParams, code: str = "") -> pd.DataFrame:
     key = digest([params.train.model_dump(exclude={"controls"}), params.classes, params.seed, code, _data_key(params)])
     parts = []
     for run in (RUN, *params.train.controls):
-        for number in sorted(splits["fold"].unique()):
-            fold = make_fold(run, int(number), slices, table, splits, params)
+        for number in _fold_numbers(params):
+            fold = make_fold(run, number, slices, table, splits, params)
             parts.append(_finished(fold, params, digest([key, run])))
     predictions = pd.concat(parts, ignore_index=True)
     return write_table(predictions, params.folder / "predictions.parquet", PREDICTIONS)
@@ -322,3 +322,14 @@ def volume_summary(features: pd.DataFrame, diagnosis: pd.Series) -> dict[str, di
     grouped = features[names].astype(float).groupby(diagnosis)
     mean, sd = grouped.mean(), grouped.std()
     return {n: {str(c): [float(mean.loc[c, n]), float(sd.loc[c, n])] for c in mean.index} for n in names}
+
+
+def read_histories(params: StudyParams) -> dict[str, list[dict[str, float]]]:
+    """Stored learning curves, by ``run, fold``, the network before its controls."""
+    names = [(run, fold) for run in (RUN, *params.train.controls) for fold in _fold_numbers(params)]
+    folder = params.folder / "training"
+    return {f"{run}, fold {fold}": read_json(folder / run / f"fold-{fold}" / "history.json") for run, fold in names}
+
+
+def _fold_numbers(params: StudyParams) -> range:
+    return range(params.splits.folds if params.splits.protocol == "kfold" else 1)

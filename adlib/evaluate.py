@@ -1,0 +1,254 @@
+"""Pool slices to scans to participants and score every run with intervals by bootstrap over participants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from adlib import scores
+from adlib.baselines import predict_baselines
+from adlib.params import EvaluateParams, StudyParams
+from adlib.records import (
+    FEATURES,
+    MANIFEST,
+    PREDICTIONS,
+    SPLITS,
+    file_digest,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
+from adlib.sources.phantom import TRUTH, bayes_probabilities
+from adlib.splits import check_disjoint
+
+LEVELS = {
+    "slice": ["fold", "participant_id", "session_id", "scan_id", "slice"],
+    "scan": ["fold", "participant_id", "session_id", "scan_id"],
+    "subject": ["fold", "participant_id"],
+}
+CEILING = "bayes_ceiling"
+SOURCES = ("manifest.tsv", "features.tsv", "splits.tsv", "predictions.parquet", "model.safetensors")
+
+
+def evaluate_study(params: StudyParams) -> dict[str, Any]:
+    """Score the network, its controls, the baselines and, for a phantom, the best possible classifier.
+
+    Writes ``baselines.parquet`` (the baselines' predictions, as `records.PREDICTIONS`) and ``metrics.json``.
+
+    Returns
+    -------
+    dict
+        The content of ``metrics.json``: ``entries`` with run, level, metric, class, n, point and ci95; ``confusion`` by
+        run (participants); ``ceiling``; ``sources`` with the digest of every table the numbers come from.
+    """
+    folder = params.folder
+    predictions = read_table(folder / "predictions.parquet", PREDICTIONS)
+    splits = read_table(folder / "splits.tsv", SPLITS)
+    check_disjoint(splits)
+    check_unseen(predictions, splits)
+    manifest = read_table(folder / "manifest.tsv", MANIFEST)
+    features = read_table(folder / "features.tsv", FEATURES)
+    baselines = predict_baselines(manifest, features, splits, params)
+    write_table(baselines, folder / "baselines.parquet", PREDICTIONS)
+    runs = pd.concat([predictions, baselines, *best_possible(predictions, params)], ignore_index=True)
+    tested = runs[runs["split"] == "test"]
+    entries: list[dict[str, Any]] = []
+    for run, table in tested.groupby("run", sort=False):
+        levels = LEVELS if run in set(predictions["run"]) else {k: v for k, v in LEVELS.items() if k != "slice"}
+        for level in levels:
+            entries += score_run(pool_level(table, level, params.classes), str(run), level, params)
+    entries += _against_baselines(tested, params)
+    metrics = {
+        "study": params.study,
+        "classes": list(params.classes),
+        "bootstrap": params.evaluate.bootstrap,
+        "entries": [_plain(entry) for entry in entries],
+        "confusion": {str(run): _confusion(t, params.classes) for run, t in tested.groupby("run", sort=False)},
+        "left_out": _left_out(features),
+        "sources": {name: file_digest(folder / name) for name in SOURCES},
+    }
+    if params.source.kind == "phantom":
+        metrics["ceiling"] = read_json(folder / "source" / "truth" / "ceiling.json")
+        metrics["entries"] += [_plain(e) for e in _share_of_ceiling(metrics["entries"], metrics["ceiling"])]
+    write_json(metrics, folder / "metrics.json")
+    return metrics
+
+
+def check_unseen(predictions: pd.DataFrame, splits: pd.DataFrame) -> None:
+    """Refuse predictions of participants that stand in another part of the split than they claim.
+
+    Raises
+    ------
+    StudyError
+        From `check_disjoint`, with the participant.
+    """
+    claimed = predictions[["participant_id", "fold", "split"]].drop_duplicates()
+    check_disjoint(pd.concat([splits[["participant_id", "fold", "split"]], claimed]).drop_duplicates())
+
+
+def pool_level(predictions: pd.DataFrame, level: str, classes: tuple[str, ...]) -> pd.DataFrame:
+    """Calibrate slice probabilities by their fold's temperature and average them up to a level.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        One run; columns ``p_<class>`` without temperature, and ``temperature``.
+    level : str
+        ``slice``, ``scan`` or ``subject``. A participant whose diagnosis changes between sessions counts with the one
+        of most sessions, the later one at a tie.
+    classes : tuple of str
+
+    Returns
+    -------
+    DataFrame
+        Columns participant_id, truth and ``p_<class>``, one row per item.
+    """
+    columns = [f"p_{name}" for name in classes]
+    p = np.maximum(predictions[columns].to_numpy(float), 1e-12) ** (1 / predictions["temperature"].to_numpy()[:, None])
+    table = predictions.assign(**dict(zip(columns, (p / p.sum(1, keepdims=True)).T, strict=True)))
+    table = table.sort_values(["participant_id", "session_id", "slice"])
+    keys = LEVELS[level]
+    pooled = table.groupby(keys, sort=True)[columns].mean().reset_index()
+    sessions = table.drop_duplicates([*LEVELS["scan"]]) if level == "subject" else table
+    truth = sessions.groupby(keys, sort=True)["truth"].agg(_most_frequent).reset_index()
+    return pooled.merge(truth, on=keys)
+
+
+def _most_frequent(labels: pd.Series) -> str:
+    counts = labels.value_counts()
+    return labels[labels.isin(counts[counts == counts.max()].index)].iloc[-1]
+
+
+def arrays(pooled: pd.DataFrame, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Class indices (n,), probabilities (n, K) and participant numbers (n,) of a pooled table."""
+    y = pooled["truth"].map({name: k for k, name in enumerate(classes)}).to_numpy()
+    p = pooled[[f"p_{name}" for name in classes]].to_numpy(float)
+    groups = np.unique(pooled["participant_id"], return_inverse=True)[1]
+    return y, p / p.sum(1, keepdims=True), groups
+
+
+def score_run(pooled: pd.DataFrame, run: str, level: str, params: StudyParams) -> list[dict[str, Any]]:
+    """All scores of one run at one level, each with its 95 % percentile interval over participants."""
+    y, p, groups = arrays(pooled, params.classes)
+    weights = scores.cluster_weights(groups, params.evaluate.bootstrap, params.seed)
+    found = scores.from_confusion(scores.confusion(y, p, weights), params.classes)
+    aucs = {name: scores.roc_auc(y == k, p[:, k], weights) for k, name in enumerate(params.classes)}
+    found |= {("roc_auc", name): values for name, values in aucs.items()}
+    found["roc_auc", "macro"] = np.mean(list(aucs.values()), axis=0)
+    found["roc_auc_binary", None] = binary_auc(y, p, weights, params.classes, params.evaluate)
+    found["log_loss", None] = scores.log_loss(y, p, weights)
+    found["brier", None] = scores.brier(y, p, weights)
+    found["calibration_error", None] = scores.calibration_error(y, p, weights, params.evaluate.calibration_bins)
+    return [_entry(run, level, metric, label, len(y), values) for (metric, label), values in found.items()]
+
+
+def binary_auc(
+    y: np.ndarray, p: np.ndarray, weights: np.ndarray, classes: tuple[str, ...], params: EvaluateParams
+) -> np.ndarray:
+    """ROC AUC (B,) of the positive against the negative classes, among the items of these classes."""
+    negative, positive = ([classes.index(c) for c in params.binary[side]] for side in ("negative", "positive"))
+    taken = np.isin(y, negative + positive)
+    up, down = p[taken][:, positive].sum(1), p[taken][:, negative].sum(1)
+    return scores.roc_auc(np.isin(y[taken], positive), up / np.maximum(up + down, 1e-12), weights[:, taken])
+
+
+def _entry(run: str, level: str, metric: str, label: str | None, n: int, values: np.ndarray) -> dict[str, Any]:
+    resampled = values[1:][np.isfinite(values[1:])]
+    interval = np.percentile(resampled, [2.5, 97.5]).tolist() if len(resampled) else None
+    return {
+        "run": run,
+        "level": level,
+        "metric": metric,
+        "class": label,
+        "n": n,
+        "point": float(values[0]),
+        "ci95": interval,
+    }
+
+
+def _plain(entry: dict[str, Any]) -> dict[str, Any]:
+    return {**entry, "point": entry["point"] if np.isfinite(entry["point"]) else None}
+
+
+def _against_baselines(tested: pd.DataFrame, params: StudyParams) -> list[dict[str, Any]]:
+    """Paired differences of the network to every other run, on the same resamples of participants."""
+    pooled = {run: pool_level(t, "subject", params.classes) for run, t in tested.groupby("run", sort=False)}
+    network = pooled.pop("resnet50")
+    entries = []
+    for run, other in pooled.items():
+        if list(other["participant_id"]) != list(network["participant_id"]):
+            continue
+        mine, theirs = (_two_scores(table, params) for table in (network, other))
+        for metric, values in mine.items():
+            name = f"{metric}_difference"
+            entries.append(_entry(f"resnet50 - {run}", "subject", name, None, len(network), values - theirs[metric]))
+    return entries
+
+
+def _two_scores(pooled: pd.DataFrame, params: StudyParams) -> dict[str, np.ndarray]:
+    y, p, groups = arrays(pooled, params.classes)
+    weights = scores.cluster_weights(groups, params.evaluate.bootstrap, params.seed)
+    balanced = scores.from_confusion(scores.confusion(y, p, weights), params.classes)["balanced_accuracy", None]
+    return {
+        "balanced_accuracy": balanced,
+        "roc_auc_binary": binary_auc(y, p, weights, params.classes, params.evaluate),
+    }
+
+
+def _confusion(table: pd.DataFrame, classes: tuple[str, ...]) -> list[list[int]]:
+    y, p, _ = arrays(pool_level(table, "subject", classes), classes)
+    return scores.confusion(y, p, np.ones((1, len(y))))[0].astype(int).tolist()
+
+
+def _left_out(features: pd.DataFrame) -> list[dict[str, str]]:
+    failed = features[features["qc_verdict"] == "fail"]
+    return failed[["scan_id", "qc_reasons"]].to_dict("records")
+
+
+def best_possible(predictions: pd.DataFrame, params: StudyParams) -> list[pd.DataFrame]:
+    """Predictions of the classifier that knows a phantom's true severity and age; empty for real data."""
+    if params.source.kind != "phantom":
+        return []
+    truth = read_table(params.folder / "source" / "truth" / "truth.tsv", TRUTH)
+    p = bayes_probabilities(truth, params.source, params.classes)
+    known = truth[["scan_id"]].assign(**{f"p_{name}": p[:, k] for k, name in enumerate(params.classes)})
+    scans = predictions[predictions["run"] == "resnet50"].drop_duplicates(["fold", "scan_id"])
+    scans = scans[["participant_id", "session_id", "scan_id", "fold", "split", "truth"]]
+    return [scans.assign(run=CEILING, slice=0, temperature=1.0).merge(known, on="scan_id")]
+
+
+def _share_of_ceiling(entries: list[dict[str, Any]], ceiling: dict[str, float]) -> list[dict[str, Any]]:
+    best = max(ceiling.values())
+    shares = []
+    for entry in entries:
+        if entry["metric"] == "balanced_accuracy" and entry["level"] == "subject" and entry["run"] != CEILING:
+            share = {"metric": "share_of_bayes_ceiling", "point": entry["point"] / best}
+            shares.append({**entry, **share, "ci95": [bound / best for bound in entry["ci95"]]})
+    return shares
+
+
+def metric_table(metrics: dict[str, Any], level: str, names: tuple[str, ...]) -> pd.DataFrame:
+    """Runs by metrics, as ``0.61 [0.53, 0.69]``, for reading; macro or overall values only."""
+    rows = [
+        e for e in metrics["entries"] if e["level"] == level and e["metric"] in names and e["class"] in (None, "macro")
+    ]
+    table = pd.DataFrame(rows)
+    table["text"] = [written(e) for e in rows]
+    return table.pivot(index="run", columns="metric", values="text").reindex(columns=list(names)).fillna("")
+
+
+def written(entry: dict[str, Any]) -> str:
+    """A score and its interval in words: ``0.61 [0.53, 0.69]``."""
+    if entry["point"] is None:
+        return "undefined"
+    low, high = entry["ci95"] or (float("nan"), float("nan"))
+    return f"{entry['point']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def find(metrics: dict[str, Any], run: str, level: str, metric: str, label: str | None = None) -> dict[str, Any]:
+    """The one entry of a run, level, metric and class."""
+    wanted = (run, level, metric, label)
+    return next(e for e in metrics["entries"] if (e["run"], e["level"], e["metric"], e["class"]) == wanted)

@@ -1,0 +1,136 @@
+"""Who is in the study: flow, classes, ages, confounds, splits, and what the network is shown."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
+
+# OASIS-1 by Clinical Dementia Rating 0, 0.5, >= 1: whole-brain volume as a share of the intracranial volume
+# (Marcus et al. 2007, doi:10.1162/jocn.2007.19.9.1498): mean, sd; and age: mean, sd.
+OASIS_NBV = ((0.769, 0.046), (0.729, 0.035), (0.706, 0.031))
+OASIS_AGE = ((69, 14), (76, 7), (78, 7))
+# Manual volumes at ages 61 to 90, ml: both hippocampi together, both lateral ventricles together.
+PUBLISHED_ML = {"hippocampus_ml": (5.4, 8.4), "ventricles_ml": (31.0, 67.0)}
+
+
+def plot_flow(flow: pd.DataFrame) -> Figure:
+    """How many scans and participants were left after each step (columns step, scans, participants)."""
+    figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 0.75 + 0.62 * len(flow)))
+    for level, row in enumerate(flow.itertuples()):
+        text = f"{row.step}\n{row.scans} scans of {row.participants} participants"
+        box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": NEUTRAL}
+        axis.text(0, -level, text, ha="center", va="center", bbox=box)
+        if level:
+            dropped = flow.iloc[level - 1]["scans"] - row.scans
+            axis.text(0.25, 0.5 - level, f"{dropped} scans left out", va="center", ha="left", color=NEUTRAL)
+            axis.annotate("", (0, 0.33 - level), (0, 0.67 - level), arrowprops={"arrowstyle": "->", "color": NEUTRAL})
+    axis.set(xlim=(-1, 1), ylim=(-len(flow) + 0.4, 0.6), title="Scans that enter the study")
+    axis.axis("off")
+    return figure
+
+
+def plot_cohort(manifest: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
+    """Participants and scans of each class, and ages at the first session."""
+    people = manifest.sort_values("session_id").drop_duplicates("participant_id")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 2.8), width_ratios=(1, 1.4))
+    palette = class_palette(classes)
+    counts = pd.DataFrame({"scans": manifest["diagnosis"].value_counts(), "people": people["diagnosis"].value_counts()})
+    counts = counts.reindex(classes)
+    left.bar(counts.index, counts["scans"], color="white", edgecolor=NEUTRAL, label="scans")
+    left.bar(counts.index, counts["people"], color=[palette[c] for c in classes], label="participants")
+    for place, (scans, number) in enumerate(counts.itertuples(index=False)):
+        left.text(place, number / 2, f"{number:.0f}", ha="center", va="center", color="white", weight="bold")
+        left.text(place, scans, f"{scans:.0f}", ha="center", va="bottom", color=NEUTRAL)
+    left.set(title="Participants (filled) and scans", ylabel="count")
+    sns.boxplot(people, x="diagnosis", y="age", order=classes, hue="diagnosis", palette=palette, ax=right, legend=False)
+    right.set(title="Age at the first session", xlabel="", ylabel="years")
+    return figure
+
+
+def plot_confounds(confounds: pd.DataFrame) -> Figure:
+    """How far each fact about a scan tells its label: 0 not at all, 1 completely."""
+    table = confounds.sort_values("association")
+    figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 0.9 + 0.26 * max(len(table), 1)))
+    colours = [ACCENT if p < 0.05 else "#c8ccd0" for p in table["p_holm"]]
+    axis.barh(table["column"] + " (" + table["measure"] + ")", table["association"], color=colours)
+    for place, row in enumerate(table.itertuples()):
+        axis.text(
+            row.association + 0.01, place, f"{row.association:.2f}, p = {row.p_holm:.2g}", va="center", size="small"
+        )
+    axis.set(xlim=(0, 1.15), title="Does metadata tell the label? (blue: p < 0.05 after Holm)", xlabel="association")
+    axis.set_xticks(np.linspace(0, 1, 6))
+    axis.grid(axis="x")
+    return figure
+
+
+def plot_calibration(truth: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
+    """The phantom's true volumes beside published ones: does the simulation have realistic sizes?"""
+    figure, axes = plt.subplots(1, 3, figsize=(COLUMN_WIDTH, 2.9))
+    palette = class_palette(classes)
+    columns = (
+        ("nbv", "brain / intracranial volume"),
+        ("hippocampus_ml", "both hippocampi (ml)"),
+        ("ventricles_ml", "lateral ventricles (ml)"),
+    )
+    for axis, (name, title) in zip(axes, columns, strict=True):
+        sns.boxplot(
+            truth,
+            x="diagnosis",
+            y=name,
+            order=classes,
+            hue="diagnosis",
+            palette=palette,
+            ax=axis,
+            legend=False,
+            fliersize=2,
+        )
+        axis.set(title=title, xlabel="", ylabel="")
+    places = np.linspace(0, len(classes) - 1, len(OASIS_NBV))
+    means, spreads = np.array(OASIS_NBV).T
+    axes[0].errorbar(places, means, spreads, fmt="D", color="black", capsize=3, markersize=4, zorder=5)
+    axes[0].set_xlabel("black: OASIS-1 by CDR,\nmean and sd", size="small")
+    for axis, (low, high) in zip(axes[1:], PUBLISHED_ML.values(), strict=True):
+        axis.axhspan(low, high, color="black", alpha=0.1)
+        axis.set_xlabel("grey: manual volumes,\nages 61 to 90", size="small")
+    return figure
+
+
+def plot_splits(splits: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
+    """Participants of each class in each part of each fold; no participant is in two parts of a fold."""
+    folds = sorted(splits["fold"].unique())
+    figure, axes = plt.subplots(1, len(folds), figsize=(COLUMN_WIDTH, 2.6), sharey=True, squeeze=False)
+    for axis, fold in zip(axes[0], folds, strict=True):
+        counts = splits[splits["fold"] == fold].groupby(["split", "diagnosis"]).size().unstack(fill_value=0)
+        counts = counts.reindex(["train", "validation", "test"]).reindex(columns=classes, fill_value=0)
+        counts.plot.bar(
+            stacked=True, ax=axis, color=list(class_palette(classes).values()), legend=fold == folds[-1], rot=30
+        )
+        axis.set(title=f"fold {fold}" if len(folds) > 1 else "Participants by part", xlabel="", ylabel="participants")
+    axes[0, -1].legend(title="", fontsize="small", loc="upper right")
+    return figure
+
+
+def plot_input_slices(slices: np.ndarray, table: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
+    """One scan of each class as the network sees it: a row per class, a column per slice and channel."""
+    scans = [table.loc[table["diagnosis"] == name, "scan_id"].iloc[0] for name in classes]
+    items = [np.asarray(slices[table.loc[table["scan_id"] == scan, "row"]], dtype=np.float32) for scan in scans]
+    count = min(items[0].shape[0], 3)
+    panels = [np.concatenate(item[:count], 0) for item in items]
+    height = COLUMN_WIDTH / len(panels[0]) * len(classes)
+    figure, axes = plt.subplots(len(classes), len(panels[0]), figsize=(COLUMN_WIDTH, height + 0.4), squeeze=False)
+    for row, (name, panel) in enumerate(zip(classes, panels, strict=True)):
+        for axis, image in zip(axes[row], panel, strict=True):
+            axis.imshow(image, cmap="gray", vmin=np.percentile(panel, 1), vmax=np.percentile(panel, 99.5))
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+        axes[row, 0].set_ylabel(name, weight="bold")
+    for k in range(count):
+        mm = table["position_mm"].iloc[k]
+        label = "three planes as channels" if pd.isna(mm) else f"slice at {mm:.0f} mm: its three channels"
+        axes[0, 3 * k + 1].set_title(label, size="small")
+    return figure

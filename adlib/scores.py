@@ -1,0 +1,133 @@
+"""Scores of weighted items, for many weightings at once: the point estimate and its bootstrap by the same code."""
+
+from __future__ import annotations
+
+import numpy as np
+
+CHUNK = 250
+
+
+def confusion(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted confusion matrices.
+
+    Parameters
+    ----------
+    y : (n,) int
+        True classes.
+    p : (n, K) float
+        Probabilities; the largest is the decision.
+    weights : (B, n) float
+        One weighting of the items per row.
+
+    Returns
+    -------
+    (B, K, K) float64
+        Row: truth, column: decision.
+    """
+    k = p.shape[1]
+    cells = np.zeros((len(y), k * k))
+    cells[np.arange(len(y)), y * k + p.argmax(1)] = 1
+    return (weights @ cells).reshape(-1, k, k)
+
+
+def from_confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> dict[tuple[str, str | None], np.ndarray]:
+    """Accuracy, balanced accuracy, and precision, recall, specificity and F1 by class and macro.
+
+    A class without true items has no recall and is left out of the averages; a class never decided has precision 0.
+
+    Parameters
+    ----------
+    matrix : (B, K, K) float
+    classes : tuple of str
+
+    Returns
+    -------
+    dict
+        (metric, class or None) to (B,) float64.
+    """
+    hits = np.diagonal(matrix, axis1=1, axis2=2)
+    true, decided, total = matrix.sum(2), matrix.sum(1), matrix.sum((1, 2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recall = np.where(true > 0, hits / true, np.nan)
+        precision = np.where(decided > 0, hits / decided, np.where(true > 0, 0.0, np.nan))
+        f1 = np.where(true > 0, 2 * hits / (true + decided), np.nan)
+        rest = total[:, None] - true
+        specificity = np.where(rest > 0, (rest - decided + hits) / rest, np.nan)
+    scores: dict[tuple[str, str | None], np.ndarray] = {
+        ("accuracy", None): hits.sum(1) / total,
+        ("balanced_accuracy", None): np.nanmean(recall, 1),
+    }
+    for name, values in (("precision", precision), ("recall", recall), ("specificity", specificity), ("f1", f1)):
+        scores[name, "macro"] = np.nanmean(np.where(true > 0, values, np.nan), 1)
+        scores |= {(name, label): values[:, k] for k, label in enumerate(classes)}
+    return scores
+
+
+def roc_auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted area under the ROC curve, ties counted half.
+
+    Parameters
+    ----------
+    positive : (n,) bool
+    score : (n,) float
+    weights : (B, n) float
+
+    Returns
+    -------
+    (B,) float64
+        NaN where a weighting has no positive or no negative item.
+    """
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
+    areas = []
+    for part in np.array_split(weights[:, order], max(1, len(weights) // CHUNK)):
+        up = np.add.reduceat(part * positive[order], starts, axis=1)
+        down = np.add.reduceat(part * ~positive[order], starts, axis=1)
+        below = np.cumsum(down, 1) - down / 2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            areas.append((up * below).sum(1) / (up.sum(1) * down.sum(1)))
+    return np.concatenate(areas)
+
+
+def log_loss(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted mean (B,) of -log p(truth), probabilities floored at float64's epsilon as scikit-learn does."""
+    eps = np.finfo(np.float64).eps
+    return weights @ -np.log(np.clip(p[np.arange(len(y)), y], eps, 1 - eps)) / weights.sum(1)
+
+
+def brier(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted mean (B,) squared distance to the one-hot truth, summed over classes (Brier 1950); 0 best, 2 worst."""
+    return weights @ ((p - np.eye(p.shape[1])[y]) ** 2).sum(1) / weights.sum(1)
+
+
+def calibration_error(y: np.ndarray, p: np.ndarray, weights: np.ndarray, bins: int) -> np.ndarray:
+    """Expected calibration error (B,) of the decision's confidence in equal-width bins.
+
+    References
+    ----------
+    Guo et al. 2017, arXiv:1706.04599.
+    """
+    confidence, right = p.max(1), p.argmax(1) == y
+    member = np.eye(bins)[np.minimum((confidence * bins).astype(int), bins - 1)]
+    gaps = weights @ (member * (right - confidence)[:, None])
+    return np.abs(gaps).sum(1) / weights.sum(1)
+
+
+def cluster_weights(groups: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Bootstrap weights of items when whole groups are drawn with replacement.
+
+    Parameters
+    ----------
+    groups : (n,) int
+        Group (participant) of each item, 0 to G - 1.
+    resamples, seed : int
+
+    Returns
+    -------
+    (resamples + 1, n) float64
+        First row all ones (the sample itself), then one row per resample. The draw depends on G and the seed only, so
+        that two runs on the same participants are resampled together.
+    """
+    count = int(groups.max()) + 1
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    return np.vstack([np.ones((1, len(groups))), draws[:, groups].astype(float)])
