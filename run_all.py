@@ -1,0 +1,281 @@
+"""Run the study: execute the five notebooks in order, each only if something that it depends on changed.
+
+    python run_all.py                                   the default study, params/phantom.yaml
+    python run_all.py --params params/smoke.yaml        another study
+    python run_all.py --set train.epochs=3              one parameter changed
+    python run_all.py --dry-run                         what would run, and why
+    python run_all.py --from 03                         leave 01 and 02 as they are
+    python run_all.py --only 04 --force                 one step, whether or not it is up to date
+    python run_all.py --check                           compare the results with the committed reference
+
+Results go to outputs/<study>/. Stop it at any time: the next run goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+from adlib import execution, publication
+from adlib.params import StudyParams, dump_params, load_params
+from adlib.records import StudyError, read_json, write_json, write_text
+from adlib.runner import STEPS, Step, StepState
+
+ROOT = Path(__file__).resolve().parent
+OK, FAILED, AUDIT_STOP, UNUSABLE, TERMINATED, INTERRUPTED = 0, 1, 2, 3, 143, 130
+EXIT_CODES = """exit codes:
+  0    done, or nothing to do; with --check, all metrics identical or inside the reference's interval
+  1    a step failed; with --check, a metric differs
+  2    the data audit stopped the study
+  3    the command, the params, or the state of the study's folder does not allow a run
+  130  interrupted (Ctrl-C); run the same command again to go on
+"""
+HEARTBEAT_SECONDS = 30.0
+
+
+class Console:
+    """Progress in plain lines or, on a terminal, with a live line; a reader that went away is no error."""
+
+    def __init__(self) -> None:
+        self.live = None
+        if sys.stdout.isatty():
+            from rich.console import Console as RichConsole
+
+            self.live = RichConsole(highlight=False)
+
+    def say(self, text: str) -> None:
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - stands in for stdout until the end
+
+    @contextmanager
+    def waiting(self, step: Step, expected: float | None, progress: execution.LastLine) -> Iterator[None]:
+        """Tell at intervals how long a step has been at work, and how far its progress bar has come."""
+        done, start = threading.Event(), time.monotonic()
+        of_about = f" of about {clock(expected)}" if expected else ""
+
+        def line() -> str:
+            return f"      {step.name}  {clock(time.monotonic() - start)}{of_about}  {progress.text[:90]}".rstrip()
+
+        def beat(tell, seconds: float) -> None:
+            while not done.wait(seconds):
+                tell(line())
+
+        with self.live.status(line()) if self.live else _nothing() as status:
+            tell, seconds = (status.update, 1.0) if self.live else (self.say, HEARTBEAT_SECONDS)
+            threading.Thread(target=beat, args=(tell, seconds), daemon=True).start()
+            try:
+                yield
+            finally:
+                done.set()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = _parser().parse_args(arguments)
+    params_file = Path(options.params).absolute() if Path(options.params).is_file() else options.params
+    os.chdir(ROOT)
+    console = Console()
+    try:
+        params = load_params(params_file, tuple(options.set))
+        steps = _selected(options)
+        if options.dry_run:
+            return dry_run(params, steps, options.force, console)
+        if options.check:
+            return check(params, console)
+        if options.accept:
+            publication.accept(params, ROOT)
+            console.say(f"figures/metrics.json and figures/provenance.json are now those of {params.study}")
+            return OK
+        with _locked(params.folder):
+            return run(params, steps, options.force, console)
+    except StudyError as error:
+        print(error, file=sys.stderr)
+        return UNUSABLE
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on from here", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run(params: StudyParams, steps: tuple[Step, ...], force: bool, console: Console) -> int:
+    """Execute the steps that need it, then write provenance and publish the figures."""
+    started, start = _now(), time.monotonic()
+    write_text(dump_params(params), params.folder / "params.yaml")
+    ran = 0
+    for step in steps:
+        state = StepState(step, params, ROOT)
+        title = f"[{STEPS.index(step) + 1}/{len(STEPS)}] {step.name}"
+        reason = "forced" if force else state.why()
+        if reason is None:
+            console.say(f"{title}  skipped: its code, params, inputs and outputs are unchanged")
+            continue
+        try:
+            _run_step(state, title, reason, console)
+        except StudyError as error:
+            print(f"{title} stopped\n{error}", file=sys.stderr)
+            return AUDIT_STOP if getattr(error, "kind", "") == "AuditStop" else FAILED
+        ran += 1
+    if ran or not (params.folder / "provenance.json").exists():
+        write_json(
+            publication.provenance(params, ROOT, started=started, finished=_now()), params.folder / "provenance.json"
+        )
+    if params.exec.publish and (params.folder / "figures" / "figures.tsv").is_file():
+        console.say(f"published {publication.publish(params, ROOT)} figures in figures/")
+    console.say(f"{ran} of {len(steps)} steps ran in {clock(time.monotonic() - start)}; results: {params.folder}")
+    return OK
+
+
+def dry_run(params: StudyParams, steps: tuple[Step, ...], force: bool, console: Console) -> int:
+    """Print what would run, and why, without running it."""
+    pending: dict[str, str] = {}
+    for step in steps:
+        reason = "forced" if force else StepState(step, params, ROOT).why()
+        waits = sorted({pending[name] for name in step.reads if name in pending})
+        if reason or waits:
+            pending |= dict.fromkeys([*step.writes, *step.may_write], step.name)
+        if reason:
+            console.say(f"{step.name}  run: {reason}")
+        elif waits:
+            console.say(f"{step.name}  run, unless {' and '.join(waits)} writes the same again")
+        else:
+            console.say(f"{step.name}  skip: its code, params, inputs and outputs are unchanged")
+    return OK
+
+
+def check(params: StudyParams, console: Console) -> int:
+    """Print this study's metrics beside the committed reference."""
+    try:
+        table = publication.compare(params, ROOT)
+    except StudyError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    console.say(table.to_string(index=False, justify="left"))
+    counts = table["verdict"].value_counts()
+    good = counts.get(publication.IDENTICAL, 0) + counts.get(publication.INSIDE, 0) == len(table)
+    if counts.get(publication.IDENTICAL, 0) == len(table):
+        console.say(f"all {len(table)} metrics are identical to the reference")
+    else:
+        said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        console.say(f"not all of the {len(table)} metrics are identical to the reference: {said}")
+    return OK if good else FAILED
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _run_step(state: StepState, title: str, reason: str, console: Console) -> None:
+    if missing := state.missing_inputs():
+        raise StudyError(
+            f"{state.step.name} reads {', '.join(missing)} in {state.params.folder}, not there yet; "
+            "run the earlier steps first (leave out --from and --only)"
+        )
+    folder, expected, progress = state.params.folder, _expected(state), execution.LastLine()
+    console.say(f"{title}  runs: {reason} ({f'about {clock(expected)}' if expected else 'first time'})")
+    start, key = time.monotonic(), state.key()
+    state.begin()
+    executed = folder / "notebooks" / f"{state.step.name}.ipynb"
+    with console.waiting(state.step, expected, progress):
+        execution.execute(Path(state.step.notebook), executed, folder / "params.yaml", ROOT, progress)
+    state.finish(key, time.monotonic() - start)
+    console.say(f"{title}  done in {clock(time.monotonic() - start)}")
+
+
+def _expected(state: StepState) -> float | None:
+    """Seconds that the step took last time here or, failing that, in the published run of the same study."""
+    if seconds := (state.record() or {}).get("seconds"):
+        return seconds
+    published = ROOT / publication.PUBLISHED / "provenance.json"
+    history = read_json(published) if published.is_file() else {}
+    return history["seconds"].get(state.step.name) if history.get("study") == state.params.study else None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the study's folder for this process; the system lets go of it however the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except OSError:
+            raise StudyError(
+                f"another run is at work in {folder}; wait for its end, or give this one a folder of its own "
+                "with --set exec.outputs=FOLDER"
+            ) from None
+        yield
+
+
+def _selected(options: argparse.Namespace) -> tuple[Step, ...]:
+    first = STEPS.index(_step(options.start)) if options.start else 0
+    wanted = [_step(name) for name in options.only] or STEPS
+    return tuple(step for step in STEPS[first:] if step in wanted)
+
+
+def _step(text: str) -> Step:
+    for step in STEPS:
+        if text == step.name or (text.isdigit() and int(text) == int(step.number)):
+            return step
+    raise StudyError(f"there is no step {text!r}; the steps are {', '.join(step.name for step in STEPS)}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(UNUSABLE, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        "run_all.py", description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--params", default="params/phantom.yaml", metavar="FILE", help="the study's yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a parameter; repeatable"
+    )
+    parser.add_argument("--from", dest="start", metavar="STEP", help="begin with this step: 03 or its name")
+    parser.add_argument("--only", action="append", default=[], metavar="STEP", help="only this step; repeatable")
+    parser.add_argument("--force", action="store_true", help="run the chosen steps whether or not they are up to date")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run and why")
+    parser.add_argument("--check", action="store_true", help="compare metrics with figures/metrics.json")
+    parser.add_argument("--accept", action="store_true", help="make this study's metrics the reference in figures/")
+    return parser
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise SystemExit(TERMINATED)
+
+
+def start() -> int:
+    """Run as a program: SIGTERM ends the kernel too."""
+    signal.signal(signal.SIGTERM, _terminate)
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(start())
