@@ -1,0 +1,50 @@
+import pandas as pd
+import pytest
+
+from adlib.params import SplitParams
+from adlib.records import StudyError
+from adlib.splits import check_disjoint, make_splits
+
+
+def cohort(per_class=20, sessions=3):
+    return pd.DataFrame(
+        [
+            {"participant_id": f"sub-{label}{k}", "session_id": f"ses-{s}", "diagnosis": label}
+            for label in ("CN", "AD")
+            for k in range(per_class)
+            for s in range(1 + k % sessions)
+        ]
+    )
+
+
+@pytest.mark.parametrize("protocol", ["holdout", "kfold"])
+def test_no_participant_is_in_two_parts_and_everyone_is_placed(protocol):
+    splits = make_splits(cohort(), SplitParams(protocol=protocol), seed=1)
+    assert (splits.groupby(["fold", "participant_id"])["split"].nunique() == 1).all()
+    assert (splits.groupby("fold")["participant_id"].nunique() == 40).all()
+    for _, part in splits.groupby(["fold", "split"]):
+        assert part["diagnosis"].nunique() == 2
+
+
+def test_kfold_tests_everyone_exactly_once():
+    splits = make_splits(cohort(), SplitParams(protocol="kfold", folds=5), seed=1)
+    tested = splits[splits["split"] == "test"]["participant_id"]
+    assert sorted(tested) == sorted(cohort()["participant_id"].unique())
+
+
+def test_splits_repeat_for_a_seed_and_change_with_it():
+    first, again, other = (make_splits(cohort(), SplitParams(), seed) for seed in (1, 1, 2))
+    pd.testing.assert_frame_equal(first, again)
+    assert not first["split"].equals(other["split"])
+
+
+def test_a_leaking_table_is_refused():
+    splits = make_splits(cohort(), SplitParams(), seed=1)
+    leak = pd.concat([splits, splits.iloc[:1].assign(split="other")])
+    with pytest.raises(StudyError, match="leakage: sub-"):
+        check_disjoint(leak)
+
+
+def test_too_small_a_class_is_refused_by_name():
+    with pytest.raises(StudyError, match="participants, 5 are needed"):
+        make_splits(cohort(per_class=3), SplitParams(protocol="kfold"), seed=1)
