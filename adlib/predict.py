@@ -12,17 +12,20 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from adlib import model
 from adlib.compute import one_thread
 from adlib.dataset import scan_slices
+from adlib.evaluate import pool_level
 from adlib.figures.prediction import plot_prediction
 from adlib.figures.theme import apply_theme
 from adlib.params import StudyParams, load_params
 from adlib.preprocess.pipeline import Preprocessed, preprocess_image
-from adlib.records import StudyError, atomic_path
+from adlib.records import MANIFEST, PREDICTIONS, StudyError, atomic_path, read_table
 from adlib.sources.scanfile import open_scan, scan_name
+from adlib.train import RUN
 
 SIMULATED = "Research only. The model was trained on simulated images: the answer means nothing about a patient."
 RESEARCH = "Research only. Not a medical device: the answer is no diagnosis and no basis for treatment."
@@ -148,6 +151,44 @@ def outside_cohort(features: dict[str, float], cohort: dict[str, Any]) -> tuple[
             means = ", ".join(f"{mean:.0f} ± {sd:.0f}" for mean, sd in classes.values())
             remarks.append(f"{feature} {value:.0f} lies outside the training cohort (means by class: {means})")
     return tuple(remarks)
+
+
+def stored_answers(params: StudyParams) -> pd.DataFrame:
+    """What the study's network answered for each scan of its test participants.
+
+    Parameters
+    ----------
+    params : StudyParams
+
+    Returns
+    -------
+    DataFrame
+        Columns fold, participant_id, session_id, scan_id, ``p_<class>``, truth and answer; one row per scan.
+    """
+    table = read_table(params.folder / "predictions.parquet", PREDICTIONS)
+    tested = table[(table["run"] == RUN) & (table["split"] == "test")]
+    pooled = pool_level(tested, "scan", params.classes)
+    columns = [f"p_{name}" for name in params.classes]
+    return pooled.assign(answer=np.array(params.classes)[pooled[columns].to_numpy().argmax(axis=1)])
+
+
+def example_scans(params: StudyParams) -> pd.DataFrame:
+    """Test scans of the model's own fold, one class after the other, one per participant.
+
+    Returns
+    -------
+    DataFrame
+        Columns scan_id, path and diagnosis; at most `params.classify.examples` rows, none for a study of 2-D slices.
+    """
+    answers = stored_answers(params)
+    scans = answers[answers["fold"] == 0].sort_values("scan_id").drop_duplicates("participant_id")
+    turns = scans.assign(turn=scans.groupby("truth").cumcount(), order=scans["truth"].map(params.classes.index))
+    count = 0 if params.input.plane == "three_planes_2d" else params.classify.examples
+    chosen = turns.sort_values(["turn", "order"]).head(count)
+    paths = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id")["path"]
+    return pd.DataFrame(
+        {"scan_id": chosen["scan_id"], "path": chosen["scan_id"].map(paths), "diagnosis": chosen["truth"]}
+    ).reset_index(drop=True)
 
 
 def as_record(prediction: Prediction) -> dict[str, Any]:

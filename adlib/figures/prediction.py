@@ -6,11 +6,13 @@ import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
-from adlib.figures.theme import ACCENT, class_palette
+from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
 from adlib.model import ModelCard, pool
 from adlib.preprocess.pipeline import Preprocessed
 from adlib.volume import extract_slice
@@ -58,7 +60,8 @@ def plot_prediction(prepared: Preprocessed, slices: np.ndarray, card: ModelCard,
     grid = answer.add_gridspec(1, 1 + len(shown), width_ratios=(2.4, *[1] * len(shown)))
     _probabilities(answer.add_subplot(grid[0]), slices, card.classes)
     for column, name in enumerate(shown, start=1):
-        _volume(answer.add_subplot(grid[column]), prepared.features[name], card.cohort["volumes"][name], name)
+        cohort = {label: card.cohort["volumes"][name][label] for label in card.classes}
+        _volume(answer.add_subplot(grid[column]), prepared.features[name], cohort, name)
     head.supxlabel("yellow: brain mask; blue: edge of white matter; left is left", fontsize="small")
     head.suptitle(_title(prepared, slices, card.classes), fontweight="bold")
     answer.supxlabel("volumes: blue line, this scan; dots and bars, mean ± SD of the training cohort", fontsize="small")
@@ -128,3 +131,32 @@ def _volume(axis: Axes, value: float, cohort: dict[str, list[float]], name: str)
     axis.set_xlim(-0.7, len(cohort) - 0.3)
     axis.yaxis.set_major_locator(MaxNLocator(4))
     axis.set_title(f"{VOLUME_LABELS[name]}\n{value:.{1 if value < 100 else 0}f} ml", color=ACCENT)
+
+
+def plot_answers(answers: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
+    """Draw which probabilities scans of each known diagnosis received: what an answer is worth.
+
+    Parameters
+    ----------
+    answers : DataFrame
+        Columns truth and ``p_<class>``, one row per scan.
+    classes : tuple of str
+
+    Returns
+    -------
+    matplotlib Figure
+        A box per diagnosis and class; the box of the true class should be the highest of its group.
+    """
+    long = answers.melt(["truth"], [f"p_{name}" for name in classes], "class", "probability")
+    long["class"] = long["class"].str.removeprefix("p_")
+    figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 3.2))
+    sns.boxplot(
+        long, x="truth", y="probability", hue="class", order=classes, hue_order=classes, palette=class_palette(classes),
+        fliersize=2, linewidth=0.8, ax=axis,
+    )  # fmt: skip
+    axis.axhline(1 / len(classes), color=NEUTRAL, linestyle=":", linewidth=1)
+    counts = answers["truth"].value_counts()
+    axis.set_xticks(range(len(classes)), [f"{name}\n(n = {counts.get(name, 0)})" for name in classes])
+    axis.set(xlabel="known diagnosis", ylim=(0, 1))
+    axis.legend(title="probability of", loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
