@@ -15,6 +15,7 @@ from adlib.records import FIGURES, StudyError, read_json, read_table, write_json
 __all__ = ["SOURCE", "STEPS", "Step", "StepState", "code_digest"]
 
 SOURCE = "@source"  # the folder of the study's images, wherever the params say it is
+TRUTH = "source/truth/truth.tsv"  # only simulated cohorts have one
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,11 @@ class Step:
 
 STEPS = (
     Step(
-        "01_data_audit", ("classes", "seed", "source", "audit"), (SOURCE,), ("manifest.tsv", "audit.tsv"), ("source",)
+        "01_data_audit",
+        ("classes", "seed", "source", "audit"),
+        (SOURCE,),
+        ("manifest.tsv", "audit.tsv", "flow.tsv", "confounds.tsv"),
+        ("source",),
     ),
     Step(
         "02_preprocessing",
@@ -75,8 +80,9 @@ STEPS = (
             "splits.tsv",
             "predictions.parquet",
             "model.safetensors",
+            TRUTH,
         ),
-        ("metrics.json",),
+        ("metrics.json", "baselines.parquet", "attribution.npz"),
     ),
     Step(
         "05_interactive_classifier",
@@ -142,7 +148,7 @@ class StepState:
 
     def missing_inputs(self) -> list[str]:
         """Files that an earlier step must write before this one can run."""
-        return [name for name in self._reads() if name != SOURCE and not self._input(name).exists()]
+        return [name for name in self._reads() if name not in (SOURCE, TRUTH) and not self._input(name).exists()]
 
     def begin(self) -> None:
         """Forget the last results: mark the record as unfinished and drop the step's figures."""

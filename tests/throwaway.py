@@ -1,4 +1,4 @@
-"""A small project in a temporary folder: the real run_all.py, three tiny notebooks, a tiny adlib beside the real one."""
+"""A small project in a temporary folder: the real run_all.py, three tiny notebooks, a tiny adlib of its own."""
 
 import os
 import shutil
