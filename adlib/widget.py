@@ -110,7 +110,7 @@ class App:
 
     def _chosen(self) -> list[tuple[str, Callable[[Stage], Prediction]]]:
         """Name and classifying call of each chosen scan; the upload is emptied, so that no bytes stay in the page."""
-        files = [(one.name, bytes(one.content)) for one in self.upload.value]
+        files = [(one["name"], bytes(one["content"])) for one in self.upload.value]
         self.upload.value = ()
         paths = [path for path in (self.path.value.strip(), self.example.value) if path]
         uploads = [(name, lambda stage, n=name, c=content: self._uploaded(n, c, stage)) for name, content in files]

@@ -60,8 +60,9 @@ def plot_prediction(prepared: Preprocessed, slices: np.ndarray, card: ModelCard,
     grid = answer.add_gridspec(1, 1 + len(shown), width_ratios=(2.4, *[1] * len(shown)))
     _probabilities(answer.add_subplot(grid[0]), slices, card.classes)
     for column, name in enumerate(shown, start=1):
-        cohort = {label: card.cohort["volumes"][name][label] for label in card.classes}
-        _volume(answer.add_subplot(grid[column]), prepared.features[name], cohort, name)
+        axis = answer.add_subplot(grid[column])
+        _volume(axis, prepared.features[name], card.cohort["volumes"][name], card.classes)
+        axis.set_title(f"{VOLUME_LABELS[name]}\n{prepared.features[name]:.4g} ml", color=ACCENT)
     head.supxlabel("yellow: brain mask; blue: edge of white matter; left is left", fontsize="small")
     head.suptitle(_title(prepared, slices, card.classes), fontweight="bold")
     answer.supxlabel("volumes: blue line, this scan; dots and bars, mean ± SD of the training cohort", fontsize="small")
@@ -122,15 +123,15 @@ def _probabilities(axis: Axes, slices: np.ndarray, classes: tuple[str, ...]) -> 
     )
 
 
-def _volume(axis: Axes, value: float, cohort: dict[str, list[float]], name: str) -> None:
-    colours = class_palette(tuple(cohort))
-    for position, (label, (mean, sd)) in enumerate(cohort.items()):
+def _volume(axis: Axes, value: float, cohort: dict[str, list[float]], classes: tuple[str, ...]) -> None:
+    colours = class_palette(classes)
+    for position, label in enumerate(classes):
+        mean, sd = cohort.get(label, (np.nan, np.nan))
         axis.errorbar(position, mean, sd, fmt="o", color=colours[label], markersize=5, capsize=0, elinewidth=2)
     axis.axhline(value, color=ACCENT, linewidth=1.6)
-    axis.set_xticks(range(len(cohort)), list(cohort), rotation=90, fontsize="small")
-    axis.set_xlim(-0.7, len(cohort) - 0.3)
+    axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize="small")
+    axis.set_xlim(-0.7, len(classes) - 0.3)
     axis.yaxis.set_major_locator(MaxNLocator(4))
-    axis.set_title(f"{VOLUME_LABELS[name]}\n{value:.{1 if value < 100 else 0}f} ml", color=ACCENT)
 
 
 def plot_answers(answers: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
