@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from scipy import ndimage
 
-from adlib.atlas import Template
+from adlib.atlas import Template, template
 from adlib.volume import block_mean, resample, voxel_ml, voxel_sizes
 
 CONSTANT_SHARE = 0.25  # of the field of view, at least, in a brain that comes extracted
 BRAIN_ML = (700.0, 2200.0)
 RING_MM = (10.0, 30.0)  # where a head has skull and scalp and an extracted brain has nothing
+RING_GRID_MM = 3.0
 RING_SHARE = 0.04  # of the ring, at most, that is not background
 WORK_MM = 2.0
 REACH_MM = 8.0  # tissue is looked for this far beyond the template's brain
-CORE_MM = 4.0  # deeper than this inside the template's brain all is brain
+CORE_MM = 1.0  # deeper than this inside the template's brain all is brain
 OPEN_MM = 3.0  # bridges thinner than twice this (dura, vessels) do not join tissue to the scalp
 CLOSE_MM = 6.0  # sulci narrower than twice this belong to the brain
+EDGE = 0.35  # of the smoothed mask: below a half, for the fluid between cortex and skull
 
 
 def foreground(volume: np.ndarray) -> np.ndarray | None:
@@ -36,7 +40,7 @@ def foreground(volume: np.ndarray) -> np.ndarray | None:
     return differs if 1 - differs.mean() >= CONSTANT_SHARE else None
 
 
-def is_extracted(volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray, base: Template) -> bool:
+def is_extracted(volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray) -> bool:
     """Tell whether skull and scalp were removed before.
 
     Three things must hold: the background is one exact value over much of the field of view, the rest has the volume
@@ -48,7 +52,6 @@ def is_extracted(volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray
         The scan, not resampled.
     affine : (4, 4) array
     scan_to_mni : (4, 4) array
-    base : Template
 
     Returns
     -------
@@ -57,11 +60,17 @@ def is_extracted(volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray
     differs = foreground(volume)
     if differs is None or not BRAIN_ML[0] < differs.sum() * voxel_ml(affine) < BRAIN_ML[1]:
         return False
+    base = template(RING_GRID_MM)
     present = resample(differs, affine, base.mask.shape, base.affine, np.linalg.inv(scan_to_mni), "nearest") > 0
-    away = ndimage.distance_transform_edt(~base.mask, sampling=voxel_sizes(base.affine))
+    return bool(present[_ring()].mean() < RING_SHARE)
+
+
+@cache
+def _ring() -> np.ndarray:
+    base = template(RING_GRID_MM)
+    away = ndimage.distance_transform_edt(~base.mask, sampling=RING_GRID_MM)
     height = base.affine[2, 3] + base.affine[2, 2] * np.arange(base.mask.shape[2])
-    ring = (away > RING_MM[0]) & (away < RING_MM[1]) & (height > -20)
-    return bool(present[ring].mean() < RING_SHARE)
+    return (away > RING_MM[0]) & (away < RING_MM[1]) & (height > -20)
 
 
 def given_mask(volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray, base: Template) -> np.ndarray:
@@ -104,7 +113,7 @@ def refined_mask(volume: np.ndarray, base: Template) -> np.ndarray:
     closed = _shrink(_grow(tissue, CLOSE_MM, edge), CLOSE_MM, edge)
     brain = ndimage.binary_fill_holes((closed | core) & (depth > -REACH_MM))
     soft = ndimage.gaussian_filter(_largest(brain).astype(np.float32), 1.5 / edge)
-    return resample(soft, grid, volume.shape, base.affine) > 0.5
+    return resample(soft, grid, volume.shape, base.affine) > EDGE
 
 
 def _shrink(mask: np.ndarray, by_mm: float, edge: np.ndarray) -> np.ndarray:

@@ -10,8 +10,7 @@ from scipy import ndimage
 from adlib import atlas
 from adlib.volume import voxel_ml
 
-DILATION_MM = {"hippocampus_left": 4.0, "hippocampus_right": 4.0, "ventricles": 8.0, "temporal_lobes": 0.0}
-UNITS = {"nbv": "fraction of the intracranial volume"}  # all others: ml
+DILATION_MM = {"hippocampus_left": 3.0, "hippocampus_right": 3.0, "ventricles": 8.0, "temporal_lobes": 0.0}
 
 
 def volumes(tissues: np.ndarray, mask: np.ndarray, scan_to_mni: np.ndarray, resolution_mm: float) -> dict[str, float]:
@@ -22,7 +21,7 @@ def volumes(tissues: np.ndarray, mask: np.ndarray, scan_to_mni: np.ndarray, reso
     tissues : (X, Y, Z, 3) float32
         GM, WM, CSF fractions on the MNI152 grid.
     mask : (X, Y, Z) bool
-        Intracranial mask.
+        Brain with its fluid.
     scan_to_mni : (4, 4) array
         World to world; its determinant turns MNI152 millilitres into the person's.
     resolution_mm : float
@@ -31,29 +30,38 @@ def volumes(tissues: np.ndarray, mask: np.ndarray, scan_to_mni: np.ndarray, reso
     Returns
     -------
     dict of str to float
-        ``gm_ml, wm_ml, csf_ml``: tissues; ``brain_ml`` and ``icv_ml``: the whole intracranial mask; ``hippocampus_ml``:
-        GM near both hippocampi, and each side's; ``ventricles_ml``: CSF near the lateral ventricles; ``temporal_ml``:
-        GM of both temporal lobes; ``nbv``: (GM + WM) / intracranial volume.
+        ``gm_ml, wm_ml, csf_ml``: tissues. ``brain_ml``: the whole brain mask with its fluid. ``icv_ml``: intracranial
+        volume by atlas scaling, the template's mask over the determinant, which atrophy and the mask do not move.
+        ``hippocampus_ml``: GM near both hippocampi (a neighbourhood, so larger than the structure), and each side's.
+        ``hippocampal_occupancy``: GM over GM and CSF there. ``ventricles_ml``: CSF near the lateral ventricles.
+        ``temporal_ml``: GM of both temporal lobes. ``nbv``: (GM + WM) / icv_ml.
+
+    References
+    ----------
+    Buckner et al. 2004, doi:10.1016/j.neuroimage.2004.06.018 (atlas scaling).
     """
-    unit = voxel_ml(atlas.template(resolution_mm).affine) / float(abs(np.linalg.det(scan_to_mni[:3, :3])))
-    grey, white, fluid = (float(tissues[..., k].sum(dtype=np.float64)) * unit for k in range(3))
-    whole = float(mask.sum()) * unit
+    base = atlas.template(resolution_mm)
+    unit = voxel_ml(base.affine) / float(abs(np.linalg.det(scan_to_mni[:3, :3])))
+    gm, wm, csf = (tissues[..., k] for k in range(3))
+    grey, white, fluid = (float(part.sum(dtype=np.float64)) * unit for part in (gm, wm, csf))
     left, right, temporal = (
-        _within(tissues[..., 0], name, resolution_mm) * unit
-        for name in ("hippocampus_left", "hippocampus_right", "temporal_lobes")
+        _within(gm, name, resolution_mm) * unit for name in ("hippocampus_left", "hippocampus_right", "temporal_lobes")
     )
+    nearby = sum(_within(csf, name, resolution_mm) * unit for name in ("hippocampus_left", "hippocampus_right"))
+    intracranial = float(base.mask.sum()) * unit
     return {
         "gm_ml": grey,
         "wm_ml": white,
         "csf_ml": fluid,
-        "brain_ml": whole,
-        "icv_ml": whole,
+        "brain_ml": float(mask.sum()) * unit,
+        "icv_ml": intracranial,
         "hippocampus_ml": left + right,
         "hippocampus_left_ml": left,
         "hippocampus_right_ml": right,
+        "hippocampal_occupancy": (left + right) / max(left + right + nearby, 1e-9),
         "temporal_ml": temporal,
-        "ventricles_ml": _within(tissues[..., 2], "ventricles", resolution_mm) * unit,
-        "nbv": (grey + white) / whole,
+        "ventricles_ml": _within(csf, "ventricles", resolution_mm) * unit,
+        "nbv": (grey + white) / intracranial,
     }
 
 

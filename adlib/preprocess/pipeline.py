@@ -97,7 +97,7 @@ def preprocess_image(image: nib.Nifti1Image, params: PreprocessParams, name: str
         f"registration: affine, 12 degrees of freedom, {found.explained:.0%} of intensity variance explained",
         f"resampling: {_mm(voxel_sizes(affine))} to {params.resolution_mm:g} mm, once, trilinear",
     ]
-    given = brain.is_extracted(volume, affine, found.scan_to_mni, base)
+    given = brain.is_extracted(volume, affine, found.scan_to_mni)
     mask = brain.given_mask(volume, affine, found.scan_to_mni, base) if given else base.mask
     corrected = _corrected(head, mask, base, params, steps)
     if given:
