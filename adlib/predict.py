@@ -144,12 +144,12 @@ def predict_file(path: Path | str, classifier: model.Classifier, stage: Stage = 
 def outside_cohort(features: dict[str, float], cohort: dict[str, Any]) -> tuple[str, ...]:
     """Say which volumes lie over four standard deviations from the mean of every class of the training cohort."""
     remarks = []
-    for feature, classes in cohort.get("volumes", {}).items():
-        value = features.get(feature, np.nan)
+    for feature in sorted(set(cohort.get("volumes", {})) & set(features)):
+        value, classes = features[feature], cohort["volumes"][feature]
         distances = [abs(value - mean) / max(sd, 1e-9) for mean, sd in classes.values()]
-        if distances and min(distances) > OUTSIDE_SD:
-            means = ", ".join(f"{mean:.0f} ± {sd:.0f}" for mean, sd in classes.values())
-            remarks.append(f"{feature} {value:.0f} lies outside the training cohort (means by class: {means})")
+        if min(distances) > OUTSIDE_SD:
+            means = ", ".join(f"{label} {mean:.4g} ± {sd:.3g}" for label, (mean, sd) in classes.items())
+            remarks.append(f"{feature} {value:.4g} lies outside the training cohort ({means})")
     return tuple(remarks)
 
 

@@ -9,13 +9,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from made_head import made_head
+from made_head import made_head, random_affine
 
 from adlib import model, predict
 from adlib.dataset import scan_slices
 from adlib.figures.prediction import POSITIONS_MM
 from adlib.params import InputParams, PreprocessParams, load_params
-from adlib.preprocess.pipeline import preprocess_image
+from adlib.preprocess.pipeline import load_preprocessed, preprocess_image, preprocess_scan
 from adlib.records import StudyError
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")
@@ -48,7 +48,9 @@ def classifier():
 
 @pytest.fixture(scope="module")
 def head():
-    return made_head(seed=4, voxel_mm=(2.5, 2.5, 2.5), codes="PSR").image
+    pose = random_affine(4, scale=0.0)
+    pose[:3, :3] *= 0.9  # the template's head is larger than a person's
+    return made_head(seed=4, pose=pose, voxel_mm=(2.5, 2.5, 2.5), codes="PSR").image
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,18 @@ def test_file_and_image_give_the_same_answer(prediction, classifier, head, tmp_p
         prediction.probabilities, abs=1e-6
     )
     assert told[0] == "reading the file" and len(told) == 3
+
+
+def test_a_scan_of_the_study_gets_the_study_s_own_answer(prediction, classifier, head, tmp_path):
+    """Through files of the cohort run, 16-bit images and half-precision slices, the answer is the same."""
+    head.to_filename(tmp_path / "made.nii.gz")
+    scan = {"participant_id": "sub-1", "session_id": "ses-1", "scan_id": "made", "sha256": "0"}
+    scan["path"] = str(tmp_path / "made.nii.gz")
+    preprocess_scan(scan, tmp_path / "derivatives", classifier.card.preprocess)
+    stored = load_preprocessed(scan, tmp_path / "derivatives")
+    slices = scan_slices(stored.t1w, stored.affine, classifier.card.input).astype(np.float16)
+    assert np.allclose(model.slice_probabilities(classifier, slices), prediction.slices, atol=0.005)
+    assert stored.features == pytest.approx(prediction.prepared.features)
 
 
 def test_record_is_json_and_complete(prediction):

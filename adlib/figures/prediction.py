@@ -62,7 +62,7 @@ def plot_prediction(prepared: Preprocessed, slices: np.ndarray, card: ModelCard,
     for column, name in enumerate(shown, start=1):
         axis = answer.add_subplot(grid[column])
         _volume(axis, prepared.features[name], card.cohort["volumes"][name], card.classes)
-        axis.set_title(f"{VOLUME_LABELS[name]}\n{prepared.features[name]:.4g} ml", color=ACCENT)
+        axis.set_title(f"{VOLUME_LABELS[name]}\n{written_ml(prepared.features[name])} ml", color=ACCENT)
     head.supxlabel("yellow: brain mask; blue: edge of white matter; left is left", fontsize="small")
     head.suptitle(_title(prepared, slices, card.classes), fontweight="bold")
     answer.supxlabel("volumes: blue line, this scan; dots and bars, mean ± SD of the training cohort", fontsize="small")
@@ -132,6 +132,11 @@ def _volume(axis: Axes, value: float, cohort: dict[str, list[float]], classes: t
     axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize="small")
     axis.set_xlim(-0.7, len(classes) - 0.3)
     axis.yaxis.set_major_locator(MaxNLocator(4))
+
+
+def written_ml(value: float) -> str:
+    """A volume with the digits that mean something: 6.4, 42.1, 1430."""
+    return f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def plot_answers(answers: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
