@@ -19,13 +19,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
-from adlib import execution, publication
+from adlib import publication
 from adlib.params import StudyParams, dump_params, load_params
 from adlib.records import StudyError, read_json, write_json, write_text
 from adlib.runner import STEPS, Step, StepState
@@ -39,6 +39,7 @@ EXIT_CODES = """exit codes:
   3    the command, the params, or the state of the study's folder does not allow a run
   130  interrupted (Ctrl-C); run the same command again to go on
 """
+DEFAULT_PARAMS = "params/phantom.yaml"
 HEARTBEAT_SECONDS = 30.0
 
 
@@ -59,13 +60,13 @@ class Console:
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - stands in for stdout until the end
 
     @contextmanager
-    def waiting(self, step: Step, expected: float | None, progress: execution.LastLine) -> Iterator[None]:
+    def waiting(self, step: Step, expected: float | None, doing: Callable[[], str]) -> Iterator[None]:
         """Tell at intervals how long a step has been at work, and how far its progress bar has come."""
         done, start = threading.Event(), time.monotonic()
         of_about = f" of about {clock(expected)}" if expected else ""
 
         def line() -> str:
-            return f"      {step.name}  {clock(time.monotonic() - start)}{of_about}  {progress.text[:90]}".rstrip()
+            return f"      {step.name}  {clock(time.monotonic() - start)}{of_about}  {doing()[:90]}".rstrip()
 
         def beat(tell, seconds: float) -> None:
             while not done.wait(seconds):
@@ -83,7 +84,7 @@ class Console:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
-    params_file = Path(options.params).absolute() if Path(options.params).is_file() else options.params
+    params_file = Path(options.params).absolute() if options.params else DEFAULT_PARAMS
     os.chdir(ROOT)
     console = Console()
     try:
@@ -183,12 +184,14 @@ def _run_step(state: StepState, title: str, reason: str, console: Console) -> No
             f"{state.step.name} reads {', '.join(missing)} in {state.params.folder}, not there yet; "
             "run the earlier steps first (leave out --from and --only)"
         )
+    from adlib import execution  # takes seconds to import, which a run that skips all steps need not spend
+
     folder, expected, progress = state.params.folder, _expected(state), execution.LastLine()
     console.say(f"{title}  runs: {reason} ({f'about {clock(expected)}' if expected else 'first time'})")
     start, key = time.monotonic(), state.key()
     state.begin()
     executed = folder / "notebooks" / f"{state.step.name}.ipynb"
-    with console.waiting(state.step, expected, progress):
+    with console.waiting(state.step, expected, lambda: progress.text):
         execution.execute(Path(state.step.notebook), executed, folder / "params.yaml", ROOT, progress)
     state.finish(key, time.monotonic() - start)
     console.say(f"{title}  done in {clock(time.monotonic() - start)}")
@@ -245,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         "run_all.py", description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--params", default="params/phantom.yaml", metavar="FILE", help="the study's yaml")
+    parser.add_argument("--params", metavar="FILE", help=f"the study's yaml ({DEFAULT_PARAMS})")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a parameter; repeatable"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from adlib.records import StudyError, write_text
 
+logging.getLogger("papermill").addHandler(logging.NullHandler())  # failures are told by NotebookFailure
 PARAMETER = "params_file"
 PLAIN_ERRORS = ("StudyError", "AuditStop")  # raised in a notebook, they are shown without a traceback
 OFFLINE_TEMPLATE = """{% extends 'lab/index.html.j2' %}
@@ -165,10 +167,10 @@ def _failure(error: PapermillExecutionError, notebook: Path, executed: Path) -> 
 
 def _death(notebook: Path, executed: Path) -> str:
     cells = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"]
-    states = [cell.metadata.get("papermill", {}).get("status") for cell in cells]
-    number = next((i for i, state in enumerate(states) if state in ("running", "pending", "failed")), 0)
+    begun = [cell for cell in cells if cell.metadata.get("papermill", {}).get("status") != "pending"]
+    where = f"in cell In [{len(begun)}]: {_first_line(begun[-1].source)}" if begun else "at its start"
     return (
-        f"{notebook}: the kernel died in cell In [{number + 1}]: {_first_line(cells[number].source)}\n"
+        f"{notebook}: the kernel died {where}\n"
         f"  most often for want of memory; try --set exec.workers=1\n"
         f"  the partly executed notebook is {executed}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -11,8 +12,6 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import nbformat
 
 from adlib.records import StudyError, digest, file_digest
 
@@ -77,11 +76,11 @@ def notebook_digests(notebook: Path, root: Path = ROOT) -> tuple[str, dict[str, 
         If the notebook is missing or its code is not plain Python.
     """
     try:
-        content = nbformat.read(notebook, as_version=4)
-        tree = ast.parse("\n".join(cell.source for cell in content.cells if cell.cell_type == "code"))
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        tree = ast.parse("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
     except FileNotFoundError:
         raise StudyError(f"{notebook} does not exist; fetch it again from the repository") from None
-    except (SyntaxError, nbformat.reader.NotJSONError) as error:
+    except (SyntaxError, ValueError, KeyError) as error:
         raise StudyError(f"{notebook} is not a notebook of plain Python: {error}") from None
     modules = {part for name in _imports(tree, "", is_package=False) for part in _with_parents(name)}
     return _tree_digest(tree), module_digests([name for name in modules if _module_file(name, root)], root)
