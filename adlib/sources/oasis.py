@@ -42,7 +42,9 @@ def read_manifest(source: Oasis2SlicesSource, unpacked: Path, *, workers: int = 
     table = _longitudinal_table(root)
     slices = _slice_folder(root, unpacked)
     rows = [row for _, visit in table.iterrows() if (row := _session(visit, slices, source)) is not None]
-    print(f"OASIS-2: {len(rows)} of the table's {len(table)} sessions have all three mid-slices; the others are left out")
+    print(
+        f"OASIS-2: {len(rows)} of the table's {len(table)} sessions have all three mid-slices; the others are left out"
+    )
     if not rows:
         raise StudyError(f"none of the {len(table)} sessions of the table has slices axl/, cor/, sag/ under {slices}")
     paths = [Path(p) for row in rows for p in row["path"].split(SEPARATOR)]
