@@ -14,11 +14,12 @@ from adlib.volume import resample
 
 @dataclass(frozen=True)
 class MadeHead:
-    """`image` shows the template through `mni_to_scan` (4, 4); `mask` is its true brain on the scan's grid."""
+    """`image` shows the template through `mni_to_scan` (4, 4); `mask` is its true brain, in RAS order."""
 
     image: nib.Nifti1Image
     mask: np.ndarray
     mni_to_scan: np.ndarray
+    tissue_ml: dict[str, float]
 
 
 def rotation(degrees: tuple[float, float, float]) -> np.ndarray:
@@ -42,11 +43,18 @@ def random_affine(seed: int, degrees: float = 15, shift: float = 20, scale: floa
     return matrix
 
 
+def crisp_tissues(resolution_mm: float = 2.0) -> np.ndarray:
+    """GM, WM and CSF fractions (3, X, Y, Z) of one brain, sharper than the template's average of many."""
+    base = template(resolution_mm)
+    powers = np.stack([base.gm, base.wm, base.csf]) ** 3
+    return powers / np.maximum(powers.sum(0), 1e-9) * base.mask
+
+
 def head_template(resolution_mm: float = 2.0, contrast=(0.62, 1.0, 0.22)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """T1w-like head in MNI space (wide box), its brain mask and its affine; tissue levels are GM, WM, CSF."""
-    base = template(resolution_mm)
+    base, tissues = template(resolution_mm), crisp_tissues(resolution_mm)
     pad = round(36 / resolution_mm)
-    maps = [np.pad(m, pad) for m in (base.gm, base.wm, base.csf, base.mask)]
+    maps = [np.pad(m, pad) for m in (*tissues, base.mask)]
     affine = base.affine.copy()
     affine[:3, 3] -= pad * resolution_mm
     gm, wm, csf, mask = maps
@@ -97,4 +105,6 @@ def made_head(
     turned = image.as_reoriented(
         nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
     )
-    return MadeHead(turned, inside, pose)
+    unit = 8 * abs(np.linalg.det(pose[:3, :3])) / 1000
+    ml = dict(zip(("gm_ml", "wm_ml", "csf_ml"), crisp_tissues().sum((1, 2, 3)) * unit, strict=True))
+    return MadeHead(turned, inside, pose, ml)

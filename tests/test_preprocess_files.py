@@ -1,0 +1,128 @@
+"""What preprocessing leaves on disk: names, sums, reuse, and scans that fail."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from made_head import made_head
+
+from adlib.compute import one_thread
+from adlib.params import PreprocessParams, validate_params
+from adlib.preprocess import pipeline
+from adlib.preprocess.pipeline import load_preprocessed, preprocess_cohort, preprocess_image, preprocess_scan
+from adlib.records import FEATURES, StudyError, file_digest, read_table
+
+PARAMS = PreprocessParams(resolution_mm=3.0)
+STEM = "sub-01_ses-01_space-MNI152NLin2009aSym"
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scans") / "sub-01_ses-01_T1w.nii.gz"
+    nib.save(made_head(7, voxel_mm=(3.0, 3.0, 3.0)).image, path)
+    return row(path, "01")
+
+
+def row(path, who):
+    who = {"participant_id": f"sub-{who}", "session_id": "ses-01", "scan_id": f"sub-{who}_ses-01_T1w"}
+    return {**who, "path": str(path), "sha256": file_digest(path), "diagnosis": "CN"}
+
+
+@pytest.fixture(scope="module")
+def computed(scan):
+    with one_thread():
+        return preprocess_image(nib.load(scan["path"]), PARAMS, scan["scan_id"])
+
+
+@pytest.fixture(scope="module")
+def done(scan, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("derivatives")
+    with one_thread():
+        return folder, preprocess_scan(scan, folder, PARAMS, "code")
+
+
+def test_what_is_written_is_what_was_computed(scan, computed, done):
+    folder, sidecar = done
+    stored = load_preprocessed(scan, folder)
+    assert np.abs(stored.t1w - computed.t1w).max() < 1e-3
+    np.testing.assert_array_equal(stored.mask, computed.mask)
+    assert np.abs(stored.tissues - computed.tissues).max() < 0.003
+    np.testing.assert_allclose(stored.scan_to_mni, computed.scan_to_mni)
+    assert stored.features == computed.features == sidecar["features"]
+    assert sidecar["Sources"] == [scan["path"]] and sidecar["source_sha256"] == scan["sha256"]
+    assert (folder / "sub-01" / "ses-01" / "anat" / f"{STEM}_desc-preproc_T1w.nii.gz").is_file()
+
+
+def test_a_finished_scan_is_not_computed_again(scan, done, monkeypatch):
+    folder, sidecar = done
+    monkeypatch.setattr(pipeline, "preprocess_image", lambda *_: pytest.fail("computed again"))
+    assert preprocess_scan(scan, folder, PARAMS, "code") == sidecar
+
+
+@pytest.mark.parametrize(
+    ("change", "params", "code"),
+    [
+        ({}, PARAMS, "other code"),
+        ({"sha256": "other bytes"}, PARAMS, "code"),
+        ({}, PARAMS.model_copy(update={"normalise": "white_matter_peak"}), "code"),
+    ],
+)
+def test_another_key_computes_again(scan, computed, done, tmp_path, monkeypatch, change, params, code):
+    folder, _ = done
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    calls = []
+    monkeypatch.setattr(pipeline, "preprocess_image", lambda *a: calls.append(a) or computed)
+    preprocess_scan(scan, tmp_path, PARAMS, "code")
+    assert len(calls) == 0
+    preprocess_scan(scan | change, tmp_path, params, code)
+    assert len(calls) == 1
+
+
+def test_two_runs_write_the_same_bytes_and_damage_is_noticed(scan, done, tmp_path):
+    folder, sidecar = done
+    with one_thread():
+        again = preprocess_scan(scan, tmp_path, PARAMS, "code")
+    assert again == sidecar
+    first, second = ({p.name: file_digest(p) for p in f.rglob("*") if p.is_file()} for f in (folder, tmp_path))
+    assert first == second and len(first) == 6
+    mask = next(tmp_path.rglob("*_mask.nii.gz"))
+    mask.write_bytes(mask.read_bytes()[:-20])
+    with pytest.raises(StudyError, match=r"is not what .* says was written"):
+        load_preprocessed(scan, tmp_path)
+    with one_thread():
+        assert preprocess_scan(scan, tmp_path, PARAMS, "code") == sidecar
+    assert {p.name: file_digest(p) for p in tmp_path.rglob("*") if p.is_file()} == first
+
+
+def test_a_cohort_goes_on_without_its_bad_scans(scan, tmp_path):
+    truncated = tmp_path / "truncated.nii.gz"
+    truncated.write_bytes(Path(scan["path"]).read_bytes()[:30000])
+    text = tmp_path / "text.nii.gz"
+    text.write_text("not an image")
+    manifest = pd.DataFrame([scan, row(truncated, "02"), row(text, "03"), row(text, "04") | {"path": "gone.nii.gz"}])
+    study = {"study": "t", "source": {"kind": "phantom"}, "preprocess": {"resolution_mm": 3.0}}
+    params = validate_params(study | {"exec": {"outputs": str(tmp_path / "out"), "workers": 1}}, "test")
+    features = preprocess_cohort(manifest, params, "code")
+    assert features["qc_verdict"].tolist() == ["check", "fail", "fail", "fail"]
+    reasons = features["qc_reasons"].tolist()
+    assert "damaged" in reasons[1] and "cannot be read as an image" in reasons[2] and "does not exist" in reasons[3]
+    assert "x" in reasons[0]
+    assert features.loc[0, "gm_ml"] > 400 and np.isnan(features.loc[1, "gm_ml"])
+    pd.testing.assert_frame_equal(read_table(params.folder / "features.tsv", FEATURES), features, check_dtype=False)
+    description = json.loads((params.folder / "derivatives" / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+    with pytest.raises(StudyError, match=r"sub-02_ses-01_T1w has no images: .*damaged"):
+        load_preprocessed(manifest.iloc[1].to_dict(), params.folder / "derivatives")
+
+
+def test_an_unexpected_error_fails_one_scan_only(scan, tmp_path, monkeypatch):
+    def explode(*_):
+        raise RuntimeError("ITK: out of range")
+
+    monkeypatch.setattr(pipeline, "preprocess_image", explode)
+    sidecar = preprocess_scan(scan, tmp_path, PARAMS, "code")
+    assert sidecar["verdict"] == "fail" and sidecar["reasons"] == ["unexpected RuntimeError: ITK: out of range"]
