@@ -58,10 +58,14 @@ def summary_table(predictions: list[Prediction]) -> pd.DataFrame:
 
 
 class Form(widgets.VBox):
-    """A box that says in plain text what it would be, for pages without a kernel."""
+    """A box that shows words instead of itself on a page without a kernel."""
+
+    def __init__(self, children: list[widgets.Widget], words: str) -> None:
+        self.words = words
+        super().__init__(children)
 
     def __repr__(self) -> str:
-        return "The upload form appears here while a kernel runs: make lab"
+        return self.words
 
 
 @dataclass
@@ -95,7 +99,8 @@ class App:
         self.summary = widgets.HTML()
         self.button.on_click(lambda _: self.classify())
         row = widgets.HBox([self.button, self.progress, self.stage])
-        self.box = Form([self.upload, self.path, self.example, row, self.results, self.summary])
+        parts = [self.upload, self.path, self.example, row, self.results, self.summary]
+        self.box = Form(parts, "The upload form appears here while a kernel runs: make lab")
 
     def classify(self) -> None:
         """Classify everything chosen; a file that cannot be classified is reported and the others go on."""
@@ -184,9 +189,8 @@ def classifier_app(params: StudyParams) -> widgets.Widget:
     """
     classifier = model.load(find_model(params))
     if classifier.card.input.plane == "three_planes_2d":
-        return widgets.VBox(
-            [widgets.HTML("This study's model takes ready-made 2-D slices; a whole head does not apply.")]
-        )
+        words = "This study's model takes ready-made 2-D slices; a whole head does not apply."
+        return Form([widgets.HTML(words)], words)
     stored = (params.folder / "predictions.parquet").is_file()
     scans = example_scans(params).itertuples() if stored else ()
     examples = {f"{scan.scan_id} ({scan.diagnosis})": scan.path for scan in scans}
