@@ -70,15 +70,15 @@ def working_copy(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np
     return np.clip(small, low, high) - low, grid
 
 
-def refine(volume: np.ndarray, affine: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, float]:
-    """Least-squares pose from a rough one, coarse to fine.
+def refine(volume: np.ndarray, affine: np.ndarray, starts: list[np.ndarray]) -> tuple[np.ndarray, float]:
+    """Least-squares pose, coarse to fine, from the rough one that explains most after the coarsest level.
 
     Parameters
     ----------
     volume : (X, Y, Z) float32
         From `working_copy`.
     affine : (4, 4) array
-    start : (4, 4) array
+    starts : list of (4, 4) array
         MNI152 mm to scan world, RAS mm.
 
     Returns
@@ -88,10 +88,10 @@ def refine(volume: np.ndarray, affine: np.ndarray, start: np.ndarray) -> tuple[n
     explained : float
         Share of the variance explained at the finest level.
     """
-    matrix, explained = start, 0.0
     for edge, smoothing, iterations in LEVELS:
         fit = _Fit(volume, affine, edge, smoothing)
-        matrix, explained = fit.descend(matrix, iterations)
+        matrix, explained = max((fit.descend(start, iterations) for start in starts), key=lambda found: found[1])
+        starts = [matrix]
     return matrix, explained
 
 

@@ -22,33 +22,51 @@ COARSE_MM = 8.0
 PITCHES = (-30.0, -15.0, 0.0, 15.0, 30.0)  # degrees about the left-right axis: nodding varies most between scans
 TURNS = (-20.0, 0.0, 20.0)  # degrees about each of the other two axes
 SCALES = (0.87, 1.0, 1.15)
+MIN_CORRELATION = 0.2  # noise reaches 0.14
 MIN_OVERLAP = 0.6  # share of the template's brain that must lie inside the field of view
 
 
-def coarse_search(volume: np.ndarray, affine: np.ndarray, name: str) -> np.ndarray:
-    """The best pose of the template's brain among a grid of rotations and scales and all translations.
+def coarse_search(volume: np.ndarray, affine: np.ndarray, name: str) -> list[np.ndarray]:
+    """The best rotation and translation of the template's brain, and with it the best translation at each scale.
+
+    A small template fits inside a large head and a large one around a small head, so the scales are not weighed
+    against each other here; `register` follows each and keeps the one that explains the scan best.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) float32
+        Intensities from 0 up.
+    affine : (4, 4) array
+    name : str
+        What to call the scan in messages.
 
     Returns
     -------
-    (4, 4) float64
-        MNI152 mm to scan world, RAS mm.
+    list of (4, 4) float64
+        MNI152 mm to scan world, RAS mm; one for each of `SCALES`.
+
+    Raises
+    ------
+    StudyError
+        If nothing in the field of view resembles a brain.
     """
     image, inside, corner = _coarse_scan(volume, affine)
     search = _MaskedCorrelation(image, inside)
-    turned = [(pose, *search.best(pose, 1.0)) for pose in product(PITCHES, TURNS, TURNS)]
-    pose, score, shift = max(turned, key=lambda found: found[1])
-    found = [(score, 1.0, shift)]
-    found += [(*search.best(pose, scale)[:1], scale, search.best(pose, scale)[1]) for scale in SCALES if scale != 1]
-    score, scale, shift = max(found, key=lambda item: item[0])
-    if not score > 0.2:
+    pose = max(product(PITCHES, TURNS, TURNS), key=lambda turn: search.best(turn, 1.0)[0])
+    found = [(scale, *search.best(pose, scale)) for scale in SCALES]
+    top = max(score for _, score, _ in found)
+    if not top > MIN_CORRELATION:
         raise StudyError(
-            f"{name}: no brain was found in the field of view (best correlation with MNI152 {max(score, 0):.2f}); "
+            f"{name}: no brain was found in the field of view (best correlation with MNI152 {max(top, 0):.2f}); "
             "expected a T1-weighted scan of a whole head or brain"
         )
-    matrix = np.eye(4)
-    matrix[:3, :3] = scale * _rotation(pose)
-    matrix[:3, 3] = corner + COARSE_MM * shift - matrix[:3, :3] @ brain_centre()
-    return matrix
+    return [_matrix(pose, scale, corner + COARSE_MM * shift) for scale, _, shift in found]
+
+
+def _matrix(pose: tuple[float, float, float], scale: float, centre: np.ndarray) -> np.ndarray:
+    """The (4, 4) transform that turns and scales the template and puts its brain's centre at a world position."""
+    turn = scale * _rotation(pose)
+    return nib.affines.from_matvec(turn, centre - turn @ brain_centre())
 
 
 class _MaskedCorrelation:
