@@ -22,6 +22,10 @@ from adlib.records import StudyError
 from adlib.sources.dicom import private_folder
 from adlib.sources.scanfile import SUFFIXES
 
+NOTHING_CHOSEN = (
+    "Choose a file, a path or an example first. A chosen file that does not arrive is larger than this server takes "
+    "(10 MB unless it was started by <code>make lab</code>); give its path instead."
+)
 STAGES = 4  # reading, preprocessing, classifying, drawing
 
 
@@ -107,7 +111,7 @@ class App:
         self.button.disabled, self.progress.layout.visibility = True, "visible"
         try:
             shown = [widgets.VBox(self._attempt(name, read)) for name, read in self._chosen()]
-            self.results.children = shown or [widgets.HTML("Choose a file, a path or an example first.")]
+            self.results.children = shown or [widgets.HTML(NOTHING_CHOSEN)]
             self.summary.value = _summary_html(self.predictions)
         finally:
             self.stage.value = ""
@@ -166,7 +170,7 @@ def _download(prediction: Prediction) -> str:
 def _summary_html(predictions: list[Prediction]) -> str:
     if not predictions:
         return ""
-    return f"<h4>All {len(predictions)} scans of this session</h4>" + summary_table(predictions).to_html()
+    return f"<h4>All {len(predictions)} scans of this session</h4>" + summary_table(predictions).to_html(na_rep="")
 
 
 def classifier_app(params: StudyParams) -> widgets.Widget:
