@@ -22,7 +22,7 @@ class Limit:
 INFINITE = float("inf")
 LIMITS = {
     "qc_similarity": Limit((0.5, 1.0), (0.35, 1.0), "correlation with the template inside its brain"),
-    "qc_mask_dice": Limit((0.9, 1.0), (0.8, 1.0), "overlap of the brain mask with the template's"),
+    "qc_mask_dice": Limit((0.88, 1.0), (0.8, 1.0), "overlap of the brain mask with the template's"),
     "qc_mask_ml": Limit((950.0, 2000.0), (700.0, 2400.0), "intracranial volume, ml"),
     "qc_cnr": Limit((1.5, INFINITE), (0.8, INFINITE), "contrast of white and grey matter over their spread"),
     "qc_coverage": Limit((0.98, 1.0), (0.85, 1.0), "share of the template's brain inside the field of view"),
