@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PARAMS ?= params/phantom.yaml
+UPLOAD_BYTES ?= 1073741824
 
 .PHONY: help setup study smoke check test lint lab clean
 
@@ -36,7 +37,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 lab: $(READY)
-	$(BIN)/jupyter lab --notebook-dir=. notebooks
+	$(BIN)/jupyter lab --ServerApp.tornado_settings="{'websocket_max_message_size': $(UPLOAD_BYTES)}" --notebook-dir=. notebooks
 
 clean:
 	rm -rf outputs build *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -95,7 +95,7 @@ def build_network(classes: int, weights: str) -> tuple[nn.Module, str]:
     StudyError
         If `weights` is none of these, or the file does not fit.
     """
-    network, origin = resnet50(weights=None), "random initialisation"
+    network, origin = resnet50(weights=None, zero_init_residual=True), "random initialisation"
     if weights == "imagenet":
         origin = _load_imagenet(network)
     elif weights.startswith("path:"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
 
@@ -37,13 +39,7 @@ def make_splits(scans: pd.DataFrame, params: SplitParams, seed: int) -> pd.DataF
     """
     people = scans.sort_values("session_id").drop_duplicates("participant_id").sort_values("participant_id")
     people = people[["participant_id", "diagnosis"]].reset_index(drop=True)
-    smallest = people["diagnosis"].value_counts()
-    needed = params.folds if params.protocol == "kfold" else 4
-    if smallest.min() < needed:
-        raise StudyError(
-            f"class {smallest.idxmin()} has {smallest.min()} participants, {needed} are needed for {params.protocol}; "
-            "add participants, drop the class from `classes`, or lower splits.folds"
-        )
+    _check_counts(people["diagnosis"].value_counts(), params)
     folds = []
     for fold, tested in enumerate(_tested(people, params, seed)):
         rest = people.index.difference(tested)
@@ -56,6 +52,17 @@ def make_splits(scans: pd.DataFrame, params: SplitParams, seed: int) -> pd.DataF
     table = check_table(pd.concat(folds, ignore_index=True), SPLITS, "splits")
     check_disjoint(table)
     return table
+
+
+def _check_counts(counts: pd.Series, params: SplitParams) -> None:
+    folds, tested = (params.folds, 1 / params.folds) if params.protocol == "kfold" else (1, params.test_fraction)
+    needed = max(folds, ceil(1 / (params.validation_fraction * (1 - tested))))
+    if counts.min() < needed:
+        raise StudyError(
+            f"class {counts.idxmin()} has {counts.min()} participants; {params.protocol} with "
+            f"splits.validation_fraction {params.validation_fraction} needs {needed} in every class: "
+            "add participants, drop the class from `classes`, or raise splits.validation_fraction"
+        )
 
 
 def _tested(people: pd.DataFrame, params: SplitParams, seed: int) -> list[pd.Index]:

@@ -169,10 +169,10 @@ def fit(fold: Fold, params: StudyParams, folder: Path, key: str) -> tuple[nn.Mod
     network, origin = build_network(len(params.classes), settings.weights)
     network = network.to(device, memory_format=torch.channels_last)
     train = fold.rows("train")
-    steps = len(train) // settings.batch_size or 1
+    steps = max(len(train) // settings.batch_size, 1)
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=settings.epochs * steps, pct_start=0.25
+        optimizer, settings.learning_rate, total_steps=max(settings.epochs * steps, 8), pct_start=0.25
     )
     history = _resume(folder / "checkpoint.pt", key, network, optimizer, schedule, device)
     print(f"{fold.run}, fold {fold.number}: {len(train)} slices, {origin}, on {device}", flush=True)
@@ -320,7 +320,7 @@ def volume_summary(features: pd.DataFrame, diagnosis: pd.Series) -> dict[str, di
     names = [n for n in features.columns if n.endswith("_ml") and not n.startswith("qc_")]
     names += [n for n in features.columns if n == "nbv"]
     grouped = features[names].astype(float).groupby(diagnosis)
-    mean, sd = grouped.mean(), grouped.std()
+    mean, sd = grouped.mean(), grouped.std().fillna(0.0)
     return {n: {str(c): [float(mean.loc[c, n]), float(sd.loc[c, n])] for c in mean.index} for n in names}
 
 

@@ -46,5 +46,5 @@ def test_a_leaking_table_is_refused():
 
 
 def test_too_small_a_class_is_refused_by_name():
-    with pytest.raises(StudyError, match="participants, 5 are needed"):
+    with pytest.raises(StudyError, match=r"kfold with splits\.validation_fraction 0\.12 needs 11 in every class"):
         make_splits(cohort(per_class=3), SplitParams(protocol="kfold"), seed=1)

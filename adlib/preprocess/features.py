@@ -10,7 +10,8 @@ from scipy import ndimage
 from adlib import atlas
 from adlib.volume import voxel_ml
 
-DILATION_MM = {"hippocampus_left": 3.0, "hippocampus_right": 3.0, "ventricles": 8.0, "temporal_lobes": 0.0}
+SOFT_EDGE_MM = 4.0  # sd of the blur that turns a hippocampus of the atlas into weights
+DILATION_MM = {"ventricles": 8.0, "temporal_lobes": 0.0}
 
 
 def volumes(tissues: np.ndarray, mask: np.ndarray, scan_to_mni: np.ndarray, resolution_mm: float) -> dict[str, float]:
@@ -32,9 +33,10 @@ def volumes(tissues: np.ndarray, mask: np.ndarray, scan_to_mni: np.ndarray, reso
     dict of str to float
         ``gm_ml, wm_ml, csf_ml``: tissues. ``brain_ml``: the whole brain mask with its fluid. ``icv_ml``: intracranial
         volume by atlas scaling, the template's mask over the determinant, which atrophy and the mask do not move.
-        ``hippocampus_ml``: GM near both hippocampi (a neighbourhood, so larger than the structure), and each side's.
-        ``hippocampal_occupancy``: GM over GM and CSF there. ``ventricles_ml``: CSF near the lateral ventricles.
-        ``temporal_ml``: GM of both temporal lobes. ``nbv``: (GM + WM) / icv_ml.
+        ``hippocampus_ml``: both hippocampi, GM less CSF under soft weights (CSF that replaces a shrunken hippocampus
+        counts against it, which GM alone would miss after an affine registration), and each side's.
+        ``ventricles_ml``: CSF near the lateral ventricles. ``temporal_ml``: GM of both temporal lobes.
+        ``nbv``: (GM + WM) / icv_ml.
 
     References
     ----------
@@ -44,10 +46,10 @@ def volumes(tissues: np.ndarray, mask: np.ndarray, scan_to_mni: np.ndarray, reso
     unit = voxel_ml(base.affine) / float(abs(np.linalg.det(scan_to_mni[:3, :3])))
     gm, wm, csf = (tissues[..., k] for k in range(3))
     grey, white, fluid = (float(part.sum(dtype=np.float64)) * unit for part in (gm, wm, csf))
-    left, right, temporal = (
-        _within(gm, name, resolution_mm) * unit for name in ("hippocampus_left", "hippocampus_right", "temporal_lobes")
+    left, right = (
+        max(float(((gm - csf) * _soft(f"hippocampus_{side}", resolution_mm)).sum(dtype=np.float64)), 0.0) * unit
+        for side in ("left", "right")
     )
-    nearby = sum(_within(csf, name, resolution_mm) * unit for name in ("hippocampus_left", "hippocampus_right"))
     intracranial = float(base.mask.sum()) * unit
     return {
         "gm_ml": grey,
@@ -58,8 +60,7 @@ def volumes(tissues: np.ndarray, mask: np.ndarray, scan_to_mni: np.ndarray, reso
         "hippocampus_ml": left + right,
         "hippocampus_left_ml": left,
         "hippocampus_right_ml": right,
-        "hippocampal_occupancy": (left + right) / max(left + right + nearby, 1e-9),
-        "temporal_ml": temporal,
+        "temporal_ml": _within(gm, "temporal_lobes", resolution_mm) * unit,
         "ventricles_ml": _within(csf, "ventricles", resolution_mm) * unit,
         "nbv": (grey + white) / intracranial,
     }
@@ -75,3 +76,8 @@ def _neighbourhood(name: str, resolution_mm: float) -> np.ndarray:
     region = atlas.region(name, resolution_mm)
     away = ndimage.distance_transform_edt(~region, sampling=resolution_mm)
     return away <= DILATION_MM[name]
+
+
+@cache
+def _soft(name: str, resolution_mm: float) -> np.ndarray:
+    return ndimage.gaussian_filter(atlas.region(name, resolution_mm).astype(np.float32), SOFT_EDGE_MM / resolution_mm)
