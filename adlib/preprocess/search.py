@@ -21,13 +21,14 @@ from adlib.volume import block_mean, resample, world_box
 COARSE_MM = 8.0
 PITCHES = (-30.0, -15.0, 0.0, 15.0, 30.0)  # degrees about the left-right axis: nodding varies most between scans
 TURNS = (-20.0, 0.0, 20.0)  # degrees about each of the other two axes
-SCALES = (0.87, 1.0, 1.15)
+SCALES = (0.8, 0.9, 1.0, 1.13)
+POSE_SCALES = (0.85, 1.05)  # at which all rotations are tried: the best one differs where a bright scalp misleads
 MIN_CORRELATION = 0.2  # noise reaches 0.14
 MIN_OVERLAP = 0.6  # share of the template's brain that must lie inside the field of view
 
 
 def coarse_search(volume: np.ndarray, affine: np.ndarray, name: str) -> list[np.ndarray]:
-    """The best rotation and translation of the template's brain, and with it the best translation at each scale.
+    """The best translation of the template's brain at each scale, with the best rotation at a similar scale.
 
     A small template fits inside a large head and a large one around a small head, so the scales are not weighed
     against each other here; `register` follows each and keeps the one that explains the scan best.
@@ -52,15 +53,22 @@ def coarse_search(volume: np.ndarray, affine: np.ndarray, name: str) -> list[np.
     """
     image, inside, corner = _coarse_scan(volume, affine)
     search = _MaskedCorrelation(image, inside)
-    pose = max(product(PITCHES, TURNS, TURNS), key=lambda turn: search.best(turn, 1.0)[0])
-    found = [(scale, *search.best(pose, scale)) for scale in SCALES]
-    top = max(score for _, score, _ in found)
+    poses = {tried: _best_pose(search, tried) for tried in POSE_SCALES}
+    found = []
+    for scale in SCALES:
+        pose = poses[min(POSE_SCALES, key=lambda tried, scale=scale: abs(tried - scale))]
+        found.append((pose, scale, *search.best(pose, scale)))
+    top = max(score for _, _, score, _ in found)
     if not top > MIN_CORRELATION:
         raise StudyError(
             f"{name}: no brain was found in the field of view (best correlation with MNI152 {max(top, 0):.2f}); "
             "expected a T1-weighted scan of a whole head or brain"
         )
-    return [_matrix(pose, scale, corner + COARSE_MM * shift) for scale, _, shift in found]
+    return [_matrix(pose, scale, corner + COARSE_MM * shift) for pose, scale, _, shift in found]
+
+
+def _best_pose(search: _MaskedCorrelation, scale: float) -> tuple[float, float, float]:
+    return max(product(PITCHES, TURNS, TURNS), key=lambda pose: search.best(pose, scale)[0])
 
 
 def _matrix(pose: tuple[float, float, float], scale: float, centre: np.ndarray) -> np.ndarray:
