@@ -91,7 +91,7 @@ def _sessions(
     stage = rank / (len(classes) - 1)
     age = _age(rng, stage)
     severity = _severity(rng, age, rank, source)
-    brain_age_gap = rng.normal(0, 5)
+    brain_age_gap = rng.normal(0, 3)
     sex = "F" if rng.random() < 0.55 else "M"
     size = np.cbrt(rng.normal(1.0, 0.09) * (1.06 if sex == "M" else 0.95))
     stretch = np.diag(size * rng.normal(1.0, 0.02, 3))
