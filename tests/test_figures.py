@@ -1,0 +1,120 @@
+"""Figures show the numbers that they were given."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from adlib.explain import AttributionMaps
+from adlib.figures import cohort, results, theme
+from adlib.records import FIGURES, read_table
+
+CLASSES = ("CN", "MCI", "AD")
+
+
+@pytest.fixture(autouse=True)
+def look():
+    theme.apply_theme()
+    yield
+    plt.close("all")
+
+
+def texts(figure):
+    return " | ".join(t.get_text() for axis in figure.axes for t in [*axis.texts, axis.title, axis.xaxis.label])
+
+
+def people(n=30):
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "participant_id": [f"sub-{k}" for k in range(n)],
+            "session_id": "ses-1",
+            "scan_id": [f"s{k}" for k in range(n)],
+            "diagnosis": [CLASSES[k % 3] for k in range(n)],
+            "age": rng.normal(70, 5, n),
+        }
+    )
+
+
+def entry(run, point, metric="balanced_accuracy"):
+    return {"run": run, "level": "subject", "metric": metric, "class": None, "n": 9, "point": point, "ci95": [0.2, 0.8]}
+
+
+def test_saved_figures_are_registered_once_and_closed(tmp_path):
+    for caption in ("first", "second"):
+        figure, _ = plt.subplots()
+        theme.save_figure(figure, tmp_path, "01_x", notebook="01", sources="t.tsv", caption=caption)
+    table = read_table(tmp_path / "figures.tsv", FIGURES)
+    assert table[["name", "caption"]].values.tolist() == [["01_x", "second"]]
+    assert (tmp_path / "01_x.png").stat().st_size > 0
+    assert (tmp_path / "01_x.svg").read_text().startswith("<?xml")
+    assert plt.get_fignums() == []
+
+
+def test_the_same_figure_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        figure = cohort.plot_cohort(people(), CLASSES)
+        theme.save_figure(figure, tmp_path / name, "x", notebook="01", sources="t", caption="c")
+    for suffix in ("png", "svg"):
+        assert (tmp_path / "a" / f"x.{suffix}").read_bytes() == (tmp_path / "b" / f"x.{suffix}").read_bytes()
+
+
+def test_class_colours_are_distinct_and_ordered_from_light_to_dark():
+    palette = theme.class_palette(("CN", "MCI", "LMCI", "AD"))
+    lightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in palette.values()]
+    assert lightness == sorted(lightness, reverse=True)
+    assert min(-np.diff(lightness)) > 0.05
+
+
+def test_the_flow_names_what_was_left_out():
+    flow = pd.DataFrame({"step": ["listed", "with a diagnosis"], "scans": [12, 9], "participants": [6, 5]})
+    shown = texts(cohort.plot_flow(flow))
+    assert "12 scans of 6 participants" in shown
+    assert "3 scans left out" in shown
+
+
+def test_the_cohort_figure_counts_people_and_scans():
+    twice = pd.concat([people(), people().head(3).assign(session_id="ses-2")])
+    shown = texts(cohort.plot_cohort(twice, CLASSES))
+    assert shown.count("10") == 3
+    assert shown.count("11") == 3
+
+
+def test_the_confusion_figure_writes_the_counts():
+    counts = {"resnet50": [[7, 1, 0], [2, 5, 1], [0, 0, 8]], "volumes": [[8, 0, 0], [0, 8, 0], [0, 0, 8]]}
+    shown = texts(results.plot_confusion(counts, CLASSES)).split(" | ")
+    assert [int(t) for t in shown if t.isdigit()] == [v for run in counts.values() for row in run for v in row]
+
+
+def test_the_forest_shows_every_run_with_its_interval_and_skips_undefined_ones():
+    metrics = {"entries": [entry("resnet50", 0.6), entry("majority", 0.25), entry("volumes", None)]}
+    figure = results.plot_forest(metrics, "balanced_accuracy", "Title", 0.25)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["no input (majority)", "ResNet50"]
+    assert "0.60 [0.20, 0.80]" in texts(figure)
+
+
+def test_the_sensitivity_of_a_perfect_score_is_one_everywhere():
+    positive = np.array([True, True, False, False])
+    assert (results._sensitivity(positive, np.array([0.9, 0.8, 0.2, 0.1]), np.ones(4)) == 1).all()
+
+
+def test_input_slices_have_a_row_per_class_and_a_column_per_channel():
+    table = people(6).assign(row=range(6), slice=0, position_mm=-20.0)
+    figure = cohort.plot_input_slices(np.random.default_rng(0).random((6, 3, 8, 8)), table, CLASSES)
+    assert len(figure.axes) == 9
+    assert "slice at -20 mm" in texts(figure)
+
+
+def test_attribution_panels_follow_classes_and_slices():
+    maps = AttributionMaps(np.ones((3, 2, 8, 8)), np.zeros((3, 2, 8, 8)), np.array([5, 5, 4]))
+    figure = results.plot_attribution(maps, CLASSES)
+    assert len(figure.axes) == 3 * 2 + 1
+    assert [figure.axes[k].get_ylabel() for k in (0, 4)] == ["CN\n(mean of 5)", "AD\n(mean of 4)"]
+
+
+def test_calibration_marks_published_means():
+    truth = people().assign(nbv=0.75, hippocampus_ml=5.0, ventricles_ml=30.0)
+    figure = cohort.plot_calibration(truth, CLASSES)
+    marks = figure.axes[0].lines[-3:] or figure.axes[0].lines
+    drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in marks])
+    assert any(np.isclose(drawn, 0.769))
