@@ -27,7 +27,7 @@ VOLUMES = {
     "icv_ml": "intracranial volume (ml)",
     "gm_ml": "grey matter (ml)",
     "wm_ml": "white matter (ml)",
-    "hippocampus_ml": "grey matter near the hippocampi (ml)",
+    "hippocampus_ml": "both hippocampi (ml)",
     "ventricles_ml": "lateral ventricles (ml)",
 }
 
