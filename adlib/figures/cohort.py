@@ -27,7 +27,7 @@ def plot_flow(flow: pd.DataFrame) -> Figure:
         axis.text(0, -level, text, ha="center", va="center", bbox=box)
         if level:
             dropped = flow.iloc[level - 1]["scans"] - row.scans
-            axis.text(0.25, 0.5 - level, f"{dropped} scans left out", va="center", ha="left", color=NEUTRAL)
+            axis.text(0.1, 0.5 - level, f"{dropped} scans left out", va="center", ha="left", color=NEUTRAL)
             axis.annotate("", (0, 0.33 - level), (0, 0.67 - level), arrowprops={"arrowstyle": "->", "color": NEUTRAL})
     axis.set(xlim=(-1, 1), ylim=(-len(flow) + 0.4, 0.6), title="Scans that enter the study")
     axis.axis("off")
@@ -46,7 +46,7 @@ def plot_cohort(manifest: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
     for place, (scans, number) in enumerate(counts.itertuples(index=False)):
         left.text(place, number / 2, f"{number:.0f}", ha="center", va="center", color="white", weight="bold")
         left.text(place, scans, f"{scans:.0f}", ha="center", va="bottom", color=NEUTRAL)
-    left.set(title="Participants (filled) and scans", ylabel="count")
+    left.set(title="Participants (filled) and scans", ylabel="count", ylim=(0, 1.12 * counts["scans"].max()))
     sns.boxplot(people, x="diagnosis", y="age", order=classes, hue="diagnosis", palette=palette, ax=right, legend=False)
     right.set(title="Age at the first session", xlabel="", ylabel="years")
     return figure
@@ -65,6 +65,7 @@ def plot_confounds(confounds: pd.DataFrame) -> Figure:
     axis.set(xlim=(0, 1.15), title="Does metadata tell the label? (blue: p < 0.05 after Holm)", xlabel="association")
     axis.set_xticks(np.linspace(0, 1, 6))
     axis.grid(axis="x")
+    axis.grid(False, axis="y")
     return figure
 
 
