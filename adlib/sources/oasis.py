@@ -15,6 +15,11 @@ from adlib.sources.bids import image_facts
 
 PLANES = ("axl", "cor", "sag")
 SEPARATOR = "|"
+ACKNOWLEDGEMENT = (
+    "Data were provided in part by OASIS. OASIS-2 (Longitudinal): principal investigators D. Marcus, R. Buckner, "
+    "J. Csernansky, J. Morris; P50 AG05681, P01 AG03991, P01 AG026276, R01 AG021910, P20 MH071616, U24 RR021382 "
+    "(Marcus et al. 2010, doi:10.1162/jocn.2009.21407)."
+)
 _COLUMNS = ("Subject ID", "MRI ID", "CDR", "Age", "M/F", "eTIV", "nWBV", "Visit")
 
 
