@@ -61,7 +61,7 @@ def publish(params: StudyParams, root: Path) -> int:
             path.unlink()
     for name in [*(f"{name}.png" for name in names), "figures.tsv"]:
         _copy(source / name, target / name)
-    if not (target / "metrics.json").exists():
+    if not (target / "metrics.json").exists() and (params.folder / "metrics.json").is_file():
         accept(params, root)
     return len(names)
 

@@ -132,6 +132,10 @@ def plot_input_slices(slices: np.ndarray, table: pd.DataFrame, classes: tuple[st
         axes[row, 0].set_ylabel(name, weight="bold")
     for k in range(count):
         mm = table["position_mm"].iloc[k]
-        label = "three planes as channels" if pd.isna(mm) else f"slice at {mm:.0f} mm: its three channels"
+        label = (
+            "three planes as channels"
+            if pd.isna(mm)
+            else f"slice at {mm:.0f} mm" + (", three channels" if count == 1 else "")
+        )
         axes[0, 3 * k + 1].set_title(label, size="small")
     return figure

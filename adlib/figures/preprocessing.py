@@ -111,7 +111,15 @@ def plot_qc(features: pd.DataFrame) -> Figure:
     for axis, (name, limit) in zip(axes.ravel(), LIMITS.items(), strict=False):
         values = features[["qc_verdict", name]].dropna()
         sns.histplot(
-            values, x=name, hue="qc_verdict", palette=VERDICTS, multiple="stack", bins=25, ax=axis, legend=False
+            values,
+            x=name,
+            hue="qc_verdict",
+            palette=VERDICTS,
+            multiple="stack",
+            bins=25,
+            ax=axis,
+            legend=False,
+            linewidth=0,
         )
         for bounds, style in ((limit.fine, "--"), (limit.bearable, "-")):
             for bound in bounds:
