@@ -26,12 +26,12 @@ def augment(x: torch.Tensor, generator: torch.Generator, *, flip: bool) -> torch
     def uniform(low: float, high: float) -> torch.Tensor:
         return torch.rand(n, generator=generator) * (high - low) + low
 
-    angle, scale = uniform(-0.09, 0.09), uniform(0.94, 1.06)
+    angle, scale = uniform(-0.05, 0.05), uniform(0.98, 1.02)
     mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if flip else torch.ones(n)
     rows = torch.stack(
         [
-            torch.stack([scale * angle.cos() * mirror, -scale * angle.sin(), uniform(-0.04, 0.04)], 1),
-            torch.stack([scale * angle.sin() * mirror, scale * angle.cos(), uniform(-0.04, 0.04)], 1),
+            torch.stack([scale * angle.cos() * mirror, -scale * angle.sin(), uniform(-0.03, 0.03)], 1),
+            torch.stack([scale * angle.sin() * mirror, scale * angle.cos(), uniform(-0.03, 0.03)], 1),
         ],
         1,
     )  # (B, 2, 3)

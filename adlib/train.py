@@ -14,6 +14,7 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
 from adlib.augment import augment
+from adlib.auxiliary import auxiliary_targets
 from adlib.dataset import load_slices
 from adlib.model import Classifier, ModelCard, build_network, save, slice_logits, softmax
 from adlib.params import StudyParams
@@ -51,6 +52,8 @@ class Fold:
         Their names and true diagnoses, and the column ``split`` of this fold.
     targets : (rows,) int64
         Class indices to train on; in a control they are not the truth.
+    auxiliary : (rows, M) float32
+        What else the network is to tell of each slice while it is trained, see `adlib.auxiliary`.
     """
 
     run: str
@@ -58,6 +61,7 @@ class Fold:
     slices: np.ndarray
     table: pd.DataFrame
     targets: np.ndarray
+    auxiliary: np.ndarray
 
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.table["split"] == split)
@@ -109,7 +113,10 @@ def make_fold(
     targets = table["diagnosis"].map({name: k for k, name in enumerate(params.classes)}).to_numpy()
     if run == "shuffled_labels":
         targets = _shuffled(table, targets, params.seed)
-    return Fold(run, number, slices, table, targets)
+    train = np.flatnonzero(table["split"] == "train")
+    manifest = read_table(params.folder / "manifest.tsv", MANIFEST)
+    features = read_table(params.folder / "features.tsv", FEATURES)
+    return Fold(run, number, slices, table, targets, auxiliary_targets(table, manifest, features, train))
 
 
 def _shuffled(table: pd.DataFrame, targets: np.ndarray, seed: int) -> np.ndarray:
@@ -166,7 +173,7 @@ def fit(fold: Fold, params: StudyParams, folder: Path, key: str) -> tuple[nn.Mod
     device = pick_device(params.exec.device)
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     torch.manual_seed(params.seed + fold.number)
-    network, origin = build_network(len(params.classes), settings.weights)
+    network, origin = build_network(len(params.classes) + fold.auxiliary.shape[1], settings.weights)
     network = network.to(device, memory_format=torch.channels_last)
     train = fold.rows("train")
     steps = max(len(train) // settings.batch_size, 1)
@@ -184,14 +191,19 @@ def fit(fold: Fold, params: StudyParams, folder: Path, key: str) -> tuple[nn.Mod
         seconds = time.monotonic() - started
         print(_line(history[-1], settings.epochs, seconds), flush=True)
     write_json(history, folder / "history.json")
-    return network, origin
+    return _without_auxiliary(network, len(params.classes)), origin
+
+
+def _without_auxiliary(network: nn.Module, classes: int) -> nn.Module:
+    last = nn.Linear(network.fc.in_features, classes)
+    last.load_state_dict({name: value[:classes] for name, value in network.fc.state_dict().items()})
+    network.fc = last.to(next(network.parameters()).device)
+    return network
 
 
 def _line(row: dict, epochs: int, seconds: float) -> str:
-    return (
-        f"  epoch {row['epoch']:>3}/{epochs}  train loss {row['train_loss']:.3f}  validation loss "
-        f"{row['validation_loss']:.3f}  balanced accuracy {row['validation_balanced_accuracy']:.3f}  {seconds:.0f} s"
-    )
+    scores = "  ".join(f"{name.replace('_', ' ')} {row[name]:.3f}" for name in row if name != "epoch")
+    return f"  epoch {row['epoch']:>3}/{epochs}  {scores}  {seconds:.0f} s"
 
 
 def _train_epoch(
@@ -202,24 +214,26 @@ def _train_epoch(
     params: StudyParams,
     epoch: int,
 ) -> float:
-    settings, device = params.train, next(network.parameters()).device
+    settings, device, classes = params.train, next(network.parameters()).device, len(params.classes)
     rng = np.random.default_rng([params.seed, fold.number, epoch])
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     order = rng.permutation(fold.rows("train"))
-    criterion = nn.CrossEntropyLoss(
-        class_weights(fold, len(params.classes)).to(device), label_smoothing=settings.label_smoothing
-    )
+    criterion = nn.CrossEntropyLoss(class_weights(fold, classes).to(device), label_smoothing=settings.label_smoothing)
     network.train()
     losses = []
     for start in range(0, max(len(order) - settings.batch_size + 1, 1), settings.batch_size):
         batch = order[start : start + settings.batch_size]
         x = torch.from_numpy(fold.slices[np.sort(batch)].astype(np.float32))  # (B, 3, H, W)
         y = torch.from_numpy(fold.targets[np.sort(batch)]).to(device)  # (B,)
+        beside = torch.from_numpy(fold.auxiliary[np.sort(batch)]).to(device)  # (B, M)
         if settings.augment:
             x = augment(x, generator, flip=params.input.plane != "sagittal")
         x = x.to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            loss = criterion(network(x).float(), y)
+            output = network(x).float()  # (B, K + M)
+        loss = criterion(output[:, :classes], y)
+        if beside.numel():
+            loss = loss + settings.auxiliary_weight * nn.functional.mse_loss(output[:, classes:], beside)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -237,7 +251,7 @@ def class_weights(fold: Fold, classes: int) -> torch.Tensor:
 
 def _validate(fold: Fold, network: nn.Module, params: StudyParams) -> dict[str, float]:
     rows = fold.rows("validation")
-    p = softmax(slice_logits(network, fold.slices[rows]))
+    p = softmax(slice_logits(network, fold.slices[rows])[:, : len(params.classes)])
     y = fold.targets[rows]
     return {
         "validation_loss": float(-np.log(p[np.arange(len(y)), y]).mean()),

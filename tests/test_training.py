@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from adlib import model, train
 from adlib.augment import augment
+from adlib.auxiliary import auxiliary_targets
 from adlib.model import Classifier, ModelCard, build_network, load, pool, save, slice_probabilities, softmax
 from adlib.params import InputParams, PreprocessParams, load_params
 from adlib.records import FEATURES, MANIFEST, SLICES, SPLITS, StudyError, write_table
@@ -15,9 +16,20 @@ from adlib.records import FEATURES, MANIFEST, SLICES, SPLITS, StudyError, write_
 CLASSES = ("CN", "AD")
 
 
+class Tiny(torch.nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 5, 2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten()
+        )
+        self.fc = torch.nn.Linear(128, classes)
+
+    def forward(self, x):
+        return self.fc(self.body(x))
+
+
 def tiny_network(classes, weights):
-    layers = (torch.nn.Conv2d(3, 8, 5, 2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten())
-    return torch.nn.Sequential(*layers, torch.nn.Linear(128, classes)), "random initialisation"
+    return Tiny(classes), "random initialisation"
 
 
 @pytest.fixture
@@ -107,6 +119,20 @@ def test_shuffled_labels_keep_class_sizes_and_persons_but_lose_the_truth(study):
     assert pd.Series(fold.targets).groupby(twice["participant_id"]).nunique().max() == 1
     assert 0.2 < (fold.targets == true).mean() < 0.8
     assert fold.table["diagnosis"].tolist() == twice["diagnosis"].tolist()
+
+
+def test_auxiliary_targets_are_standardised_on_training_rows_and_may_be_missing():
+    table = pd.DataFrame({"scan_id": ["a", "b", "c", "a"]})
+    manifest = pd.DataFrame({"scan_id": ["a", "b", "c"], "age": [60.0, 80.0, np.nan]})
+    features = pd.DataFrame(
+        {"scan_id": ["c", "b", "a"], "icv_ml": [1500.0, 1000.0, 2000.0], "gm_ml": [750.0, 600.0, 800.0]}
+    )
+    found = auxiliary_targets(table, manifest, features, train=np.array([0, 1]))
+    np.testing.assert_allclose(found[:, 0], [-1, 1, 0, -1])
+    np.testing.assert_allclose(found[:, 1], [1, -1, 0, 1])
+    np.testing.assert_allclose(found[:, 2], [-1, 1, 0, -1], atol=1e-5)
+    nothing = auxiliary_targets(table, manifest[["scan_id"]], features[["scan_id"]], np.array([0]))
+    assert nothing.shape == (4, 0)
 
 
 def test_temperature_recovers_a_known_overconfidence():
