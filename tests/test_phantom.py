@@ -105,7 +105,7 @@ def test_the_bayes_ceiling_is_what_the_best_rule_reaches():
 
 
 def test_the_best_possible_classifier_tells_ad_from_cn_a_little_better_than_studies_of_patients():
-    """Leak-free studies reach balanced accuracies of 0.80 to 0.87 (Wen et al. 2020, doi:10.1016/j.media.2020.101694)."""
+    """Leak-free studies reach 0.80 to 0.87 (Wen et al. 2020, doi:10.1016/j.media.2020.101694)."""
     source = PhantomSource(kind="phantom", severity_mean=(0.1, 1.0))
     ceiling = phantom.bayes_ceiling(source, ("CN", "AD"))
     assert 0.87 < ceiling["severity"] <= ceiling["severity_and_age"] < 0.94
