@@ -33,8 +33,8 @@ class PhantomSource(Section):
     severity_sd: float = Field(
         0.35,
         gt=0,
-        description="Standard deviation of severity within a class; at 0.35 the best possible classifier tells AD from CN "
-        "with a balanced accuracy of 0.9, a little above what leak-free studies of patients reach.",
+        description="Standard deviation of severity within a class; at 0.35 the best possible classifier tells AD from "
+        "CN with a balanced accuracy of 0.9, a little above what leak-free studies of patients reach.",
     )
     severity_per_decade: float = Field(0.04, ge=0, description="Rise of severity per ten years of age above 74.")
 

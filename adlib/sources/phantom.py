@@ -245,7 +245,7 @@ def _write_scan(row: dict[str, Any], folder: Path, voxel_mm: float) -> dict[str,
     kept = ("participant_id", "session_id", "scan_id", "diagnosis", "age", "sex", "site", "severity", "brain_age")
     truth = {name: row[name] for name in kept} | truth | {"scan_to_mni": json.dumps(truth["scan_to_mni"])}
     write_json(truth, record)
-    return truth
+    return read_json(record)
 
 
 def _write_image(volume: np.ndarray, affine: np.ndarray, scanner: Scanner, path: Path) -> None:
