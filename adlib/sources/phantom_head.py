@@ -19,7 +19,7 @@ MEASURED = ("gm", "wm", "csf", "hippocampus", "ventricles", "temporal")
 # fitted so that the cohort's brain-to-intracranial ratio meets OASIS-1 (Marcus et al. 2007,
 # doi:10.1162/jocn.2007.19.9.1498); the ordering follows Karacali & Davatzikos 2006, doi:10.1109/TMI.2006.873221.
 RATES = {
-    "disease": {"gm": -0.14, "wm": -0.07, "temporal": -0.30, "hippocampus": -0.58, "ventricles": 0.90},
+    "disease": {"gm": -0.11, "wm": -0.05, "temporal": -0.28, "hippocampus": -0.58, "ventricles": 0.90},
     "ageing": {"gm": -0.13, "wm": -0.045, "temporal": -0.13, "hippocampus": -0.07, "ventricles": 0.70},
 }
 REFERENCE_AGE = 45.0
