@@ -16,6 +16,7 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from papermill.exceptions import PapermillExecutionError
 
 from adlib.records import StudyError, write_text
@@ -111,7 +112,8 @@ def execute(notebook: Path, executed: Path, params_file: Path, root: Path, progr
 def write_html(executed: Path) -> Path:
     """Write an executed notebook as one HTML file that holds all its images and fetches nothing.
 
-    Widgets need scripts from the network, so what stands in for them as text, image or HTML is shown instead.
+    Widgets need scripts from the network, so what stands in for them as text, image or HTML is shown instead. Of a
+    progress bar only its end is shown.
     """
     content = nbformat.read(executed, as_version=4)
     content.metadata.pop("widgets", None)
@@ -123,6 +125,7 @@ def write_html(executed: Path) -> Path:
         extra_loaders=[DictLoader({"offline.html.j2": OFFLINE_TEMPLATE})],
         template_file="offline.html.j2",
     )
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
     page, _ = exporter.from_notebook_node(content, {"metadata": {"name": executed.stem}})
     return write_text(page, executed.with_suffix(".html"))
 

@@ -11,6 +11,8 @@ import nbformat
 import pytest
 from throwaway import CELLS, command, environment, make_project, run, write_notebook
 
+from adlib.execution import write_html
+
 RESULTS = ("manifest.tsv", "features.tsv", "metrics.json", "figures/01_cohort.png", "figures/03_scores.png")
 
 
@@ -248,3 +250,12 @@ def test_a_reader_that_goes_away_does_not_stop_the_study(finished):
     process.stdout.close()
     assert process.wait(timeout=60) == 0
     assert (finished / "outputs" / "tiny" / "metrics.json").is_file()
+
+
+def test_of_a_progress_bar_the_page_shows_only_the_end(tmp_path):
+    bar = [nbformat.v4.new_output("stream", name="stderr", text=f"\rwork {n} of 3") for n in range(4)]
+    cell = nbformat.v4.new_code_cell("1", outputs=bar)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "x.ipynb")
+    page = write_html(tmp_path / "x.ipynb").read_text()
+    assert "work 3 of 3" in page
+    assert "work 2 of 3" not in page
