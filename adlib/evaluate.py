@@ -9,6 +9,7 @@ import pandas as pd
 
 from adlib import scores
 from adlib.baselines import predict_baselines
+from adlib.model import softmax
 from adlib.params import EvaluateParams, StudyParams
 from adlib.records import (
     FEATURES,
@@ -90,12 +91,12 @@ def check_unseen(predictions: pd.DataFrame, splits: pd.DataFrame) -> None:
 
 
 def pool_level(predictions: pd.DataFrame, level: str, classes: tuple[str, ...]) -> pd.DataFrame:
-    """Calibrate slice probabilities by their fold's temperature and average them up to a level.
+    """Calibrate slice probabilities as their fold says and average them up to a level.
 
     Parameters
     ----------
     predictions : DataFrame
-        One run; columns ``p_<class>`` without temperature, and ``temperature``.
+        One run; columns ``p_<class>`` uncalibrated, ``temperature`` and perhaps ``bias_<class>``.
     level : str
         ``slice``, ``scan`` or ``subject``. A participant whose diagnosis changes between sessions counts with the one
         of most sessions, the later one at a tie.
@@ -107,14 +108,20 @@ def pool_level(predictions: pd.DataFrame, level: str, classes: tuple[str, ...]) 
         Columns participant_id, truth and ``p_<class>``, one row per item.
     """
     columns = [f"p_{name}" for name in classes]
-    p = np.maximum(predictions[columns].to_numpy(float), 1e-12) ** (1 / predictions["temperature"].to_numpy()[:, None])
-    table = predictions.assign(**dict(zip(columns, (p / p.sum(1, keepdims=True)).T, strict=True)))
+    table = predictions.assign(**dict(zip(columns, _calibrated(predictions, classes).T, strict=True)))
     table = table.sort_values(["participant_id", "session_id", "slice"])
     keys = LEVELS[level]
     pooled = table.groupby(keys, sort=True)[columns].mean().reset_index()
     sessions = table.drop_duplicates([*LEVELS["scan"]]) if level == "subject" else table
     truth = sessions.groupby(keys, sort=True)["truth"].agg(_most_frequent).reset_index()
     return pooled.merge(truth, on=keys)
+
+
+def _calibrated(predictions: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
+    """Probabilities (n, K) after each row's temperature and, where it has them, biases."""
+    p = np.maximum(predictions[[f"p_{name}" for name in classes]].to_numpy(float), 1e-12)
+    bias = predictions.reindex(columns=[f"bias_{name}" for name in classes]).astype(float).fillna(0.0).to_numpy()
+    return softmax(np.log(p) / predictions["temperature"].to_numpy()[:, None] + bias)
 
 
 def _most_frequent(labels: pd.Series) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,14 @@ class ModelCard:
     input : InputParams
     preprocess : PreprocessParams
     temperature : float
-        Divides the logits before the softmax; fitted on validation participants (Guo et al. 2017, arXiv:1706.04599).
+        Divides the logits before the softmax, see `adlib.calibration`.
     cohort : dict
         Aggregates of the training participants only: counts by class, mean and sd of volumes by class.
     weights_origin, splits_sha256, code : str
         Initial weights, digest of splits.tsv, digest of the training code.
     seed : int
+    bias : tuple of float
+        Added to the logits of the classes after the temperature; empty for none.
     """
 
     study: str
@@ -53,6 +56,7 @@ class ModelCard:
     splits_sha256: str
     code: str
     seed: int
+    bias: tuple[float, ...] = ()
 
     def to_json(self) -> str:
         content = {**asdict(self), "input": self.input.model_dump(), "preprocess": self.preprocess.model_dump()}
@@ -61,7 +65,7 @@ class ModelCard:
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
         content = json.loads(text)
-        content["classes"] = tuple(content["classes"])
+        content |= {name: tuple(content[name]) for name in ("classes", "bias")}
         content["input"] = InputParams.model_validate_json(json.dumps(content["input"]))
         content["preprocess"] = PreprocessParams.model_validate_json(json.dumps(content["preprocess"]))
         return cls(**content)
@@ -188,16 +192,17 @@ def slice_logits(network: nn.Module, slices: np.ndarray, batch: int = 64) -> np.
     return torch.cat(parts).numpy()
 
 
-def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Probabilities (n, K) float64 of logits (n, K) divided by a temperature."""
-    scaled = logits / temperature
+def softmax(logits: np.ndarray, temperature: float = 1.0, bias: Sequence[float] = ()) -> np.ndarray:
+    """Probabilities (n, K) float64 of logits (n, K) divided by a temperature, plus a bias (K,) where there is one."""
+    scaled = logits / temperature + (np.asarray(bias) if len(bias) else 0.0)
     weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
 
 
 def slice_probabilities(classifier: Classifier, slices: np.ndarray) -> np.ndarray:
     """Calibrated probabilities (n, K) float64 of slices (n, 3, H, W)."""
-    return softmax(slice_logits(classifier.network, slices), classifier.card.temperature)
+    card = classifier.card
+    return softmax(slice_logits(classifier.network, slices), card.temperature, card.bias)
 
 
 def pool(probabilities: np.ndarray) -> np.ndarray:

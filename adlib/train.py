@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import minimize_scalar
 from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
 from adlib.augment import augment
 from adlib.auxiliary import auxiliary_targets
+from adlib.calibration import fit_calibration
 from adlib.dataset import load_slices
 from adlib.model import Classifier, ModelCard, build_network, save, slice_logits, softmax
 from adlib.params import StudyParams
@@ -82,7 +82,7 @@ def train_study(params: StudyParams, code: str = "") -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Schema `records.PREDICTIONS` with columns ``p_<class>`` and ``temperature``.
+        Schema `records.PREDICTIONS` with columns ``p_<class>``, ``temperature`` and ``bias_<class>``.
     """
     slices, table = load_slices(params)
     splits = read_table(params.folder / "splits.tsv", SPLITS)
@@ -134,9 +134,9 @@ def _finished(fold: Fold, params: StudyParams, key: str) -> pd.DataFrame:
         print(f"{fold.run}, fold {fold.number}: kept, nothing changed")
         return read_table(stored, PREDICTIONS)
     network, origin = fit(fold, params, folder, key)
-    predictions, temperature = predict_fold(fold, network, params)
+    predictions = predict_fold(fold, network, params)
     if fold.run == RUN and fold.number == 0:
-        card = _card(fold, params, temperature, origin, key)
+        card = _card(fold, params, predictions, origin, key)
         save(Classifier(network, card), params.folder / "model.safetensors")
     predictions = write_table(predictions, stored, PREDICTIONS)
     write_json(_proof(key, made), done)
@@ -278,36 +278,26 @@ def _resume(path: Path, key: str, network, optimizer, schedule, device: torch.de
     return stored["history"]
 
 
-def predict_fold(fold: Fold, network: nn.Module, params: StudyParams) -> tuple[pd.DataFrame, float]:
-    """Predict validation and test slices; fit the temperature on validation slices only.
+def predict_fold(fold: Fold, network: nn.Module, params: StudyParams) -> pd.DataFrame:
+    """Predict validation and test slices; fit temperature and biases on validation slices only.
 
     Returns
     -------
-    predictions : DataFrame
-        Schema `records.PREDICTIONS`; ``p_<class>`` without temperature, and the fold's ``temperature``.
-    temperature : float
+    DataFrame
+        Schema `records.PREDICTIONS`; ``p_<class>`` uncalibrated, the fold's ``temperature`` and ``bias_<class>``.
     """
     rows = np.concatenate([fold.rows("validation"), fold.rows("test")])
     logits = slice_logits(network, fold.slices[rows])
     held_out = (fold.table["split"].to_numpy()[rows] == "validation").nonzero()[0]
-    temperature = fit_temperature(logits[held_out], fold.targets[rows][held_out])
+    temperature, bias = fit_calibration(logits[held_out], fold.targets[rows][held_out])
     table = fold.table.iloc[rows][["participant_id", "session_id", "scan_id", "slice", "split"]].copy()
     table = table.assign(run=fold.run, fold=fold.number, truth=fold.table["diagnosis"].to_numpy()[rows])
     p = pd.DataFrame(softmax(logits), columns=[f"p_{name}" for name in params.classes], index=table.index)
-    return table.join(p).assign(temperature=temperature), temperature
+    biases = {f"bias_{name}": value for name, value in zip(params.classes, bias, strict=True)}
+    return table.join(p).assign(temperature=temperature, **biases)
 
 
-def fit_temperature(logits: np.ndarray, y: np.ndarray) -> float:
-    """Temperature in [0.1, 10] that minimises the log loss (Guo et al. 2017, arXiv:1706.04599)."""
-
-    def loss(log_t: float) -> float:
-        p = softmax(logits, float(np.exp(log_t)))
-        return float(-np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean())
-
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.1), np.log(10)), method="bounded").x))
-
-
-def _card(fold: Fold, params: StudyParams, temperature: float, origin: str, key: str) -> ModelCard:
+def _card(fold: Fold, params: StudyParams, predictions: pd.DataFrame, origin: str, key: str) -> ModelCard:
     trained = fold.table.loc[fold.rows("train"), "scan_id"].unique()
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id").loc[trained]
     features = read_table(params.folder / "features.tsv", FEATURES).set_index("scan_id").loc[trained]
@@ -317,7 +307,8 @@ def _card(fold: Fold, params: StudyParams, temperature: float, origin: str, key:
         simulated=params.source.kind == "phantom",
         input=params.input,
         preprocess=params.preprocess,
-        temperature=temperature,
+        temperature=float(predictions["temperature"].iloc[0]),
+        bias=tuple(float(predictions[f"bias_{name}"].iloc[0]) for name in params.classes),
         cohort={
             "participants": manifest.groupby("diagnosis")["participant_id"].nunique().to_dict(),
             "volumes": volume_summary(features, manifest["diagnosis"]),

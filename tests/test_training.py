@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from adlib import model, train
 from adlib.augment import augment
 from adlib.auxiliary import auxiliary_targets
+from adlib.calibration import fit_calibration
 from adlib.model import Classifier, ModelCard, build_network, load, pool, save, slice_probabilities, softmax
 from adlib.params import InputParams, PreprocessParams, load_params
 from adlib.records import FEATURES, MANIFEST, SLICES, SPLITS, StudyError, write_table
@@ -135,11 +136,15 @@ def test_auxiliary_targets_are_standardised_on_training_rows_and_may_be_missing(
     assert nothing.shape == (4, 0)
 
 
-def test_temperature_recovers_a_known_overconfidence():
+def test_calibration_recovers_a_known_overconfidence_and_a_known_bias():
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 1.5, (4000, 3))
     y = np.array([rng.choice(3, p=row) for row in softmax(logits)])
-    assert train.fit_temperature(logits * 2.5, y) == pytest.approx(2.5, rel=0.1)
+    distorted = (logits - [0.0, 0.8, 0.0]) * 2.5
+    temperature, bias = fit_calibration(distorted, y)
+    assert temperature == pytest.approx(2.5, rel=0.1)
+    assert bias - bias[0] == pytest.approx([0, 0.8, 0], abs=0.15)
+    np.testing.assert_allclose(softmax(distorted, temperature, bias), softmax(logits), atol=0.05)
 
 
 def test_augmentation_repeats_by_seed_keeps_shape_and_background_level():
