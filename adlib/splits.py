@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import ceil
+from math import floor
 
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
@@ -55,13 +55,17 @@ def make_splits(scans: pd.DataFrame, params: SplitParams, seed: int) -> pd.DataF
 
 
 def _check_counts(counts: pd.Series, params: SplitParams) -> None:
-    folds, tested = (params.folds, 1 / params.folds) if params.protocol == "kfold" else (1, params.test_fraction)
-    needed = max(folds, ceil(1 / (params.validation_fraction * (1 - tested))))
+    needed, tested = (params.folds, 1 / params.folds) if params.protocol == "kfold" else (4, params.test_fraction)
     if counts.min() < needed:
         raise StudyError(
-            f"class {counts.idxmin()} has {counts.min()} participants; {params.protocol} with "
-            f"splits.validation_fraction {params.validation_fraction} needs {needed} in every class: "
-            "add participants, drop the class from `classes`, or raise splits.validation_fraction"
+            f"class {counts.idxmin()} has {counts.min()} participants, {params.protocol} needs {needed} in each: "
+            "add participants, drop the class from `classes`, or lower splits.folds"
+        )
+    held_out = params.validation_fraction * floor(counts.sum() * (1 - tested))
+    if held_out < len(counts):
+        raise StudyError(
+            f"{counts.sum()} participants leave {held_out:.1f} for validation, which needs one for each "
+            f"of {len(counts)} classes: add participants or raise splits.validation_fraction"
         )
 
 

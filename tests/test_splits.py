@@ -46,5 +46,19 @@ def test_a_leaking_table_is_refused():
 
 
 def test_too_small_a_class_is_refused_by_name():
-    with pytest.raises(StudyError, match=r"kfold with splits\.validation_fraction 0\.12 needs 11 in every class"):
+    with pytest.raises(StudyError, match="participants, kfold needs 5 in each"):
         make_splits(cohort(per_class=3), SplitParams(protocol="kfold"), seed=1)
+
+
+def test_too_few_participants_for_validation_are_refused():
+    with pytest.raises(StudyError, match=r"leave 1\.1 for validation, which needs one for each of 2"):
+        make_splits(cohort(per_class=7), SplitParams(test_fraction=0.3), seed=1)
+
+
+def test_the_smallest_cohorts_that_are_accepted_are_split():
+    for per_class in range(5, 30):
+        try:
+            splits = make_splits(cohort(per_class), SplitParams(protocol="kfold"), seed=1)
+        except StudyError:
+            continue
+        assert (splits.groupby(["fold", "split"])["diagnosis"].nunique() == 2).all()
