@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import floor
+from math import ceil, floor
 
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
@@ -61,10 +61,10 @@ def _check_counts(counts: pd.Series, params: SplitParams) -> None:
             f"class {counts.idxmin()} has {counts.min()} participants, {params.protocol} needs {needed} in each: "
             "add participants, drop the class from `classes`, or lower splits.folds"
         )
-    held_out = params.validation_fraction * floor(counts.sum() * (1 - tested))
+    held_out = ceil(params.validation_fraction * floor(counts.sum() * (1 - tested)))
     if held_out < len(counts):
         raise StudyError(
-            f"{counts.sum()} participants leave {held_out:.1f} for validation, which needs one for each "
+            f"{counts.sum()} participants leave {held_out} for validation, which needs one for each "
             f"of {len(counts)} classes: add participants or raise splits.validation_fraction"
         )
 

@@ -51,8 +51,8 @@ def test_too_small_a_class_is_refused_by_name():
 
 
 def test_too_few_participants_for_validation_are_refused():
-    with pytest.raises(StudyError, match=r"leave 1\.1 for validation, which needs one for each of 2"):
-        make_splits(cohort(per_class=7), SplitParams(test_fraction=0.3), seed=1)
+    with pytest.raises(StudyError, match="leave 1 for validation, which needs one for each of 2"):
+        make_splits(cohort(per_class=7), SplitParams(validation_fraction=0.05), seed=1)
 
 
 def test_the_smallest_cohorts_that_are_accepted_are_split():
@@ -62,3 +62,16 @@ def test_the_smallest_cohorts_that_are_accepted_are_split():
         except StudyError:
             continue
         assert (splits.groupby(["fold", "split"])["diagnosis"].nunique() == 2).all()
+
+
+def test_twelve_participants_of_four_classes_are_enough():
+    four = pd.concat(
+        [
+            cohort(12)
+            .assign(diagnosis=lambda t, k=k: t["diagnosis"] + k)
+            .assign(participant_id=lambda t, k=k: t["participant_id"] + k)
+            for k in "ab"
+        ]
+    )
+    splits = make_splits(four, SplitParams(), seed=20)
+    assert (splits.groupby("split")["diagnosis"].nunique() == 4).all()
