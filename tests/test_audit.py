@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from adlib.audit import AuditStop, associations, enforce, metadata_auc, run_audit
+import adlib.audit as audit_package
+from adlib.audit import CHECKS, AuditStop, associations, enforce, metadata_auc, run_audit
 from adlib.params import AuditParams
 from adlib.records import StudyError
 
@@ -112,3 +115,19 @@ def test_associations_find_the_planted_one_first():
     assert found.iloc[0]["column"] == "site"
     assert found.iloc[0]["association"] > 0.95
     assert (found.iloc[1:]["p_holm"] > 0.05).all()
+
+
+def test_every_check_is_described_and_raised_somewhere():
+    package = Path(audit_package.__file__).parent
+    code = "".join(path.read_text() for path in package.glob("*.py") if path.name != "checks.py")
+    page = (package.parents[1] / "docs" / "audit.md").read_text(encoding="utf-8")
+    for name, check in CHECKS.items():
+        assert f'"{name}"' in code, name
+        assert f"| `{name}` | {', '.join(check.severities)} | {check.meaning} | {check.remedy} |" in page, name
+
+
+def test_a_number_with_equal_class_means_has_no_association():
+    table = listing().assign(voxel_z_mm=np.repeat([0.94 * 2, 1.2 * 2], 2).tolist() * 20)
+    row = associations(audited(table).manifest).set_index("column").loc["voxel_z_mm"]
+    assert row["association"] == 0
+    assert row["p_holm"] == 1

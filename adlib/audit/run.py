@@ -1,0 +1,130 @@
+"""The audit as a whole: a listing in, the manifest of the scans that go on and all findings out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from adlib.audit.cohort import check_cohort
+from adlib.audit.confounds import associations, check_confounds
+from adlib.audit.findings import check_accepted, decided, finding, named
+from adlib.audit.geometry import check_geometry
+from adlib.audit.identity import assign_participants, check_copies, check_given_split, check_labels
+from adlib.audit.sequence import check_sequence
+from adlib.params import AuditParams
+from adlib.records import LISTING, MANIFEST, StudyError, check_table
+
+UNREAD = "unread"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the audit of a listing concludes.
+
+    Attributes
+    ----------
+    manifest : DataFrame
+        Schema `records.MANIFEST`: the scans that go on, one diagnosis each.
+    findings : DataFrame
+        Schema `records.AUDIT`, the worst first.
+    flow : DataFrame
+        Columns step, scans, participants: what was left after each exclusion.
+    confounds : DataFrame
+        See `confounds.associations`: how far each fact about a scan tells its label.
+    """
+
+    manifest: pd.DataFrame
+    findings: pd.DataFrame
+    flow: pd.DataFrame
+    confounds: pd.DataFrame
+
+
+def run_audit(
+    listed: pd.DataFrame,
+    classes: tuple[str, ...],
+    params: AuditParams,
+    seed: int,
+    pixels: pd.DataFrame | None = None,
+) -> Audit:
+    """Check a source's listing and decide which scans go on.
+
+    Parameters
+    ----------
+    listed : DataFrame
+        Schema `records.LISTING`: participant and diagnosis may be empty, diagnosis outside `classes`.
+    classes : tuple of str
+    params : AuditParams
+    seed : int
+        Of the cross-validations, the bootstrap and the recovery of groups.
+    pixels : DataFrame, optional
+        `fingerprint.pixel_facts` of `listed`; without it no image is compared with another.
+
+    Raises
+    ------
+    StudyError
+        If no scan of any class is left, `pixels` is of another listing, or `audit.accept` names no check.
+    """
+    check_accepted(params)
+    scans = check_table(listed, LISTING, "listing")
+    if pixels is not None:
+        if not pixels.index.equals(listed.index):
+            raise StudyError(f"pixels has {len(pixels)} rows, not those of the {len(listed)} scans; read them again")
+        pixels = pixels.set_axis(scans.index)
+    chosen, flow, findings = _eligible(scans, classes)
+    sequence, kept = check_sequence(chosen)
+    flow.append(("T1w", kept))
+    geometry, kept = check_geometry(kept, _rows(pixels, kept))
+    flow.append(("with values that vary", kept))
+    kept, unknown = assign_participants(kept, _rows(pixels, kept), params, seed)
+    findings += sequence + unknown + check_given_split(kept) + check_labels(kept)
+    findings += check_copies(kept, _rows(pixels, kept), params) + geometry
+    manifest = _manifest(kept)
+    findings += check_cohort(manifest, classes, params) + check_confounds(manifest, params, seed)
+    return Audit(manifest, decided(findings, params), _flow_table(flow), associations(manifest, seed))
+
+
+def _rows(pixels: pd.DataFrame | None, scans: pd.DataFrame) -> pd.DataFrame | None:
+    return None if pixels is None else pixels.loc[scans.index]
+
+
+def _eligible(
+    scans: pd.DataFrame, classes: tuple[str, ...]
+) -> tuple[pd.DataFrame, list[tuple[str, pd.DataFrame]], list[dict[str, str]]]:
+    """Scans that the source did not leave out and whose label is a class, with flow and findings so far."""
+    findings = []
+    for reason, rows in scans.groupby("excluded"):
+        findings.append(finding("source-left-out", "info", named(rows["scan_id"]), f"{len(rows)} scans: {reason}"))
+    used = scans[scans["excluded"].isna()]
+    labelled = used[used["diagnosis"].notna()]
+    chosen = labelled[labelled["diagnosis"].isin(classes)]
+    outside = labelled[~labelled["diagnosis"].isin(classes)]
+    if len(used) > len(labelled):
+        missing = used[used["diagnosis"].isna()]
+        findings.append(finding("label-missing", "warn", named(missing["scan_id"]), f"{len(missing)} scans"))
+    if len(outside):
+        counts = ", ".join(f"{n} x {label}" for label, n in outside["diagnosis"].value_counts().items())
+        findings.append(finding("label-outside", "warn", named(outside["scan_id"]), counts, ", ".join(classes)))
+    if chosen.empty:
+        found = sorted(labelled["diagnosis"].unique())
+        raise StudyError(f"empty cohort: no scan has a diagnosis among {list(classes)}; the source has {found}")
+    flow = [("listed", scans), ("not left out by the source", used), ("with a diagnosis", labelled)]
+    return chosen, [*flow, ("of the study's classes", chosen)], findings
+
+
+def _manifest(scans: pd.DataFrame) -> pd.DataFrame:
+    if scans.empty:
+        raise StudyError("empty cohort: every scan of the study's classes has one and the same value everywhere")
+    filled = scans.fillna({"session_id": "ses-01", "sha256": UNREAD}).drop(columns="excluded")
+    return check_table(filled.drop_duplicates("scan_id"), MANIFEST, "manifest")
+
+
+def _flow_table(flow: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
+    """The steps at which scans were dropped, between the first and the last of the selection by label."""
+    always = {"listed", "with a diagnosis", "of the study's classes"}
+    rows, before = [], None
+    for step, table in flow:
+        if step in always or len(table) != before:
+            rows.append({"step": step, "scans": len(table), "participants": table["participant_id"].nunique()})
+        before = len(table)
+    return pd.DataFrame(rows)
