@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from adlib import atlas
-from adlib.params import PhantomSource
 from adlib.records import file_digest, read_table
+from adlib.source_params import PhantomSource
 from adlib.sources import phantom
 from adlib.sources.phantom_head import MEASURED, Subject, image_head
 

@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adlib.params import BidsSource, Oasis2SlicesSource
 from adlib.records import MANIFEST, StudyError, check_table
-from adlib.sources import bids, oasis
+from adlib.source_params import BidsSource, Oasis2SlicesSource
+from adlib.sources import bids, oasis2_slices
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_corrupt_image_is_listed_without_shape(dataset):
     ("change", "words"),
     [
         (lambda d: (d / "participants.tsv").unlink(), "participants.tsv does not exist"),
-        (lambda d: (d / "participants.tsv").write_text("a,b\n1,2\n"), "tab-separated"),
+        (lambda d: (d / "participants.tsv").write_text("a,b\n1,2\n"), "lacks column 'participant_id'"),
         (lambda d: (d / "participants.tsv").write_text("participant_id\nsub-01\nsub-01\n"), "more than once"),
         (lambda d: [p.unlink() for p in d.rglob("*.nii.gz")], "no sub-"),
     ],
@@ -81,25 +81,46 @@ def slices(tmp_path):
     ]
     (tmp_path / "oasis_longitudinal_demographic.csv").write_text("\n".join([header, *lines]))
     for name in ("OAS2_0001_MR1", "OAS2_0002_MR1"):
-        for plane in oasis.PLANES:
+        for plane in oasis2_slices.PLANES:
             (tmp_path / plane).mkdir(exist_ok=True)
             nib.save(nib.Nifti1Image(np.ones((8, 9), np.uint8), np.eye(4)), tmp_path / plane / f"{name}_{plane}.nii.gz")
     return tmp_path
 
 
-def test_oasis_sessions_with_three_planes_become_scans(slices, tmp_path, capsys):
-    listed = oasis.read_manifest(Oasis2SlicesSource(kind="oasis2_slices", root=slices), tmp_path / "u", workers=1)
-    assert listed["diagnosis"].tolist() == ["CN", "MCI"]
-    assert listed["nbv"].tolist() == [0.696, 0.736]
-    assert listed["path"].str.count(r"\|").tolist() == [2, 2]
-    assert "2 of the table's 3 sessions" in capsys.readouterr().out
+def read_slices(root, tmp_path):
+    source = Oasis2SlicesSource(kind="oasis2_slices", root=root)
+    return oasis2_slices.read_manifest(source, tmp_path / "u", workers=1)
+
+
+def test_oasis_sessions_with_three_planes_become_scans(slices, tmp_path):
+    listed = read_slices(slices, tmp_path)
+    whole = listed[listed["excluded"].isna()]
+    assert whole["diagnosis"].tolist() == ["CN", "MCI"]
+    assert whole["nbv"].tolist() == [0.696, 0.736]
+    assert whole["path"].str.count(r"\|").tolist() == [2, 2]
+    left = listed[listed["excluded"].notna()]
+    assert left["scan_id"].tolist() == ["OAS2_0003_MR1"]
+    assert left["excluded"].tolist() == ["no slice in axl, cor, sag"]
+
+
+@pytest.mark.parametrize("dialect", ["commas", "mangled", "utf16"])
+def test_oasis_tables_of_other_dialects_say_the_same(slices, tmp_path, dialect):
+    table = slices / "oasis_longitudinal_demographic.csv"
+    before = read_slices(slices, tmp_path)
+    text = table.read_text()
+    if dialect == "commas":
+        text = text.replace(",", ".").replace(";", ",")
+    elif dialect == "mangled":
+        text = text.replace("M/F", "M.F").replace("MRI ID", "MRI.ID")
+    table.write_bytes(text.encode("utf-16") if dialect == "utf16" else text.encode())
+    pd.testing.assert_frame_equal(read_slices(slices, tmp_path), before)
 
 
 def test_oasis_without_its_table_or_column_is_refused(slices, tmp_path):
     table = slices / "oasis_longitudinal_demographic.csv"
     table.write_text(table.read_text().replace("CDR", "Rating"))
-    with pytest.raises(StudyError, match=r"lacks columns \['CDR'\]"):
-        oasis.read_manifest(Oasis2SlicesSource(kind="oasis2_slices", root=slices), tmp_path / "u", workers=1)
+    with pytest.raises(StudyError, match=r"lacks columns \['cdr'\]"):
+        oasis2_slices.read_manifest(Oasis2SlicesSource(kind="oasis2_slices", root=slices), tmp_path / "u", workers=1)
     table.unlink()
     with pytest.raises(StudyError, match="longitudinal"):
-        oasis.read_manifest(Oasis2SlicesSource(kind="oasis2_slices", root=slices), tmp_path / "u", workers=1)
+        oasis2_slices.read_manifest(Oasis2SlicesSource(kind="oasis2_slices", root=slices), tmp_path / "u", workers=1)

@@ -1,33 +1,29 @@
-"""A BIDS dataset becomes a manifest: labels from participants.tsv or sessions.tsv, scanner facts from sidecars."""
+"""A BIDS dataset becomes a listing: labels from participants.tsv or sessions.tsv, scanner facts from sidecars."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pandas as pd
+import pyarrow as pa
+from bids2table import index_dataset, load_bids_metadata
 
 from adlib.compute import map_scans
-from adlib.params import BidsSource
-from adlib.records import StudyError, file_digest, read_json
+from adlib.records import StudyError
+from adlib.source_params import BidsSource
+from adlib.sources.facts import image_facts
+from adlib.sources.sidecar import sidecar_facts
+from adlib.tables import read_user_table
 
-_SIDECAR = {
-    "manufacturer": "Manufacturer",
-    "model": "ManufacturersModelName",
-    "field_strength_T": "MagneticFieldStrength",
-    "series_description": "SeriesDescription",
-    "site": "InstitutionName",
-}
+_ENTITIES = ("sub", "ses", "space", "desc", "part", "suffix", "ext", "path")
 
 
-def read_manifest(source: BidsSource, *, workers: int = 0) -> pd.DataFrame:
+def read_manifest(source: BidsSource, _folder: Path | None = None, *, workers: int = 0) -> pd.DataFrame:
     """List every T1w scan of a BIDS dataset with its label, one row per scan.
 
     Rows without a label keep an empty diagnosis; the audit reports and drops them. A file that nibabel cannot open
-    keeps an empty shape, and preprocessing will report it.
+    keeps an empty shape, and preprocessing will report it. Sidecars are inherited as BIDS prescribes.
 
     Raises
     ------
@@ -37,77 +33,69 @@ def read_manifest(source: BidsSource, *, workers: int = 0) -> pd.DataFrame:
     root = Path(source.root)
     if not root.is_dir():
         raise StudyError(f"source.root {root} is not a folder; give the folder that holds dataset_description.json")
-    scans = sorted(path for path in root.glob("sub-*/**/anat/*_T1w.nii*") if path.name.endswith((".nii", ".nii.gz")))
-    if not scans:
-        raise StudyError(f"no sub-*/[ses-*/]anat/*_T1w.nii[.gz] under {root}; is it a BIDS dataset with T1w images?")
+    scans = _images(root)
     people = _table(root / "participants.tsv", "participant_id")
-    rows = [_describe(path, root, people, source) for path in scans]
+    if people is None:
+        raise StudyError(f"{root / 'participants.tsv'} does not exist; a BIDS dataset needs it for labels, age and sex")
+    visits = {name: _table(root / name / f"{name}_sessions.tsv", "session_id") for name in scans["participant_id"]}
+    rows = [_describe(scan, people, visits[scan["participant_id"]], source) for scan in scans.to_dict("records")]
     if all(row["diagnosis"] is None for row in rows):
         raise StudyError(
             f"no scan under {root} has a value in column {source.label_column!r} of participants.tsv "
             f"(columns {list(people.columns)}) or sessions.tsv; set source.label_column"
         )
-    headers = map_scans(image_facts, scans, workers=workers, label="reading headers")
-    return pd.DataFrame([row | facts for row, facts in zip(rows, headers, strict=True)])
+    facts = map_scans(_file_facts, [row["path"] for row in rows], workers=workers, label="reading headers")
+    return pd.DataFrame([found | row for row, found in zip(rows, facts, strict=True)])
 
 
-def _table(path: Path, key: str) -> pd.DataFrame:
+def _images(root: Path) -> pd.DataFrame:
+    """Participant, session, name and path of each raw T1w image."""
+    index = index_dataset(root).select(list(_ENTITIES)).to_pandas()
+    pa.default_memory_pool().release_unused()
+    raw = index["space"].isna() & index["desc"].isna() & index["part"].isna()
+    index = index[raw & (index["suffix"] == "T1w") & index["ext"].isin([".nii", ".nii.gz"])].sort_values("path")
+    if index.empty:
+        raise StudyError(f"no sub-*/[ses-*/]anat/*_T1w.nii[.gz] under {root}; is it a BIDS dataset with T1w images?")
+    names = [Path(path).name.removesuffix(".gz").removesuffix(".nii") for path in index["path"]]
+    return pd.DataFrame(
+        {
+            "participant_id": "sub-" + index["sub"],
+            "session_id": "ses-" + index["ses"].fillna("01"),
+            "scan_id": names,
+            "path": [str(root / path) for path in index["path"]],
+        }
+    )
+
+
+def _table(path: Path, key: str) -> pd.DataFrame | None:
     if not path.is_file():
-        raise StudyError(f"{path} does not exist; a BIDS dataset needs it for labels, age and sex")
-    try:
-        table = pd.read_csv(
-            path, sep="\t", dtype=str, keep_default_na=False, na_values=["n/a", ""], encoding="utf-8-sig"
-        )
-    except (ValueError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} is not a tab-separated table: {error}") from None
-    if key not in table.columns:
-        raise StudyError(f"{path} lacks column {key!r}; it has {list(table.columns)} (tab-separated?)")
-    if table[key].duplicated().any():
-        raise StudyError(f"{path} names {table[key][table[key].duplicated()].iloc[0]!r} more than once")
+        return None
+    table = read_user_table(path, required=(key,))
+    repeated = table[key].duplicated()
+    if repeated.any():
+        raise StudyError(f"{path} names {table.loc[repeated, key].iloc[0]!r} more than once")
     return table.set_index(key)
 
 
-def _describe(path: Path, root: Path, people: pd.DataFrame, source: BidsSource) -> dict[str, Any]:
-    participant = path.relative_to(root).parts[0]
-    session = next((part for part in path.relative_to(root).parts if part.startswith("ses-")), "ses-01")
-    person = people.loc[participant].to_dict() if participant in people.index else {}
-    visits = root / participant / f"{participant}_sessions.tsv"
-    if visits.is_file():
-        table = _table(visits, "session_id")
-        visit = table.loc[session].dropna().to_dict() if session in table.index else {}
-        person = {**person, **visit}
+def _describe(
+    scan: dict[str, Any], people: pd.DataFrame, visits: pd.DataFrame | None, source: BidsSource
+) -> dict[str, Any]:
+    person = people.loc[scan["participant_id"]].to_dict() if scan["participant_id"] in people.index else {}
+    if visits is not None and scan["session_id"] in visits.index:
+        person |= visits.loc[scan["session_id"]].dropna().to_dict()
     label = person.get(source.label_column)
-    label = None if label is None or pd.isna(label) else source.labels.get(label, label)
-    sidecar = next(_sidecars(path), {})
+    label = None if pd.isna(label) else source.labels.get(label, label)
+    date = person.get("acq_time")
+    known = {name: person[name] for name in ("age", "sex", "site", "phase") if not pd.isna(person.get(name))}
     return {
-        "participant_id": participant,
-        "session_id": session,
-        "scan_id": path.name.removesuffix(".gz").removesuffix(".nii"),
-        "path": str(path),
+        **scan,
         "diagnosis": label,
         "label_source": f"{source.label_column} of the BIDS tables",
-        "age": person.get("age"),
-        "sex": person.get("sex"),
-        "acquisition_date": str(person["acq_time"])[:10] if person.get("acq_time") else None,
-        **{name: sidecar.get(key) for name, key in _SIDECAR.items()},
-        **({"site": person["site"]} if person.get("site") else {}),
+        **({} if pd.isna(date) else {"acquisition_date": str(date)[:10]}),
+        **known,
     }
 
 
-def _sidecars(path: Path) -> Iterator[dict[str, Any]]:
-    sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
-    if sidecar.is_file():
-        yield read_json(sidecar)
-
-
-def image_facts(path: Path) -> dict[str, Any]:
-    """Digest, voxel edges (mm) and shape of an image file; shape is empty where the header cannot be read."""
-    facts: dict[str, Any] = {"sha256": file_digest(path), "shape": None}
-    try:
-        image = nib.load(path)
-    except Exception:  # any reader fault means the same here: preprocessing will say which
-        return facts
-    zooms = np.array(image.header.get_zooms()[:3], dtype=float)
-    names = ("voxel_x_mm", "voxel_y_mm", "voxel_z_mm")
-    edges = {name: round(float(edge), 4) for name, edge in zip(names, zooms, strict=False)}
-    return facts | edges | {"shape": "x".join(str(n) for n in image.shape)}
+def _file_facts(path: str) -> dict[str, Any]:
+    sidecar = load_bids_metadata(path)
+    return image_facts(Path(path)) | {"site": sidecar.get("InstitutionName")} | sidecar_facts(sidecar)

@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 
 from adlib.records import StudyError, read_json
+from adlib.sources.sequence import CONTRAST, NOT_T1W, REFORMATTED, T1W
 
 MAX_FILES = 20_000
 MAX_BYTES = 4 * 2**30
@@ -26,14 +27,6 @@ MIN_SLICES = 40
 TIMEOUT_S = 300
 
 _GAP = "slice distance varies"
-_T1W = re.compile(r"t1|mp2?[ _-]?rage|f?spgr|bravo|(?<![a-z])t?tfe|(?<![a-z])tfl|vibe", re.I)
-_NOT_T1W = re.compile(
-    r"t2|flair|(?<![a-z])(pd|dwi|dti|asl|swi|tof|adc|rest|epi|mra)(?![a-z])|diff|trace|bold|fmri|perf|field.?map|b0.?map"
-    r"|t1.?map|inv[-_ ]?[12]|scout|locali[sz]er|survey|calib|angio|phase",
-    re.I,
-)
-_CONTRAST = re.compile(r"\+c\b|gad|\bgd\b|post|contrast", re.I)
-_REFORMATTED = {"MPR", "PROJECTION IMAGE", "MIP", "MINIP", "LOCALIZER", "PHASE", "P", "IMAGINARY", "REAL", "T1 MAP"}
 
 
 @dataclass(frozen=True)
@@ -50,12 +43,15 @@ class Series:
         Why it cannot be the T1w scan; empty where it can.
     rank : tuple
         Larger is more likely the scan that is wanted.
+    about : dict
+        The sidecar that dcm2niix wrote, identifying fields stripped.
     """
 
     title: str
     image: nib.Nifti1Image
     fault: str
     rank: tuple[bool, bool, bool, int]
+    about: dict[str, Any]
 
 
 @contextmanager
@@ -84,6 +80,13 @@ def read_dicom(path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
     StudyError
         If the zip is unsafe, nothing is DICOM, or no series looks like one 3-D T1w scan.
     """
+    taken, left = choose(list_series(path), path)
+    note = f"{taken.title} taken" + ("" if taken.rank[0] else " as T1w, although its name does not say so")
+    return taken.image, (note, *(f"{one.title} left out: {reason}" for one, reason in left))
+
+
+def list_series(path: Path) -> list[Series]:
+    """Convert every series of a folder or zip of DICOM files; see `read_dicom`."""
     with private_folder() as folder:
         incoming, converted = folder / "in", folder / "out"
         converted.mkdir()
@@ -93,8 +96,7 @@ def read_dicom(path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
             incoming.mkdir()
             unpack(path, incoming)
         gapped = run_dcm2niix(incoming, converted, path)
-        series = [_describe(volume, volume.stem in gapped) for volume in sorted(converted.glob("*.nii"))]
-    return choose(series, path)
+        return [_describe(volume, volume.stem in gapped) for volume in sorted(converted.glob("*.nii"))]
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -184,10 +186,10 @@ def _describe(volume: Path, gapped: bool) -> Series:
     text = " ".join(str(about.get(key, "")) for key in ("SeriesDescription", "ProtocolName", "SequenceName")).strip()
     kinds = {str(kind).upper() for kind in about.get("ImageType", [])}
     image = nib.Nifti1Image(np.asarray(loaded.dataobj), loaded.affine)
-    rank = (bool(_T1W.search(text)), not _CONTRAST.search(text), "ORIGINAL" in kinds, int(np.prod(image.shape)))
+    rank = (bool(T1W.search(text)), not CONTRAST.search(text), "ORIGINAL" in kinds, int(np.prod(image.shape)))
     title = f"series {about.get('SeriesNumber', '?')} '{about.get('SeriesDescription', 'without description')}'"
     fault = _fault(image.shape, about, text, kinds) or ("slices are missing; export it again" if gapped else "")
-    return Series(title, image, fault, rank)
+    return Series(title, image, fault, rank, about)
 
 
 def _fault(shape: tuple[int, ...], about: dict[str, Any], text: str, kinds: set[str]) -> str:
@@ -199,14 +201,14 @@ def _fault(shape: tuple[int, ...], about: dict[str, Any], text: str, kinds: set[
         return f"{shape[3]} volumes, not one"
     if min(shape) < MIN_SLICES:
         return f"{min(shape)} slices, a 3-D scan has at least {MIN_SLICES}"
-    if kinds & _REFORMATTED:
-        return f"image type {'/'.join(sorted(kinds & _REFORMATTED))}, not the acquired volume"
-    if unlike := _NOT_T1W.search(text):
+    if kinds & REFORMATTED:
+        return f"image type {'/'.join(sorted(kinds & REFORMATTED))}, not the acquired volume"
+    if unlike := NOT_T1W.search(text):
         return f"named '{unlike[0]}', not T1w"
     return ""
 
 
-def choose(series: list[Series], source: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
+def choose(series: list[Series], source: Path) -> tuple[Series, list[tuple[Series, str]]]:
     """Take the most T1w-looking series and say why each other one was left.
 
     Raises
@@ -215,12 +217,12 @@ def choose(series: list[Series], source: Path) -> tuple[nib.Nifti1Image, tuple[s
         If none can be T1w, or several could and none is named so.
     """
     usable = sorted((one for one in series if not one.fault), key=lambda one: one.rank, reverse=True)
-    left = [f"{one.title} left out: {one.fault}" for one in series if one.fault]
+    left = [(one, one.fault) for one in series if one.fault]
     if not usable:
-        raise StudyError(f"{source.name} holds no 3-D T1w series: " + "; ".join(left))
+        reasons = "; ".join(f"{one.title} left out: {reason}" for one, reason in left)
+        raise StudyError(f"{source.name} holds no 3-D T1w series: {reasons}")
     best, *others = usable
     if others and not best.rank[0]:
         titles = ", ".join(one.title for one in usable)
         raise StudyError(f"{source.name}: none of {titles} is named as T1w; give the folder of the one that is")
-    taken = f"{best.title} taken" + ("" if best.rank[0] else " as T1w, although its name does not say so")
-    return best.image, (taken, *(f"{one.title} left out: less likely the T1w scan" for one in others), *left)
+    return best, [*((one, "less likely the T1w scan") for one in others), *left]

@@ -1,110 +1,125 @@
-"""OASIS-2 mid-slices become a manifest: one scan is the axial, coronal and sagittal slice of one session."""
+"""OASIS-1 and OASIS-2 as distributed: one T1w volume for each MRI session, labels from the release's table.
+
+In OASIS-1 the averaged, motion-corrected image of a session (``PROCESSED/MPRAGE/SUBJ_111``) is taken, else its first
+acquisition; in OASIS-2 the first acquisition (``RAW/mpr-1``). The others are listed with the reason.
+"""
 
 from __future__ import annotations
 
-import zipfile
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
 
 from adlib.compute import map_scans
-from adlib.params import Oasis2SlicesSource
-from adlib.records import StudyError, digest
-from adlib.sources.bids import image_facts
+from adlib.records import StudyError, atomic_path, file_digest
+from adlib.source_params import Oasis1Source, Oasis2Source
+from adlib.sources.facts import image_facts
+from adlib.sources.oasis_tables import read_oasis_table, visit_facts
 
-PLANES = ("axl", "cor", "sag")
-SEPARATOR = "|"
-ACKNOWLEDGEMENT = (
-    "Data were provided in part by OASIS. OASIS-2 (Longitudinal): principal investigators D. Marcus, R. Buckner, "
-    "J. Csernansky, J. Morris; P50 AG05681, P01 AG03991, P01 AG026276, R01 AG021910, P20 MH071616, U24 RR021382 "
-    "(Marcus et al. 2010, doi:10.1162/jocn.2009.21407)."
-)
-_COLUMNS = ("Subject ID", "MRI ID", "CDR", "Age", "M/F", "eTIV", "nWBV", "Visit")
+_SESSION = re.compile(r"OAS(?P<release>[12])_(?P<number>\d{4})_MR(?P<visit>\d+)$")
+_RANKS = ("SUBJ_111", "_mpr-1", "mpr-1", "_mpr-2", "mpr-2", "_mpr-3", "mpr-3", "_mpr-4", "mpr-4")
 
 
-def read_manifest(source: Oasis2SlicesSource, unpacked: Path, *, workers: int = 0) -> pd.DataFrame:
-    """List the sessions that have all three mid-slices, with age, sex, CDR class, nWBV and eTIV.
+def read_oasis1(source: Oasis1Source, folder: Path, *, workers: int = 0) -> pd.DataFrame:
+    """List the sessions of OASIS-1; see `_read_release`."""
+    table = read_oasis_table(_checked(source.root), "*cross-sectional*.csv", "id")
+    return _read_release(Path(source.root), "1", table, source.cdr_labels, folder, workers)
 
-    `path` of a row holds the three files, joined by ``|`` in the order axial, coronal, sagittal; its ``sha256`` is the
-    digest of their three digests. The extra columns ``nbv`` (nWBV) and ``icv_ml`` (eTIV) are volumes that OASIS
-    publishes (Marcus et al. 2010, doi:10.1162/jocn.2009.21407).
 
-    Parameters
-    ----------
-    source : Oasis2SlicesSource
-    unpacked : path
-        Folder that receives the slices where the root holds them as a zip.
+def read_oasis2(source: Oasis2Source, folder: Path, *, workers: int = 0) -> pd.DataFrame:
+    """List the sessions of OASIS-2; see `_read_release`."""
+    table = read_oasis_table(_checked(source.root), "*longitudinal*.csv", "mriid")
+    return _read_release(Path(source.root), "2", table, source.cdr_labels, folder, workers)
+
+
+def _checked(root: Path) -> Path:
+    if not Path(root).is_dir():
+        raise StudyError(f"source.root {root} is not a folder; give the folder of the OASIS images and their table")
+    return Path(root)
+
+
+def _read_release(
+    root: Path, release: str, table: pd.DataFrame, labels: dict[str, str], folder: Path, workers: int
+) -> pd.DataFrame:
+    """One row per image; the chosen image of a session as NIfTI with its true orientation under `folder`.
 
     Raises
     ------
     StudyError
-        If the folder, the table, a column or all slices are missing.
+        If no session of the release has an image.
     """
-    root = Path(source.root)
-    if not root.is_dir():
-        raise StudyError(f"source.root {root} is not a folder; give the folder of the OASIS-2 slices and their table")
-    table = _longitudinal_table(root)
-    slices = _slice_folder(root, unpacked)
-    rows = [row for _, visit in table.iterrows() if (row := _session(visit, slices, source)) is not None]
-    print(
-        f"OASIS-2: {len(rows)} of the table's {len(table)} sessions have all three mid-slices; the others are left out"
-    )
+    sessions = sorted(path for path in root.rglob(f"OAS{release}_*") if path.is_dir() and _SESSION.match(path.name))
+    rows = [row for session in sessions for row in _rows(session, root, table, labels)]
     if not rows:
-        raise StudyError(f"none of the {len(table)} sessions of the table has slices axl/, cor/, sag/ under {slices}")
-    paths = [Path(p) for row in rows for p in row["path"].split(SEPARATOR)]
-    facts = map_scans(image_facts, paths, workers=workers, label="reading slices")
-    for index, row in enumerate(rows):
-        three = facts[3 * index : 3 * index + 3]
-        row["sha256"] = digest([f["sha256"] for f in three])
-        row["shape"] = SEPARATOR.join(f["shape"] or "unreadable" for f in three)
+        raise StudyError(f"no OAS{release}_*_MR*/ folder with an image (.hdr and .img, or .nii) under {root}")
+    print(f"OASIS-{release}: {len(sessions)} of the table's {len(table)} sessions are on disk")
+    chosen = [row for row in rows if "excluded" not in row]
+    facts = map_scans(partial(_converted, folder=folder / "nifti"), chosen, workers=workers, label="reading images")
+    for row, found in zip(chosen, facts, strict=True):
+        row |= found
     return pd.DataFrame(rows)
 
 
-def _longitudinal_table(root: Path) -> pd.DataFrame:
-    tables = sorted(root.glob("*longitudinal*.csv"))
-    if len(tables) != 1:
-        raise StudyError(f"expected one *longitudinal*.csv in {root}, found {[p.name for p in tables]}")
-    header = tables[0].read_text(encoding="utf-8-sig").partition("\n")[0]
-    separator, decimal = (";", ",") if header.count(";") > header.count(",") else (",", ".")
-    table = pd.read_csv(tables[0], sep=separator, decimal=decimal, encoding="utf-8-sig")
-    missing = [name for name in _COLUMNS if name not in table.columns]
-    if missing:
-        raise StudyError(f"{tables[0]} lacks columns {missing}; it has {list(table.columns)}")
-    return table
+def _rows(session: Path, root: Path, table: pd.DataFrame, labels: dict[str, str]) -> list[dict[str, Any]]:
+    named = _SESSION.match(session.name)
+    participant = f"sub-OAS{named['release']}{named['number']}"
+    about = {"participant_id": participant, "session_id": f"ses-MR{named['visit']}", "site": "OASIS"}
+    if session.name in table.index:
+        about |= visit_facts(table.loc[session.name], labels)
+    images = sorted(_images(session), key=_rank)
+    rows = []
+    for number, image in enumerate(images):
+        reason = {} if number == 0 else {"excluded": f"{_kind(images[0])} of the session is used"}
+        name = f"{participant}_{about['session_id']}" + (f"_run-{number + 1}" if number else "") + "_T1w"
+        series = {"series_description": f"MPRAGE, {_kind(image)}", "scan_id": name, "path": str(image)}
+        rows.append(about | series | reason)
+    return rows
 
 
-def _slice_folder(root: Path, unpacked: Path) -> Path:
-    if (root / PLANES[0]).is_dir():
-        return root
-    archives = sorted(root.glob("*.zip"))
-    if len(archives) != 1:
-        raise StudyError(f"expected folders {PLANES} or one zip of them in {root}, found {[p.name for p in archives]}")
-    if not (unpacked / PLANES[0]).is_dir():
-        partial = unpacked.with_name(unpacked.name + ".part")
-        partial.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(archives[0]) as archive:
-            archive.extractall(partial)
-        partial.rename(unpacked)
-    return unpacked
+def _images(session: Path) -> list[Path]:
+    """Native images: those already forced into Talairach space (T88_111) and segmentations are no scans."""
+    found = [path for path in session.rglob("*") if path.name.endswith((".hdr", ".nii", ".nii.gz"))]
+    return [path for path in found if not {"T88_111", "FSL_SEG"} & set(path.parts)]
 
 
-def _session(visit: pd.Series, slices: Path, source: Oasis2SlicesSource) -> dict[str, Any] | None:
-    name = str(visit["MRI ID"])
-    files = [slices / plane / f"{name}_{plane}.nii.gz" for plane in PLANES]
-    if not all(path.is_file() for path in files):
-        return None
-    rating = f"{float(visit['CDR']):g}" if pd.notna(visit["CDR"]) else None
-    return {
-        "participant_id": f"sub-{str(visit['Subject ID']).replace('_', '')}",
-        "session_id": f"ses-{int(visit['Visit']):02d}",
-        "scan_id": name,
-        "path": SEPARATOR.join(str(path) for path in files),
-        "diagnosis": source.cdr_labels.get(rating) if rating is not None else None,
-        "label_source": "CDR at the visit",
-        "age": float(visit["Age"]),
-        "sex": visit["M/F"],
-        "site": "OASIS-2",
-        "nbv": float(visit["nWBV"]),
-        "icv_ml": float(visit["eTIV"]),
-    }
+def _rank(image: Path) -> tuple[int, str]:
+    return next((k for k, part in enumerate(_RANKS) if part in str(image)), len(_RANKS)), str(image)
+
+
+def _kind(image: Path) -> str:
+    return "the averaged image" if "SUBJ_111" in image.parts else f"acquisition {image.name.partition('.')[0]}"
+
+
+def _converted(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write a session's image as NIfTI unless that was done, and say what its header says."""
+    source = Path(row["path"])
+    target = folder / f"{row['scan_id']}.nii.gz"
+    try:
+        image = nib.load(source.with_suffix(".img") if source.suffix == ".hdr" else source)
+        data = np.squeeze(np.asanyarray(image.dataobj))
+        if data.ndim == 3 and not target.is_file():
+            with atomic_path(target) as temporary:
+                nib.save(nib.Nifti1Image(data, _affine(image, data.shape)), temporary)
+    except Exception as error:  # nibabel meets arbitrary bytes here and raises whatever its parsers raise
+        return {"sha256": file_digest(source), "excluded": f"{source.name} cannot be read: {error}"}
+    if not target.is_file():
+        return {"sha256": file_digest(source), "excluded": f"{source.name} has shape {data.shape}, not one volume"}
+    return {"path": str(target)} | image_facts(target)
+
+
+def _affine(image: nib.spatialimages.SpatialImage, shape: tuple[int, int, int]) -> np.ndarray:
+    """The true affine (4, 4), RAS mm: the header's where it states one, else that of all OASIS Analyze images.
+
+    Their axes run to the front, up and to the left; the header does not say so (Clinica's OASIS converter gives the
+    same affine for SUBJ_111, doi:10.3389/fninf.2021.689675).
+    """
+    if isinstance(image, nib.Nifti1Pair) and int(image.header["sform_code"]) + int(image.header["qform_code"]) > 0:
+        return image.affine
+    x, y, z = (float(edge) for edge in image.header.get_zooms()[:3])
+    i, j, k = shape
+    return np.array([[0, 0, -z, z * k / 2], [x, 0, 0, -x * i / 2], [0, y, 0, -y * j / 2], [0, 0, 0, 1]])

@@ -18,8 +18,8 @@ import pandas as pd
 import torch
 
 from adlib.compute import map_scans
-from adlib.params import BidsSource, PhantomSource
 from adlib.records import Schema, StudyError, atomic_path, digest, read_json, write_json, write_table, write_text
+from adlib.source_params import BidsSource, PhantomSource
 from adlib.sources.phantom_head import Scanner, Subject, image_head
 
 TRUTH = Schema(

@@ -241,6 +241,21 @@ def image_head(subject: Subject, scanner: Scanner, voxel_mm: float) -> tuple[np.
     truth : dict
         Volumes in ml (`MEASURED`, icv) and ``scan_to_mni``, the affine (4, 4) that fits the true map best.
     """
+    return image_head_with_maps(subject, scanner, voxel_mm)[:3]
+
+
+def image_head_with_maps(
+    subject: Subject, scanner: Scanner, voxel_mm: float
+) -> tuple[np.ndarray, np.ndarray, dict, np.ndarray]:
+    """As `image_head`, with the fractions behind the true volumes as a fourth part.
+
+    Returns
+    -------
+    volume, affine, truth
+        Of `image_head`.
+    fractions : (6, X, Y, Z) float32
+        What share of each voxel is what, in the order of `MEASURED`.
+    """
     rng = np.random.default_rng(subject.scan_seed)
     head = anatomy(2.0 if voxel_mm >= 1.5 else 1.0)
     edges = voxel_mm * np.array(scanner.voxel_scale)
@@ -249,21 +264,31 @@ def image_head(subject: Subject, scanner: Scanner, voxel_mm: float) -> tuple[np.
     centre = np.linalg.inv(subject.to_mni) @ [0, -18, -4, 1]
     affine[:3, 3] = centre[:3] - edges * (np.array(shape) - 1) / 2
     world = atlas.coordinates(shape, affine)
+    template_mm = _pulled_back(subject, world)
+    voxels = torch.from_numpy((template_mm - _offset(head.affine)) / np.float32(head.affine[0, 0]))
+    channels = torch.from_numpy(
+        np.concatenate([_ideal(head, subject, scanner)[None], head.measured]).astype(np.float32)
+    )
+    sampled = sample(channels, voxels).numpy()
+    volume = _acquire(sampled[0], scanner, rng)
+    return volume, affine, _truth(sampled[1:], world, template_mm, float(np.prod(edges))), sampled[1:]
+
+
+def _pulled_back(subject: Subject, world: np.ndarray) -> np.ndarray:
+    """Where in the template the subject's points (3, X, Y, Z) come from, mm."""
     linear = subject.to_mni.astype(np.float32)
     straight = np.tensordot(linear[:3, :3], world, axes=1) + linear[:3, 3].reshape(3, 1, 1, 1)
     field_voxels = (straight - _offset(_field_anatomy().affine)) / FIELD_MM
-    shift = sample(torch.from_numpy(warp(subject)), torch.from_numpy(field_voxels), "border").numpy()
-    template_mm = straight + shift
-    resolution = head.affine[0, 0]
-    voxels = torch.from_numpy((template_mm - _offset(head.affine)) / np.float32(resolution))
+    return straight + sample(torch.from_numpy(warp(subject)), torch.from_numpy(field_voxels), "border").numpy()
+
+
+def _ideal(head: Anatomy, subject: Subject, scanner: Scanner) -> np.ndarray:
+    """The template's head in the scanner's contrast with the subject's texture, before bias and noise."""
     weights = np.array([scanner.contrast[name] for name in TISSUES], dtype=np.float32)
     weights *= 1 + 0.04 * np.random.default_rng(subject.shape_seed + 1).standard_normal(len(TISSUES))
     ideal = np.tensordot(weights, head.tissues, axes=1) + head.residual
     ideal *= 1 + 0.05 * _texture(subject.shape_seed, ideal.shape)
-    channels = torch.from_numpy(np.concatenate([ideal[None], head.measured]).astype(np.float32))
-    sampled = sample(channels, voxels).numpy()
-    volume = _acquire(sampled[0], scanner, rng)
-    return volume, affine, _truth(sampled[1:], world, template_mm, float(np.prod(edges)))
+    return ideal
 
 
 def _offset(affine: np.ndarray) -> np.ndarray:

@@ -1,11 +1,25 @@
-"""The study's source, whichever it is, as a manifest."""
+"""The study's source, whichever it is, as a listing of scans."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from adlib.params import StudyParams
-from adlib.sources import bids, oasis, phantom
+from adlib.records import LISTING, check_table
+from adlib.sources import adni, bids, caps, dicom_tree, folders, oasis, oasis2_slices, oasis3, oasis_vbm, phantom
+
+READERS = {
+    "adni": adni.read_manifest,
+    "bids": bids.read_manifest,
+    "caps": caps.read_manifest,
+    "dicom": dicom_tree.read_manifest,
+    "folders": folders.read_manifest,
+    "oasis1": oasis.read_oasis1,
+    "oasis2": oasis.read_oasis2,
+    "oasis2_slices": oasis2_slices.read_manifest,
+    "oasis3": oasis3.read_manifest,
+    "oasis_vbm": oasis_vbm.read_manifest,
+}
 
 
 def read_source(params: StudyParams, code: str = "") -> pd.DataFrame:
@@ -20,13 +34,12 @@ def read_source(params: StudyParams, code: str = "") -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns of `records.MANIFEST`; diagnosis may still be empty or outside `params.classes`.
+        Schema `records.LISTING`; participant and diagnosis may still be unknown, diagnosis outside `params.classes`.
     """
     source, workers = params.source, params.exec.workers
     folder = params.folder / "source"
-    if source.kind == "oasis2_slices":
-        return oasis.read_manifest(source, folder, workers=workers)
     if source.kind == "phantom":
         root = phantom.write_cohort(source, params.classes, params.seed, folder, workers=workers, code=code)
-        return bids.read_manifest(phantom.as_bids(root), workers=workers)
-    return bids.read_manifest(source, workers=workers)
+        source = phantom.as_bids(root)
+    listed = check_table(READERS[source.kind](source, folder, workers=workers), LISTING, f"source {source.kind}")
+    return check_table(dicom_tree.convert_rows(listed, folder / "nifti", workers=workers), LISTING, "DICOM conversion")

@@ -12,6 +12,7 @@ import numpy as np
 
 from adlib.records import StudyError
 from adlib.sources.dicom import MAX_BYTES, read_dicom
+from adlib.volume import orientation_notes
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh.gz", ".mgh")
 SUFFIXES = (*VOLUME_SUFFIXES, ".zip")
@@ -71,7 +72,8 @@ def open_scan(path: Path | str) -> ScanFile:
         image, notes = _read_volume(path)
     else:
         raise StudyError(f"{path.name}: unknown kind of file; expected {', '.join(SUFFIXES)} or a folder of DICOM")
-    return ScanFile(scan_name(path), _checked(image, path), notes)
+    checked, mended = _checked(image, path)
+    return ScanFile(scan_name(path), checked, (*notes, *mended))
 
 
 def scan_name(path: Path | str) -> str:
@@ -88,7 +90,7 @@ def _read_volume(path: Path) -> tuple[nib.spatialimages.SpatialImage, tuple[str,
         np.asanyarray(image.dataobj)
     except Exception as error:  # nibabel meets arbitrary bytes here and raises whatever its parsers raise
         raise StudyError(f"{path.name} is not a readable {kind.__name__[:-5]} image ({error}); copy it again") from None
-    return image, _header_notes(image)
+    return image, orientation_notes(image, path.name)
 
 
 def _kind(content: bytes, path: Path) -> type[nib.spatialimages.SpatialImage]:
@@ -116,14 +118,7 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _header_notes(image: nib.spatialimages.SpatialImage) -> tuple[str, ...]:
-    header = image.header
-    if isinstance(header, nib.Nifti1Header) and int(header["sform_code"]) == int(header["qform_code"]) == 0:
-        return ("the header states no orientation: the axes are taken as right-left, back-front, bottom-top",)
-    return ()
-
-
-def _checked(image: nib.spatialimages.SpatialImage, path: Path) -> nib.Nifti1Image:
+def _checked(image: nib.spatialimages.SpatialImage, path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
     if image.get_data_dtype().names:
         raise StudyError(f"{path.name} holds colours; expected the grey values of a T1w scan")
     data = np.asarray(image.dataobj, dtype=np.float32)
@@ -136,4 +131,8 @@ def _checked(image: nib.spatialimages.SpatialImage, path: Path) -> nib.Nifti1Ima
         raise StudyError(f"{path.name} holds one and the same value everywhere; expected a T1w scan")
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-6:
         raise StudyError(f"{path.name}: its affine {image.affine.tolist()} cannot be inverted; repair the header")
-    return nib.Nifti1Image(data if finite.all() else np.where(finite, data, np.float32(0)), image.affine)
+    wrong = data.size - int(finite.sum())
+    if not wrong:
+        return nib.Nifti1Image(data, image.affine), ()
+    note = f"{wrong} of {data.size} voxels are NaN or infinite and count as 0"
+    return nib.Nifti1Image(np.where(finite, data, np.float32(0)), image.affine), (note,)

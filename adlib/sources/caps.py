@@ -1,0 +1,66 @@
+"""A CAPS folder after Clinica's t1-linear pipeline becomes a listing of scans that are registered already."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from adlib.compute import map_scans
+from adlib.records import StudyError
+from adlib.source_params import CapsSource
+from adlib.sources.facts import image_facts
+from adlib.sources.people import PeopleTable
+
+_NAME = re.compile(
+    r"(?P<participant>sub-[A-Za-z0-9]+)_(?P<session>ses-[A-Za-z0-9]+)_space-MNI152NLin2009cSym(?P<crop>_desc-Crop)?"
+    r"_res-1x1x1_T1w\.nii(\.gz)?$"
+)
+
+
+def read_manifest(source: CapsSource, _folder: Path | None = None, *, workers: int = 0) -> pd.DataFrame:
+    """List the t1-linear output of every session; of a cropped and an uncropped one the uncropped is used.
+
+    References
+    ----------
+    Routier et al. 2021, doi:10.3389/fninf.2021.689675 (Clinica and its CAPS layout).
+
+    Raises
+    ------
+    StudyError
+        If the folder holds no t1-linear output or the table cannot be read.
+    """
+    root = Path(source.root)
+    images = sorted(root.glob("subjects/sub-*/ses-*/t1_linear/*_T1w.nii*"))
+    named = [(path, found) for path in images if (found := _NAME.search(path.name))]
+    if not named:
+        raise StudyError(
+            f"no subjects/sub-*/ses-*/t1_linear/*_space-MNI152NLin2009cSym*_res-1x1x1_T1w.nii.gz under {root}; "
+            "run clinica's t1-linear pipeline first and give its CAPS folder"
+        )
+    table = PeopleTable(source.table, label_column=source.label_column)
+    rows = [_describe(path, found, table, source) for path, found in sorted(named, key=lambda item: item[0].as_posix())]
+    whole = {row["scan_id"] for row, (_, found) in zip(rows, named, strict=True) if not found["crop"]}
+    for row, (_, found) in zip(rows, named, strict=True):
+        if found["crop"] and row["scan_id"] in whole:
+            row |= {"scan_id": f"{row['scan_id']}_desc-Crop", "excluded": "the uncropped image of the session is used"}
+    facts = map_scans(image_facts, [Path(row["path"]) for row in rows], workers=workers, label="reading headers")
+    return pd.DataFrame([found | row for row, found in zip(rows, facts, strict=True)])
+
+
+def _describe(path: Path, found: re.Match[str], table: PeopleTable, source: CapsSource) -> dict[str, Any]:
+    named = {"participant_id": found["participant"], "session_id": found["session"]}
+    scan_id = f"{found['participant']}_{found['session']}_T1w"
+    told = table.about(scan_id, str(path), found["participant"], found["session"])
+    label = told.pop("diagnosis", None)
+    return {
+        **told,
+        **named,
+        "scan_id": scan_id,
+        "path": str(path),
+        "space": "MNI152",
+        "diagnosis": source.labels.get(label, label),
+        "label_source": f"column {source.label_column} of {source.table.name}",
+    }

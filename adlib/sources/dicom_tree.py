@@ -1,0 +1,144 @@
+"""A tree of DICOM becomes a listing: of each session the T1w series is converted, the rest is listed with reasons."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import pandas as pd
+
+from adlib.compute import map_scans
+from adlib.records import StudyError, atomic_path, digest, file_digest, read_json, write_json
+from adlib.source_params import DicomSource
+from adlib.sources.dicom import choose, list_series
+from adlib.sources.facts import image_facts
+from adlib.sources.people import PeopleTable, bids_label, check_distinct, session_label
+from adlib.sources.sidecar import sidecar_facts
+
+
+def read_manifest(source: DicomSource, folder: Path, *, workers: int = 0) -> pd.DataFrame:
+    """List every series of every session; the chosen one as NIfTI under `folder`, without anything that identifies.
+
+    Raises
+    ------
+    StudyError
+        If the root holds no session folder, or the table cannot be read.
+    """
+    root = Path(source.root)
+    if not root.is_dir():
+        raise StudyError(f"source.root {root} is not a folder; give the folder that holds one folder per session")
+    table = PeopleTable(source.table, label_column=source.label_column)
+    sessions = _sessions(root, source.participant)
+    if not sessions:
+        raise StudyError(f"no file under {root} has a path that source.participant {source.participant!r} matches")
+    convert = partial(convert_session, folder=folder / "nifti")
+    found = map_scans(convert, sessions, workers=workers, label="converting DICOM")
+    rows = [row for series in found for row in series]
+    for row in rows:
+        told = table.about(row["scan_id"], row["path"], row["participant_id"], row["session_id"])
+        label = told.pop("diagnosis", None)
+        row |= told | {"diagnosis": source.labels.get(label, label), "label_source": f"column {source.label_column}"}
+    return pd.DataFrame(rows)
+
+
+def _sessions(root: Path, pattern: str) -> list[dict[str, str]]:
+    """Participant, session and place of each zip, and of each group of files whose path starts with the same match."""
+    found: dict[str, dict[str, str]] = {}
+    names: list[str] = []
+    for file in sorted(path for path in root.rglob("*") if path.is_file()):
+        packed = file.suffix.lower() == ".zip"
+        inside = (file.with_suffix("") if packed else file.parent).relative_to(root).as_posix()
+        match = re.search(pattern, inside)
+        if match is None or inside == ".":
+            continue
+        where = inside[: match.end()]
+        names.append(match["participant"])
+        named = {
+            "path": str(file if packed else root / where),
+            "participant_id": bids_label("sub", match["participant"]),
+            "session_id": session_label(match.groupdict().get("session") or "01"),
+        }
+        found.setdefault(where, named)
+    check_distinct(names, root)
+    return list(found.values())
+
+
+def convert_rows(listed: pd.DataFrame, folder: Path, *, workers: int = 0) -> pd.DataFrame:
+    """Convert the rows of a listing whose path is a folder of DICOM, and add rows for the series left out.
+
+    Parameters
+    ----------
+    listed : DataFrame
+        By `records.LISTING`.
+    folder : path
+        Receives the converted images.
+
+    Returns
+    -------
+    DataFrame
+        Rows of files as they were; facts that the listing has go before those of the headers.
+    """
+    packed = listed["path"].map(lambda path: Path(path).is_dir()) & listed["excluded"].isna()
+    rows = listed[packed].to_dict("records")
+    done = map_scans(partial(convert_session, folder=folder), rows, workers=workers, label="converting DICOM")
+    converted = [
+        found | {name: value for name, value in row.items() if not (name in ("path", "sha256") or pd.isna(value))}
+        if found["scan_id"] == row["scan_id"]
+        else found
+        for row, series in zip(rows, done, strict=True)
+        for found in series
+    ]
+    return pd.concat([listed[~packed], pd.DataFrame(converted)], ignore_index=True) if converted else listed
+
+
+def convert_session(session: dict[str, str], folder: Path) -> list[dict[str, Any]]:
+    """Choose and convert the T1w series of one session's folder, unless that was done and its files are the same.
+
+    Parameters
+    ----------
+    session : dict
+        path (a folder or zip of DICOM), participant_id, session_id; and scan_id where it is to have another name.
+    folder : path
+        Receives ``<scan_id>.nii.gz`` and ``<scan_id>.json``.
+
+    Returns
+    -------
+    list of dict
+        One row per series, by `records.LISTING`; all but the chosen one carry ``excluded``.
+    """
+    where = Path(session["path"])
+    name = session.get("scan_id") or f"{session['participant_id']}_{session['session_id']}_T1w"
+    target, record = folder / f"{name}.nii.gz", folder / f"{name}.json"
+    key = _folder_digest(where)
+    if record.is_file():
+        stored = read_json(record)
+        if stored["key"] == key and (not target.is_file() or file_digest(target) == stored["sha256"]):
+            return stored["rows"]
+    base = {name: session[name] for name in ("participant_id", "session_id")}
+    rows = [base | row for row in _convert(where, name, target)]
+    sha256 = file_digest(target) if target.is_file() else None
+    write_json({"key": key, "sha256": sha256, "rows": rows}, record)
+    return rows
+
+
+def _folder_digest(where: Path) -> str:
+    files = sorted(path for path in where.rglob("*") if path.is_file()) if where.is_dir() else [where]
+    return digest([(str(path.relative_to(where)), path.stat().st_size, path.stat().st_mtime_ns) for path in files])
+
+
+def _convert(where: Path, name: str, target: Path) -> list[dict[str, Any]]:
+    try:
+        series = list_series(where)
+        taken, left = choose(series, where)
+    except StudyError as error:
+        return [{"scan_id": name, "path": str(where), "excluded": str(error)}]
+    with atomic_path(target) as temporary:
+        nib.save(taken.image, temporary)
+    others = [
+        {"scan_id": f"{name}_left-{number + 1}", "path": str(where), **sidecar_facts(one.about), "excluded": reason}
+        for number, (one, reason) in enumerate(left)
+    ]
+    return [{"scan_id": name, "path": str(target), **sidecar_facts(taken.about), **image_facts(target)}, *others]

@@ -1,0 +1,125 @@
+"""Class folders become a listing: the label is the folder's name, the participant comes from names or a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from adlib.compute import map_scans
+from adlib.records import StudyError
+from adlib.source_params import FoldersSource
+from adlib.sources import adni
+from adlib.sources.people import PeopleTable, bids_label, check_distinct, session_label
+from adlib.sources.planes import PICTURES, SEPARATOR, joined_facts
+from adlib.sources.scanfile import VOLUME_SUFFIXES
+
+_PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+_PARTS |= dict.fromkeys(("val", "valid", "validation"), "validation")
+
+
+def read_manifest(source: FoldersSource, _folder: Path | None = None, *, workers: int = 0) -> pd.DataFrame:
+    """List every scan of a tree of class folders.
+
+    A scan whose participant neither its name nor the table tells keeps an empty participant; the audit stops on that.
+
+    Raises
+    ------
+    StudyError
+        If the folders are missing or hold nothing of the kind asked for, or a name or the table is ambiguous.
+    """
+    root = Path(source.root)
+    if not root.is_dir():
+        raise StudyError(f"source.root {root} is not a folder; give the folder that holds the class folders")
+    table = PeopleTable(source.table, columns=source.columns, root=root) if source.table else None
+    rows = [_describe(files, where, part, root, source, table) for part, where in _classes(root, source)
+            for files in _scans(where, source)]  # fmt: skip
+    if not rows:
+        raise StudyError(f"no {source.contents} under the class folders of {root}; set source.contents or source.parts")
+    check_distinct((row.pop("name") for row in rows if "name" in row), root)
+    _name(rows)
+    facts = map_scans(joined_facts, [row["path"] for row in rows], workers=workers, label="reading headers")
+    return pd.DataFrame([found | row for row, found in zip(rows, facts, strict=True)])
+
+
+def _classes(root: Path, source: FoldersSource) -> Iterator[tuple[str | None, Path]]:
+    """The given part (None where there is none) and path of each class folder."""
+    for part in source.parts or (None,):
+        above = root / part if part else root
+        if not above.is_dir():
+            raise StudyError(f"source.parts names {part!r}, but {above} is not a folder")
+        for where in sorted(above.iterdir()):
+            if where.is_dir() and not where.name.startswith("."):
+                yield _PARTS.get(part.lower(), part) if part else None, where
+
+
+def _scans(where: Path, source: FoldersSource) -> Iterator[list[Path]]:
+    """The file or files of each scan under a class folder."""
+    files = [path for path in sorted(where.rglob("*"), key=_natural) if path.is_file() and path.name[0] != "."]
+    if source.contents == "volumes":
+        yield from ([path] for path in files if path.name.lower().endswith(VOLUME_SUFFIXES))
+        return
+    flat = [path for path in files if path.suffix.lower() in PICTURES or path.name.lower().endswith(VOLUME_SUFFIXES)]
+    if source.contents == "images":
+        yield from ([path] for path in flat)
+        return
+    for folder in sorted({path.parent for path in flat}, key=_natural):
+        yield [path for path in flat if path.parent == folder]
+
+
+def _natural(path: Path) -> list[tuple[bool, int, str]]:
+    """A key that sorts slice 2 before slice 10."""
+    pieces = re.split(r"(\d+)", path.as_posix())
+    return [(piece.isdigit(), int(piece) if piece.isdigit() else 0, piece) for piece in pieces]
+
+
+def _describe(
+    files: list[Path], where: Path, part: str | None, root: Path, source: FoldersSource, table: PeopleTable | None
+) -> dict[str, Any]:
+    one = files[0] if len(files) == 1 and source.contents != "slices" else files[0].parent
+    inside = one.relative_to(root).as_posix()
+    row = {
+        "path": SEPARATOR.join(map(str, files)),
+        "inside": inside,
+        "diagnosis": source.labels.get(where.name, where.name),
+        "label_source": "name of the class folder",
+        "given_split": part,
+        "participant_id": None,
+        "session_id": "ses-01",
+    }
+    row |= _person(inside, source)
+    return row | (table.about(row.get("scan_id"), inside, row["participant_id"], row["session_id"]) if table else {})
+
+
+def _person(inside: str, source: FoldersSource) -> dict[str, Any]:
+    if not source.participant:
+        return adni.name_facts(Path(inside).name) or {}
+    found = re.search(source.participant, inside)
+    if found is None:
+        return {}
+    parts = found.groupdict()
+    if not parts.get("participant"):
+        raise StudyError(f"source.participant {source.participant!r} has no group (?P<participant>...) on {inside}")
+    named = {"participant_id": bids_label("sub", parts["participant"]), "participant_source": "file name"}
+    named["name"] = parts["participant"]
+    return named | ({"session_id": session_label(parts["session"])} if parts.get("session") else {})
+
+
+def _name(rows: list[dict[str, Any]]) -> None:
+    """Give each scan without a name the stem of its file, or its path where stems repeat."""
+    stems = pd.Series([_safe(Path(row["inside"]).name) for row in rows])
+    repeated = stems.duplicated(keep=False)
+    for row, stem, ambiguous in zip(rows, stems, repeated, strict=True):
+        row.setdefault("scan_id", _safe(row["inside"]) if ambiguous else stem)
+        del row["inside"]
+
+
+def _safe(name: str) -> str:
+    for suffix in (*VOLUME_SUFFIXES, *PICTURES):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+            break
+    return re.sub(r"[^A-Za-z0-9]+$", "", re.sub(r"[^A-Za-z0-9_-]+", "-", name))

@@ -1,0 +1,81 @@
+"""OASIS-2 mid-slices become a listing: one scan is the axial, coronal and sagittal slice of one session."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from adlib.compute import map_scans
+from adlib.records import StudyError
+from adlib.source_params import Oasis2SlicesSource
+from adlib.sources.oasis_tables import read_oasis_table, visit_facts
+from adlib.sources.planes import SEPARATOR, joined_facts
+
+PLANES = ("axl", "cor", "sag")
+
+
+def read_manifest(source: Oasis2SlicesSource, unpacked: Path, *, workers: int = 0) -> pd.DataFrame:
+    """List the sessions of the table, with age, sex, CDR class, nWBV and eTIV.
+
+    `path` of a row holds the three files, joined by ``|`` in the order axial, coronal, sagittal; its ``sha256`` is the
+    digest of their three digests. The extra columns ``nbv`` (nWBV) and ``icv_ml`` (eTIV) are volumes that OASIS
+    publishes (Marcus et al. 2010, doi:10.1162/jocn.2009.21407). A session without all three slices is listed as left
+    out.
+
+    Parameters
+    ----------
+    source : Oasis2SlicesSource
+    unpacked : path
+        Folder that receives the slices where the root holds them as a zip.
+
+    Raises
+    ------
+    StudyError
+        If the folder, the table, a column or all slices are missing.
+    """
+    root = Path(source.root)
+    if not root.is_dir():
+        raise StudyError(f"source.root {root} is not a folder; give the folder of the OASIS-2 slices and their table")
+    table = read_oasis_table(root, "*longitudinal*.csv", "mriid")
+    slices = _slice_folder(root, unpacked)
+    rows = [_session(str(name), visit, slices, source) for name, visit in table.iterrows()]
+    whole = [row for row in rows if "excluded" not in row]
+    if not whole:
+        raise StudyError(f"none of the {len(table)} sessions of the table has slices axl/, cor/, sag/ under {slices}")
+    facts = map_scans(joined_facts, [row["path"] for row in whole], workers=workers, label="reading slices")
+    for row, found in zip(whole, facts, strict=True):
+        row |= found
+    return pd.DataFrame(rows)
+
+
+def _slice_folder(root: Path, unpacked: Path) -> Path:
+    if (root / PLANES[0]).is_dir():
+        return root
+    archives = sorted(root.glob("*.zip"))
+    if len(archives) != 1:
+        raise StudyError(f"expected folders {PLANES} or one zip of them in {root}, found {[p.name for p in archives]}")
+    if not (unpacked / PLANES[0]).is_dir():
+        partial = unpacked.with_name(unpacked.name + ".part")
+        partial.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(archives[0]) as archive:
+            archive.extractall(partial)
+        partial.rename(unpacked)
+    return unpacked
+
+
+def _session(name: str, visit: pd.Series, slices: Path, source: Oasis2SlicesSource) -> dict[str, Any]:
+    files = [slices / plane / f"{name}_{plane}.nii.gz" for plane in PLANES]
+    lacking = [path.parent.name for path in files if not path.is_file()]
+    number = "".join(c for c in name.partition("_MR")[2] if c.isdigit()) or "1"
+    return {
+        "participant_id": f"sub-{name.partition('_MR')[0].replace('_', '')}",
+        "session_id": f"ses-{int(number):02d}",
+        "scan_id": name,
+        "path": SEPARATOR.join(str(path) for path in files),
+        "site": "OASIS-2",
+        **visit_facts(visit, source.cdr_labels),
+        **({"excluded": f"no slice in {', '.join(lacking)}"} if lacking else {}),
+    }

@@ -1,0 +1,132 @@
+"""A table of people and visits that a user brings, and how their names become BIDS labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from adlib.records import StudyError
+from adlib.tables import read_user_table, safe_path
+
+KEYS = ("path", "scan_id", "participant_id")
+FACTS = (
+    "participant_id", "session_id", "age", "sex", "site", "phase", "acquisition_date", "slice_index", "diagnosis",
+)  # fmt: skip
+
+
+class PeopleTable:
+    """What a table says of a scan, found by its path, its name, or its participant and session.
+
+    Parameters
+    ----------
+    path : path
+        Table with at least one of the columns path, scan_id and participant_id.
+    label_column : str
+        Column that becomes the diagnosis; empty takes none.
+    columns : dict of str to str
+        The table's own names to those of the listing, such as ``{"M/F": "sex"}``.
+    root : path, optional
+        Folder that the paths in a column ``path`` are relative to and may not leave.
+
+    Raises
+    ------
+    StudyError
+        If the table cannot be read, lacks its key or label column, or names a scan or visit twice with other facts.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        label_column: str = "",
+        columns: dict[str, str] | None = None,
+        root: Path | None = None,
+    ) -> None:
+        self.path = Path(path)
+        table = read_user_table(self.path)
+        missing = [name for name in (*(columns or {}), label_column) if name and name not in table]
+        if missing:
+            raise StudyError(f"{self.path} lacks columns {missing}; it has {list(table.columns)}")
+        table = table.rename(columns=columns or {})
+        if label_column:
+            table = table.assign(diagnosis=table[label_column])
+        self.key = next((name for name in KEYS if name in table), None)
+        if self.key is None:
+            raise StudyError(f"{self.path} has none of the columns {list(KEYS)}; it has {list(table.columns)}")
+        table = self._labelled(table)
+        if self.key == "path" and root is not None:
+            table = table.assign(path=[self._inside(cell, line, root) for line, cell in table["path"].items()])
+        facts = [name for name in FACTS if name in table and (name != "diagnosis" or label_column)]
+        self.index = [self.key, *(["session_id"] if self.key == "participant_id" and "session_id" in table else [])]
+        self._check_unique(table, facts)
+        self.rows = table.drop_duplicates(self.index).set_index(self.index)[[n for n in facts if n not in self.index]]
+
+    def _inside(self, cell: str | None, line: int, root: Path) -> str | None:
+        if cell is None:
+            raise StudyError(f"{self.path}, line {line}, column 'path' is empty; expected a path under {root}")
+        return safe_path(root, cell, self.path, line).relative_to(root.resolve()).as_posix()
+
+    def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
+        if "participant_id" in table:
+            check_distinct(table["participant_id"].dropna().unique(), self.path)
+        for name, make in (("participant_id", lambda v: bids_label("sub", v)), ("session_id", session_label)):
+            if name in table:
+                table = table.assign(**{name: table[name].map(make, na_action="ignore")})
+        return table
+
+    def _check_unique(self, table: pd.DataFrame, facts: list[str]) -> None:
+        kinds = table.drop_duplicates([*self.index, *facts])
+        twice = kinds[kinds.duplicated(self.index, keep=False)]
+        if len(twice):
+            lines = ", ".join(map(str, twice.index[:4]))
+            raise StudyError(
+                f"{self.path} says different things of one {' and '.join(self.index)}: lines {lines}; keep one"
+            )
+
+    def about(self, scan_id: str | None, path: str, participant: str | None, session: str | None) -> dict[str, Any]:
+        """Facts of the table about one scan, empty where it says nothing."""
+        value = {"path": path, "scan_id": scan_id, "participant_id": participant}[self.key]
+        for key in ((value, session), (value, None)) if len(self.index) == 2 else ((value,),):
+            name = key if len(key) > 1 else key[0]
+            if name in self.rows.index:
+                facts = self.rows.loc[[name]].iloc[0].dropna().to_dict()
+                told = {"participant_source": self.path.name} if "participant_id" in facts else {}
+                return facts | told
+        return {}
+
+
+def bids_label(entity: str, text: str) -> str:
+    """A BIDS name such as ``sub-OAS20001`` from ``OAS2_0001`` or ``sub-OAS20001`` (letters and digits only)."""
+    bare = re.sub(r"[^A-Za-z0-9]", "", str(text).removeprefix(f"{entity}-"))
+    if not bare:
+        raise StudyError(f"{text!r} has no letter or digit to name a {entity}- by")
+    return f"{entity}-{bare}"
+
+
+def check_distinct(names: Iterable[str], where: Path | str) -> None:
+    """Refuse two names of participants that become one BIDS label: two people must not be merged.
+
+    Raises
+    ------
+    StudyError
+        With both names.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        bare = str(name).removeprefix("sub-")
+        first = seen.setdefault(bids_label("sub", bare), bare)
+        if first != bare:
+            raise StudyError(
+                f"{where}: the participants {first!r} and {bare!r} would both be called {bids_label('sub', bare)}; "
+                "rename one, or both alike if they are one person"
+            )
+
+
+def session_label(text: str) -> str:
+    """A BIDS session name; a bare number gets two digits."""
+    text = str(text).removeprefix("ses-")
+    return bids_label("ses", f"{int(text):02d}" if text.isdigit() and len(text) < 3 else text)
