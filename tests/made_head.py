@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +11,8 @@ from scipy import ndimage
 
 from adlib.atlas import coordinates, template
 from adlib.volume import resample
+
+CENTRE = np.array([0, -18, -5])  # of the head, MNI mm
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,16 @@ def crisp_tissues(resolution_mm: float = 2.0) -> np.ndarray:
     return powers / np.maximum(powers.sum(0), 1e-9) * base.mask
 
 
-def head_template(resolution_mm: float = 2.0, contrast=(0.62, 1.0, 0.22)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """T1w-like head in MNI space (wide box), its brain mask and its affine; tissue levels are GM, WM, CSF."""
-    base, tissues = template(resolution_mm), crisp_tissues(resolution_mm)
-    pad = round(36 / resolution_mm)
-    maps = [np.pad(m, pad) for m in (*tissues, base.mask)]
+@cache
+def shells(resolution_mm: float = 2.0, neck_mm: float = 36.0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tissues (3, X, Y, Z), what lies about the brain, the brain's mask, and the affine of a box about MNI152's."""
+    base = template(resolution_mm)
+    wide, below = round(36 / resolution_mm), round(neck_mm / resolution_mm)
+    pad = ((wide, wide), (wide, wide), (below, wide))
+    tissues = np.stack([np.pad(part, pad) for part in crisp_tissues(resolution_mm)]).astype(np.float32)
+    mask = np.pad(base.mask, pad)
     affine = base.affine.copy()
-    affine[:3, 3] -= pad * resolution_mm
-    gm, wm, csf, mask = maps
+    affine[:3, 3] -= np.array([wide, wide, below]) * resolution_mm
     outward = ndimage.distance_transform_edt(~mask, sampling=resolution_mm)
     x, y, z = coordinates(mask.shape, affine)
     neck = ((x / 55) ** 2 + ((y + 35) / 60) ** 2 < 1) & (z < -50)
@@ -67,8 +72,16 @@ def head_template(resolution_mm: float = 2.0, contrast=(0.62, 1.0, 0.22)) -> tup
     values[(outward < 13) & (outward >= 8)] = 0.95
     values[(outward < 8)] = 0.08
     values[outward < 2] = 0.22
-    brain = contrast[0] * gm + contrast[1] * wm + contrast[2] * csf
-    return np.where(mask, brain, values).astype(np.float32), mask, affine
+    return tissues, values.astype(np.float32), mask, affine
+
+
+def head_template(
+    resolution_mm: float = 2.0, contrast=(0.62, 1.0, 0.22), neck_mm: float = 36.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """T1w-like head in MNI space (wide box), its brain mask and its affine; tissue levels are GM, WM, CSF."""
+    tissues, values, mask, affine = shells(resolution_mm, neck_mm)
+    brain = np.tensordot(np.array(contrast, dtype=np.float32), tissues, axes=1)
+    return np.where(mask, brain, values), mask, affine
 
 
 def made_head(
@@ -79,32 +92,67 @@ def made_head(
     bias: float = 0.2,
     extracted: bool = False,
     codes: str = "RAS",
+    view: tuple[np.ndarray, np.ndarray] | None = None,
+    tilt: np.ndarray | None = None,
+    contrast=(0.62, 1.0, 0.22),
+    resolution_mm: float = 2.0,
+    neck_mm: float = 36.0,
+    exact_bias: bool = False,
 ) -> MadeHead:
-    """A scan of the template's head in a given pose, with bias field and Rician noise."""
+    """A scan of the template's head in a given pose, with bias field and Rician noise.
+
+    `view` is the lowest and highest corner of the field of view, mm from the head's centre, along the scan's own axes,
+    which `tilt` (3, 3) turns against the world's; with `exact_bias` the gain spans 1 +- `bias` in the brain.
+    """
     pose = random_affine(seed) if pose is None else pose
     rng = np.random.default_rng(seed + 1000)
-    volume, mask, grid = head_template()
+    volume, mask, grid = head_template(resolution_mm, contrast, neck_mm)
     if extracted:
         volume = volume * mask
-    shape = tuple(int(np.ceil(extent / edge)) for extent, edge in zip((230, 260, 250), voxel_mm, strict=True))
-    affine = np.diag([*voxel_mm, 1.0])
-    affine[:3, 3] = pose[:3, :3] @ [0, -18, -5] + pose[:3, 3] - np.array(shape) * voxel_mm / 2
+    shape, affine = _field_of_view(pose, voxel_mm, view, np.eye(3) if tilt is None else tilt)
     back = np.linalg.inv(pose)
     head = resample(volume, grid, shape, affine, back)
     inside = resample(mask, grid, shape, affine, back, "nearest") > 0
-    x, y, z = coordinates(shape, affine) - (affine @ [*(np.array(shape) / 2), 1])[:3].reshape(3, 1, 1, 1)
-    slopes = rng.uniform(-1, 1, 6)
-    field = slopes[0] * x / 100 + slopes[1] * y / 100 + slopes[2] * z / 100
-    field = field + slopes[3] * (x / 100) ** 2 + slopes[4] * (y / 100) ** 2 + slopes[5] * x * z / 10000
-    head = head * np.exp(bias * field)
+    head *= _gain(rng, shape, affine, bias, inside if exact_bias else None)
     if extracted:
         head = np.where(inside, np.abs(head + noise * rng.standard_normal(shape)), 0)
     else:
         head = np.hypot(head + noise * rng.standard_normal(shape), noise * rng.standard_normal(shape))
     image = nib.Nifti1Image((1000 * head).astype(np.int16), affine)
-    turned = image.as_reoriented(
-        nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
-    )
-    unit = 8 * abs(np.linalg.det(pose[:3, :3])) / 1000
-    ml = dict(zip(("gm_ml", "wm_ml", "csf_ml"), crisp_tissues().sum((1, 2, 3)) * unit, strict=True))
-    return MadeHead(turned, inside, pose, ml)
+    stored = nib.orientations.axcodes2ornt(codes)
+    turned = image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), stored))
+    unit = resolution_mm**3 * abs(np.linalg.det(pose[:3, :3])) / 1000
+    tissues = shells(resolution_mm, neck_mm)[0].sum((1, 2, 3), dtype=np.float64) * unit
+    return MadeHead(turned, inside, pose, dict(zip(("gm_ml", "wm_ml", "csf_ml"), tissues, strict=True)))
+
+
+def pose_error(scan_to_mni: np.ndarray, mni_to_scan: np.ndarray) -> float:
+    """Mean distance, in scan mm, over the template's brain, between a found pose and the true one."""
+    base = template(4.0)
+    points = nib.affines.apply_affine(base.affine, np.argwhere(base.mask))
+    found = nib.affines.apply_affine(np.linalg.inv(scan_to_mni), points)
+    true = nib.affines.apply_affine(mni_to_scan, points)
+    return float(np.linalg.norm(found - true, axis=1).mean())
+
+
+def _field_of_view(pose: np.ndarray, voxel_mm, view, tilt: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of the scan's grid, in RAS order."""
+    low, high = (np.array([-115, -130, -125]), np.array([115, 130, 125])) if view is None else view
+    shape = tuple(int(np.ceil(extent / edge)) for extent, edge in zip(high - low, voxel_mm, strict=True))
+    affine = np.eye(4)
+    affine[:3, :3] = tilt @ np.diag(voxel_mm)
+    middle = pose[:3, :3] @ CENTRE + pose[:3, 3] + tilt @ (low + high) / 2
+    affine[:3, 3] = middle - affine[:3, :3] @ shape / 2
+    return shape, affine
+
+
+def _gain(rng: np.random.Generator, shape: tuple[int, ...], affine: np.ndarray, bias: float, inside: np.ndarray | None):
+    """A smooth gain, float32: the exponential of a random quadratic, or 1 +- `bias` in the brain `inside` exactly."""
+    x, y, z = coordinates(shape, affine) - (affine @ [*(np.array(shape) / 2), 1])[:3].reshape(3, 1, 1, 1)
+    slopes = rng.uniform(-1, 1, 6)
+    field = slopes[0] * x / 100 + slopes[1] * y / 100 + slopes[2] * z / 100
+    field = field + slopes[3] * (x / 100) ** 2 + slopes[4] * (y / 100) ** 2 + slopes[5] * x * z / 10000
+    if inside is None:
+        return np.exp(bias * field)
+    low, high = field[inside].min(), field[inside].max()
+    return 1 + bias * np.clip((2 * field - low - high) / (high - low), -1.2, 1.2)

@@ -5,7 +5,8 @@ import dataclasses
 import nibabel as nib
 import numpy as np
 import pytest
-from made_head import made_head, random_affine
+from made_head import made_head, pose_error, random_affine
+from scipy import ndimage
 
 from adlib import atlas
 from adlib.compute import one_thread
@@ -13,11 +14,12 @@ from adlib.params import PreprocessParams
 from adlib.preprocess import brain, qc
 from adlib.preprocess.bias import bias_field
 from adlib.preprocess.checks import checked_volume
+from adlib.preprocess.cohort import load_preprocessed, preprocess_scan
 from adlib.preprocess.normalise import apply, brain_zscore
-from adlib.preprocess.pipeline import preprocess_image
+from adlib.preprocess.pipeline import preprocess_image, preprocess_maps
 from adlib.preprocess.register import register
 from adlib.records import StudyError
-from adlib.volume import resample, voxel_ml
+from adlib.volume import resample, voxel_ml, voxel_sizes
 
 PARAMS = PreprocessParams(resolution_mm=3.0)
 
@@ -36,14 +38,6 @@ def head():
 @pytest.fixture(scope="module")
 def result(head):
     return preprocess_image(head.image, PARAMS, "made")
-
-
-def pose_error(scan_to_mni, truth):
-    """Mean distance, in scan mm, over the template's brain."""
-    base = atlas.template(4.0)
-    points = nib.affines.apply_affine(base.affine, np.argwhere(base.mask))
-    found = nib.affines.apply_affine(np.linalg.inv(scan_to_mni), points)
-    return np.linalg.norm(found - nib.affines.apply_affine(truth, points), axis=1).mean()
 
 
 @pytest.mark.parametrize(
@@ -66,8 +60,9 @@ def test_mask_and_volumes_meet_the_truth(head, result):
     _, affine = checked_volume(head.image, "made")
     true = resample(head.mask.astype(np.float32), affine, base.mask.shape, base.affine, head.mni_to_scan) > 0.5
     assert 2 * (true & result.mask).sum() / (true.sum() + result.mask.sum()) > 0.93
-    true_ml = head.mask.sum() * voxel_ml(affine)
-    assert result.features["icv_ml"] == pytest.approx(true_ml, rel=0.03)
+    within_skull = ndimage.distance_transform_edt(~head.mask, sampling=voxel_sizes(affine)) <= 2.0
+    brain_ml, skull_ml = (inside.sum() * voxel_ml(affine) for inside in (head.mask, within_skull))
+    assert 0.97 * brain_ml < result.features["icv_ml"] < 1.03 * skull_ml
     for name in ("gm_ml", "wm_ml"):
         assert result.features[name] == pytest.approx(head.tissue_ml[name], rel=0.15)
 
@@ -147,7 +142,8 @@ def test_wrong_scans_do_not_pass(head):
     volume, affine = checked_volume(head.image, "made")
     half = volume.copy()
     half[: half.shape[0] // 2] = 0
-    assert preprocess_image(nib.Nifti1Image(half, affine), PARAMS, "half").verdict == "fail"
+    with pytest.raises(StudyError, match=r"^half: .*no grey and white matter"):
+        preprocess_image(nib.Nifti1Image(half, affine), PARAMS, "half")
     noise = np.abs(np.random.default_rng(0).standard_normal(volume.shape)).astype(np.float32)
     with pytest.raises(StudyError, match="no brain was found"):
         preprocess_image(nib.Nifti1Image(noise, affine), PARAMS, "noise")
@@ -206,6 +202,37 @@ def test_real_scans_have_plausible_brains(realdata):
     for path in paths:
         found = preprocess_image(nib.load(path), PreprocessParams(resolution_mm=2.0), path.name)
         assert found.verdict == "pass", found.reasons
-        assert 1000 < found.features["brain_ml"] < 1800
+        assert 900 < found.features["brain_ml"] < 1600
+        assert 1100 < found.features["icv_ml"] < 2000
         skipped = "brain extraction skipped: input is already brain-extracted" in found.steps
         assert skipped == ("t1w_cc0" in str(path))
+
+
+def test_a_registered_scan_is_not_moved():
+    still = made_head(pose=np.eye(4))
+    result = preprocess_image(still.image, PARAMS, "made", registered=True)
+    assert np.array_equal(result.scan_to_mni, np.eye(4))
+    assert any(step.startswith("registration skipped") for step in result.steps)
+    assert result.verdict != "fail"
+    base = atlas.template(PARAMS.resolution_mm)
+    assert 2 * (result.mask & base.mask).sum() / (result.mask.sum() + base.mask.sum()) > 0.95
+
+
+def test_tissue_maps_are_measured_as_they_come(tmp_path):
+    base = atlas.template(2.0)
+    maps = [nib.Nifti1Image(part, base.affine) for part in (base.gm, base.wm)]
+    result = preprocess_maps(*maps, PARAMS, "maps")
+    unit = 8 / 1000
+    assert result.features["gm_ml"] == pytest.approx(float(base.gm.sum()) * unit, rel=0.03)
+    assert result.features["wm_ml"] == pytest.approx(float(base.wm.sum()) * unit, rel=0.03)
+    assert set(result.features) == {"gm_ml", "wm_ml", "temporal_ml"}
+    assert result.verdict == "pass"
+    paths = [tmp_path / f"{k}.nii.gz" for k in range(2)]
+    for image, path in zip(maps, paths, strict=True):
+        nib.save(image, path)
+    scan = {"participant_id": "sub-1", "session_id": "ses-1", "scan_id": "sub-1_T1w", "sha256": "x"}
+    scan |= {"path": "|".join(map(str, paths)), "space": "MNI152 tissue maps"}
+    sidecar = preprocess_scan(scan, tmp_path / "d", PARAMS)
+    assert sidecar["verdict"] == "pass"
+    np.testing.assert_allclose(load_preprocessed(scan, tmp_path / "d").t1w, result.t1w, atol=0.01)
+    assert "known are" in preprocess_scan(scan | {"space": "Talairach"}, tmp_path / "e", PARAMS)["reasons"][0]

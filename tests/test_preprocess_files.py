@@ -12,8 +12,9 @@ from made_head import made_head
 
 from adlib.compute import one_thread
 from adlib.params import PreprocessParams, validate_params
-from adlib.preprocess import pipeline
-from adlib.preprocess.pipeline import load_preprocessed, preprocess_cohort, preprocess_image, preprocess_scan
+from adlib.preprocess import cohort
+from adlib.preprocess.cohort import load_preprocessed, preprocess_cohort, preprocess_scan
+from adlib.preprocess.pipeline import preprocess_image
 from adlib.records import FEATURES, StudyError, file_digest, read_table
 
 PARAMS = PreprocessParams(resolution_mm=3.0)
@@ -29,7 +30,7 @@ def scan(tmp_path_factory):
 
 def row(path, who):
     who = {"participant_id": f"sub-{who}", "session_id": "ses-01", "scan_id": f"sub-{who}_ses-01_T1w"}
-    return {**who, "path": str(path), "sha256": file_digest(path), "diagnosis": "CN"}
+    return {**who, "path": str(path), "sha256": file_digest(path), "diagnosis": "CN", "space": None}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_what_is_written_is_what_was_computed(scan, computed, done):
 
 def test_a_finished_scan_is_not_computed_again(scan, done, monkeypatch):
     folder, sidecar = done
-    monkeypatch.setattr(pipeline, "preprocess_image", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(cohort, "preprocess_image", lambda *_, **__: pytest.fail("computed again"))
     assert preprocess_scan(scan, folder, PARAMS, "code") == sidecar
 
 
@@ -75,7 +76,7 @@ def test_another_key_computes_again(scan, computed, done, tmp_path, monkeypatch,
     folder, _ = done
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     calls = []
-    monkeypatch.setattr(pipeline, "preprocess_image", lambda *a: calls.append(a) or computed)
+    monkeypatch.setattr(cohort, "preprocess_image", lambda *a, **_: calls.append(a) or computed)
     preprocess_scan(scan, tmp_path, PARAMS, "code")
     assert len(calls) == 0
     preprocess_scan(scan | change, tmp_path, params, code)
@@ -107,10 +108,10 @@ def test_a_cohort_goes_on_without_its_bad_scans(scan, tmp_path):
     study = {"study": "t", "source": {"kind": "phantom"}, "preprocess": {"resolution_mm": 3.0}}
     params = validate_params(study | {"exec": {"outputs": str(tmp_path / "out"), "workers": 1}}, "test")
     features = preprocess_cohort(manifest, params, "code")
-    assert features["qc_verdict"].tolist() == ["check", "fail", "fail", "fail"]
+    assert features["qc_verdict"].tolist() == ["pass", "fail", "fail", "fail"]
     reasons = features["qc_reasons"].tolist()
     assert "damaged" in reasons[1] and "cannot be read as an image" in reasons[2] and "does not exist" in reasons[3]
-    assert "x" in reasons[0]
+    assert pd.isna(reasons[0])
     assert features.loc[0, "gm_ml"] > 400 and np.isnan(features.loc[1, "gm_ml"])
     pd.testing.assert_frame_equal(read_table(params.folder / "features.tsv", FEATURES), features, check_dtype=False)
     description = json.loads((params.folder / "derivatives" / "dataset_description.json").read_text())
@@ -120,9 +121,9 @@ def test_a_cohort_goes_on_without_its_bad_scans(scan, tmp_path):
 
 
 def test_an_unexpected_error_fails_one_scan_only(scan, tmp_path, monkeypatch):
-    def explode(*_):
+    def explode(*_, **__):
         raise RuntimeError("ITK: out of range")
 
-    monkeypatch.setattr(pipeline, "preprocess_image", explode)
+    monkeypatch.setattr(cohort, "preprocess_image", explode)
     sidecar = preprocess_scan(scan, tmp_path, PARAMS, "code")
     assert sidecar["verdict"] == "fail" and sidecar["reasons"] == ["unexpected RuntimeError: ITK: out of range"]

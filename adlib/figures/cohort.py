@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
@@ -22,7 +23,7 @@ def plot_flow(flow: pd.DataFrame) -> Figure:
     """How many scans and participants were left after each step (columns step, scans, participants)."""
     figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 0.75 + 0.62 * len(flow)))
     for level, row in enumerate(flow.itertuples()):
-        text = f"{row.step}\n{row.scans} scans of {row.participants} participants"
+        text = f"{row.step}\n{row.scans} scans of {row.participants or 'unknown'} participants"
         box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": NEUTRAL}
         axis.text(0, -level, text, ha="center", va="center", bbox=box)
         if level:
@@ -44,26 +45,38 @@ def plot_cohort(manifest: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
     left.bar(counts.index, counts["scans"], color="white", edgecolor=NEUTRAL, label="scans")
     left.bar(counts.index, counts["people"], color=[palette[c] for c in classes], label="participants")
     for place, (scans, number) in enumerate(counts.itertuples(index=False)):
-        left.text(place, number / 2, f"{number:.0f}", ha="center", va="center", color="white", weight="bold")
-        left.text(place, scans, f"{scans:.0f}", ha="center", va="bottom", color=NEUTRAL)
-    left.set(title="Participants (filled) and scans", ylabel="count", ylim=(0, 1.12 * counts["scans"].max()))
+        left.text(place, scans, f"{number:.0f}\n/ {scans:.0f}", ha="center", va="bottom", size="small")
+    left.set(title="Participants (filled) / scans", ylabel="count", ylim=(0, 1.2 * counts["scans"].max()))
+    _tilt(left, classes)
+    right.set_title("Age at the first session")
+    if people["age"].isna().all():
+        right.text(0.5, 0.5, "no age is known", ha="center", va="center", color=NEUTRAL, transform=right.transAxes)
+        right.set(xticks=[], yticks=[])
+        return figure
     sns.boxplot(people, x="diagnosis", y="age", order=classes, hue="diagnosis", palette=palette, ax=right, legend=False)
-    right.set(title="Age at the first session", xlabel="", ylabel="years")
+    right.set(xlabel="", ylabel="years")
+    _tilt(right, classes)
     return figure
 
 
+def _tilt(axis: Axes, classes: tuple[str, ...]) -> None:
+    """Turn class names that are too long to stand side by side."""
+    if max(map(len, classes)) > 6:
+        axis.set_xticks(range(len(classes)), classes, rotation=25, ha="right", rotation_mode="anchor")
+
+
 def plot_confounds(confounds: pd.DataFrame) -> Figure:
-    """How far each fact about a scan tells its label: 0 not at all, 1 completely."""
+    """How far each fact about a scan tells its label, with 95 % intervals: 0 not at all, 1 completely."""
     table = confounds.sort_values("association")
     figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 0.9 + 0.26 * max(len(table), 1)))
-    colours = [ACCENT if p < 0.05 else "#c8ccd0" for p in table["p_holm"]]
-    axis.barh(table["column"] + " (" + table["measure"] + ")", table["association"], color=colours)
     for place, row in enumerate(table.itertuples()):
-        axis.text(
-            row.association + 0.01, place, f"{row.association:.2f}, p = {row.p_holm:.2g}", va="center", size="small"
-        )
-    axis.set(xlim=(0, 1.15), title="Does metadata tell the label? (blue: p < 0.05 after Holm)", xlabel="association")
-    axis.set_xticks(np.linspace(0, 1, 6))
+        colour = ACCENT if row.p_holm < 0.05 else NEUTRAL
+        axis.plot([row.ci_low, row.ci_high], [place, place], color=colour, linewidth=1.5)
+        axis.plot(row.association, place, "o", color=colour, markersize=5)
+        axis.text(1.02, place, f"{row.association:.2f}, p = {row.p_holm:.2g}", va="center", size="small", clip_on=False)
+    axis.set_yticks(range(len(table)), table["column"] + " (" + table["measure"] + ")")
+    axis.set(xlim=(0, 1), title="Does metadata tell the label?")
+    axis.set_xlabel("association, 95 % interval over participants; blue: p < 0.05 after Holm")
     axis.grid(axis="x")
     axis.grid(False, axis="y")
     return figure
@@ -108,9 +121,8 @@ def plot_splits(splits: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
     for axis, fold in zip(axes[0], folds, strict=True):
         counts = splits[splits["fold"] == fold].groupby(["split", "diagnosis"]).size().unstack(fill_value=0)
         counts = counts.reindex(["train", "validation", "test"]).reindex(columns=classes, fill_value=0)
-        counts.plot.bar(
-            stacked=True, ax=axis, color=list(class_palette(classes).values()), legend=fold == folds[-1], rot=30
-        )
+        turn = 0 if len(folds) == 1 else 30
+        counts.plot.bar(stacked=True, ax=axis, color=list(class_palette(classes).values()), legend=False, rot=turn)
         axis.set(title=f"fold {fold}" if len(folds) > 1 else "Participants by part", xlabel="", ylabel="participants")
     axes[0, -1].legend(title="", fontsize="small", loc="upper right")
     return figure

@@ -1,11 +1,9 @@
-"""Pictures of preprocessing: the steps of one scan, mosaics for the eye, volumes, and QC values with their limits."""
+"""Pictures of preprocessing: one scan before and after every step, and the volumes of a cohort."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
-
 import matplotlib.pyplot as plt
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -13,15 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adlib import atlas
+from adlib.figures.quality import OUTLINE, strip
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
 from adlib.preprocess.pipeline import Preprocessed
-from adlib.preprocess.qc import LIMITS
-from adlib.records import StudyError
-from adlib.volume import extract_slice
+from adlib.volume import fit_square, resample, to_canonical, voxel_sizes
 
-VIEWS = (("sagittal", 4.0), ("coronal", -20.0), ("axial", 8.0))
-OUTLINE = "#e8590c"
-VERDICTS = {"pass": "#2b8a3e", "check": "#e8890c", "fail": "#c92a2a"}
+TISSUES = {"GM": "#c92a2a", "WM": "#2b8a3e", "CSF": "#1c4fa3"}
 VOLUMES = {
     "nbv": "brain tissue / intracranial volume",
     "icv_ml": "intracranial volume (ml)",
@@ -32,59 +27,78 @@ VOLUMES = {
 }
 
 
-def plot_steps(scan: Preprocessed) -> Figure:
-    """One scan after each step: a row per step, a column per plane."""
-    base = atlas.template(float(scan.affine[0, 0]))
-    tissue = np.concatenate([scan.tissues[..., [0, 1]], scan.tissues[..., 2:]], axis=-1)
-    rows = (
-        ("registered head", scan.native, base.mask, "outline: MNI152"),
-        ("bias field", _gain(scan), None, "bright: gain above 1"),
-        ("brain mask", scan.native, scan.mask, "outline: this brain"),
-        ("normalised brain", scan.t1w, None, "0 outside the brain"),
-        ("tissues", tissue, None, "red GM, green WM, blue CSF"),
-    )
-    figure, axes = plt.subplots(len(rows), 3, figsize=(COLUMN_WIDTH, 1.72 * len(rows)))
-    for line, (title, volume, outline, note) in zip(axes, rows, strict=True):
-        for axis, (plane, position) in zip(line, VIEWS, strict=True):
-            _show(axis, volume, scan.affine, plane, position, outline)
-        line[0].set_ylabel(f"{title}\n({note})", fontsize=7)
-    for axis, (plane, position) in zip(axes[0], VIEWS, strict=True):
-        axis.set_title(f"{plane}, {position:g} mm")
+def plot_steps(scan: Preprocessed, image: nib.Nifti1Image) -> Figure:
+    """One scan before and after each step: a row per step, three planes in each picture, histograms below.
+
+    Parameters
+    ----------
+    scan : Preprocessed
+    image : nibabel image
+        The scan as it was stored.
+    """
+    stored = np.squeeze(image.get_fdata(dtype=np.float32))
+    rows = (*_geometry(scan, stored, image.affine), *_intensities(scan))
+    heights = [1.0] * len(rows) + [0.8]
+    figure, axes = plt.subplots(len(heights), 2, figsize=(COLUMN_WIDTH, 8.2), height_ratios=heights)
+    for line, pair in zip(axes, rows, strict=False):
+        for axis, (title, picture, *outlines) in zip(line, pair, strict=True):
+            _draw(axis, title, picture, [strip(outline, scan.affine) for outline in outlines])
+    _draw_histogram(axes[-1, 0], scan, scan.native, "6 normalisation: brain as it came")
+    _draw_histogram(axes[-1, 1], scan, scan.t1w, "normalised")
+    axes[-1, 0].legend(fontsize=6, frameon=False)
     figure.suptitle(f"{scan.name}: {scan.verdict}", fontsize=9)
     return figure
 
 
-def plot_mosaic(scans: Sequence[Preprocessed], columns: int = 4) -> Figure:
-    """Many scans at a glance, in the order given: three planes each, with the brain's outline and the verdict.
+def _geometry(scan: Preprocessed, stored: np.ndarray, affine: np.ndarray) -> tuple[tuple, tuple]:
+    """Rows of titles, pictures and outlines: orientation and registration."""
+    volume, world = to_canonical(stored, affine)
+    base = atlas.template(float(scan.affine[0, 0]))
+    lowest = float(volume.min())
+    unmoved = resample(volume, world, base.mask.shape, base.affine, outside=lowest) - lowest
+    codes = "".join(nib.aff2axcodes(affine))
+    template = (base.mask.astype(np.float32), base.wm)
+    return (
+        ((f"1 orientation: as stored, {codes}", _middles(stored, affine)), ("turned to RAS", _middles(volume, world))),
+        (
+            ("2 registration: by its header, template's edges", strip(unmoved, scan.affine), *template),
+            ("registered, template's edges", strip(scan.native, scan.affine), *template),
+        ),
+    )
 
-    Raises
-    ------
-    StudyError
-        If there is no scan to draw.
-    """
-    if not scans:
-        raise StudyError("no scan to draw: none was preprocessed; look at the reasons in features.tsv")
-    columns = min(columns, len(scans))
-    rows = -(-len(scans) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(COLUMN_WIDTH, 0.62 * rows * 4 / columns + 0.2), squeeze=False)
-    for axis in axes.ravel():
-        axis.set_axis_off()
-    for axis, scan in zip(axes.ravel(), scans, strict=False):
-        picture, outline = (_strip(volume, scan.affine) for volume in (scan.native, scan.mask.astype(np.float32)))
-        axis.imshow(picture, cmap="gray", vmin=0, vmax=np.percentile(picture[picture > 0], 99.5))
-        axis.contour(outline, [0.5], colors=OUTLINE, linewidths=0.6)
-        label = f"{scan.name.removesuffix('_T1w')}: {scan.verdict}, r = {scan.qc['qc_similarity']:.2f}"
-        axis.set_title(label, fontsize=5.5, pad=2, color=VERDICTS[scan.verdict], weight="normal")
-    return figure
+
+def _intensities(scan: Preprocessed) -> tuple[tuple, ...]:
+    """Rows of titles, pictures and outlines: bias field, brain extraction, tissues."""
+    gain = _gain(scan)
+    low, high = np.percentile(gain[gain > 0], (2, 98)) if (gain > 0).any() else (1, 1)
+    corrected = np.divide(scan.native, gain, out=np.zeros_like(scan.native), where=gain > 0)
+    tissue = np.stack([strip(scan.tissues[..., k], scan.affine) for k in range(3)], axis=-1)
+    head, mask = strip(scan.native, scan.affine), scan.mask.astype(np.float32)
+    brain = strip(np.where(scan.mask, scan.t1w, scan.t1w[scan.mask].min(initial=0)), scan.affine)
+    return (
+        (
+            ("3 bias: brain before correction", strip(scan.native * (gain > 0), scan.affine)),
+            (f"corrected by a gain of {low:.2f} to {high:.2f}", strip(corrected, scan.affine)),
+        ),
+        (("4 extraction: head and the brain's outline", head, mask), ("brain, normalised", brain)),
+        (
+            ("5 segmentation: brain and outline of WM", brain, scan.tissues[..., 1]),
+            ("tissues: red GM, green WM, blue CSF", tissue),
+        ),
+    )
 
 
 def plot_volumes(features: pd.DataFrame, manifest: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
     """Measured volumes by class, one point per scan."""
     known = features[features["qc_verdict"] != "fail"].merge(manifest[["scan_id", "diagnosis"]], on="scan_id")
+    spread = np.random.default_rng(0).uniform(-0.12, 0.12, len(known))  # the same picture in every run
     figure, axes = plt.subplots(2, 3, figsize=(COLUMN_WIDTH, 4.2))
-    for axis, (name, label) in zip(axes.ravel(), VOLUMES.items(), strict=True):
+    measured = {name: label for name, label in VOLUMES.items() if name in known}
+    _switch_off(axes.ravel()[len(measured) :])
+    for axis, (name, label) in zip(axes.ravel(), measured.items(), strict=False):
         shared = {"data": known, "x": "diagnosis", "y": name, "order": list(classes), "ax": axis}
-        sns.stripplot(**shared, hue="diagnosis", palette=class_palette(classes), legend=False, size=2, alpha=0.6)
+        place = known["diagnosis"].map(classes.index) + spread
+        axis.scatter(place, known[name], s=4, c=known["diagnosis"].map(class_palette(classes)), alpha=0.6, linewidths=0)
         sns.boxplot(**shared, width=0.5, fill=False, color=NEUTRAL, showfliers=False, linewidth=0.8)
         axis.set(xlabel="", ylabel="")
         axis.set_title(label, fontsize=7)
@@ -105,49 +119,45 @@ def plot_volumes_truth(features: pd.DataFrame, truth: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_qc(features: pd.DataFrame) -> Figure:
-    """Distribution of each QC value; between the dashed lines a scan passes, beyond the solid lines it is left out."""
-    figure, axes = plt.subplots(2, -(-len(LIMITS) // 2), figsize=(COLUMN_WIDTH, 4))
-    for axis, (name, limit) in zip(axes.ravel(), LIMITS.items(), strict=False):
-        values = features[["qc_verdict", name]].dropna()
-        sns.histplot(
-            values,
-            x=name,
-            hue="qc_verdict",
-            palette=VERDICTS,
-            multiple="stack",
-            bins=25,
-            ax=axis,
-            legend=False,
-            linewidth=0,
-        )
-        for bounds, style in ((limit.fine, "--"), (limit.bearable, "-")):
-            for bound in bounds:
-                if np.isfinite(bound) and not (bound == 1.0 and limit.fine[1] == 1.0):
-                    axis.axvline(bound, color=NEUTRAL, linestyle=style, linewidth=0.8)
-        axis.set_title(name, fontsize=8)
-        axis.set_xlabel(textwrap.fill(limit.meaning, 30), fontsize=6)
-        axis.set_ylabel("scans")
-    counts = features["qc_verdict"].value_counts()
-    figure.suptitle(", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in VERDICTS), fontsize=9)
-    return figure
+def _switch_off(axes: np.ndarray) -> None:
+    for axis in axes:
+        axis.set_axis_off()
 
 
-def _show(
-    axis: Axes, volume: np.ndarray, affine: np.ndarray, plane: str, position: float, outline: np.ndarray | None
-) -> None:
-    if volume.ndim == 4:
-        parts = [extract_slice(volume[..., k], affine, plane, position) for k in range(3)]
-        axis.imshow(np.clip(np.stack(parts, axis=-1), 0, 1))
+def _draw(axis: Axes, title: str, picture: np.ndarray, outlines: list[np.ndarray]) -> None:
+    if picture.ndim == 3:
+        axis.imshow(np.clip(picture, 0, 1))
     else:
-        inside = volume[volume != 0]
-        low, high = np.percentile(inside, (0.5, 99.5)) if inside.size else (0, 1)
-        shown = np.where(volume != 0, volume, low)
-        axis.imshow(extract_slice(shown, affine, plane, position), cmap="gray", vmin=low, vmax=high)
-    if outline is not None:
-        axis.contour(extract_slice(outline, affine, plane, position), [0.5], colors=OUTLINE, linewidths=0.7)
-    axis.set(xticks=[], yticks=[])
-    axis.grid(False)
+        low, high = float(picture.min()), np.percentile(picture, 99.5)
+        axis.imshow(picture, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+    for outline in outlines:
+        axis.contour(outline, [0.5], colors=OUTLINE, linewidths=0.5)
+    axis.set_title(title, fontsize=7)
+    axis.set_axis_off()
+
+
+def _draw_histogram(axis: Axes, scan: Preprocessed, volume: np.ndarray, title: str) -> None:
+    """Intensities of the three tissues where each is pure."""
+    low, high = np.percentile(volume[scan.mask], (0.5, 99.5))
+    edges = np.linspace(low, max(high, low + 1e-6), 61)
+    for number, (name, colour) in enumerate(TISSUES.items()):
+        counts, _ = np.histogram(volume[scan.tissues[..., number] > 0.8], edges)
+        axis.stairs(counts / 1000, edges, color=colour, label=name)
+    axis.set_title(title, fontsize=7)
+    axis.set_xlabel("intensity", fontsize=7)
+    axis.set_ylabel("1,000 voxels", fontsize=7)
+    axis.tick_params(labelsize=6)
+
+
+def _middles(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The middle slice along each array axis, side by side, pixels of 2 mm, (128, 384) float32."""
+    zooms = voxel_sizes(affine) / 2
+    pictures = []
+    for axis in range(3):
+        across, up = (k for k in range(3) if k != axis)
+        middle = np.take(volume, volume.shape[axis] // 2, axis=axis).T[::-1]
+        pictures.append(fit_square(middle - volume.min(), 128, (zooms[up], zooms[across])))
+    return np.hstack(pictures)
 
 
 def _gain(scan: Preprocessed) -> np.ndarray:
@@ -158,10 +168,3 @@ def _gain(scan: Preprocessed) -> np.ndarray:
     corrected = scan.t1w * scale + offset
     ratio = np.divide(scan.native, corrected, out=np.ones_like(scan.native), where=corrected > 0.2 * offset)
     return np.where(inside & (corrected > 0.2 * offset), np.clip(ratio, 0.3, 3), 0)
-
-
-def _strip(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The three views side by side, (rows, columns) float32."""
-    parts = [extract_slice(volume, affine, plane, position) for plane, position in VIEWS]
-    height = max(part.shape[0] for part in parts)
-    return np.hstack([np.pad(part, ((height - part.shape[0], 0), (0, 0))) for part in parts])

@@ -21,10 +21,12 @@ TITLES = {
     "resnet50": "ResNet50",
     "shuffled_labels": "ResNet50, labels shuffled (control)",
     "majority": "no input (majority)",
+    "metadata": "scanner metadata",
     "age_sex": "age and sex",
     "brain_fraction": "brain fraction",
     "volumes": "volumes",
     "age_sex_volumes": "age, sex and volumes",
+    "grey_matter_svm": "grey-matter maps, linear SVM",
     "bayes_ceiling": "best possible (true severity and age)",
 }
 

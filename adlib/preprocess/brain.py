@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
-from adlib.atlas import Template, template
+from adlib.atlas import Template, region, template
 from adlib.volume import block_mean, resample, voxel_ml, voxel_sizes
 
 CONSTANT_SHARE = 0.25  # of the field of view, at least, in a brain that comes extracted
@@ -21,6 +21,12 @@ CORE_MM = 1.0  # deeper than this inside the template's brain all is brain
 OPEN_MM = 3.0  # bridges thinner than twice this (dura, vessels) do not join tissue to the scalp
 CLOSE_MM = 6.0  # sulci narrower than twice this belong to the brain
 EDGE = 0.35  # of the smoothed mask: below a half, for the fluid between cortex and skull
+FLUID_MM = 4.0  # fluid between cortex and skull is looked for this far beyond the smoothed mask
+FLUID_BASE_MM = 4.0  # and, at the base of the skull, this far beyond the template's brain
+BASE_BELOW_MM = -20.0  # MNI152 height
+INNER_SMOOTHING_MM = 0.7
+OUTER_SMOOTHING_MM = 1.5
+OUTER_EDGE = 0.4  # of the smoothed, grown mask
 
 
 def foreground(volume: np.ndarray) -> np.ndarray | None:
@@ -81,10 +87,14 @@ def given_mask(volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray, 
     (X, Y, Z) bool
     """
     differs = foreground(volume)
-    differs = np.ones(volume.shape, np.float32) if differs is None else differs.astype(np.float32)
-    small, grid = block_mean(differs, affine, voxel_sizes(base.affine).max())
-    mask = resample(small, grid, base.mask.shape, base.affine, np.linalg.inv(scan_to_mni)) > 0.5
-    return ndimage.binary_fill_holes(_largest(mask))
+    return carried_mask(np.ones(volume.shape, bool) if differs is None else differs, affine, scan_to_mni, base)
+
+
+def carried_mask(mask: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray, base: Template) -> np.ndarray:
+    """A mask (X, Y, Z) bool on the scan's grid carried to the template's: its largest part, holes filled, bool."""
+    small, grid = block_mean(mask.astype(np.float32), affine, voxel_sizes(base.affine).max())
+    moved = resample(small, grid, base.mask.shape, base.affine, np.linalg.inv(scan_to_mni)) > 0.5
+    return ndimage.binary_fill_holes(_largest(moved))
 
 
 def refined_mask(volume: np.ndarray, base: Template) -> np.ndarray:
@@ -102,10 +112,8 @@ def refined_mask(volume: np.ndarray, base: Template) -> np.ndarray:
         Brain with its sulcal and ventricular fluid.
     """
     small, grid = block_mean(volume, base.affine, WORK_MM)
-    maps = [block_mean(m, base.affine, WORK_MM)[0] for m in (base.mask.astype(np.float32), base.gm, base.wm)]
-    mask, gm, wm = maps[0] > 0.5, *maps[1:]
+    mask, gm, wm, depth = _working_template(float(voxel_sizes(base.affine)[0]))
     edge = voxel_sizes(grid)
-    depth = ndimage.distance_transform_edt(mask, sampling=edge) - ndimage.distance_transform_edt(~mask, sampling=edge)
     grey, white = np.median(small[mask & (gm > 0.7)]), np.median(small[mask & (wm > 0.9)])
     tissue = (small > 0.65 * grey) & (small < white + 0.6 * abs(white - grey)) & (depth > -REACH_MM)
     core = depth > CORE_MM
@@ -113,15 +121,66 @@ def refined_mask(volume: np.ndarray, base: Template) -> np.ndarray:
     closed = _shrink(_grow(tissue, CLOSE_MM, edge), CLOSE_MM, edge)
     brain = ndimage.binary_fill_holes((closed | core) & (depth > -REACH_MM))
     soft = ndimage.gaussian_filter(_largest(brain).astype(np.float32), 1.5 / edge)
-    return resample(soft, grid, volume.shape, base.affine) > EDGE
+    surface = resample(soft, grid, volume.shape, base.affine) > EDGE
+    return _with_fluid(volume, surface, float(grey), base)
+
+
+def _with_fluid(volume: np.ndarray, mask: np.ndarray, grey: float, base: Template) -> np.ndarray:
+    """Grow a mask through the fluid about it up to the dark inner table of the skull."""
+    edge = voxel_sizes(base.affine)
+    box = _around(mask, (FLUID_MM + 2) / edge)
+    smooth = ndimage.gaussian_filter(volume[box], INNER_SMOOTHING_MM / edge, truncate=3)
+    height = (base.affine[2, 3] + edge[2] * np.arange(volume.shape[2]))[box[2]]
+    inner, steps = mask[box], round(FLUID_MM / edge[0])
+    ring = ndimage.binary_dilation(inner, iterations=steps) & ~inner
+    fluid = np.percentile(volume[region("ventricles", float(edge[0]))], 20)
+    bone = np.percentile(smooth[ring & (height > 10)], 10)
+    wet = (smooth > 0.5 * (fluid + bone)) & (smooth < 0.5 * (fluid + grey)) & ring
+    wet &= (height > BASE_BELOW_MM) | _near(float(edge[0]))[box]
+    grown = ndimage.binary_dilation(inner, iterations=steps, mask=wet | inner)
+    result = mask.copy()
+    result[box] |= ndimage.gaussian_filter(grown.astype(np.float32), OUTER_SMOOTHING_MM / edge, truncate=2) > OUTER_EDGE
+    return result
+
+
+@cache
+def _near(resolution_mm: float) -> np.ndarray:
+    """Where the template's brain is at most `FLUID_BASE_MM` away."""
+    return ndimage.distance_transform_edt(~template(resolution_mm).mask, sampling=resolution_mm) <= FLUID_BASE_MM
+
+
+@cache
+def _working_template(resolution_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The template's mask, GM and WM at about `WORK_MM`, and how deep inside its brain each voxel lies, mm."""
+    base = template(resolution_mm)
+    grid = block_mean(base.gm, base.affine, WORK_MM)[1]
+    maps = [block_mean(m, base.affine, WORK_MM)[0] for m in (base.mask.astype(np.float32), base.gm, base.wm)]
+    mask, edge = maps[0] > 0.5, voxel_sizes(grid)
+    depth = ndimage.distance_transform_edt(mask, sampling=edge) - ndimage.distance_transform_edt(~mask, sampling=edge)
+    return mask, *maps[1:], depth
 
 
 def _shrink(mask: np.ndarray, by_mm: float, edge: np.ndarray) -> np.ndarray:
-    return ndimage.distance_transform_edt(mask, sampling=edge) > by_mm
+    """The voxels of a mask that lie deeper in it than a distance, mm."""
+    box, result = _around(mask, np.ones(3)), np.zeros_like(mask)
+    result[box] = ndimage.distance_transform_edt(mask[box], sampling=edge) > by_mm
+    return result
 
 
 def _grow(mask: np.ndarray, by_mm: float, edge: np.ndarray) -> np.ndarray:
-    return ndimage.distance_transform_edt(~mask, sampling=edge) <= by_mm
+    """The voxels within a distance of a mask, mm."""
+    box, result = _around(mask, by_mm / edge), np.zeros_like(mask)
+    result[box] = ndimage.distance_transform_edt(~mask[box], sampling=edge) <= by_mm
+    return result
+
+
+def _around(mask: np.ndarray, spare: np.ndarray) -> tuple[slice, ...]:
+    """The box of a mask with some voxels to spare; distances need not be looked for outside it."""
+    where = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    spare = np.ceil(spare).astype(int)
+    return tuple(
+        slice(max(w.min() - s, 0), w.max() + s + 1) if len(w) else slice(0) for w, s in zip(where, spare, strict=True)
+    )
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:

@@ -82,21 +82,25 @@ def _checked_affine(affine: np.ndarray | None, shape: tuple[int, int, int], name
 
 
 def _intensities(image: nib.Nifti1Image, name: str) -> np.ndarray:
+    kind = image.get_data_dtype()
+    if kind.fields is not None or kind.kind not in "biuf":
+        raise StudyError(f"{name}: voxels are of type {kind}, expected one real number each")
     try:
-        values = np.asanyarray(image.dataobj)
+        with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused for it
+            return image.get_fdata(dtype=np.float32, caching="unchanged")
     except (OSError, EOFError, ValueError, MemoryError, ArithmeticError) as error:
         raise StudyError(f"{name}: the voxels cannot be read ({error}); the file is damaged, fetch it again") from None
     except Exception as error:
         raise StudyError(f"{name}: the voxels cannot be read ({type(error).__name__}: {error})") from None
-    if values.dtype.fields is not None or values.dtype.kind not in "biuf":
-        raise StudyError(f"{name}: voxels are of type {values.dtype}, expected one real number each")
-    return np.asarray(values, dtype=np.float32)
 
 
 def _check_intensities(volume: np.ndarray, name: str) -> None:
     wrong = int(volume.size - np.isfinite(volume).sum())
     if wrong:
-        raise StudyError(f"{name}: {wrong} of {volume.size} voxels are NaN or infinite; mend or leave out the scan")
+        raise StudyError(
+            f"{name}: {wrong} of {volume.size} voxels are NaN or infinite; mend the scan (its scl_slope and scl_inter "
+            "too, where the stored numbers are finite) or leave it out"
+        )
     low, high = np.percentile(volume[::2, ::2, ::2], (0.5, 99.5))
     if not high > low:
         raise StudyError(f"{name}: the volume is constant ({low:g}) but for stray voxels; the scan holds no picture")

@@ -6,6 +6,8 @@ import numpy as np
 
 from adlib.records import StudyError
 
+LANDMARKS = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)  # percentiles of the brain
+
 
 def brain_zscore(volume: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation of the brain.
@@ -71,3 +73,88 @@ def apply(volume: np.ndarray, mask: np.ndarray, offset: float, scale: float) -> 
     if not mask.any() or not scale > 0:
         raise StudyError("the brain is empty or constant, so its intensities cannot be normalised")
     return np.where(mask, (volume - np.float32(offset)) / np.float32(scale), np.float32(0))
+
+
+def percentiles(volume: np.ndarray, mask: np.ndarray) -> list[float]:
+    """Intensities of the brain at `LANDMARKS`: all that landmark normalisation needs to know of a scan.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) float32
+    mask : (X, Y, Z) bool
+
+    Returns
+    -------
+    list of float
+    """
+    return [float(value) for value in np.percentile(volume[mask], LANDMARKS)]
+
+
+def fit_landmarks(own: np.ndarray) -> np.ndarray:
+    """The standard scale: the mean landmarks of the training scans, each first stretched to run from 0 to 100.
+
+    Parameters
+    ----------
+    own : (n, len(LANDMARKS)) array
+        `percentiles` of the training scans, and of no others.
+
+    Returns
+    -------
+    (len(LANDMARKS),) float64
+        Rises from 0 to 100.
+
+    Raises
+    ------
+    StudyError
+        If there is no scan, or the landmarks of one do not rise.
+
+    References
+    ----------
+    Nyúl & Udupa 1999, doi:10.1002/(SICI)1522-2594(199912)42:6<1072::AID-MRM11>3.0.CO;2-M; Nyúl et al. 2000,
+    doi:10.1109/42.836373; Shah et al. 2011, doi:10.1016/j.media.2010.12.003 (the percentiles).
+    """
+    own = np.atleast_2d(np.asarray(own, dtype=float))
+    if own.shape[0] == 0 or own.shape[1] != len(LANDMARKS):
+        raise StudyError(f"expected the {len(LANDMARKS)} percentiles of at least one training scan, got {own.shape}")
+    for number, row in enumerate(own):
+        _check_rising(row, f"training scan {number}")
+    span = own[:, -1:] - own[:, :1]
+    return (100 * (own - own[:, :1]) / span).mean(axis=0)
+
+
+def apply_landmarks(values: np.ndarray, own: np.ndarray, standard: np.ndarray) -> np.ndarray:
+    """Take intensities to the standard scale, in straight pieces between landmarks and on beyond the outer two.
+
+    Parameters
+    ----------
+    values : array
+        Intensities of one scan.
+    own : (len(LANDMARKS),) array
+        Its `percentiles`.
+    standard : (len(LANDMARKS),) array
+        From `fit_landmarks`.
+
+    Returns
+    -------
+    float32 array
+        Of the shape of `values`; higher where they are higher.
+
+    Raises
+    ------
+    StudyError
+        If landmarks are missing or do not rise.
+    """
+    own, standard = np.asarray(own, dtype=float), np.asarray(standard, dtype=float)
+    for landmarks, whose in ((own, "the scan"), (standard, "the standard scale")):
+        _check_rising(landmarks, whose)
+    slopes = np.diff(standard) / np.diff(own)
+    piece = np.clip(np.searchsorted(own, values, side="right") - 1, 0, len(slopes) - 1)
+    return (standard[piece] + slopes[piece] * (values - own[piece])).astype(np.float32)
+
+
+def _check_rising(landmarks: np.ndarray, whose: str) -> None:
+    if landmarks.shape != (len(LANDMARKS),) or not np.all(np.diff(landmarks) > 0):
+        raise StudyError(
+            f"the intensity landmarks of {whose} are {np.round(landmarks, 3).tolist()}; expected {len(LANDMARKS)} that "
+            "rise; a scan stored in too few grey levels cannot be normalised by landmarks"
+        )

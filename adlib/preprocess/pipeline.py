@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 
 from adlib import atlas
-from adlib.compute import map_scans
-from adlib.params import PreprocessParams, StudyParams
-from adlib.preprocess import bias, brain, features, normalise, qc, store
+from adlib.params import PreprocessParams
+from adlib.preprocess import bias, brain, features, normalise, qc
 from adlib.preprocess.checks import checked_volume
+from adlib.preprocess.external import external_mask
 from adlib.preprocess.register import register
 from adlib.preprocess.segment import segment
-from adlib.records import FEATURES, StudyError, digest, read_json, write_json, write_table
-from adlib.volume import block_mean, resample, voxel_sizes
+from adlib.volume import block_mean, orientation_notes, resample, voxel_sizes
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,9 @@ class Preprocessed:
     steps: tuple[str, ...]
 
 
-def preprocess_image(image: nib.Nifti1Image, params: PreprocessParams, name: str) -> Preprocessed:
+def preprocess_image(
+    image: nib.Nifti1Image, params: PreprocessParams, name: str, *, registered: bool = False
+) -> Preprocessed:
     """Register, correct, extract, segment, normalise and measure one scan.
 
     Parameters
@@ -78,6 +74,8 @@ def preprocess_image(image: nib.Nifti1Image, params: PreprocessParams, name: str
     params : PreprocessParams
     name : str
         What to call the scan in messages.
+    registered : bool
+        The scan already lies in MNI152 space; its volumes are then those of the template's size.
 
     Returns
     -------
@@ -89,135 +87,86 @@ def preprocess_image(image: nib.Nifti1Image, params: PreprocessParams, name: str
         If the scan is unusable: not 3-D, not finite, impossible geometry, no brain in it, not T1-weighted.
     """
     volume, affine = checked_volume(image, name)
+    notes = orientation_notes(image, name)
     base = atlas.template(params.resolution_mm)
-    found = register(volume, affine, name)
-    head, covered = _on_template(volume, affine, found.scan_to_mni, base)
+    scan_to_mni, how = _pose(volume, affine, name, registered)
+    head, covered = _on_template(volume, affine, scan_to_mni, base)
     steps = [
-        f"orientation: {''.join(nib.aff2axcodes(image.affine))} to RAS",
-        f"registration: affine, 12 degrees of freedom, {found.explained:.0%} of intensity variance explained",
+        "; ".join((f"orientation: {''.join(nib.aff2axcodes(image.affine))} to RAS", *notes)),
+        how,
         f"resampling: {_mm(voxel_sizes(affine))} to {params.resolution_mm:g} mm, once, trilinear",
     ]
-    given = brain.is_extracted(volume, affine, found.scan_to_mni)
-    mask = brain.given_mask(volume, affine, found.scan_to_mni, base) if given else base.mask
+    given = brain.is_extracted(volume, affine, scan_to_mni)
+    mask = brain.given_mask(volume, affine, scan_to_mni, base) if given else base.mask
     corrected = _corrected(head, mask, base, params, steps)
     if given:
         steps.append("brain extraction skipped: input is already brain-extracted")
-    else:
+    elif params.brain_extraction == "template":
         mask = brain.refined_mask(corrected, base) & covered
-        steps.append("brain extraction: the template's mask, refined by intensity")
+        steps.append("brain extraction: the template's mask, refined by intensity and grown to the inner skull")
+    else:
+        found = external_mask(volume, affine, params.brain_extraction, name)
+        mask = brain.carried_mask(found, affine, scan_to_mni, base) & covered
+        steps.append(f"brain extraction: {params.brain_extraction}")
     tissues = segment(corrected, mask, base)
-    steps.append("segmentation: Gaussian mixture of three tissues with weak spatial priors")
+    steps.append("segmentation: Gaussian mixture of three tissues and their mixed voxels, with weak spatial priors")
     t1w = _normalised(corrected, mask, tissues, params, steps)
-    values = qc.measure(corrected, mask, tissues, covered, found.scan_to_mni, base)
+    values = qc.measure(qc.Scan(volume, affine, scan_to_mni, corrected, mask, covered, tissues, registered), base)
+    steps.extend(qc.left_out(values))
     judged, reasons = qc.verdict(values)
-    sizes = features.volumes(tissues, mask, found.scan_to_mni, params.resolution_mm)
+    to_skull = not given and params.brain_extraction == "template"
+    sizes = features.volumes(tissues, mask, scan_to_mni, params.resolution_mm, whole_head=to_skull)
     return Preprocessed(
-        name, t1w, mask, tissues, head, base.affine, found.scan_to_mni, sizes, values, judged, reasons, tuple(steps)
+        name, t1w, mask, tissues, head, base.affine, scan_to_mni, sizes, values, judged, reasons, tuple(steps)
     )
 
 
-def preprocess_scan(scan: dict[str, Any], derivatives: Path, params: PreprocessParams, code: str = "") -> dict:
-    """Preprocess one scan of a manifest to files, unless that was done before.
+def preprocess_maps(grey: nib.Nifti1Image, white: nib.Nifti1Image, params: PreprocessParams, name: str) -> Preprocessed:
+    """Take grey- and white-matter maps that lie in MNI152 space already: resample, fill up with CSF, measure.
 
     Parameters
     ----------
-    scan : dict
-        A manifest row: participant_id, session_id, scan_id, path, sha256.
-    derivatives : path
+    grey, white : nibabel image
+        Tissue fractions or, from voxel-based morphometry, modulated densities.
     params : PreprocessParams
-    code : str
-        Digest of the code that does it; part of the key under which results are kept.
-
-    Returns
-    -------
-    dict
-        The scan's sidecar: features, qc, verdict, reasons, steps, key, Sources, outputs. A scan that cannot be
-        processed has the verdict ``fail`` and no outputs; it never stops a cohort.
-    """
-    names = store.file_names(scan, derivatives)
-    key = scan_key(scan, params, code)
-    stored = store.stored_sidecar(names, key)
-    if stored is not None:
-        return stored
-    names["sidecar"].unlink(missing_ok=True)
-    try:
-        result = preprocess_image(_load(scan["path"]), params, str(scan["scan_id"]))
-    except StudyError as error:
-        return store.write_sidecar(names, scan, key, {}, _failure(str(error)))
-    except Exception as error:
-        last = traceback.format_exception_only(error)[-1].strip()
-        return store.write_sidecar(names, scan, key, {}, _failure(f"unexpected {last}"))
-    outputs = store.write_images(names, result)
-    kept = ("features", "qc", "verdict", "reasons", "steps", "scan_to_mni")
-    facts = {part: getattr(result, part) for part in kept} | {"scan_to_mni": result.scan_to_mni.tolist()}
-    return store.write_sidecar(names, scan, key, outputs, facts)
-
-
-def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams, code: str = "") -> pd.DataFrame:
-    """Preprocess every scan of a manifest and write the table of features.
-
-    Parameters
-    ----------
-    manifest : DataFrame
-        By `records.MANIFEST`.
-    params : StudyParams
-        ``params.folder`` receives ``derivatives/`` and ``features.tsv``.
-    code : str
-        Digest of the code that does it.
-
-    Returns
-    -------
-    DataFrame
-        By `records.FEATURES`, with a column for each feature and QC value, in the order of the manifest; scans that
-        failed keep their row, with the reasons and empty values.
-    """
-    root = params.folder / "derivatives"
-    write_json(_dataset_description(), root / "dataset_description.json")
-    work = partial(preprocess_scan, derivatives=root, params=params.preprocess, code=code)
-    scans = manifest[["participant_id", "session_id", "scan_id", "path", "sha256"]].to_dict("records")
-    sidecars = map_scans(work, scans, workers=params.exec.workers, label="preprocessing")
-    rows = [_row(scan, sidecar) for scan, sidecar in zip(scans, sidecars, strict=True)]
-    return write_table(pd.DataFrame(rows), params.folder / "features.tsv", FEATURES)
-
-
-def load_preprocessed(scan: dict[str, Any], derivatives: Path) -> Preprocessed:
-    """Read back what `preprocess_scan` wrote.
-
-    Parameters
-    ----------
-    scan : dict
-        A manifest or features row: participant_id, session_id, scan_id.
-    derivatives : path
+    name : str
+        What to call the scan in messages.
 
     Returns
     -------
     Preprocessed
-        To the precision of the stored images: 16 bits for t1w, 8 bits for tissues and native.
-
-    Raises
-    ------
-    StudyError
-        If the scan was not processed, failed, or its files changed since.
+        Its ``t1w`` is the grey-matter map, normalised inside the template's brain.
     """
-    names = store.file_names(scan, derivatives)
-    content = read_json(names["sidecar"])
-    if not content["outputs"]:
-        raise StudyError(f"{scan['scan_id']} has no images: {'; '.join(content['reasons'])}")
+    base = atlas.template(params.resolution_mm)
+    maps, covered = [], base.mask
+    for image in (grey, white):
+        moved, inside = _on_template(*checked_volume(image, name), np.eye(4), base)
+        maps.append(np.clip(moved, 0, None) * base.mask)
+        covered = covered & inside
+    fluid = np.clip(1 - maps[0] - maps[1], 0, 1) * base.mask
+    tissues = np.stack([*maps, fluid], axis=-1).astype(np.float32)
+    t1w = normalise.apply(maps[0], base.mask, *normalise.brain_zscore(maps[0], base.mask))
+    sizes = features.volumes(tissues, base.mask, np.eye(4), params.resolution_mm)
+    kept = {part: sizes[part] for part in ("gm_ml", "wm_ml", "temporal_ml")}
+    inside = base.mask & covered
+    values = {
+        "qc_similarity": float(np.corrcoef(maps[0][inside], base.gm[inside])[0, 1]),
+        "qc_coverage": float(inside.sum() / base.mask.sum()),
+    }
+    judged, reasons = qc.verdict(values)
+    steps = ("tissue maps in MNI152 space as they came: registration, bias correction and segmentation skipped",)
     return Preprocessed(
-        name=str(scan["scan_id"]),
-        scan_to_mni=np.array(content["scan_to_mni"]),
-        features=content["features"],
-        qc=content["qc"],
-        verdict=content["verdict"],
-        reasons=tuple(content["reasons"]),
-        steps=tuple(content["steps"]),
-        **store.read_images(names, content),
+        name, t1w, base.mask, tissues, maps[0], base.affine, np.eye(4), kept, values, judged, reasons, steps
     )
 
 
-def scan_key(scan: dict[str, Any], params: PreprocessParams, code: str) -> str:
-    """The name of a result: which source bytes, which parameters, which code."""
-    return digest({"source": scan["sha256"], "params": params.model_dump(mode="json"), "code": code})
+def _pose(volume: np.ndarray, affine: np.ndarray, name: str, registered: bool) -> tuple[np.ndarray, str]:
+    """Scan world to MNI152 (4, 4), and how it was found."""
+    if registered:
+        return np.eye(4), "registration skipped: the source says that the scan lies in MNI152 space"
+    found = register(volume, affine, name)
+    explained = f"{found.explained:.0%} of intensity variance explained"
+    return found.scan_to_mni, f"registration: affine, 12 degrees of freedom, {explained}"
 
 
 def _on_template(
@@ -251,34 +200,6 @@ def _normalised(
         offset, scale = normalise.brain_zscore(corrected, mask)
         steps.append(f"normalisation: brain mean {offset:.4g} and standard deviation {scale:.4g} become 0 and 1")
     return normalise.apply(corrected, mask, offset, scale)
-
-
-def _load(path: Path | str) -> nib.Nifti1Image:
-    try:
-        return nib.load(path)
-    except FileNotFoundError:
-        raise StudyError(f"{path} does not exist; check the manifest and run the audit again") from None
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
-        raise StudyError(f"{path} cannot be read as an image ({error}); fetch or convert it again") from None
-
-
-def _failure(reason: str) -> dict[str, Any]:
-    return {"features": {}, "qc": {}, "verdict": "fail", "reasons": [reason], "steps": [], "scan_to_mni": None}
-
-
-def _row(scan: dict[str, Any], sidecar: dict[str, Any]) -> dict[str, Any]:
-    who = {name: scan[name] for name in ("participant_id", "session_id", "scan_id")}
-    judged = {"qc_verdict": sidecar["verdict"], "qc_reasons": "; ".join(sidecar["reasons"]) or None}
-    return {**who, **judged, **sidecar["features"], **sidecar["qc"]}
-
-
-def _dataset_description() -> dict[str, Any]:
-    return {
-        "Name": "adlib preprocessing",
-        "BIDSVersion": "1.10.0",
-        "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "adlib", "Description": "adlib.preprocess.pipeline"}],
-    }
 
 
 def _mm(edges: np.ndarray) -> str:

@@ -19,25 +19,43 @@ import numpy as np
 from scipy import ndimage
 
 from adlib import atlas
-from adlib.preprocess.search import brain_centre, coarse_search
+from adlib.preprocess.search import USUAL, WIDE, brain_centre, coarse_search
+from adlib.records import StudyError
 from adlib.volume import block_mean, voxel_sizes
 
 LEVELS = ((8.0, 6.0, 20), (4.0, 4.0, 15), (4.0, 2.0, 15))  # point distance mm, smoothing mm (sd), iterations
 MARGIN_MM = 6.0  # how far beyond the template's brain points are taken
 SHIFT_MM = 0.01  # a mean step below this ends a level
 OUTLIER = 2.5  # residuals beyond this many robust standard deviations lose weight
+DOUBTFUL = 0.5  # share of tissue below which a wider search is tried; real and made heads reach 0.73 to 0.95
+NO_TISSUE = 0.35  # below it no brain was found; balls, boxes and limbs reach 0.07, heads in a wrong pose 0.28
+STRETCH = (0.6, 1.6)  # of a head against MNI152, along any direction
 
 
 @dataclass(frozen=True)
 class Registration:
-    """`scan_to_mni` (4, 4), world RAS mm to MNI152 mm, and the share of intensity variance that the model explains."""
+    """What was found.
+
+    Attributes
+    ----------
+    scan_to_mni : (4, 4) float64
+        World, RAS mm, to MNI152 mm.
+    explained : float
+        Share of the intensity variance, in and about the brain, that the model explains.
+    tissue : float
+        Share of the variance inside the brain, beyond a smooth field, that the tissue maps explain.
+    """
 
     scan_to_mni: np.ndarray
     explained: float
+    tissue: float
 
 
 def register(volume: np.ndarray, affine: np.ndarray, name: str) -> Registration:
     """Find the affine that takes the scan's world to MNI152.
+
+    Where the usual search finds no brain, an impossible one, or one that explains little of the intensities, more
+    rotations and scales are tried.
 
     Parameters
     ----------
@@ -56,11 +74,34 @@ def register(volume: np.ndarray, affine: np.ndarray, name: str) -> Registration:
     Raises
     ------
     StudyError
-        If no pose puts enough of a brain inside the field of view.
+        If nothing in the field of view resembles a brain, or what does has an impossible shape.
     """
     small, grid = working_copy(volume, affine)
-    matrix, explained = refine(small, grid, coarse_search(small, grid, name))
-    return Registration(np.linalg.inv(matrix), explained)
+    found, refusal = [], None
+    for tried in (USUAL, WIDE):
+        try:
+            one = refine(small, grid, coarse_search(small, grid, name, tried), name)
+        except StudyError as error:
+            refusal = error
+            continue
+        found.append(one)
+        if one.tissue >= DOUBTFUL:
+            break
+    if not found:
+        raise refusal
+    return max(found, key=lambda one: one.tissue)
+
+
+def _check_shape(matrix: np.ndarray, name: str) -> None:
+    """Refuse a pose that mirrors, flattens or blows up the head: it fits something that is no brain."""
+    stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    if np.linalg.det(matrix[:3, :3]) > 0 and STRETCH[0] <= stretch.min() and stretch.max() <= STRETCH[1]:
+        return
+    raise StudyError(
+        f"{name}: no brain was found in the field of view (what is most like one is {stretch.min():.2f} to "
+        f"{stretch.max():.2f} times as large as MNI152's along its axes, expected {STRETCH[0]} to {STRETCH[1]}, not "
+        "mirrored); expected a T1-weighted scan of a whole head or brain"
+    )
 
 
 def working_copy(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +111,7 @@ def working_copy(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np
     return np.clip(small, low, high) - low, grid
 
 
-def refine(volume: np.ndarray, affine: np.ndarray, starts: list[np.ndarray]) -> tuple[np.ndarray, float]:
+def refine(volume: np.ndarray, affine: np.ndarray, starts: list[np.ndarray], name: str) -> Registration:
     """Least-squares pose, coarse to fine, from the rough one that explains most after the coarsest level.
 
     Parameters
@@ -80,19 +121,31 @@ def refine(volume: np.ndarray, affine: np.ndarray, starts: list[np.ndarray]) -> 
     affine : (4, 4) array
     starts : list of (4, 4) array
         MNI152 mm to scan world, RAS mm.
+    name : str
+        What to call the scan in messages.
 
     Returns
     -------
-    matrix : (4, 4) float64
-        MNI152 mm to scan world, RAS mm.
-    explained : float
-        Share of the variance explained at the finest level.
+    Registration
+        Its shares are those of the finest level.
+
+    Raises
+    ------
+    StudyError
+        If what was found has an impossible shape or shows no tissue.
     """
     for edge, smoothing, iterations in LEVELS:
         fit = _Fit(volume, affine, edge, smoothing)
         matrix, explained = max((fit.descend(start, iterations) for start in starts), key=lambda found: found[1])
         starts = [matrix]
-    return matrix, explained
+    _check_shape(matrix, name)
+    tissue = fit.tissue_share(matrix)
+    if tissue < NO_TISSUE:
+        raise StudyError(
+            f"{name}: what lies where the brain should be shows no grey and white matter (they explain {tissue:.0%} of "
+            f"its intensities, expected {NO_TISSUE:.0%} or more); expected a T1-weighted scan of a whole head or brain"
+        )
+    return Registration(np.linalg.inv(matrix), explained, tissue)
 
 
 class _Fit:
@@ -127,6 +180,18 @@ class _Fit:
             if moved < SHIFT_MM:
                 break
         return matrix, state[0]
+
+    def tissue_share(self, matrix: np.ndarray) -> float:
+        """Share of the variance inside the brain, beyond a smooth field, that the tissue maps explain."""
+        brain = self.basis[:, :3].sum(axis=1) > 0.9
+        voxels = nib.affines.apply_affine(self.to_voxel @ matrix, self.points)
+        brain &= np.all((voxels >= 0) & (voxels <= self.shape - 1), axis=1)
+        values = ndimage.map_coordinates(self.layers[0], voxels[brain].T, order=1, prefilter=False)
+        maps = self.basis[brain]
+        smooth = np.column_stack([np.ones(len(maps)), _quadratic(self.points[brain])])
+        weights = _robust_weights(values - maps @ _least_squares(maps, values, np.ones(len(values))))
+        left = [weights @ (values - part @ _least_squares(part, values, weights)) ** 2 for part in (maps, smooth)]
+        return float(1 - left[0] / max(left[1], 1e-12))
 
     def _solve(self, matrix: np.ndarray) -> tuple[float, np.ndarray]:
         """Share of the variance explained at a pose, and the (3, 4) change of pose that least squares asks for."""
@@ -178,7 +243,11 @@ def _basis(edge: float, smoothing: float) -> tuple[np.ndarray, np.ndarray]:
     picked = picked[(picked % step == 0).all(axis=1)]
     points = nib.affines.apply_affine(base.affine, picked)
     gm, wm, csf = (m[tuple(picked.T)].astype(float) for m in maps)
-    x, y, z = ((points - brain_centre()) / 70).T
     tissue = 0.7 * gm + wm + 0.3 * csf
-    bias = [tissue * term for term in (x, y, z, x * x, y * y, z * z, x * y, x * z, y * z)]
-    return points, np.column_stack([gm, wm, csf, 1 - gm - wm - csf, *bias])
+    return points, np.column_stack([gm, wm, csf, 1 - gm - wm - csf, tissue[:, None] * _quadratic(points)])
+
+
+def _quadratic(points: np.ndarray) -> np.ndarray:
+    """The nine linear and quadratic terms (N, 9) of positions about the brain's centre."""
+    x, y, z = ((points - brain_centre()) / 70).T
+    return np.column_stack([x, y, z, x * x, y * y, z * z, x * y, x * z, y * z])

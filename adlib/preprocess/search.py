@@ -7,7 +7,8 @@ Padfield 2012, doi:10.1109/TIP.2011.2181402 (masked normalised cross-correlation
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from itertools import product
 
 import nibabel as nib
@@ -19,15 +20,42 @@ from adlib.records import StudyError
 from adlib.volume import block_mean, resample, world_box
 
 COARSE_MM = 8.0
-PITCHES = (-30.0, -15.0, 0.0, 15.0, 30.0)  # degrees about the left-right axis: nodding varies most between scans
-TURNS = (-20.0, 0.0, 20.0)  # degrees about each of the other two axes
-SCALES = (0.8, 0.9, 1.0, 1.13)
-POSE_SCALES = (0.85, 1.05)  # at which all rotations are tried: the best one differs where a bright scalp misleads
 MIN_CORRELATION = 0.2  # noise reaches 0.14
 MIN_OVERLAP = 0.6  # share of the template's brain that must lie inside the field of view
 
 
-def coarse_search(volume: np.ndarray, affine: np.ndarray, name: str) -> list[np.ndarray]:
+@dataclass(frozen=True)
+class Poses:
+    """Rotations and scales to try.
+
+    Attributes
+    ----------
+    pitches : tuple of float
+        Degrees about the left-right axis: nodding varies most between scans.
+    turns : tuple of float
+        Degrees about each of the other two axes.
+    scales : tuple of float
+        Of the template's brain.
+    pose_scales : tuple of float
+        Scales at which all rotations are tried: the best one differs where a bright scalp misleads.
+    """
+
+    pitches: tuple[float, ...]
+    turns: tuple[float, ...]
+    scales: tuple[float, ...]
+    pose_scales: tuple[float, ...]
+
+
+USUAL = Poses((-30.0, -15.0, 0.0, 15.0, 30.0), (-20.0, 0.0, 20.0), (0.8, 0.9, 1.0, 1.13), (0.85, 1.05))
+WIDE = Poses(
+    (-60.0, -40.0, -20.0, 0.0, 20.0, 40.0, 60.0),
+    (-40.0, -20.0, 0.0, 20.0, 40.0),
+    (0.7, 0.8, 0.9, 1.0, 1.13, 1.25),
+    (0.95,),
+)
+
+
+def coarse_search(volume: np.ndarray, affine: np.ndarray, name: str, tried: Poses = USUAL) -> list[np.ndarray]:
     """The best translation of the template's brain at each scale, with the best rotation at a similar scale.
 
     A small template fits inside a large head and a large one around a small head, so the scales are not weighed
@@ -40,11 +68,12 @@ def coarse_search(volume: np.ndarray, affine: np.ndarray, name: str) -> list[np.
     affine : (4, 4) array
     name : str
         What to call the scan in messages.
+    tried : Poses
 
     Returns
     -------
     list of (4, 4) float64
-        MNI152 mm to scan world, RAS mm; one for each of `SCALES`.
+        MNI152 mm to scan world, RAS mm; one for each of the scales tried.
 
     Raises
     ------
@@ -53,10 +82,10 @@ def coarse_search(volume: np.ndarray, affine: np.ndarray, name: str) -> list[np.
     """
     image, inside, corner = _coarse_scan(volume, affine)
     search = _MaskedCorrelation(image, inside)
-    poses = {tried: _best_pose(search, tried) for tried in POSE_SCALES}
+    poses = {scale: _best_pose(search, scale, tried) for scale in tried.pose_scales}
     found = []
-    for scale in SCALES:
-        pose = poses[min(POSE_SCALES, key=lambda tried, scale=scale: abs(tried - scale))]
+    for scale in tried.scales:
+        pose = poses[min(tried.pose_scales, key=lambda near, scale=scale: abs(near - scale))]
         found.append((pose, scale, *search.best(pose, scale)))
     top = max(score for _, _, score, _ in found)
     if not top > MIN_CORRELATION:
@@ -67,8 +96,8 @@ def coarse_search(volume: np.ndarray, affine: np.ndarray, name: str) -> list[np.
     return [_matrix(pose, scale, corner + COARSE_MM * shift) for pose, scale, _, shift in found]
 
 
-def _best_pose(search: _MaskedCorrelation, scale: float) -> tuple[float, float, float]:
-    return max(product(PITCHES, TURNS, TURNS), key=lambda pose: search.best(pose, scale)[0])
+def _best_pose(search: _MaskedCorrelation, scale: float, tried: Poses) -> tuple[float, float, float]:
+    return max(product(tried.pitches, tried.turns, tried.turns), key=lambda pose: search.best(pose, scale)[0])
 
 
 def _matrix(pose: tuple[float, float, float], scale: float, centre: np.ndarray) -> np.ndarray:
@@ -121,7 +150,7 @@ def _coarse_scan(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np
     return np.maximum(image, 0) / np.float32(top), inside, low
 
 
-@cache
+@lru_cache(maxsize=128)
 def _posed(pose: tuple[float, float, float], scale: float) -> tuple[np.ndarray, np.ndarray]:
     """The template's brain in a pose, on a coarse cube about its centre: image and mask, float32."""
     base = atlas.template(4.0)

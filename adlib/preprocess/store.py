@@ -117,8 +117,11 @@ def read_images(names: dict[str, Path], content: dict) -> dict[str, np.ndarray]:
 
 def _write_image(path: Path, array: np.ndarray, affine: np.ndarray, kind: type, top: float) -> None:
     largest = LARGEST[np.dtype(kind)]
-    codes = np.rint(np.asarray(array, dtype=np.float32) * np.float32(largest / top)) if array.dtype != bool else array
-    image = nib.Nifti1Image(codes.astype(kind), affine)
+    factor = np.float32(1 if array.dtype == bool else largest / top)
+    codes = np.empty(array.shape, dtype=kind, order="F")
+    for k in range(array.shape[-1]):  # plane by plane, so that no second copy in full precision is made
+        codes[..., k] = np.rint(array[..., k] * factor)
+    image = nib.Nifti1Image(codes, affine)
     image.header.set_slope_inter(top / largest, 0)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, 4)

@@ -1,0 +1,167 @@
+"""The pipeline over a cohort: each scan of a manifest to files, once, and back."""
+
+from __future__ import annotations
+
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from nibabel.spatialimages import HeaderDataError
+
+from adlib.compute import map_scans
+from adlib.params import PreprocessParams, StudyParams
+from adlib.preprocess import normalise, store
+from adlib.preprocess.pipeline import Preprocessed, preprocess_image, preprocess_maps
+from adlib.records import FEATURES, StudyError, digest, read_json, write_json, write_table
+
+REGISTERED = "MNI152"  # values of the manifest's column space
+TISSUE_MAPS = "MNI152 tissue maps"
+
+
+def preprocess_scan(scan: dict[str, Any], derivatives: Path, params: PreprocessParams, code: str = "") -> dict:
+    """Preprocess one scan of a manifest to files, unless that was done before.
+
+    Parameters
+    ----------
+    scan : dict
+        A manifest row: participant_id, session_id, scan_id, path, sha256.
+    derivatives : path
+    params : PreprocessParams
+    code : str
+        Digest of the code that does it; part of the key under which results are kept.
+
+    Returns
+    -------
+    dict
+        The scan's sidecar: features, qc, verdict, reasons, steps, key, Sources, outputs, and the percentiles of the
+        normalised brain for `normalise.fit_landmarks`. A scan that cannot be processed has the verdict ``fail`` and no
+        outputs; it never stops a cohort.
+    """
+    names = store.file_names(scan, derivatives)
+    key = scan_key(scan, params, code)
+    stored = store.stored_sidecar(names, key)
+    if stored is not None:
+        return stored
+    names["sidecar"].unlink(missing_ok=True)
+    try:
+        result = _preprocessed(scan, params)
+    except StudyError as error:
+        return store.write_sidecar(names, scan, key, {}, _failure(str(error)))
+    except Exception as error:
+        last = traceback.format_exception_only(error)[-1].strip()
+        return store.write_sidecar(names, scan, key, {}, _failure(f"unexpected {last}"))
+    outputs = store.write_images(names, result)
+    kept = ("features", "qc", "verdict", "reasons", "steps", "scan_to_mni")
+    facts = {part: getattr(result, part) for part in kept} | {"scan_to_mni": result.scan_to_mni.tolist()}
+    facts["brain_percentiles"] = normalise.percentiles(result.t1w, result.mask)
+    return store.write_sidecar(names, scan, key, outputs, facts)
+
+
+def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams, code: str = "") -> pd.DataFrame:
+    """Preprocess every scan of a manifest and write the table of features.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+        By `records.MANIFEST`.
+    params : StudyParams
+        ``params.folder`` receives ``derivatives/`` and ``features.tsv``.
+    code : str
+        Digest of the code that does it.
+
+    Returns
+    -------
+    DataFrame
+        By `records.FEATURES`, with a column for each feature and QC value, in the order of the manifest; scans that
+        failed keep their row, with the reasons and empty values.
+    """
+    root = params.folder / "derivatives"
+    write_json(_dataset_description(), root / "dataset_description.json")
+    work = partial(preprocess_scan, derivatives=root, params=params.preprocess, code=code)
+    scans = manifest[["participant_id", "session_id", "scan_id", "path", "sha256", "space"]].to_dict("records")
+    sidecars = map_scans(work, scans, workers=params.exec.workers, label="preprocessing")
+    rows = [_row(scan, sidecar) for scan, sidecar in zip(scans, sidecars, strict=True)]
+    return write_table(pd.DataFrame(rows), params.folder / "features.tsv", FEATURES)
+
+
+def load_preprocessed(scan: dict[str, Any], derivatives: Path) -> Preprocessed:
+    """Read back what `preprocess_scan` wrote.
+
+    Parameters
+    ----------
+    scan : dict
+        A manifest or features row: participant_id, session_id, scan_id.
+    derivatives : path
+
+    Returns
+    -------
+    Preprocessed
+        To the precision of the stored images: 16 bits for t1w, 8 bits for tissues and native.
+
+    Raises
+    ------
+    StudyError
+        If the scan was not processed, failed, or its files changed since.
+    """
+    names = store.file_names(scan, derivatives)
+    content = read_json(names["sidecar"])
+    if not content["outputs"]:
+        raise StudyError(f"{scan['scan_id']} has no images: {'; '.join(content['reasons'])}")
+    return Preprocessed(
+        name=str(scan["scan_id"]),
+        scan_to_mni=np.array(content["scan_to_mni"]),
+        features=content["features"],
+        qc=content["qc"],
+        verdict=content["verdict"],
+        reasons=tuple(content["reasons"]),
+        steps=tuple(content["steps"]),
+        **store.read_images(names, content),
+    )
+
+
+def scan_key(scan: dict[str, Any], params: PreprocessParams, code: str) -> str:
+    """The name of a result: which source bytes, which parameters, which code."""
+    space = scan.get("space") or None
+    return digest({"source": scan["sha256"], "space": space, "params": params.model_dump(mode="json"), "code": code})
+
+
+def _preprocessed(scan: dict[str, Any], params: PreprocessParams) -> Preprocessed:
+    name, space = str(scan["scan_id"]), scan.get("space") or None
+    if space == TISSUE_MAPS:
+        grey, white = (_load(path) for path in scan["path"].split("|"))
+        return preprocess_maps(grey, white, params, name)
+    if space not in (None, REGISTERED):
+        raise StudyError(f"{name} is in the space {space!r}; known are {REGISTERED!r}, {TISSUE_MAPS!r} and none")
+    return preprocess_image(_load(scan["path"]), params, name, registered=space == REGISTERED)
+
+
+def _load(path: Path | str) -> nib.Nifti1Image:
+    try:
+        return nib.load(path)
+    except FileNotFoundError:
+        raise StudyError(f"{path} does not exist; check the manifest and run the audit again") from None
+    except (nib.filebasedimages.ImageFileError, HeaderDataError, OSError, EOFError, ValueError) as error:
+        raise StudyError(f"{path} cannot be read as an image ({error}); fetch or convert it again") from None
+
+
+def _failure(reason: str) -> dict[str, Any]:
+    return {"features": {}, "qc": {}, "verdict": "fail", "reasons": [reason], "steps": [], "scan_to_mni": None}
+
+
+def _row(scan: dict[str, Any], sidecar: dict[str, Any]) -> dict[str, Any]:
+    who = {name: scan[name] for name in ("participant_id", "session_id", "scan_id")}
+    judged = {"qc_verdict": sidecar["verdict"], "qc_reasons": "; ".join(sidecar["reasons"]) or None}
+    return {**who, **judged, **sidecar["features"], **sidecar["qc"]}
+
+
+def _dataset_description() -> dict[str, Any]:
+    return {
+        "Name": "adlib preprocessing",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "adlib", "Description": "adlib.preprocess.cohort"}],
+    }
