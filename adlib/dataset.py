@@ -6,15 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 from numpy.lib.format import open_memmap
 
 from adlib.compute import map_scans
 from adlib.params import InputParams, StudyParams
-from adlib.preprocess.pipeline import load_preprocessed
+from adlib.preprocess.cohort import load_preprocessed
 from adlib.records import FEATURES, MANIFEST, SLICES, StudyError, atomic_path, read_table, write_table
+from adlib.sources.planes import SEPARATOR, read_plane
 from adlib.volume import extract_slice, fit_square
 
 CLIP_SD = 5.0
@@ -47,7 +47,7 @@ def scan_slices(t1w: np.ndarray, affine: np.ndarray, params: InputParams) -> np.
 
 
 def plane_slices(path: str, params: InputParams) -> np.ndarray:
-    """Stack 2-D slices of one session, one per plane, as the channels of a single item.
+    """Take the 2-D slices of one scan: three planes as the channels of one item, or every image as an item.
 
     The background level is taken as the image's most frequent value; intensities are standardised over the foreground.
 
@@ -59,26 +59,24 @@ def plane_slices(path: str, params: InputParams) -> np.ndarray:
 
     Returns
     -------
-    (1, 3, size, size) float32
+    (n, 3, size, size) float32
+        n is 1 for three_planes_2d, the number of images for images_2d.
 
     Raises
     ------
     StudyError
-        If there are not three images, or one is not 2-D or is constant.
+        If there are not three images for three planes, or one is not 2-D or is constant.
     """
-    names = path.split("|")
+    names = path.split(SEPARATOR)
+    if params.plane == "images_2d":
+        return np.stack([np.stack([_plane(Path(name), params.size)] * 3) for name in names])
     if len(names) != 3:
         raise StudyError(f"three 2-D slices make one item, got {len(names)}: {path}")
     return np.stack([_plane(Path(name), params.size) for name in names])[None]
 
 
 def _plane(path: Path, size: int) -> np.ndarray:
-    try:
-        image = np.squeeze(np.asarray(nib.load(path).dataobj, dtype=np.float32))
-    except Exception as error:
-        raise StudyError(f"{path} cannot be read: {error}") from None
-    if image.ndim != 2:
-        raise StudyError(f"{path} has shape {image.shape}, expected one 2-D slice")
+    image = read_plane(path)
     levels, counts = np.unique(image, return_counts=True)
     background = levels[counts.argmax()]
     foreground = image > background + 0.1 * (image.max() - background)
@@ -108,7 +106,7 @@ def build_slices(params: StudyParams) -> pd.DataFrame:
     arrays = map_scans(cut, usable.to_dict("records"), workers=params.exec.workers, label="cutting slices")
     with atomic_path(params.folder / "slices.npy") as temporary:
         np.save(temporary, np.concatenate(arrays).astype(np.float16))
-    positions = [None] if params.input.plane == "three_planes_2d" else params.input.positions_mm
+    positions = [None] if params.input.flat else params.input.positions_mm
     rows = [
         {
             "slice": k,
@@ -123,7 +121,7 @@ def build_slices(params: StudyParams) -> pd.DataFrame:
 
 
 def _slices_of(scan: dict[str, Any], input_params: InputParams, derivatives: Path) -> np.ndarray:
-    if input_params.plane == "three_planes_2d":
+    if input_params.flat:
         return plane_slices(scan["path"], input_params)
     done = load_preprocessed(scan, derivatives)
     return scan_slices(done.t1w, done.affine, input_params)

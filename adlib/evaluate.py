@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from adlib.baselines import predict_baselines
 from adlib.model import softmax
 from adlib.params import EvaluateParams, StudyParams
 from adlib.records import (
+    AUDIT,
     FEATURES,
     MANIFEST,
     PREDICTIONS,
     SPLITS,
+    digest,
     file_digest,
     read_json,
     read_table,
@@ -30,6 +33,7 @@ LEVELS = {
     "scan": ["fold", "participant_id", "session_id", "scan_id"],
     "subject": ["fold", "participant_id"],
 }
+NETWORK = "resnet50"
 CEILING = "bayes_ceiling"
 SOURCES = ("manifest.tsv", "features.tsv", "splits.tsv", "predictions.parquet", "model.safetensors")
 
@@ -43,7 +47,8 @@ def evaluate_study(params: StudyParams) -> dict[str, Any]:
     -------
     dict
         The content of ``metrics.json``: ``entries`` with run, level, metric, class, n, point and ci95; ``confusion`` by
-        run (participants); ``ceiling``; ``sources`` with the digest of every table the numbers come from.
+        run (participants); ``ceiling``; ``left_out`` scans; ``accepted``, the audit's stop findings that the params
+        accept; ``sources`` with the digest of every table the numbers come from.
     """
     folder = params.folder
     predictions = read_table(folder / "predictions.parquet", PREDICTIONS)
@@ -69,13 +74,21 @@ def evaluate_study(params: StudyParams) -> dict[str, Any]:
         "entries": [_plain(entry) for entry in entries],
         "confusion": {str(run): _confusion(t, params.classes) for run, t in tested.groupby("run", sort=False)},
         "left_out": _left_out(features),
-        "sources": {name: file_digest(folder / name) for name in SOURCES},
+        "accepted": accepted_findings(read_table(folder / "audit.tsv", AUDIT)),
+        "sources": {name: _source_digest(folder / name) for name in SOURCES},
     }
     if params.source.kind == "phantom":
         metrics["ceiling"] = read_json(folder / "source" / "truth" / "ceiling.json")
         metrics["entries"] += [_plain(e) for e in _share_of_ceiling(metrics["entries"], metrics["ceiling"])]
     write_json(metrics, folder / "metrics.json")
     return metrics
+
+
+def _source_digest(path: Path) -> str:
+    """SHA-256 of a table; of the manifest without its paths, so that the same study elsewhere has the same metrics."""
+    if path.name != "manifest.tsv":
+        return file_digest(path)
+    return digest(read_table(path, MANIFEST).drop(columns="path").astype(str).to_dict("records"))
 
 
 def check_unseen(predictions: pd.DataFrame, splits: pd.DataFrame) -> None:
@@ -141,10 +154,14 @@ def score_run(pooled: pd.DataFrame, run: str, level: str, params: StudyParams) -
     """All scores of one run at one level, each with its 95 % percentile interval over participants."""
     y, p, groups = arrays(pooled, params.classes)
     weights = scores.cluster_weights(groups, params.evaluate.bootstrap, params.seed)
-    found = scores.from_confusion(scores.confusion(y, p, weights), params.classes)
+    matrix = scores.confusion(y, p, weights)
+    found = scores.from_confusion(matrix, params.classes)
+    found |= {("kappa_linear", None): scores.kappa(matrix), ("matthews", None): scores.matthews(matrix)}
     aucs = {name: scores.roc_auc(y == k, p[:, k], weights) for k, name in enumerate(params.classes)}
     found |= {("roc_auc", name): values for name, values in aucs.items()}
     found["roc_auc", "macro"] = np.mean(list(aucs.values()), axis=0)
+    for k, name in enumerate(params.classes):
+        found["average_precision", name] = scores.average_precision(y == k, p[:, k], weights)
     found["roc_auc_binary", None] = binary_auc(y, p, weights, params.classes, params.evaluate)
     found["log_loss", None] = scores.log_loss(y, p, weights)
     found["brier", None] = scores.brier(y, p, weights)
@@ -181,18 +198,29 @@ def _plain(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _against_baselines(tested: pd.DataFrame, params: StudyParams) -> list[dict[str, Any]]:
-    """Paired differences of the network to every other run, on the same resamples of participants."""
+    """The network's p value by permutation, and its paired differences to every other run.
+
+    Differences are taken on the same resamples of participants; McNemar's test is of the decisions.
+    """
     pooled = {run: pool_level(t, "subject", params.classes) for run, t in tested.groupby("run", sort=False)}
-    network = pooled.pop("resnet50")
-    entries = []
+    network = pooled.pop(NETWORK)
+    y, p, _ = arrays(network, params.classes)
+    chance = scores.permutation_p(y, p, params.evaluate.bootstrap, params.seed)
+    entries = [_p_value(NETWORK, "permutation_p", len(y), chance)]
     for run, other in pooled.items():
         if list(other["participant_id"]) != list(network["participant_id"]):
             continue
         mine, theirs = (_two_scores(table, params) for table in (network, other))
         for metric, values in mine.items():
             name = f"{metric}_difference"
-            entries.append(_entry(f"resnet50 - {run}", "subject", name, None, len(network), values - theirs[metric]))
+            entries.append(_entry(f"{NETWORK} - {run}", "subject", name, None, len(network), values - theirs[metric]))
+        right = [p.argmax(1) == y for y, p, _ in (arrays(table, params.classes) for table in (network, other))]
+        entries.append(_p_value(f"{NETWORK} - {run}", "mcnemar_p", len(network), scores.mcnemar(*right)))
     return entries
+
+
+def _p_value(run: str, metric: str, n: int, value: float) -> dict[str, Any]:
+    return {"run": run, "level": "subject", "metric": metric, "class": None, "n": n, "point": value, "ci95": None}
 
 
 def _two_scores(pooled: pd.DataFrame, params: StudyParams) -> dict[str, np.ndarray]:
@@ -213,6 +241,12 @@ def _confusion(table: pd.DataFrame, classes: tuple[str, ...]) -> list[list[int]]
 def _left_out(features: pd.DataFrame) -> list[dict[str, str]]:
     failed = features[features["qc_verdict"] == "fail"]
     return failed[["scan_id", "qc_reasons"]].to_dict("records")
+
+
+def accepted_findings(audit: pd.DataFrame) -> list[dict[str, str]]:
+    """Check, subject, value and meaning of each stop finding of `records.AUDIT` with which the study went on."""
+    accepted = audit[audit["decision"] == "accepted by params"]
+    return accepted[["check", "subject", "value", "meaning"]].to_dict("records")
 
 
 def best_possible(predictions: pd.DataFrame, params: StudyParams) -> list[pd.DataFrame]:
@@ -248,10 +282,12 @@ def metric_table(metrics: dict[str, Any], level: str, names: tuple[str, ...]) ->
 
 
 def written(entry: dict[str, Any]) -> str:
-    """A score and its interval in words: ``0.61 [0.53, 0.69]``."""
+    """A score and its interval in words: ``0.61 [0.53, 0.69]``; a p value has no interval."""
     if entry["point"] is None:
         return "undefined"
-    low, high = entry["ci95"] or (float("nan"), float("nan"))
+    if entry["ci95"] is None:
+        return f"{entry['point']:.2g}"
+    low, high = entry["ci95"]
     return f"{entry['point']:.2f} [{low:.2f}, {high:.2f}]"
 
 

@@ -86,7 +86,8 @@ def build_network(classes: int, weights: str) -> tuple[nn.Module, str]:
     ----------
     classes : int
     weights : str
-        ``random``, ``imagenet`` or ``path:FILE`` (a safetensors file of torchvision's ResNet50 layout).
+        ``random``, ``imagenet`` or ``path:FILE``: a safetensors file, or a state dict that torch.save wrote, in the
+        layout that the ResNet50 of torchvision and that of timm share.
 
     Returns
     -------
@@ -120,16 +121,41 @@ def _load_imagenet(network: nn.Module) -> str:
 
 
 def _load_backbone(network: nn.Module, path: Path) -> str:
-    state, _ = _read(path)
+    state = _without_prefix(_read(path)[0] if path.suffix == ".safetensors" else _read_pickled(path))
     state = {name: value for name, value in state.items() if not name.startswith("fc.")}
     missing = [n for n in network.state_dict() if n not in state and not n.startswith("fc.")]
     if missing:
-        raise StudyError(f"{path} is not a ResNet50 in torchvision's layout: it lacks {missing[:3]}")
+        raise StudyError(f"{path} is not a ResNet50 in the layout of torchvision and timm: it lacks {missing[:3]}")
     try:
         network.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise StudyError(f"{path} does not fit ResNet50: {str(error).splitlines()[-1].strip()}") from None
     return f"weights of {path.name}"
+
+
+def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict, alone or under ``state_dict`` or ``model`` in a training checkpoint; no code in the file is run."""
+    if not path.is_file():
+        raise StudyError(f"weights file {path} does not exist; check train.weights")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile pickle raises whatever its parser raises
+        raise StudyError(
+            f"{path} is not a file of tensors alone ({str(error).splitlines()[0]}); save its state dict as safetensors"
+        ) from None
+    inner = [content[name] for name in ("state_dict", "model") if isinstance(content, dict) and name in content]
+    state = inner[0] if inner else content
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise StudyError(f"{path} holds no state dict; expected names with tensors, as network.state_dict() gives them")
+    _check_finite(state, path)
+    return state
+
+
+def _without_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names as ResNet50 has them: what a wrapper put before ``conv1.weight`` is taken off."""
+    found = [name.removesuffix("conv1.weight") for name in state if name.endswith("conv1.weight")]
+    prefix = min(found, key=len, default="")
+    return {name.removeprefix(prefix): value for name, value in state.items()}
 
 
 def save(classifier: Classifier, path: Path) -> None:
@@ -174,10 +200,14 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             metadata = stream.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise StudyError(f"{path} is not a whole safetensors file: {error}") from None
+    _check_finite(state, path)
+    return state, metadata
+
+
+def _check_finite(state: dict[str, torch.Tensor], path: Path) -> None:
     broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise StudyError(f"{path} holds values that are not finite, first in {broken[0]!r}; it is damaged")
-    return state, metadata
 
 
 @torch.inference_mode()

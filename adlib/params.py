@@ -6,59 +6,13 @@ import difflib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from adlib.records import StudyError
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, no silent conversion from text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class PhantomSource(Section):
-    """The simulated cohort: what `adlib.sources.phantom` writes."""
-
-    kind: Literal["phantom"]
-    participants_per_class: int = Field(100, ge=1, description="Participants of each class.")
-    voxel_mm: float = Field(2.0, gt=0.5, le=4, description="Nominal voxel edge; each site scales it, mm.")
-    followup_fraction: float = Field(0.15, ge=0, le=1, description="Share of participants with two or three sessions.")
-    severity_mean: tuple[float, ...] = Field(
-        (0.1, 0.4, 0.65, 1.0), description="Mean atrophy severity of each class at age 74, in the order of `classes`."
-    )
-    severity_sd: float = Field(
-        0.35,
-        gt=0,
-        description="Standard deviation of severity within a class; at 0.35 the best possible classifier tells AD from "
-        "CN with a balanced accuracy of 0.9, a little above what leak-free studies of patients reach.",
-    )
-    severity_per_decade: float = Field(0.04, ge=0, description="Rise of severity per ten years of age above 74.")
-
-
-class BidsSource(Section):
-    """A BIDS dataset with the label in participants.tsv or sessions.tsv."""
-
-    kind: Literal["bids"]
-    root: Path = Field(description="Folder that holds dataset_description.json.")
-    label_column: str = Field("diagnosis", description="Column of the label.")
-    labels: dict[str, str] = Field({}, description="Table value to class; values not named are kept as they are.")
-
-
-class Oasis2SlicesSource(Section):
-    """OASIS-2 mid-slices: three planes of one session become the three input channels."""
-
-    kind: Literal["oasis2_slices"]
-    root: Path = Field(description="Folder with the slices (or their zip) and the longitudinal table.")
-    cdr_labels: dict[str, str] = Field(
-        {"0": "CN", "0.5": "MCI", "1": "AD", "2": "AD"}, description="Clinical Dementia Rating to class."
-    )
-
-
-Source = Annotated[PhantomSource | BidsSource | Oasis2SlicesSource, Field(discriminator="kind")]
+from adlib.source_params import KINDS, Section, Source
 
 
 class AuditParams(Section):
@@ -66,8 +20,13 @@ class AuditParams(Section):
 
     accept: tuple[str, ...] = Field((), description="Ids of stop findings that are knowingly accepted.")
     min_participants_per_class: int = Field(10, ge=2, description="Fewer participants in a class stops the run.")
-    metadata_auc_warn: float = Field(0.7, ge=0.5, le=1, description="Metadata-only macro AUC above this warns.")
-    metadata_auc_stop: float = Field(0.95, ge=0.5, le=1, description="Metadata-only macro AUC above this stops.")
+    metadata_auc_warn: float = Field(0.7, ge=0.5, le=1, description="Metadata-only AUC above this warns.")
+    metadata_auc_stop: float = Field(
+        0.95, ge=0.5, le=1, description="Metadata-only AUC, macro or of one pair of classes, above this stops."
+    )
+    near_duplicate: float = Field(
+        0.95, ge=0.9, le=1, description="Correlation of fine detail from which two images count as one and the same."
+    )
 
 
 class PreprocessParams(Section):
@@ -75,6 +34,11 @@ class PreprocessParams(Section):
 
     resolution_mm: float = Field(1.0, ge=1, le=3, description="Voxel edge of the MNI152 output grid, mm.")
     bias_correction: bool = Field(True, description="N4 bias field correction.")
+    brain_extraction: Literal["template", "synthstrip", "hd-bet"] = Field(
+        "template",
+        description="Who finds the brain: adlib itself, or SynthStrip (`mri_synthstrip`) or HD-BET (`hd-bet`) where "
+        "installed.",
+    )
     normalise: Literal["brain_zscore", "white_matter_peak"] = Field(
         "brain_zscore", description="Intensity normalisation inside the brain."
     )
@@ -83,8 +47,9 @@ class PreprocessParams(Section):
 class InputParams(Section):
     """What the network sees of a scan."""
 
-    plane: Literal["coronal", "axial", "sagittal", "three_planes_2d"] = Field(
-        "coronal", description="Plane of the slices; three_planes_2d takes 2-D mid-slices as channels."
+    plane: Literal["coronal", "axial", "sagittal", "three_planes_2d", "images_2d"] = Field(
+        "coronal",
+        description="Plane of the slices; three_planes_2d takes 2-D mid-slices as channels, images_2d every 2-D image.",
     )
     positions_mm: tuple[float, ...] = Field(
         (-32.0, -20.0, -8.0), description="Centres of the slices in MNI152 space, mm along the plane's normal."
@@ -92,12 +57,23 @@ class InputParams(Section):
     channel_spacing_mm: float = Field(4.0, gt=0, description="Distance between the three channels of a slice, mm.")
     size: int = Field(96, ge=32, le=512, description="Edge of the square network input, pixels.")
 
+    @property
+    def flat(self) -> bool:
+        """Whether a scan comes as 2-D images, so that there is no volume to preprocess."""
+        return self.plane in ("three_planes_2d", "images_2d")
+
 
 class SplitParams(Section):
     """Who is trained on and who is tested: always whole participants."""
 
-    protocol: Literal["holdout", "kfold"] = Field("holdout", description="One split or grouped cross-validation.")
+    protocol: Literal["holdout", "kfold", "leave_one_site_out"] = Field(
+        "holdout", description="One split, cross-validation by participant, or each site tested by the others."
+    )
     folds: int = Field(5, ge=2, description="Number of folds for kfold.")
+    repeats: int = Field(1, ge=1, description="How often holdout or kfold is repeated with other random splits.")
+    balance_sites: bool = Field(
+        False, description="Spread sites evenly over tested and trained participants too, where they are large enough."
+    )
     test_fraction: float = Field(0.3, gt=0, lt=1, description="Share of participants held out for holdout.")
     validation_fraction: float = Field(
         0.12, gt=0, lt=1, description="Share of the rest that draws the validation curve and fits the temperature."
@@ -107,7 +83,10 @@ class SplitParams(Section):
 class TrainParams(Section):
     """How the ResNet50 is fitted."""
 
-    weights: str = Field("imagenet", description="imagenet (random where it cannot be had), random, or path:FILE.")
+    weights: str = Field(
+        "imagenet",
+        description="imagenet (random where it cannot be had), random, or path:FILE (safetensors or a state dict).",
+    )
     epochs: int = Field(12, ge=1, description="Passes over the training participants.")
     batch_size: int = Field(32, ge=2, description="Slices per step.")
     learning_rate: float = Field(0.001, gt=0, description="Peak of the one-cycle schedule.")
@@ -117,7 +96,10 @@ class TrainParams(Section):
         0.5, ge=0, description="Weight of telling age and volumes beside the class; 0 switches it off."
     )
     augment: bool = Field(True, description="Small affine, intensity gamma and noise on training slices.")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="Autocast type of the forward pass.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="Autocast type of the forward pass; auto takes bf16 where the device has instructions for it.",
+    )
     controls: tuple[Literal["shuffled_labels"], ...] = Field(
         ("shuffled_labels",), description="Extra trainings that must fall to chance."
     )
@@ -262,8 +244,7 @@ def _apply(content: dict[str, Any], setting: str) -> None:
 
 
 def _fault(item: dict[str, Any]) -> str:
-    kinds = {"phantom", "bids", "oasis2_slices"}
-    location = [str(part) for part in item["loc"] if str(part) not in kinds]
+    location = [str(part) for part in item["loc"] if str(part) not in KINDS]
     name = ".".join(location) or "the study"
     if item["type"] != "extra_forbidden":
         return f"{name}: {item['msg']} (got {item['input']!r:.80})"
@@ -278,6 +259,5 @@ def _keys_beside(parents: list[str], loc: tuple[Any, ...]) -> list[str]:
     for parent in parents:
         model = model.model_fields[parent].annotation
         if not isinstance(model, type):
-            options = get_args(model) or get_args(Source)[0].__args__
-            model = next((m for m in options if get_args(m.model_fields["kind"].annotation)[0] in loc), options[0])
+            model = next(KINDS[part] for part in loc if part in KINDS)
     return list(model.model_fields)

@@ -118,7 +118,7 @@ def predict_image(
         If the scan cannot be preprocessed, or the model takes 2-D slices of its own study.
     """
     card = classifier.card
-    if card.input.plane == "three_planes_2d":
+    if card.input.flat:
         raise StudyError(
             f"the model of {card.study!r} takes ready-made 2-D slices of its study; it cannot take a whole head"
         )
@@ -183,7 +183,7 @@ def example_scans(params: StudyParams) -> pd.DataFrame:
     answers = stored_answers(params)
     scans = answers[answers["fold"] == 0].sort_values("scan_id").drop_duplicates("participant_id")
     turns = scans.assign(turn=scans.groupby("truth").cumcount(), order=scans["truth"].map(params.classes.index))
-    count = 0 if params.input.plane == "three_planes_2d" else params.classify.examples
+    count = 0 if params.input.flat else params.classify.examples
     chosen = turns.sort_values(["turn", "order"]).head(count)
     paths = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id")["path"]
     return pd.DataFrame(

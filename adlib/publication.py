@@ -19,6 +19,7 @@ from adlib.records import FIGURES, StudyError, atomic_path, file_digest, read_js
 PUBLISHED = Path("figures")  # relative to the repository root
 KEY = ("run", "level", "metric", "class")
 IDENTICAL, INSIDE, OUTSIDE = "identical", "inside the reference's 95 % interval", "outside"
+UNBOUNDED = "differs; a p value has no interval to lie in"
 ADDED, LOST = "not in the reference", "not regenerated"
 
 
@@ -135,6 +136,8 @@ def _verdict(reference: dict[str, Any] | None, regenerated: dict[str, Any] | Non
     if all(reference.get(part) == regenerated.get(part) for part in ("n", "point", "ci95")):
         return IDENTICAL
     interval, point = reference.get("ci95"), regenerated["point"]
+    if str(reference.get("metric")).endswith("_p"):
+        return UNBOUNDED
     if _bounds(interval) and point is not None and interval[0] <= point <= interval[1]:
         return INSIDE
     return OUTSIDE

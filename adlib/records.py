@@ -118,8 +118,29 @@ MANIFEST = Schema(
         "voxel_y_mm": float,
         "voxel_z_mm": float,
         "shape": str,
+        "dtype": str,
+        "orientation": str,
+        "modality": str,
+        "image_type": str,
+        "echo_time_ms": float,
+        "repetition_time_ms": float,
+        "inversion_time_ms": float,
+        "image_id": str,
+        "space": str,
+        "given_split": str,
+        "participant_source": str,
     },
     ("scan_id",),
+)
+# What a source lists: participant and label may be unknown, and `excluded` says why the source itself left a scan out.
+LISTING = Schema(
+    "listing",
+    {"scan_id": str, "path": str},
+    {
+        **{name: kind for name, kind in MANIFEST.columns.items() if name not in ("scan_id", "path")},
+        "excluded": str,
+    },
+    (),
 )
 AUDIT = Schema(
     "audit",

@@ -16,6 +16,7 @@ __all__ = ["SOURCE", "STEPS", "Step", "StepState", "code_digest"]
 
 SOURCE = "@source"  # the folder of the study's images, wherever the params say it is
 TRUTH = "source/truth/truth.tsv"  # only simulated cohorts have one
+DERIVATIVES = "derivatives"  # studies of 2-D slices have none
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ STEPS = (
         "01_data_audit",
         ("classes", "seed", "source", "audit"),
         (SOURCE,),
-        ("manifest.tsv", "audit.tsv", "flow.tsv", "confounds.tsv"),
+        ("listing.tsv", "manifest.tsv", "audit.tsv", "flow.tsv", "confounds.tsv"),
         ("source",),
     ),
     Step(
@@ -61,7 +62,7 @@ STEPS = (
         ("classes", "seed", "source.kind", "preprocess", "input"),
         ("manifest.tsv", SOURCE),
         ("features.tsv", "slices.npy", "slices.tsv"),
-        ("derivatives",),
+        (DERIVATIVES,),
     ),
     Step(
         "03_training_resnet50",
@@ -74,7 +75,9 @@ STEPS = (
         ("classes", "seed", "train.controls", "evaluate"),
         (
             "manifest.tsv",
+            "audit.tsv",
             "features.tsv",
+            DERIVATIVES,
             "slices.npy",
             "slices.tsv",
             "splits.tsv",
@@ -148,7 +151,8 @@ class StepState:
 
     def missing_inputs(self) -> list[str]:
         """Files that an earlier step must write before this one can run."""
-        return [name for name in self._reads() if name not in (SOURCE, TRUTH) and not self._input(name).exists()]
+        required = [name for name in self._reads() if name not in (SOURCE, TRUTH, DERIVATIVES)]
+        return [name for name in required if not self._input(name).exists()]
 
     def begin(self) -> None:
         """Forget the last results: mark the record as unfinished and drop the step's figures."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import binomtest
 
 CHUNK = 250
 
@@ -63,6 +64,57 @@ def from_confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> dict[tuple[s
     return scores
 
 
+def kappa(matrix: np.ndarray) -> np.ndarray:
+    """Cohen's kappa (B,) with linear weights, for ordered classes, of confusion matrices (B, K, K).
+
+    NaN where truth and decision are one and the same single class.
+
+    References
+    ----------
+    Cohen 1968, doi:10.1037/h0026256.
+    """
+    k = matrix.shape[-1]
+    distance = np.abs(np.subtract.outer(np.arange(k), np.arange(k)))
+    total = matrix.sum((1, 2))
+    by_chance = matrix.sum(2)[:, :, None] * matrix.sum(1)[:, None, :] / total[:, None, None]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return 1 - (matrix * distance).sum((1, 2)) / (by_chance * distance).sum((1, 2))
+
+
+def matthews(matrix: np.ndarray) -> np.ndarray:
+    """Matthews' correlation (B,) of truth and decision over K classes; 0 where either is constant.
+
+    References
+    ----------
+    Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006.
+    """
+    true, decided, total = matrix.sum(2), matrix.sum(1), matrix.sum((1, 2))
+    hits = np.trace(matrix, axis1=1, axis2=2)
+    spread = (total**2 - (true**2).sum(1)) * (total**2 - (decided**2).sum(1))
+    shared = hits * total - (true * decided).sum(1)
+    return np.divide(shared, np.sqrt(spread), out=np.zeros_like(shared), where=spread > 0)
+
+
+def average_precision(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted mean (B,) of the precision at each threshold, by the recall that it adds; NaN without positives.
+
+    Parameters
+    ----------
+    positive : (n,) bool
+    score : (n,) float
+    weights : (B, n) float
+    """
+    order = np.argsort(-score, kind="stable")
+    ends = np.r_[np.flatnonzero(np.diff(score[order]) < 0), len(score) - 1]
+    found = []
+    for part in np.array_split(weights[:, order], max(1, len(weights) // CHUNK)):
+        hits, taken = (np.cumsum(values, axis=1)[:, ends] for values in (part * positive[order], part))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            precision = np.where(taken > 0, hits / taken, 0)
+            found.append((np.diff(hits, axis=1, prepend=0) * precision).sum(1) / hits[:, -1])
+    return np.concatenate(found)
+
+
 def roc_auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted area under the ROC curve, ties counted half.
 
@@ -111,6 +163,38 @@ def calibration_error(y: np.ndarray, p: np.ndarray, weights: np.ndarray, bins: i
     member = np.eye(bins)[np.minimum((confidence * bins).astype(int), bins - 1)]
     gaps = weights @ (member * (right - confidence)[:, None])
     return np.abs(gaps).sum(1) / weights.sum(1)
+
+
+def mcnemar(mine: np.ndarray, theirs: np.ndarray) -> float:
+    """Exact two-sided p value that two classifiers are right equally often.
+
+    Parameters
+    ----------
+    mine, theirs : (n,) bool
+        Whether each is right about each participant.
+
+    References
+    ----------
+    McNemar 1947, doi:10.1007/BF02295996.
+    """
+    only_mine, only_theirs = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
+    differ = only_mine + only_theirs
+    return float(binomtest(only_mine, differ).pvalue) if differ else 1.0
+
+
+def permutation_p(y: np.ndarray, p: np.ndarray, permutations: int, seed: int) -> float:
+    """How often labels dealt out at random over the items give as high a balanced accuracy (one-sided).
+
+    References
+    ----------
+    Ojala & Garriga 2010, JMLR 11:1833.
+    """
+    rng, truth = np.random.default_rng(seed), np.eye(p.shape[1])[y]
+    share = truth / np.maximum(truth.sum(0), 1)  # (n, K), so that recalls add up by class
+    decided = np.eye(p.shape[1])[p.argmax(1)]
+    observed = (share * decided).sum()
+    dealt = [(share[rng.permutation(len(y))] * decided).sum() for _ in range(permutations)]
+    return float((1 + np.sum(np.array(dealt) >= observed - 1e-9)) / (1 + permutations))
 
 
 def cluster_weights(groups: np.ndarray, resamples: int, seed: int) -> np.ndarray:

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import recall_score
 from torch import nn
 
 from adlib.augment import augment
 from adlib.auxiliary import auxiliary_targets
 from adlib.calibration import fit_calibration
 from adlib.dataset import load_slices
+from adlib.device import pick_device, takes_bf16
 from adlib.model import Classifier, ModelCard, build_network, save, slice_logits, softmax
 from adlib.params import StudyParams
 from adlib.records import (
@@ -32,7 +33,7 @@ from adlib.records import (
     write_json,
     write_table,
 )
-from adlib.splits import check_disjoint
+from adlib.splits import check_disjoint, fold_numbers
 
 RUN = "resnet50"
 
@@ -49,11 +50,14 @@ class Fold:
     slices : (rows, 3, size, size) float16
         All slices of the study.
     table : DataFrame
-        Their names and true diagnoses, and the column ``split`` of this fold.
+        Their names and diagnoses, and the column ``split`` of this fold.
     targets : (rows,) int64
-        Class indices to train on; in a control they are not the truth.
+        Class indices of the diagnoses.
     auxiliary : (rows, M) float32
         What else the network is to tell of each slice while it is trained, see `adlib.auxiliary`.
+
+    In the control of shuffled labels diagnosis, target and auxiliary values are another participant's, in all parts of
+    the split: who then does better than chance knows something of the tested participants.
     """
 
     run: str
@@ -90,7 +94,7 @@ def train_study(params: StudyParams, code: str = "") -> pd.DataFrame:
     key = digest([params.train.model_dump(exclude={"controls"}), params.classes, params.seed, code, _data_key(params)])
     parts = []
     for run in (RUN, *params.train.controls):
-        for number in _fold_numbers(params):
+        for number in fold_numbers(splits):
             fold = make_fold(run, number, slices, table, splits, params)
             parts.append(_finished(fold, params, digest([key, run])))
     predictions = pd.concat(parts, ignore_index=True)
@@ -104,24 +108,30 @@ def _data_key(params: StudyParams) -> list[str]:
 def make_fold(
     run: str, number: int, slices: np.ndarray, table: pd.DataFrame, splits: pd.DataFrame, params: StudyParams
 ) -> Fold:
-    """Join slices with the split of their participant; a control changes the training targets, never the truth."""
+    """Join slices with the split of their participant; a control is trained and scored on dealt labels."""
     chosen = splits[splits["fold"] == number].set_index("participant_id")["split"]
     table = table.assign(split=table["participant_id"].map(chosen))
     if table["split"].isna().any():
         name = table.loc[table["split"].isna(), "participant_id"].iloc[0]
         raise StudyError(f"{name} has slices but no split in fold {number}; run step 03 again")
     targets = table["diagnosis"].map({name: k for k, name in enumerate(params.classes)}).to_numpy()
-    if run == "shuffled_labels":
-        targets = _shuffled(table, targets, params.seed)
     train = np.flatnonzero(table["split"] == "train")
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST)
     features = read_table(params.folder / "features.tsv", FEATURES)
-    return Fold(run, number, slices, table, targets, auxiliary_targets(table, manifest, features, train))
+    auxiliary = auxiliary_targets(table, manifest, features, train)
+    if run == "shuffled_labels":
+        dealt = _dealt_rows(table, params.seed)
+        targets, auxiliary = targets[dealt], auxiliary[dealt]
+        table = table.assign(diagnosis=table["diagnosis"].to_numpy()[dealt])
+    return Fold(run, number, slices, table, targets, auxiliary)
 
 
-def _shuffled(table: pd.DataFrame, targets: np.ndarray, seed: int) -> np.ndarray:
-    """Deal the labels out again over participants: each keeps one label for all scans, and class sizes stay."""
-    first = pd.Series(targets).groupby(table["participant_id"].to_numpy()).first()
+def _dealt_rows(table: pd.DataFrame, seed: int) -> np.ndarray:
+    """For each row (rows,) the row of the participant whose label, age and volumes it is given, one for all its scans.
+
+    Every participant's are dealt out once, so class sizes over participants stay.
+    """
+    first = pd.Series(np.arange(len(table))).groupby(table["participant_id"].to_numpy()).first()
     dealt = pd.Series(np.random.default_rng(seed).permutation(first.to_numpy()), index=first.index)
     return table["participant_id"].map(dealt).to_numpy()
 
@@ -146,15 +156,6 @@ def _finished(fold: Fold, params: StudyParams, key: str) -> pd.DataFrame:
 
 def _proof(key: str, files: list[Path]) -> dict[str, str | None]:
     return {"key": key, **{path.name: file_digest(path) if path.is_file() else None for path in files}}
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of the exec params; ``auto`` takes CUDA or MPS where there is one."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def fit(fold: Fold, params: StudyParams, folder: Path, key: str) -> tuple[nn.Module, str]:
@@ -182,7 +183,8 @@ def fit(fold: Fold, params: StudyParams, folder: Path, key: str) -> tuple[nn.Mod
         optimizer, settings.learning_rate, total_steps=max(settings.epochs * steps, 8), pct_start=0.25
     )
     history = _resume(folder / "checkpoint.pt", key, network, optimizer, schedule, device)
-    print(f"{fold.run}, fold {fold.number}: {len(train)} slices, {origin}, on {device}", flush=True)
+    kind = "bf16" if takes_bf16(settings.precision, device) else "fp32"
+    print(f"{fold.run}, fold {fold.number}: {len(train)} slices, {origin}, {kind} on {device}", flush=True)
     for epoch in range(len(history), settings.epochs):
         started = time.monotonic()
         loss = _train_epoch(fold, network, optimizer, schedule, params, epoch)
@@ -229,7 +231,7 @@ def _train_epoch(
         if settings.augment:
             x = augment(x, generator, flip=params.input.plane != "sagittal")
         x = x.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=takes_bf16(settings.precision, device)):
             output = network(x).float()  # (B, K + M)
         loss = criterion(output[:, :classes], y)
         if beside.numel():
@@ -255,7 +257,7 @@ def _validate(fold: Fold, network: nn.Module, params: StudyParams) -> dict[str, 
     y = fold.targets[rows]
     return {
         "validation_loss": float(-np.log(p[np.arange(len(y)), y]).mean()),
-        "validation_balanced_accuracy": float(balanced_accuracy_score(y, p.argmax(1))),
+        "validation_balanced_accuracy": float(recall_score(y, p.argmax(1), labels=np.unique(y), average="macro")),
     }
 
 
@@ -331,10 +333,7 @@ def volume_summary(features: pd.DataFrame, diagnosis: pd.Series) -> dict[str, di
 
 def read_histories(params: StudyParams) -> dict[str, list[dict[str, float]]]:
     """Stored learning curves, by ``run, fold``, the network before its controls."""
-    names = [(run, fold) for run in (RUN, *params.train.controls) for fold in _fold_numbers(params)]
+    folds = fold_numbers(read_table(params.folder / "splits.tsv", SPLITS))
+    names = [(run, fold) for run in (RUN, *params.train.controls) for fold in folds]
     folder = params.folder / "training"
     return {f"{run}, fold {fold}": read_json(folder / run / f"fold-{fold}" / "history.json") for run, fold in names}
-
-
-def _fold_numbers(params: StudyParams) -> range:
-    return range(params.splits.folds if params.splits.protocol == "kfold" else 1)

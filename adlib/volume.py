@@ -14,6 +14,7 @@ from scipy import ndimage
 from adlib.records import StudyError
 
 NORMAL_AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
+APART_MM = 1.0  # two affines of one header that lie closer than this at every corner are the same but for rounding
 INTERPOLATORS = {"nearest": sitk.sitkNearestNeighbor, "linear": sitk.sitkLinear, "cubic": sitk.sitkBSplineResampler}
 
 
@@ -34,6 +35,63 @@ def to_canonical(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np
     """
     orientation = io_orientation(affine)
     return apply_orientation(volume, orientation), affine @ inv_ornt_aff(orientation, volume.shape)
+
+
+def orientation_notes(image: nib.spatialimages.SpatialImage, name: str) -> tuple[str, ...]:
+    """What a reader should know about where a NIfTI header places the image.
+
+    A header holds two affines. Where both are in force nibabel, FSL and SPM all take the sform, and so does this
+    package. Turned or shifted against each other they still show the same head; mirrored against each other they
+    disagree on which side is left, which no registration to a symmetric template can settle.
+
+    Parameters
+    ----------
+    image : nibabel image
+    name : str
+        What to call the scan in messages.
+
+    Returns
+    -------
+    tuple of str
+        Empty where there is nothing to say.
+
+    Raises
+    ------
+    StudyError
+        If sform and qform are mirrored against each other.
+    """
+    header = image.header
+    if not isinstance(header, nib.Nifti1Header):
+        return ()
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    if codes == (0, 0):
+        return ("the header states no orientation: the axes are taken as right-left, back-front, bottom-top",)
+    try:
+        sform, qform = (form(coded=True)[0] for form in (header.get_sform, header.get_qform))
+    except (ValueError, nib.spatialimages.HeaderDataError):
+        return ("the header's qform is broken: the sform is used",) if codes[0] else ()
+    if sform is None or qform is None or not np.isfinite([sform, qform]).all():
+        return ()
+    apart = _farthest(sform - qform, image.shape)
+    if apart < APART_MM:
+        return ()
+    if np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
+        raise StudyError(
+            f"{name}: the header's sform ({_codes(sform)}) and qform ({_codes(qform)}) are mirror images, so which "
+            "side is left is unknown; convert the scan from DICOM again, or set the wrong one's code to 0"
+        )
+    return (f"the header's sform (code {codes[0]}) and qform (code {codes[1]}) lie up to {apart:.0f} mm apart: the "
+            "sform is used",)  # fmt: skip
+
+
+def _farthest(difference: np.ndarray, shape: tuple[int, ...]) -> float:
+    """How far two affines (4, 4), given their difference, take a corner of the grid apart, mm."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in (*shape, 1, 1)[:3]])).reshape(3, -1)
+    return float(np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max())
+
+
+def _codes(affine: np.ndarray) -> str:
+    return "".join(code or "?" for code in nib.aff2axcodes(affine))
 
 
 def voxel_sizes(affine: np.ndarray) -> np.ndarray:
@@ -66,7 +124,7 @@ def block_mean(volume: np.ndarray, affine: np.ndarray, edge_mm: float) -> tuple[
     Returns
     -------
     volume : (X // fx, Y // fy, Z // fz) float32
-        Remaining planes at the far ends are dropped.
+        Remaining planes at the far ends are dropped. May share memory with the input where nothing is averaged.
     affine : (4, 4) float64
     """
     factors = np.maximum(1, np.floor(edge_mm / voxel_sizes(affine) + 0.05).astype(int))
@@ -79,7 +137,7 @@ def block_mean(volume: np.ndarray, affine: np.ndarray, edge_mm: float) -> tuple[
             blocks = sum(part.astype(np.float32) for part in starts) / np.float32(factor)
     scaled = np.array(affine, dtype=float) @ np.diag([*factors, 1.0])
     scaled[:3, 3] = nib.affines.apply_affine(affine, (factors - 1) / 2)
-    return np.ascontiguousarray(blocks, dtype=np.float32), scaled
+    return np.asarray(blocks, dtype=np.float32), scaled
 
 
 def to_sitk(volume: np.ndarray, affine: np.ndarray) -> sitk.Image:
@@ -139,7 +197,10 @@ def resample(
         Of the volume's type (uint8 for bool).
     """
     edges = voxel_sizes(onto)
-    transform = sitk_affine(np.eye(4) if world is None else world)
+    world = np.eye(4) if world is None else np.asarray(world, dtype=float)
+    transform = sitk_affine(world)
+    if how != "cubic":
+        volume, affine = _needed(volume, affine, shape, world @ onto)
     direction = (np.asarray(onto, dtype=float)[:3, :3] / edges).ravel().tolist()
     origin = np.asarray(onto, dtype=float)[:3, 3].tolist()
     moved = sitk.Resample(
@@ -153,6 +214,18 @@ def resample(
         float(outside),
     )
     return from_sitk(moved)
+
+
+def _needed(
+    volume: np.ndarray, affine: np.ndarray, shape: tuple[int, int, int], onto: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The box of a volume that a grid (its voxels to the volume's world) reaches, with two voxels to spare."""
+    low, high = world_box(shape, np.linalg.inv(affine) @ onto)
+    first = np.clip(np.floor(low).astype(int) - 2, 0, np.array(volume.shape) - 1)
+    last = np.clip(np.ceil(high).astype(int) + 3, first + 1, volume.shape)
+    moved = np.array(affine, dtype=float)
+    moved[:3, 3] = nib.affines.apply_affine(affine, first)
+    return volume[tuple(slice(a, b) for a, b in zip(first, last, strict=True))], moved
 
 
 def grid_slice_index(affine: np.ndarray, plane: str, position_mm: float) -> int:

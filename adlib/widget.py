@@ -192,7 +192,7 @@ def classifier_app(params: StudyParams) -> widgets.Widget:
         If the study has no model yet.
     """
     classifier = model.load(find_model(params))
-    if classifier.card.input.plane == "three_planes_2d":
+    if classifier.card.input.flat:
         words = "This study's model takes ready-made 2-D slices; a whole head does not apply."
         return Form([widgets.HTML(words)], words)
     stored = (params.folder / "predictions.parquet").is_file()

@@ -9,13 +9,13 @@ matplotlib.use("Agg")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests marked realdata unless ADLIB_REALDATA names the folder of real images."""
-    if os.environ.get("ADLIB_REALDATA"):
-        return
-    real = [item for item in items if item.get_closest_marker("realdata")]
-    if real:
-        config.hook.pytest_deselected(items=real)
-        items[:] = [item for item in items if item not in set(real)]
+    """Leave out tests marked realdata unless ADLIB_REALDATA names the images, and studies unless -m asks for them."""
+    unwanted = set() if os.environ.get("ADLIB_REALDATA") else {"realdata"}
+    unwanted |= set() if "studies" in config.getoption("-m") else {"studies"}
+    left = [item for item in items if any(item.get_closest_marker(name) for name in unwanted)]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from adlib import atlas
 from adlib.dataset import plane_slices, scan_slices
@@ -52,3 +53,18 @@ def test_planes_that_cannot_be_used_say_why(tmp_path):
     (tmp_path / "b.nii.gz").write_bytes(b"broken")
     with pytest.raises(StudyError, match=r"b\.nii\.gz cannot be read"):
         plane_slices(path, InputParams())
+
+
+def test_pictures_become_one_item_each_the_way_they_look(tmp_path):
+    picture = np.full((208, 176), 0, np.uint8)
+    picture[40:170, 30:150] = 90
+    picture[40:60, 30:60] = 250
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    Image.fromarray(picture[:, ::-1].copy()).save(tmp_path / "b.png")
+    items = plane_slices(f"{tmp_path / 'a.png'}|{tmp_path / 'b.png'}", InputParams(plane="images_2d", size=128))
+    assert items.shape == (2, 3, 128, 128)
+    assert (items[0, 0] == items[0, 2]).all()
+    rows, columns = np.nonzero(items[0, 0] == items[0, 0].max())
+    assert rows.mean() < 64
+    assert columns.mean() < 64
+    np.testing.assert_allclose(items[1, 0][:, ::-1], items[0, 0], atol=0.3)

@@ -6,12 +6,11 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
-from adlib.baselines import feature_sets, predict_baselines
 from adlib.evaluate import check_unseen, evaluate_study, find, metric_table, pool_level, written
 from adlib.explain import attribute
 from adlib.model import Classifier, ModelCard
 from adlib.params import InputParams, PreprocessParams, load_params
-from adlib.records import FEATURES, MANIFEST, PREDICTIONS, SPLITS, StudyError, read_table, write_table
+from adlib.records import AUDIT, FEATURES, MANIFEST, PREDICTIONS, SPLITS, StudyError, read_table, write_table
 
 CLASSES = ("CN", "MCI", "AD")
 
@@ -41,6 +40,9 @@ def study(tmp_path_factory):
             )
     scans = pd.DataFrame(rows)
     write_table(scans.assign(path="p", sha256="s"), params.folder / "manifest.tsv", MANIFEST)
+    finding = {"check": "imbalance", "severity": "stop", "subject": "all", "value": "9", "limit": "4", "meaning": "why"}
+    audit = pd.DataFrame([finding | {"decision": "accepted by params"}, finding | {"decision": "go on"}])
+    write_table(audit, params.folder / "audit.tsv", AUDIT)
     keys = ["participant_id", "session_id", "scan_id"]
     features = scans[[*keys, "nbv", "icv_ml"]].assign(qc_verdict="pass")
     features.loc[0, ["qc_verdict", "qc_reasons"]] = ["fail", "truncated file"]
@@ -124,19 +126,6 @@ def test_a_participant_counts_with_the_later_diagnosis_at_a_tie():
     assert len(pool_level(table, "scan", ("CN", "AD"))) == 2
 
 
-def test_baselines_use_only_columns_that_vary_and_only_unseen_scans(study):
-    params, _ = study
-    manifest, features = (
-        read_table(params.folder / name, schema)
-        for name, schema in (("manifest.tsv", MANIFEST), ("features.tsv", FEATURES))
-    )
-    splits = read_table(params.folder / "splits.tsv", SPLITS)
-    predicted = predict_baselines(manifest, features, splits, params)
-    assert set(predicted["split"]) == {"validation", "test"}
-    assert "sub-00_ses-0" not in set(predicted["scan_id"])
-    assert feature_sets(pd.DataFrame({"age": [1, 2], "female": [1, 1], "nbv": [0.7, 0.8]}))["age_sex"] == ("age",)
-
-
 def test_attribution_finds_the_pixels_that_the_answer_depends_on():
     class Corner(torch.nn.Module):
         def forward(self, x):
@@ -154,3 +143,8 @@ def test_attribution_finds_the_pixels_that_the_answer_depends_on():
 def test_scores_are_written_with_their_interval():
     assert written({"point": 0.614, "ci95": [0.5, 0.7]}) == "0.61 [0.50, 0.70]"
     assert written({"point": None, "ci95": None}) == "undefined"
+
+
+def test_what_the_params_accept_stands_in_the_metrics(study):
+    _, metrics = study
+    assert [finding["check"] for finding in metrics["accepted"]] == ["imbalance"]

@@ -15,7 +15,8 @@ from adlib import model, predict
 from adlib.dataset import scan_slices
 from adlib.figures.prediction import POSITIONS_MM
 from adlib.params import InputParams, PreprocessParams, load_params
-from adlib.preprocess.pipeline import load_preprocessed, preprocess_image, preprocess_scan
+from adlib.preprocess.cohort import load_preprocessed, preprocess_scan
+from adlib.preprocess.pipeline import preprocess_image
 from adlib.records import StudyError
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")

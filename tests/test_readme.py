@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from adlib.params import Section, Source, StudyParams
+from adlib.params import StudyParams
+from adlib.source_params import Section, Source
 
 README = Path(__file__).parents[1] / "README.md"
 BOUNDS = re.compile(r"(<!-- parameters: begin -->\n).*?(<!-- parameters: end -->)", re.S)

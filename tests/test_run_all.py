@@ -11,7 +11,10 @@ import nbformat
 import pytest
 from throwaway import CELLS, command, environment, make_project, run, write_notebook
 
+from adlib import publication
 from adlib.execution import write_html
+from adlib.params import load_params
+from adlib.records import write_json
 
 RESULTS = ("manifest.tsv", "features.tsv", "metrics.json", "figures/01_cohort.png", "figures/03_scores.png")
 
@@ -150,6 +153,14 @@ def test_check_tells_identical_inside_outside_and_other_studies(done, tmp_path):
         assert json.loads(reference.read_text()) == content
     finally:
         reference.write_text(json.dumps(content))
+
+
+def test_a_p_value_is_shown_but_not_held_against_an_interval(tmp_path):
+    params = load_params("params/smoke.yaml", (f"exec.outputs={tmp_path / 'outputs'}",))
+    entry = {"run": "resnet50", "level": "subject", "metric": "permutation_p", "class": None, "n": 9, "ci95": None}
+    for folder, point in ((tmp_path / "figures", 0.01), (params.folder, 0.02)):
+        write_json({"study": "smoke", "entries": [entry | {"point": point}]}, folder / "metrics.json")
+    assert publication.compare(params, tmp_path)["verdict"].tolist() == [publication.UNBOUNDED]
 
 
 def test_missing_metrics_are_named(project):

@@ -34,8 +34,37 @@ def test_scores_equal_scikit_learn_for_every_weighting(sample):
             assert found[name, "macro"][b] == pytest.approx(values.mean(), abs=1e-12)
         expected = sk.roc_auc_score(y == 1, p[:, 1], sample_weight=w)
         assert scores.roc_auc(y == 1, p[:, 1], weights)[b] == pytest.approx(expected, abs=1e-12)
+        expected = sk.average_precision_score(y == 1, p[:, 1], sample_weight=w)
+        assert scores.average_precision(y == 1, p[:, 1], weights)[b] == pytest.approx(expected, abs=1e-12)
         expected = sk.log_loss(y, p, sample_weight=w, labels=[0, 1, 2])
         assert scores.log_loss(y, p, weights)[b] == pytest.approx(expected, abs=1e-12)
+
+
+def test_agreement_equals_scikit_learn_for_every_weighting(sample):
+    y, p, weights = sample
+    matrix, decided = scores.confusion(y, p, weights), p.argmax(1)
+    for b, w in enumerate(weights):
+        expected = sk.cohen_kappa_score(y, decided, weights="linear", sample_weight=w)
+        assert scores.kappa(matrix)[b] == pytest.approx(expected, abs=1e-12)
+        assert scores.matthews(matrix)[b] == pytest.approx(sk.matthews_corrcoef(y, decided, sample_weight=w), abs=1e-12)
+    constant = scores.confusion(np.zeros(5, int), np.tile([0.9, 0.1], (5, 1)), np.ones((1, 5)))
+    assert np.isnan(scores.kappa(constant)[0])
+    assert scores.matthews(constant)[0] == 0
+
+
+def test_mcnemar_counts_only_the_participants_on_which_two_differ():
+    mine, theirs = np.r_[np.ones(30), np.ones(9), np.zeros(1)], np.r_[np.ones(30), np.zeros(9), np.ones(1)]
+    assert scores.mcnemar(mine == 1, theirs == 1) == pytest.approx(2 * 11 / 2**10)
+    assert scores.mcnemar(mine == 1, mine == 1) == 1
+
+
+def test_permutation_p_is_small_for_skill_and_uniform_without():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 90)
+    assert scores.permutation_p(y, np.eye(3)[y] + rng.random((90, 3)), 999, 1) == pytest.approx(0.001)
+    chance = [scores.permutation_p(y, rng.random((90, 3)), 199, seed) for seed in range(200)]
+    assert abs(np.mean(chance) - 0.5) < 0.1
+    assert np.mean(np.array(chance) <= 0.05) < 0.1
 
 
 def test_brier_and_specificity_against_their_definitions(sample):

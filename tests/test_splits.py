@@ -75,3 +75,70 @@ def test_twelve_participants_of_four_classes_are_enough():
     )
     splits = make_splits(four, SplitParams(), seed=20)
     assert (splits.groupby("split")["diagnosis"].nunique() == 4).all()
+
+
+def multicentre(sites=4, per_site=15):
+    """Participants of two classes at sites that differ in their share of AD; a follow-up at another site."""
+    rows = []
+    for k in range(sites * per_site):
+        site = k // per_site
+        label = "AD" if (k % per_site) < (3 + 3 * site) else "CN"
+        rows.append({"participant_id": f"sub-{k:03d}", "session_id": "ses-1", "diagnosis": label, "site": f"s{site}"})
+        rows.append(rows[-1] | {"session_id": "ses-2", "site": "elsewhere"})
+    return pd.DataFrame(rows)
+
+
+def test_each_site_is_tested_once_by_the_others():
+    splits = make_splits(multicentre(), SplitParams(protocol="leave_one_site_out"), seed=1)
+    home = multicentre().drop_duplicates("participant_id").set_index("participant_id")["site"]
+    for number, fold in splits.groupby("fold"):
+        by_site = fold["participant_id"].map(home).groupby(fold["split"]).unique()
+        assert by_site["test"].tolist() == [f"s{number}"]
+        assert f"s{number}" not in {*by_site["train"], *by_site["validation"]}
+    assert splits["fold"].nunique() == 4
+
+
+def test_balanced_sites_have_the_same_share_in_the_test_part():
+    table = multicentre(sites=4, per_site=20)
+    home = table.drop_duplicates("participant_id").set_index("participant_id")
+    for seed in range(5):
+        params = SplitParams(test_fraction=0.5, balance_sites=True)
+        splits = make_splits(table, params, seed)
+        tested = splits.loc[splits["split"] == "test", "participant_id"]
+        counts = home.loc[tested].groupby("diagnosis")["site"].value_counts()
+        whole = home.groupby("diagnosis")["site"].value_counts()
+        assert (abs(counts.reindex(whole.index, fill_value=0) - whole / 2) <= 1).all()
+
+
+def test_repeats_are_other_splits_of_which_the_first_is_the_single_one():
+    once = make_splits(cohort(), SplitParams(protocol="kfold"), seed=1)
+    thrice = make_splits(cohort(), SplitParams(protocol="kfold", repeats=3), seed=1)
+    pd.testing.assert_frame_equal(thrice[thrice["fold"] < 5], once)
+    tested = thrice[thrice["split"] == "test"]
+    assert (tested["participant_id"].value_counts() == 3).all()
+    sets = [frozenset(part["participant_id"]) for _, part in tested.groupby("fold")]
+    assert len(set(sets)) == 15
+
+
+@pytest.mark.parametrize(
+    ("table", "params", "words"),
+    [
+        (cohort(), SplitParams(protocol="leave_one_site_out"), "the site of sub-AD0 is not known"),
+        (cohort(), SplitParams(balance_sites=True), "the site of sub-AD0 is not known"),
+        (cohort().assign(site="one"), SplitParams(protocol="leave_one_site_out"), "needs two sites, found only 'one'"),
+        (
+            cohort().assign(site=lambda t: t["diagnosis"].map({"CN": "a", "AD": "b"})),
+            SplitParams(protocol="leave_one_site_out"),
+            "without site 'a' 0 participants of class CN are left",
+        ),
+    ],
+)
+def test_sites_that_cannot_be_split_are_named(table, params, words):
+    with pytest.raises(StudyError, match=words):
+        make_splits(table, params, seed=1)
+
+
+def test_small_sites_count_together_and_every_class_is_still_tested():
+    table = cohort(30).assign(site=lambda t: t["participant_id"].str.extract(r"(\d+)$")[0])
+    splits = make_splits(table, SplitParams(protocol="kfold", balance_sites=True), seed=1)
+    assert (splits.groupby(["fold", "split"])["diagnosis"].nunique() == 2).all()

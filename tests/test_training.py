@@ -1,5 +1,7 @@
 """Dataset, model file and training on tiny made slices."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,9 +12,10 @@ from adlib import model, train
 from adlib.augment import augment
 from adlib.auxiliary import auxiliary_targets
 from adlib.calibration import fit_calibration
+from adlib.device import takes_bf16
 from adlib.model import Classifier, ModelCard, build_network, load, pool, save, slice_probabilities, softmax
 from adlib.params import InputParams, PreprocessParams, load_params
-from adlib.records import FEATURES, MANIFEST, SLICES, SPLITS, StudyError, write_table
+from adlib.records import FEATURES, MANIFEST, SLICES, SPLITS, StudyError, read_table, write_table
 
 CLASSES = ("CN", "AD")
 
@@ -84,6 +87,15 @@ def test_a_planted_signal_is_learnt_and_kept_results_are_not_recomputed(study, c
     pd.testing.assert_frame_equal(again, predictions)
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_is_taken_only_where_the_processor_has_it_or_where_it_is_asked_for(monkeypatch, native):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert takes_bf16("auto", torch.device("cpu")) == native
+    assert takes_bf16("bf16", torch.device("cpu"))
+    assert not takes_bf16("fp32", torch.device("cpu"))
+
+
 def test_a_resumed_training_ends_with_the_same_weights(study, monkeypatch, tmp_path):
     whole = train.train_study(study)
     whole_weights = load(study.folder / "model.safetensors").network.state_dict()
@@ -119,7 +131,20 @@ def test_shuffled_labels_keep_class_sizes_and_persons_but_lose_the_truth(study):
     assert np.bincount(fold.targets).tolist() == np.bincount(true).tolist()
     assert pd.Series(fold.targets).groupby(twice["participant_id"]).nunique().max() == 1
     assert 0.2 < (fold.targets == true).mean() < 0.8
-    assert fold.table["diagnosis"].tolist() == twice["diagnosis"].tolist()
+    assert [CLASSES.index(name) for name in fold.table["diagnosis"]] == fold.targets.tolist()
+
+
+def test_shuffled_labels_take_age_and_volumes_with_them(study):
+    slices, table = train.load_slices(study)
+    manifest = read_table(study.folder / "manifest.tsv", MANIFEST)
+    write_table(manifest.assign(age=np.arange(40.0)), study.folder / "manifest.tsv", MANIFEST)
+    splits = read_table(study.folder / "splits.tsv", SPLITS)
+    fold = train.make_fold("shuffled_labels", 0, slices, table, splits, study)
+    true = train.make_fold("resnet50", 0, slices, table, splits, study)
+    donor = np.array([np.flatnonzero(true.auxiliary[:, 0] == age)[0] for age in fold.auxiliary[:, 0]])
+    assert sorted(donor) == list(range(40))
+    assert (donor == np.arange(40)).mean() < 0.2
+    assert np.array_equal(fold.targets, true.targets[donor])
 
 
 def test_auxiliary_targets_are_standardised_on_training_rows_and_may_be_missing():
@@ -236,3 +261,21 @@ def test_imagenet_falls_back_to_random_aloud(monkeypatch):
     monkeypatch.setattr(ResNet50_Weights, "get_state_dict", unreachable)
     _, origin = build_network(4, "imagenet")
     assert origin == "random initialisation (ImageNet weights could not be had: OSError)"
+
+
+def test_the_shuffled_control_tells_a_leak_from_none(study):
+    """Two scans of everybody, the second on the other side of the split: dealt labels are then known by heart."""
+    long = study.model_copy(update={"train": study.train.model_copy(update={"epochs": 60, "auxiliary_weight": 0.0})})
+    slices, table = train.load_slices(long)
+    splits = read_table(long.folder / "splits.tsv", SPLITS)
+    both = pd.concat([table, table], ignore_index=True)
+    fold = train.make_fold("shuffled_labels", 0, np.concatenate([slices, slices]), both, splits, long)
+    parts = np.repeat(["train", "test"], 40).astype(object)
+    parts[[0, 1, 2, 3]] = "validation"
+    found = {}
+    for name, split in (("leak", parts), ("none", fold.table["split"])):
+        tried = replace(fold, table=fold.table.assign(split=split))
+        network, _ = train.fit(tried, long, long.folder / name, name)
+        found[name] = accuracy(train.predict_fold(tried, network, long), "shuffled_labels")
+    assert found["leak"] > 0.8
+    assert abs(found["none"] - 0.5) < 0.25
