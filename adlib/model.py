@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.models import ResNet50_Weights, resnet50
 
 from adlib.params import InputParams, PreprocessParams
-from adlib.records import StudyError, atomic_path
+from adlib.records import TISSUE_MAPS, StudyError, atomic_path
 
 FORMAT = "adlib-resnet50-1"
 
@@ -43,6 +43,8 @@ class ModelCard:
     seed : int
     bias : tuple of float
         Added to the logits of the classes after the temperature; empty for none.
+    spaces : tuple of str
+        In which spaces the training scans came, see `adlib.records.TISSUE_MAPS`; empty for heads only.
     """
 
     study: str
@@ -57,6 +59,16 @@ class ModelCard:
     code: str
     seed: int
     bias: tuple[float, ...] = ()
+    spaces: tuple[str, ...] = ()
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the model cannot take a head, in words that go on from "the model"; None where it can."""
+        if self.input.flat:
+            return "takes ready-made 2-D slices; it cannot take a whole head"
+        if TISSUE_MAPS in self.spaces:
+            return "takes grey-matter maps; it cannot take a T1w head"
+        return None
 
     def to_json(self) -> str:
         content = {**asdict(self), "input": self.input.model_dump(), "preprocess": self.preprocess.model_dump()}
@@ -65,7 +77,7 @@ class ModelCard:
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
         content = json.loads(text)
-        content |= {name: tuple(content[name]) for name in ("classes", "bias")}
+        content |= {name: tuple(content[name]) for name in ("classes", "bias", "spaces")}
         content["input"] = InputParams.model_validate_json(json.dumps(content["input"]))
         content["preprocess"] = PreprocessParams.model_validate_json(json.dumps(content["preprocess"]))
         return cls(**content)

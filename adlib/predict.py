@@ -23,7 +23,7 @@ from adlib.figures.prediction import plot_prediction
 from adlib.figures.theme import apply_theme
 from adlib.params import StudyParams, load_params
 from adlib.preprocess.pipeline import Preprocessed, preprocess_image
-from adlib.records import MANIFEST, PREDICTIONS, StudyError, atomic_path, read_table
+from adlib.records import MANIFEST, PREDICTIONS, TISSUE_MAPS, StudyError, atomic_path, read_table
 from adlib.sources.scanfile import open_scan, scan_name
 from adlib.train import RUN
 
@@ -115,13 +115,11 @@ def predict_image(
     Raises
     ------
     StudyError
-        If the scan cannot be preprocessed, or the model takes 2-D slices of its own study.
+        If the scan cannot be preprocessed, or the model takes no heads, see `adlib.model.ModelCard.refusal`.
     """
     card = classifier.card
-    if card.input.flat:
-        raise StudyError(
-            f"the model of {card.study!r} takes ready-made 2-D slices of its study; it cannot take a whole head"
-        )
+    if card.refusal:
+        raise StudyError(f"the model of {card.study!r} {card.refusal}")
     with one_thread():
         stage("aligning, extracting the brain, measuring tissues")
         prepared = preprocess_image(image, card.preprocess, name)
@@ -178,14 +176,18 @@ def example_scans(params: StudyParams) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns scan_id, path and diagnosis; at most `params.classify.examples` rows, none for a study of 2-D slices.
+        Columns scan_id, path and diagnosis; at most `params.classify.examples` rows, none where the model takes no
+        heads.
     """
     answers = stored_answers(params)
     scans = answers[answers["fold"] == 0].sort_values("scan_id").drop_duplicates("participant_id")
+    manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id")
+    if "space" in manifest:
+        scans = scans[~scans["scan_id"].map(manifest["space"]).eq(TISSUE_MAPS)]
     turns = scans.assign(turn=scans.groupby("truth").cumcount(), order=scans["truth"].map(params.classes.index))
     count = 0 if params.input.flat else params.classify.examples
     chosen = turns.sort_values(["turn", "order"]).head(count)
-    paths = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id")["path"]
+    paths = manifest["path"]
     return pd.DataFrame(
         {"scan_id": chosen["scan_id"], "path": chosen["scan_id"].map(paths), "diagnosis": chosen["truth"]}
     ).reset_index(drop=True)

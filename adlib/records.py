@@ -100,6 +100,9 @@ class Schema:
         return {**self.required, **self.optional}
 
 
+REGISTERED = "MNI152"  # values of the manifest's column space; none for a head in the scanner's own space
+TISSUE_MAPS = "MNI152 tissue maps"
+
 MANIFEST = Schema(
     "manifest",
     {"participant_id": str, "session_id": str, "scan_id": str, "path": str, "sha256": str, "diagnosis": str},

@@ -311,6 +311,7 @@ def _card(fold: Fold, params: StudyParams, predictions: pd.DataFrame, origin: st
         preprocess=params.preprocess,
         temperature=float(predictions["temperature"].iloc[0]),
         bias=tuple(float(predictions[f"bias_{name}"].iloc[0]) for name in params.classes),
+        spaces=tuple(sorted(manifest["space"].dropna().unique())) if "space" in manifest else (),
         cohort={
             "participants": manifest.groupby("diagnosis")["participant_id"].nunique().to_dict(),
             "volumes": volume_summary(features, manifest["diagnosis"]),

@@ -184,7 +184,7 @@ def classifier_app(params: StudyParams) -> widgets.Widget:
     Returns
     -------
     ipywidgets.VBox
-        For a study of 2-D slices, one line that says that scans do not apply.
+        One line that says why, where the model takes no heads.
 
     Raises
     ------
@@ -192,8 +192,8 @@ def classifier_app(params: StudyParams) -> widgets.Widget:
         If the study has no model yet.
     """
     classifier = model.load(find_model(params))
-    if classifier.card.input.flat:
-        words = "This study's model takes ready-made 2-D slices; a whole head does not apply."
+    if classifier.card.refusal:
+        words = f"This study's model {classifier.card.refusal}."
         return Form([widgets.HTML(words)], words)
     stored = (params.folder / "predictions.parquet").is_file()
     scans = example_scans(params).itertuples() if stored else ()

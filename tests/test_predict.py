@@ -12,12 +12,13 @@ import torch
 from made_head import made_head, random_affine
 
 from adlib import model, predict
+from adlib.compute import one_thread
 from adlib.dataset import scan_slices
 from adlib.figures.prediction import POSITIONS_MM
 from adlib.params import InputParams, PreprocessParams, load_params
 from adlib.preprocess.cohort import load_preprocessed, preprocess_scan
 from adlib.preprocess.pipeline import preprocess_image
-from adlib.records import StudyError
+from adlib.records import TISSUE_MAPS, StudyError
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")
 VOLUMES = {
@@ -88,16 +89,18 @@ def test_file_and_image_give_the_same_answer(prediction, classifier, head, tmp_p
     assert told[0] == "reading the file" and len(told) == 3
 
 
-def test_a_scan_of_the_study_gets_the_study_s_own_answer(prediction, classifier, head, tmp_path):
+def test_a_scan_of_the_study_gets_the_study_s_own_answer(classifier, head, tmp_path):
     """Through files of the cohort run, 16-bit images and half-precision slices, the answer is the same."""
     head.to_filename(tmp_path / "made.nii.gz")
     scan = {"participant_id": "sub-1", "session_id": "ses-1", "scan_id": "made", "sha256": "0"}
     scan["path"] = str(tmp_path / "made.nii.gz")
-    preprocess_scan(scan, tmp_path / "derivatives", classifier.card.preprocess)
+    with one_thread():
+        preprocess_scan(scan, tmp_path / "derivatives", classifier.card.preprocess)
     stored = load_preprocessed(scan, tmp_path / "derivatives")
     slices = scan_slices(stored.t1w, stored.affine, classifier.card.input).astype(np.float16)
+    prediction = predict.predict_file(scan["path"], classifier)
     assert np.allclose(model.slice_probabilities(classifier, slices), prediction.slices, atol=0.005)
-    assert stored.features == pytest.approx(prediction.prepared.features)
+    assert stored.features == prediction.prepared.features
 
 
 def test_record_is_json_and_complete(prediction):
@@ -132,10 +135,14 @@ def test_volumes_outside_the_cohort_are_said():
     assert remark.startswith("icv_ml 2400 lies outside")
 
 
-def test_two_dimensional_models_refuse_heads(classifier, head):
-    flat = replace(classifier, card=replace(classifier.card, input=InputParams(plane="three_planes_2d")))
-    with pytest.raises(StudyError, match="2-D slices"):
-        predict.predict_image(head, "made", flat)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"input": InputParams(plane="three_planes_2d")}, "2-D slices"), ({"spaces": (TISSUE_MAPS,)}, "grey-matter maps")],
+)
+def test_models_of_other_images_refuse_heads(classifier, head, change, words):
+    other = replace(classifier, card=replace(classifier.card, **change))
+    with pytest.raises(StudyError, match=words):
+        predict.predict_image(head, "made", other)
 
 
 def test_picture_shows_every_slice_and_every_class(prediction):

@@ -18,7 +18,7 @@ from adlib.preprocess.cohort import load_preprocessed, preprocess_scan
 from adlib.preprocess.normalise import apply, brain_zscore
 from adlib.preprocess.pipeline import preprocess_image, preprocess_maps
 from adlib.preprocess.register import register
-from adlib.records import StudyError
+from adlib.records import TISSUE_MAPS, StudyError
 from adlib.volume import resample, voxel_ml, voxel_sizes
 
 PARAMS = PreprocessParams(resolution_mm=3.0)
@@ -231,7 +231,7 @@ def test_tissue_maps_are_measured_as_they_come(tmp_path):
     for image, path in zip(maps, paths, strict=True):
         nib.save(image, path)
     scan = {"participant_id": "sub-1", "session_id": "ses-1", "scan_id": "sub-1_T1w", "sha256": "x"}
-    scan |= {"path": "|".join(map(str, paths)), "space": "MNI152 tissue maps"}
+    scan |= {"path": "|".join(map(str, paths)), "space": TISSUE_MAPS}
     sidecar = preprocess_scan(scan, tmp_path / "d", PARAMS)
     assert sidecar["verdict"] == "pass"
     np.testing.assert_allclose(load_preprocessed(scan, tmp_path / "d").t1w, result.t1w, atol=0.01)

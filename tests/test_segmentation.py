@@ -12,7 +12,7 @@ from adlib.preprocess import features, normalise
 from adlib.preprocess.cohort import preprocess_scan
 from adlib.preprocess.pipeline import preprocess_image
 from adlib.preprocess.segment import segment
-from adlib.records import StudyError
+from adlib.records import TISSUE_MAPS, StudyError
 from adlib.sources.phantom import SCANNERS
 from adlib.sources.phantom_head import MEASURED, Subject, image_head, image_head_with_maps
 from adlib.volume import resample, voxel_ml
@@ -132,7 +132,7 @@ def test_percentiles_travel_in_the_sidecar(measured, tmp_path):
     for k, path in enumerate(paths):
         nib.save(nib.Nifti1Image(found.tissues[..., k], base.affine), path)
     scan = {"participant_id": "sub-1", "session_id": "ses-1", "scan_id": "sub-1_T1w", "sha256": "x"}
-    scan |= {"path": "|".join(map(str, paths)), "space": "MNI152 tissue maps"}
+    scan |= {"path": "|".join(map(str, paths)), "space": TISSUE_MAPS}
     stored = preprocess_scan(scan, tmp_path / "out", PreprocessParams(resolution_mm=EDGE_MM))["brain_percentiles"]
     grey = found.tissues[..., 0][base.mask]
     np.testing.assert_allclose(stored, np.percentile((grey - grey.mean()) / grey.std(), normalise.LANDMARKS), atol=0.01)

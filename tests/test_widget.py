@@ -15,7 +15,7 @@ import pytest
 from adlib import model, predict, widget
 from adlib.params import InputParams, PreprocessParams, load_params
 from adlib.preprocess.pipeline import Preprocessed
-from adlib.records import MANIFEST, PREDICTIONS, StudyError, write_table
+from adlib.records import MANIFEST, PREDICTIONS, TISSUE_MAPS, StudyError, read_table, write_table
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")
 SECRET = b"bytes of somebody's head"
@@ -181,6 +181,9 @@ def test_examples_are_unseen_and_cover_the_classes(study):
     assert (examples["path"] == examples["scan_id"] + ".nii").all()
     flat = study.model_copy(update={"input": InputParams(plane="three_planes_2d")})
     assert predict.example_scans(flat).empty
+    path = study.folder / "manifest.tsv"
+    write_table(read_table(path, MANIFEST).assign(space=TISSUE_MAPS), path, MANIFEST)
+    assert predict.example_scans(study).empty
 
 
 def test_stored_answers_are_of_the_network_on_test_scans(study):
@@ -198,7 +201,7 @@ def test_form_of_a_study_offers_its_examples(study, monkeypatch):
     assert labels[1:] == [f"sub-0{i}_ses-01 ({name})" for i, name in enumerate(CLASSES)]
     assert "make lab" in repr(form)
     classifier.card = replace(classifier.card, input=InputParams(plane="three_planes_2d"))
-    assert "does not apply" in widget.classifier_app(study).children[0].value
+    assert "cannot take a whole head" in widget.classifier_app(study).children[0].value
 
 
 def test_notebook_is_thin_and_clean():

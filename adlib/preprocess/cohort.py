@@ -16,10 +16,16 @@ from adlib.compute import map_scans
 from adlib.params import PreprocessParams, StudyParams
 from adlib.preprocess import normalise, store
 from adlib.preprocess.pipeline import Preprocessed, preprocess_image, preprocess_maps
-from adlib.records import FEATURES, StudyError, digest, read_json, write_json, write_table
-
-REGISTERED = "MNI152"  # values of the manifest's column space
-TISSUE_MAPS = "MNI152 tissue maps"
+from adlib.records import (
+    FEATURES,
+    REGISTERED,
+    TISSUE_MAPS,
+    StudyError,
+    digest,
+    read_json,
+    write_json,
+    write_table,
+)
 
 
 def preprocess_scan(scan: dict[str, Any], derivatives: Path, params: PreprocessParams, code: str = "") -> dict:

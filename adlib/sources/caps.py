@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from adlib.compute import map_scans
-from adlib.records import StudyError
+from adlib.records import REGISTERED, StudyError
 from adlib.source_params import CapsSource
 from adlib.sources.facts import image_facts
 from adlib.sources.people import PeopleTable
@@ -60,7 +60,7 @@ def _describe(path: Path, found: re.Match[str], table: PeopleTable, source: Caps
         **named,
         "scan_id": scan_id,
         "path": str(path),
-        "space": "MNI152",
+        "space": REGISTERED,
         "diagnosis": source.labels.get(label, label),
         "label_source": f"column {source.label_column} of {source.table.name}",
     }

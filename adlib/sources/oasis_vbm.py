@@ -8,7 +8,7 @@ import pandas as pd
 from nilearn.datasets import fetch_oasis_vbm
 
 from adlib.compute import map_scans
-from adlib.records import StudyError
+from adlib.records import TISSUE_MAPS, StudyError
 from adlib.source_params import OasisVbmSource
 from adlib.sources.oasis_tables import visit_facts
 from adlib.sources.planes import SEPARATOR, joined_facts
@@ -46,7 +46,7 @@ def read_manifest(source: OasisVbmSource, _folder: Path | None = None, *, worker
                 "session_id": f"ses-MR{visit}",
                 "scan_id": f"sub-{bare}_ses-MR{visit}_T1w",
                 "path": f"{grey}{SEPARATOR}{white}",
-                "space": "MNI152 tissue maps",
+                "space": TISSUE_MAPS,
                 "site": "OASIS",
                 **visit_facts(table.loc[session], source.cdr_labels),
             }
