@@ -47,8 +47,8 @@ class Template:
         T1-weighted intensity in [0, 1], 0 outside the brain.
     mask : (X, Y, Z) bool
         Brain mask.
-    gm, wm, csf : (X, Y, Z) float32
-        Tissue probabilities; they sum to 1 inside the mask and to 0 outside.
+    gm, wm : (X, Y, Z) float32
+        Tissue probabilities, 0 outside the mask.
     affine : (4, 4) float64
         Voxel indices to MNI152 millimetres, RAS.
     """
@@ -57,8 +57,12 @@ class Template:
     mask: np.ndarray
     gm: np.ndarray
     wm: np.ndarray
-    csf: np.ndarray
     affine: np.ndarray
+
+    @property
+    def csf(self) -> np.ndarray:
+        """What grey and white matter leave of the mask, (X, Y, Z) float32."""
+        return self.mask - self.gm - self.wm
 
 
 @cache
@@ -72,32 +76,26 @@ def template(resolution_mm: float = 1.0) -> Template:
     """
     if not 1.0 <= resolution_mm <= 10.0:
         raise StudyError(f"the template comes at 1 to 10 mm, asked for {resolution_mm} mm")
-    t1, gm, wm, mask = (
-        _on_grid(load(resolution=1), resolution_mm)
-        for load in (
-            load_mni152_template,
-            load_mni152_gm_template,
-            load_mni152_wm_template,
-            load_mni152_brain_mask,
-        )
+    likely, affine = _on_grid(load_mni152_brain_mask(resolution=1), resolution_mm)
+    mask = likely > 0.5
+    t1, gm, wm = (
+        np.clip(_on_grid(load(resolution=1), resolution_mm)[0], 0, None) * mask
+        for load in (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)
     )
-    inside = mask.get_fdata() > 0.5
-    gm, wm = (np.clip(image.get_fdata(), 0, 1) * inside for image in (gm, wm))
     excess = np.maximum(gm + wm, 1)
-    gm, wm = gm / excess, wm / excess
-    csf = inside - gm - wm
-    maps = (np.ascontiguousarray(a, dtype=np.float32) for a in (t1.get_fdata() * inside, gm, wm, csf))
-    t1_map, gm_map, wm_map, csf_map = maps
-    return Template(t1_map, inside, gm_map, wm_map, csf_map, t1.affine)
+    gm /= excess
+    wm /= excess
+    return Template(t1, mask, gm, wm, affine)
 
 
-def _on_grid(image: nib.Nifti1Image, resolution_mm: float) -> nib.Nifti1Image:
-    image = nib.Nifti1Image(image.get_fdata(dtype=np.float32), image.affine)
-    if resolution_mm == 1.0:
-        return image
-    sigma = 0.5 * np.sqrt(resolution_mm**2 - 1)
-    smooth = ndimage.gaussian_filter(image.get_fdata(), sigma)
-    return resample_to_output(nib.Nifti1Image(smooth, image.affine), (resolution_mm,) * 3, order=1)
+def _on_grid(image: nib.Nifti1Image, resolution_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Values (X, Y, Z) float32 and affine; one map at a time, since a whole set in double precision fills memory."""
+    values = np.asarray(image.dataobj, dtype=np.float32)
+    if resolution_mm != 1.0:
+        smooth = ndimage.gaussian_filter(values, 0.5 * np.sqrt(resolution_mm**2 - 1))
+        image = resample_to_output(nib.Nifti1Image(smooth, image.affine), (resolution_mm,) * 3, order=1)
+        values = np.asarray(image.dataobj, dtype=np.float32)
+    return np.ascontiguousarray(values), image.affine
 
 
 def coordinates(shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
@@ -139,7 +137,7 @@ def region(name: str, resolution_mm: float = 1.0) -> np.ndarray:
     if name not in REGIONS:
         raise StudyError(f"unknown region {name!r}; there are {', '.join(REGIONS)}")
     base = template(resolution_mm)
-    x, y, z = coordinates(base.t1.shape, base.affine)
+    x, y, z = _axes(base)
     if name.startswith("hippocampus"):
         return _hippocampus(-x if name.endswith("right") else x, y, z) & (base.gm > 0.4)
     if name == "ventricles":
@@ -150,13 +148,20 @@ def region(name: str, resolution_mm: float = 1.0) -> np.ndarray:
     return lateral & below_sylvian_fissure & above_cerebellum & (base.gm + base.wm > 0.5)
 
 
+def _axes(base: Template) -> tuple[np.ndarray, ...]:
+    """World coordinates along the three axes of a grid without rotation, mm, each ready to be broadcast."""
+    edges, origin = np.diag(base.affine)[:3], base.affine[:3, 3]
+    lines = (start + edge * np.arange(n) for start, edge, n in zip(origin, edges, base.mask.shape, strict=True))
+    return np.ix_(*(line.astype(np.float32) for line in lines))
+
+
 def _hippocampus(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    inside = np.zeros(x.shape, bool)
+    inside = np.zeros(np.broadcast_shapes(x.shape, y.shape, z.shape), bool)
     for (start, r0), (end, r1) in pairwise(_HIPPOCAMPUS):
         for step in np.linspace(0, 1, 6):
             cx, cy, cz = (1 - step) * np.array(start) + step * np.array(end)
             radius = (1 - step) * r0 + step * r1
-            inside |= (x - cx) ** 2 + (y - cy) ** 2 + (z - cz) ** 2 < radius**2
+            inside |= (x - cx) ** 2 + (y - cy) ** 2 < radius**2 - (z - cz) ** 2
     return inside
 
 

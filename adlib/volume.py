@@ -140,6 +140,27 @@ def block_mean(volume: np.ndarray, affine: np.ndarray, edge_mm: float) -> tuple[
     return np.asarray(blocks, dtype=np.float32), scaled
 
 
+def grown(mask: np.ndarray, by_mm: float, affine: np.ndarray) -> np.ndarray:
+    """The voxels whose centres lie at most a distance from a centre inside a mask, (X, Y, Z) bool.
+
+    By SimpleITK rather than scipy, whose distances take several times the memory.
+    """
+    box, result = box_about(mask, by_mm / voxel_sizes(affine)), np.zeros_like(mask)
+    away = sitk.SignedMaurerDistanceMap(to_sitk(mask[box], affine), squaredDistance=False, useImageSpacing=True)
+    distances = sitk.GetArrayFromImage(away).T
+    result[box] = distances <= by_mm
+    return result
+
+
+def box_about(mask: np.ndarray, spare: np.ndarray) -> tuple[slice, ...]:
+    """The box of a mask (X, Y, Z) with some voxels to spare along each axis, inside the grid."""
+    where = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    spare = np.ceil(spare).astype(int)
+    return tuple(
+        slice(max(w.min() - s, 0), w.max() + s + 1) if len(w) else slice(0) for w, s in zip(where, spare, strict=True)
+    )
+
+
 def to_sitk(volume: np.ndarray, affine: np.ndarray) -> sitk.Image:
     """A SimpleITK image whose physical space is the RAS world of `affine`; bool becomes uint8, other types stay."""
     array = volume.astype(np.uint8) if volume.dtype == bool else volume
@@ -169,11 +190,11 @@ def resample(
     affine: np.ndarray,
     shape: tuple[int, int, int],
     onto: np.ndarray,
-    world: np.ndarray | None = None,
+    world: np.ndarray | sitk.Transform | None = None,
     how: str = "linear",
     outside: float = 0.0,
 ) -> np.ndarray:
-    """Sample a volume on another grid, through an affine between the two worlds.
+    """Sample a volume on another grid, through an affine or another map between the two worlds.
 
     Parameters
     ----------
@@ -184,7 +205,7 @@ def resample(
         Shape of the new grid.
     onto : (4, 4) array
         Voxel indices of the new grid to its own world, RAS mm.
-    world : (4, 4) array, optional
+    world : (4, 4) array or SimpleITK transform, optional
         World of the new grid to world of `volume`; the identity if left out.
     how : str
         nearest, linear or cubic (a B-spline, which may overshoot).
@@ -197,10 +218,10 @@ def resample(
         Of the volume's type (uint8 for bool).
     """
     edges = voxel_sizes(onto)
-    world = np.eye(4) if world is None else np.asarray(world, dtype=float)
-    transform = sitk_affine(world)
-    if how != "cubic":
-        volume, affine = _needed(volume, affine, shape, world @ onto)
+    world = np.eye(4) if world is None else world
+    transform = world if isinstance(world, sitk.Transform) else sitk_affine(world)
+    if how != "cubic" and transform is not world:
+        volume, affine = _needed(volume, affine, shape, np.asarray(world, dtype=float) @ onto)
     direction = (np.asarray(onto, dtype=float)[:3, :3] / edges).ravel().tolist()
     origin = np.asarray(onto, dtype=float)[:3, 3].tolist()
     moved = sitk.Resample(

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from adlib.atlas import Template, region, template
-from adlib.volume import block_mean, resample, voxel_ml, voxel_sizes
+from adlib.volume import block_mean, box_about, grown, resample, voxel_ml, voxel_sizes
 
 CONSTANT_SHARE = 0.25  # of the field of view, at least, in a brain that comes extracted
 BRAIN_ML = (700.0, 2200.0)
@@ -117,8 +117,8 @@ def refined_mask(volume: np.ndarray, base: Template) -> np.ndarray:
     grey, white = np.median(small[mask & (gm > 0.7)]), np.median(small[mask & (wm > 0.9)])
     tissue = (small > 0.65 * grey) & (small < white + 0.6 * abs(white - grey)) & (depth > -REACH_MM)
     core = depth > CORE_MM
-    tissue = _grow(_largest(_shrink(tissue | core, OPEN_MM, edge)), OPEN_MM, edge) & (tissue | core)
-    closed = _shrink(_grow(tissue, CLOSE_MM, edge), CLOSE_MM, edge)
+    tissue = grown(_largest(_shrink(tissue | core, OPEN_MM, edge)), OPEN_MM, grid) & (tissue | core)
+    closed = _shrink(grown(tissue, CLOSE_MM, grid), CLOSE_MM, edge)
     brain = ndimage.binary_fill_holes((closed | core) & (depth > -REACH_MM))
     soft = ndimage.gaussian_filter(_largest(brain).astype(np.float32), 1.5 / edge)
     surface = resample(soft, grid, volume.shape, base.affine) > EDGE
@@ -128,7 +128,7 @@ def refined_mask(volume: np.ndarray, base: Template) -> np.ndarray:
 def _with_fluid(volume: np.ndarray, mask: np.ndarray, grey: float, base: Template) -> np.ndarray:
     """Grow a mask through the fluid about it up to the dark inner table of the skull."""
     edge = voxel_sizes(base.affine)
-    box = _around(mask, (FLUID_MM + 2) / edge)
+    box = box_about(mask, (FLUID_MM + 2) / edge)
     smooth = ndimage.gaussian_filter(volume[box], INNER_SMOOTHING_MM / edge, truncate=3)
     height = (base.affine[2, 3] + edge[2] * np.arange(volume.shape[2]))[box[2]]
     inner, steps = mask[box], round(FLUID_MM / edge[0])
@@ -146,7 +146,8 @@ def _with_fluid(volume: np.ndarray, mask: np.ndarray, grey: float, base: Templat
 @cache
 def _near(resolution_mm: float) -> np.ndarray:
     """Where the template's brain is at most `FLUID_BASE_MM` away."""
-    return ndimage.distance_transform_edt(~template(resolution_mm).mask, sampling=resolution_mm) <= FLUID_BASE_MM
+    base = template(resolution_mm)
+    return grown(base.mask, FLUID_BASE_MM, base.affine)
 
 
 @cache
@@ -162,25 +163,9 @@ def _working_template(resolution_mm: float) -> tuple[np.ndarray, np.ndarray, np.
 
 def _shrink(mask: np.ndarray, by_mm: float, edge: np.ndarray) -> np.ndarray:
     """The voxels of a mask that lie deeper in it than a distance, mm."""
-    box, result = _around(mask, np.ones(3)), np.zeros_like(mask)
+    box, result = box_about(mask, np.ones(3)), np.zeros_like(mask)
     result[box] = ndimage.distance_transform_edt(mask[box], sampling=edge) > by_mm
     return result
-
-
-def _grow(mask: np.ndarray, by_mm: float, edge: np.ndarray) -> np.ndarray:
-    """The voxels within a distance of a mask, mm."""
-    box, result = _around(mask, by_mm / edge), np.zeros_like(mask)
-    result[box] = ndimage.distance_transform_edt(~mask[box], sampling=edge) <= by_mm
-    return result
-
-
-def _around(mask: np.ndarray, spare: np.ndarray) -> tuple[slice, ...]:
-    """The box of a mask with some voxels to spare; distances need not be looked for outside it."""
-    where = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    spare = np.ceil(spare).astype(int)
-    return tuple(
-        slice(max(w.min() - s, 0), w.max() + s + 1) if len(w) else slice(0) for w, s in zip(where, spare, strict=True)
-    )
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:

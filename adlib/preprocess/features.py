@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy import ndimage
 
 from adlib import atlas
-from adlib.volume import voxel_ml
+from adlib.preprocess.deform import WORK_MM, displacement, jacobian, picture
+from adlib.volume import block_mean, grown, voxel_ml
 
-SOFT_EDGE_MM = 6.0  # sd of the blur that turns a hippocampus of the atlas into weights
-DILATION_MM = {"ventricles": 8.0, "temporal_lobes": 0.0}
+SIDES = ("left", "right")
+HIPPOCAMPI_MM = ((-56.0, -62.0, -46.0), (56.0, 22.0, 24.0))  # corners of a box about both, MNI152
+VENTRICLES_MARGIN_MM = 8.0
 
 
 def volumes(
@@ -37,31 +39,30 @@ def volumes(
     dict of str to float
         ``gm_ml, wm_ml, csf_ml``: tissues. ``brain_ml``: GM + WM. ``icv_ml``: intracranial
         volume; the mask of a whole head, else by atlas scaling: the template's mask over the determinant.
-        ``hippocampus_ml``: both hippocampi, GM less CSF under soft weights (CSF that replaces a shrunken hippocampus
-        counts against it, which GM alone would miss after an affine registration), scaled so that the template
-        measures as its own region; and each side's.
+        ``hippocampus_ml``: both hippocampi, those of the template as a deformable registration of the tissue maps
+        about them stretches or shrinks them (tensor-based morphometry); and each side's. The registration is smooth
+        and so takes back part of a difference from the template.
         ``ventricles_ml``: CSF near the lateral ventricles. ``temporal_ml``: GM of both temporal lobes.
         ``nbv``: (GM + WM) / icv_ml. ``hippocampus_percent``, ``ventricles_percent``, ``temporal_percent``: regions as
         a share of icv_ml, the proportion method of adjusting for head size, which needs no fit to a cohort.
 
     References
     ----------
-    Buckner et al. 2004, doi:10.1016/j.neuroimage.2004.06.018 (atlas scaling); Jack et al. 1989,
+    Buckner et al. 2004, doi:10.1016/j.neuroimage.2004.06.018 (atlas scaling); Hua et al. 2008,
+    doi:10.1016/j.neuroimage.2008.07.024 (volumes by tensor-based morphometry); Jack et al. 1989,
     doi:10.1148/radiology.172.2.2748838, and Voevodskaya et al. 2014, doi:10.3389/fnagi.2014.00264 (proportions).
     """
     base = atlas.template(resolution_mm)
-    unit = voxel_ml(base.affine) / float(abs(np.linalg.det(scan_to_mni[:3, :3])))
-    gm, wm, csf = (tissues[..., k] for k in range(3))
-    grey, white, fluid = (float(part.sum(dtype=np.float64)) * unit for part in (gm, wm, csf))
-    left, right = (
-        max(float(((gm - csf) * _soft(f"hippocampus_{side}", resolution_mm)).sum(dtype=np.float64)), 0.0) * unit
-        for side in ("left", "right")
-    )
+    shrunk = float(abs(np.linalg.det(scan_to_mni[:3, :3])))
+    unit = voxel_ml(base.affine) / shrunk
+    gm, csf = tissues[..., 0], tissues[..., 2]
+    grey, white, fluid = (float(total) * unit for total in tissues.sum(axis=(0, 1, 2), dtype=np.float64))
+    left, right = (size / shrunk for size in _hippocampi(tissues, resolution_mm))
     intracranial = float(mask.sum() if whole_head else base.mask.sum()) * unit
     regions = {
         "hippocampus": left + right,
-        "temporal": _within(gm, "temporal_lobes", resolution_mm) * unit,
-        "ventricles": _within(csf, "ventricles", resolution_mm) * unit,
+        "temporal": float(gm[atlas.region("temporal_lobes", resolution_mm)].sum(dtype=np.float64)) * unit,
+        "ventricles": float(csf[_about_ventricles(resolution_mm)].sum(dtype=np.float64)) * unit,
     }
     return {
         "gm_ml": grey,
@@ -77,21 +78,52 @@ def volumes(
     }
 
 
-def _within(tissue: np.ndarray, name: str, resolution_mm: float) -> float:
-    return float(tissue[_neighbourhood(name, resolution_mm)].sum(dtype=np.float64))
+@cache
+def _about_ventricles(resolution_mm: float) -> np.ndarray:
+    """The ventricles with a margin, since an affine registration leaves them a few millimetres off."""
+    region = atlas.region("ventricles", resolution_mm)
+    return grown(region, VENTRICLES_MARGIN_MM, atlas.template(resolution_mm).affine)
+
+
+@dataclass(frozen=True, eq=False)
+class _Box:
+    """Where the hippocampi are looked for, and what the template shows there.
+
+    Attributes
+    ----------
+    where : tuple of slice
+        In the grid of the template.
+    affine : (4, 4) float64
+        Of the box on that grid.
+    fixed : (x, y, z) float32
+        The template's picture at about `WORK_MM`.
+    grey : (2, x, y, z) float32
+        Share of each voxel that is grey matter of the left and of the right hippocampus.
+    """
+
+    where: tuple[slice, ...]
+    affine: np.ndarray
+    fixed: np.ndarray
+    grey: np.ndarray
 
 
 @cache
-def _neighbourhood(name: str, resolution_mm: float) -> np.ndarray:
-    """A region with a margin, since an affine registration leaves it a few millimetres off."""
-    region = atlas.region(name, resolution_mm)
-    away = ndimage.distance_transform_edt(~region, sampling=resolution_mm)
-    return away <= DILATION_MM[name]
+def _box(resolution_mm: float) -> _Box:
+    base = atlas.template(resolution_mm)
+    to_voxel = np.linalg.inv(base.affine)
+    low, high = (np.rint(to_voxel[:3, :3] @ corner + to_voxel[:3, 3]).astype(int) for corner in HIPPOCAMPI_MM)
+    where = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    affine = base.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ low
+    fixed = block_mean(picture(base.gm[where], base.wm[where]), affine, WORK_MM)[0]
+    regions = (base.gm[where] * atlas.region(f"hippocampus_{side}", resolution_mm)[where] for side in SIDES)
+    return _Box(where, affine, fixed, np.stack([block_mean(part, affine, WORK_MM)[0] for part in regions]))
 
 
-@cache
-def _soft(name: str, resolution_mm: float) -> np.ndarray:
-    """Weights under which GM less CSF of the template itself comes to the GM inside the region."""
-    base, region = atlas.template(resolution_mm), atlas.region(name, resolution_mm)
-    weights = ndimage.gaussian_filter(region.astype(np.float32), SOFT_EDGE_MM / resolution_mm)
-    return weights * (base.gm[region].sum() / ((base.gm - base.csf) * weights).sum())
+def _hippocampi(tissues: np.ndarray, resolution_mm: float) -> list[float]:
+    """Size of the left and of the right hippocampus, ml of the template's space."""
+    box = _box(resolution_mm)
+    gm, wm = (tissues[(*box.where, k)] for k in range(2))
+    moving, grid = block_mean(picture(gm, wm), box.affine, WORK_MM)
+    stretch = jacobian(displacement(box.fixed, moving, grid), grid)
+    return [float((grey * stretch).sum(dtype=np.float64)) * voxel_ml(grid) for grey in box.grey]

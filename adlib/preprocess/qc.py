@@ -215,7 +215,7 @@ def _brain_values(scan: Scan, base: Template) -> dict[str, float]:
     volume, *tissues = (
         block_mean(part, base.affine, WORK_MM)[0] for part in (scan.corrected, *np.moveaxis(scan.tissues, -1, 0))
     )
-    covered = block_mean(scan.covered.astype(np.float32), base.affine, WORK_MM)[0] > PURE
+    covered = block_mean(scan.covered, base.affine, WORK_MM)[0] > PURE
     t1, mask, sure, grid = _working_template(float(voxel_sizes(base.affine)[0]))
     grey, white = (volume[part > PURE].astype(np.float64) for part in tissues[:2])
     both = mask & covered
@@ -234,9 +234,9 @@ def _brain_values(scan: Scan, base: Template) -> dict[str, float]:
 def _working_template(resolution_mm: float) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray]:
     """The template's T1w, its mask, where it is surest of CSF, GM and WM, and the affine of this grid."""
     base = template(resolution_mm)
-    maps = (base.t1, base.mask.astype(np.float32), base.csf, base.gm, base.wm)
-    t1, mask, *tissues = (block_mean(part, base.affine, WORK_MM)[0] for part in maps)
-    return t1, mask > 0.5, [part > 0.8 for part in tissues], block_mean(base.t1, base.affine, WORK_MM)[1]
+    names = ("t1", "mask", "csf", "gm", "wm")
+    t1, mask, *tissues = (block_mean(getattr(base, name), base.affine, WORK_MM)[0] for name in names)
+    return t1, mask > 0.5, [part > 0.8 for part in tissues], block_mean(base.mask, base.affine, WORK_MM)[1]
 
 
 def _contrast(grey: np.ndarray, white: np.ndarray) -> float:

@@ -17,6 +17,7 @@ SAMPLE = 40_000  # voxels the mixture is fitted on
 PRIOR_SMOOTHING_MM = 4.0
 PRIOR_SHARE = 0.5  # weight of the template's maps against a flat prior: strong priors do worse than none
 ITERATIONS = 40
+CHUNK = 200_000  # voxels that are shared out at a time
 LEVELS = 1024  # intensities at which densities are tabulated
 SPREAD_FLOOR = 0.02  # of the distance between white matter and fluid
 PAIRS = ((0, 1), (2, 0), (2, 1))  # mixed voxels, the darker tissue first: GM/WM, CSF/GM, CSF/WM
@@ -71,35 +72,46 @@ def segment(volume: np.ndarray, mask: np.ndarray, base: Template) -> np.ndarray:
     values = volume[mask]
     if values.size < 1000 or not values.std(dtype=np.float64) > 0:
         raise StudyError(f"the brain mask holds {values.size} voxels without contrast; look at its picture")
-    priors = _priors(float(voxel_sizes(base.affine)[0]))[:, mask]
+    where, maps = np.flatnonzero(mask), _priors(float(voxel_sizes(base.affine)[0]))
     levels = np.linspace(*np.percentile(values, (0.05, 99.95)), LEVELS)
     bins = np.clip(np.rint((values - levels[0]) / (levels[1] - levels[0])), 0, LEVELS - 1).astype(np.int16)
-    mixture = _fit(levels, bins, priors)
+    sample = slice(None, None, max(1, values.size // SAMPLE))
+    mixture = _fit(levels, bins[sample], _at(maps, where[sample]))
     tissues = np.zeros((*volume.shape, 3), dtype=np.float32)
-    tissues[mask] = _fractions(levels, bins, priors, mixture)
+    for start in range(0, values.size, CHUNK):
+        part = slice(start, start + CHUNK)
+        tissues.reshape(-1, 3)[where[part]] = _fractions(levels, bins[part], _at(maps, where[part]), mixture)
     return tissues
+
+
+def _at(maps: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Chances of GM, WM and CSF at N voxels, (3, N) float32, from maps (2, X, Y, Z) of the first two."""
+    grey, white = maps.reshape(2, -1)[:, where]
+    return np.stack([grey, white, 1 - grey - white])
 
 
 @cache
 def _priors(resolution_mm: float) -> np.ndarray:
-    """The template's maps of GM, WM and CSF, blurred and flattened, (3, X, Y, Z) float32."""
+    """The template's maps of GM and WM, blurred and flattened, (2, X, Y, Z) float32; CSF is the rest."""
     base = template(resolution_mm)
-    maps = np.stack(
-        [ndimage.gaussian_filter(m, PRIOR_SMOOTHING_MM / resolution_mm) for m in (base.gm, base.wm, base.csf)]
-    )
-    maps = (maps + np.float32(1e-3)) / (maps + np.float32(1e-3)).sum(axis=0)
-    return PRIOR_SHARE * maps + np.float32((1 - PRIOR_SHARE) / 3)
+    maps = np.empty((3, *base.mask.shape), np.float32)
+    for blurred, part in zip(maps, (base.gm, base.wm, base.csf), strict=True):
+        ndimage.gaussian_filter(part, PRIOR_SMOOTHING_MM / resolution_mm, output=blurred)
+    maps += np.float32(1e-3)
+    maps /= maps.sum(axis=0)
+    maps *= np.float32(PRIOR_SHARE)
+    maps += np.float32((1 - PRIOR_SHARE) / 3)
+    return maps[:2].copy()
 
 
 def _fit(levels: np.ndarray, bins: np.ndarray, priors: np.ndarray) -> Mixture:
     """Expectation maximisation on a sample, started from the medians where the priors are surest."""
-    step = max(1, bins.size // SAMPLE)
-    values, chances = levels[bins[::step]], _class_priors(priors[:, ::step]).astype(np.float64)
-    starts = [np.median(values[p >= np.quantile(p, 0.9)]) for p in priors[:, ::step]]
+    values, chances = levels[bins], _class_priors(priors).astype(np.float64)
+    starts = [np.median(values[p >= np.quantile(p, 0.9)]) for p in priors]
     starts[2] = min(starts[2], np.quantile(values, 0.05))
     mixture = Mixture(np.array(starts), float(values.std() / 4), np.ones(6))
     for _ in range(ITERATIONS):
-        mixture = _improved(mixture, levels, bins[::step], values, chances)
+        mixture = _improved(mixture, levels, bins, values, chances)
     grey, white, fluid = mixture.means
     if not fluid < grey < white:
         raise StudyError(
