@@ -13,6 +13,7 @@ from numpy.lib.format import open_memmap
 from adlib.compute import map_scans
 from adlib.params import InputParams, StudyParams
 from adlib.preprocess.cohort import load_preprocessed
+from adlib.preprocess.normalise import LANDMARKS, standard_slices
 from adlib.records import FEATURES, MANIFEST, SLICES, StudyError, atomic_path, read_table, write_table
 from adlib.sources.planes import SEPARATOR, read_plane
 from adlib.volume import extract_slice, fit_square
@@ -147,6 +148,35 @@ def _plane_fault(path: str, params: InputParams) -> str | None:
     except StudyError as error:
         return str(error)
     return None
+
+
+def scan_percentiles(params: StudyParams) -> pd.DataFrame:
+    """Intensities of each scan's brain at `normalise.LANDMARKS`, one row per scan, by scan_id."""
+    features = read_table(params.folder / "features.tsv", FEATURES).set_index("scan_id")
+    return features[[f"intensity_p{n}" for n in LANDMARKS]].dropna()
+
+
+def to_landmarks(slices: np.ndarray, scans: pd.Series, own: pd.DataFrame, standard: np.ndarray) -> np.ndarray:
+    """Take the slices of many scans to one standard scale.
+
+    Parameters
+    ----------
+    slices : (rows, 3, size, size) float16
+    scans : (rows,) Series of str
+        Whose slice each row is.
+    own : DataFrame
+        From `scan_percentiles`.
+    standard : (len(LANDMARKS),) array
+        From `normalise.fit_landmarks` on training scans.
+
+    Returns
+    -------
+    (rows, 3, size, size) float16
+    """
+    result = np.empty(slices.shape, np.float16)
+    for scan, rows in scans.reset_index(drop=True).groupby(scans.to_numpy()).groups.items():
+        result[rows] = standard_slices(slices[rows], own.loc[scan].to_numpy(), standard)
+    return result
 
 
 def load_slices(params: StudyParams) -> tuple[np.ndarray, pd.DataFrame]:

@@ -10,7 +10,7 @@ import torch
 from captum.attr import IntegratedGradients
 from scipy import ndimage
 
-from adlib.dataset import load_slices
+from adlib.dataset import load_slices, scan_percentiles, to_landmarks
 from adlib.model import Classifier
 from adlib.params import StudyParams
 from adlib.records import SPLITS, StudyError, atomic_path, read_table
@@ -70,6 +70,10 @@ def study_maps(params: StudyParams, classifier: Classifier) -> AttributionMaps:
     tested = splits.loc[(splits["fold"] == 0) & (splits["split"] == "test"), "participant_id"]
     table = table[table["participant_id"].isin(tested)]
     each = max(1, params.evaluate.attribution_scans // len(params.classes))
+    if classifier.card.landmarks:
+        rows = table["row"].to_numpy()
+        table = table.assign(row=np.arange(len(table)))
+        slices = to_landmarks(slices[rows], table["scan_id"], scan_percentiles(params), classifier.card.landmarks)
     means = [_class_means(slices, table[table["diagnosis"] == name], each, classifier) for name in params.classes]
     maps = AttributionMaps(*(np.stack(part) for part in zip(*means, strict=True)))
     with atomic_path(params.folder / "attribution.npz") as temporary:

@@ -43,6 +43,8 @@ class ModelCard:
     seed : int
     bias : tuple of float
         Added to the logits of the classes after the temperature; empty for none.
+    landmarks : tuple of float
+        The standard scale of `adlib.preprocess.normalise`, fitted on the training scans; empty for none.
     spaces : tuple of str
         In which spaces the training scans came, see `adlib.records.TISSUE_MAPS`; empty for heads only.
     """
@@ -59,6 +61,7 @@ class ModelCard:
     code: str
     seed: int
     bias: tuple[float, ...] = ()
+    landmarks: tuple[float, ...] = ()
     spaces: tuple[str, ...] = ()
 
     @property
@@ -77,7 +80,7 @@ class ModelCard:
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
         content = json.loads(text)
-        content |= {name: tuple(content[name]) for name in ("classes", "bias", "spaces")}
+        content |= {name: tuple(content[name]) for name in ("classes", "bias", "landmarks", "spaces")}
         content["input"] = InputParams.model_validate_json(json.dumps(content["input"]))
         content["preprocess"] = PreprocessParams.model_validate_json(json.dumps(content["preprocess"]))
         return cls(**content)

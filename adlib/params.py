@@ -33,14 +33,21 @@ class PreprocessParams(Section):
     """From a raw head to MNI152 space."""
 
     resolution_mm: float = Field(1.0, ge=1, le=3, description="Voxel edge of the MNI152 output grid, mm.")
+    registration: Literal["affine", "rigid", "deformable"] = Field(
+        "affine",
+        description="How far a head is fitted to MNI152: its size too, its pose only, or also its shape. Volumes and "
+        "quality are measured after the affine fit in each case.",
+    )
     bias_correction: bool = Field(True, description="N4 bias field correction.")
     brain_extraction: Literal["template", "synthstrip", "hd-bet"] = Field(
         "template",
         description="Who finds the brain: adlib itself, or SynthStrip (`mri_synthstrip`) or HD-BET (`hd-bet`) where "
         "installed.",
     )
-    normalise: Literal["brain_zscore", "white_matter_peak"] = Field(
-        "brain_zscore", description="Intensity normalisation inside the brain."
+    normalise: Literal["brain_zscore", "white_matter_peak", "landmarks"] = Field(
+        "brain_zscore",
+        description="Intensity normalisation inside the brain; landmarks (Nyúl) are fitted on each fold's training "
+        "scans and kept in the model.",
     )
 
 

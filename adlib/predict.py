@@ -22,6 +22,7 @@ from adlib.evaluate import pool_level
 from adlib.figures.prediction import plot_prediction
 from adlib.figures.theme import apply_theme
 from adlib.params import StudyParams, load_params
+from adlib.preprocess.normalise import percentiles, standard_slices
 from adlib.preprocess.pipeline import Preprocessed, preprocess_image
 from adlib.records import MANIFEST, PREDICTIONS, TISSUE_MAPS, StudyError, atomic_path, read_table
 from adlib.sources.scanfile import open_scan, scan_name
@@ -124,7 +125,10 @@ def predict_image(
         stage("aligning, extracting the brain, measuring tissues")
         prepared = preprocess_image(image, card.preprocess, name)
         stage("classifying slices")
-        slices = model.slice_probabilities(classifier, scan_slices(prepared.t1w, prepared.affine, card.input))
+        cut = scan_slices(prepared.t1w, prepared.affine, card.input)
+        if card.landmarks:
+            cut = standard_slices(cut, percentiles(prepared.t1w, prepared.mask), card.landmarks)
+        slices = model.slice_probabilities(classifier, cut)
     pooled = model.pool(slices)
     probabilities = dict(zip(card.classes, pooled.tolist(), strict=True))
     remarks = (*notes, *outside_cohort(prepared.features, card.cohort))

@@ -15,10 +15,11 @@ from torch import nn
 from adlib.augment import augment
 from adlib.auxiliary import auxiliary_targets
 from adlib.calibration import fit_calibration
-from adlib.dataset import load_slices
+from adlib.dataset import load_slices, scan_percentiles, to_landmarks
 from adlib.device import pick_device, takes_bf16
 from adlib.model import Classifier, ModelCard, build_network, save, slice_logits, softmax
 from adlib.params import StudyParams
+from adlib.preprocess.normalise import fit_landmarks
 from adlib.records import (
     FEATURES,
     MANIFEST,
@@ -55,6 +56,8 @@ class Fold:
         Class indices of the diagnoses.
     auxiliary : (rows, M) float32
         What else the network is to tell of each slice while it is trained, see `adlib.auxiliary`.
+    landmarks : tuple of float
+        The standard scale, fitted on the scans of this fold's training part, that the slices are on; empty for none.
 
     In the control of shuffled labels diagnosis, target and auxiliary values are another participant's, in all parts of
     the split: who then does better than chance knows something of the tested participants.
@@ -66,6 +69,7 @@ class Fold:
     table: pd.DataFrame
     targets: np.ndarray
     auxiliary: np.ndarray
+    landmarks: tuple[float, ...] = ()
 
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.table["split"] == split)
@@ -91,7 +95,8 @@ def train_study(params: StudyParams, code: str = "") -> pd.DataFrame:
     slices, table = load_slices(params)
     splits = read_table(params.folder / "splits.tsv", SPLITS)
     check_disjoint(splits)
-    key = digest([params.train.model_dump(exclude={"controls"}), params.classes, params.seed, code, _data_key(params)])
+    settings = [params.train.model_dump(exclude={"controls"}), params.classes, params.seed, params.preprocess.normalise]
+    key = digest([*settings, code, _data_key(params)])
     parts = []
     for run in (RUN, *params.train.controls):
         for number in fold_numbers(splits):
@@ -123,7 +128,12 @@ def make_fold(
         dealt = _dealt_rows(table, params.seed)
         targets, auxiliary = targets[dealt], auxiliary[dealt]
         table = table.assign(diagnosis=table["diagnosis"].to_numpy()[dealt])
-    return Fold(run, number, slices, table, targets, auxiliary)
+    standard = ()
+    if params.preprocess.normalise == "landmarks" and not params.input.flat:
+        own = scan_percentiles(params)
+        standard = fit_landmarks(own.loc[table["scan_id"].iloc[train].unique()].to_numpy())
+        slices = to_landmarks(slices, table["scan_id"], own, standard)
+    return Fold(run, number, slices, table, targets, auxiliary, tuple(map(float, standard)))
 
 
 def _dealt_rows(table: pd.DataFrame, seed: int) -> np.ndarray:
@@ -311,6 +321,7 @@ def _card(fold: Fold, params: StudyParams, predictions: pd.DataFrame, origin: st
         preprocess=params.preprocess,
         temperature=float(predictions["temperature"].iloc[0]),
         bias=tuple(float(predictions[f"bias_{name}"].iloc[0]) for name in params.classes),
+        landmarks=fold.landmarks,
         spaces=tuple(sorted(manifest["space"].dropna().unique())) if "space" in manifest else (),
         cohort={
             "participants": manifest.groupby("diagnosis")["participant_id"].nunique().to_dict(),

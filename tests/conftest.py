@@ -1,11 +1,17 @@
 """Shared fixtures, and the choice of tests that need real images."""
 
 import os
+import signal
 
 import matplotlib
 import pytest
 
 matplotlib.use("Agg")
+
+
+def pytest_configure():
+    """Let the runs that tests interrupt hear it: a suite started in the background inherits an ignored Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -17,6 +17,7 @@ from adlib.dataset import scan_slices
 from adlib.figures.prediction import POSITIONS_MM
 from adlib.params import InputParams, PreprocessParams, load_params
 from adlib.preprocess.cohort import load_preprocessed, preprocess_scan
+from adlib.preprocess.normalise import LANDMARKS, percentiles, standard_slices
 from adlib.preprocess.pipeline import preprocess_image
 from adlib.records import TISSUE_MAPS, StudyError
 
@@ -133,6 +134,18 @@ def test_volumes_outside_the_cohort_are_said():
     assert predict.outside_cohort({"icv_ml": 1500.0, "ventricles_ml": 50.0}, cohort) == ()
     (remark,) = predict.outside_cohort({"icv_ml": 2400.0, "ventricles_ml": 50.0}, cohort)
     assert remark.startswith("icv_ml 2400 lies outside")
+
+
+def test_a_model_of_landmarks_takes_any_scale_of_intensities(classifier, head):
+    standard = tuple(float(n) for n in np.linspace(0, 100, len(LANDMARKS)))
+    preprocess = classifier.card.preprocess.model_copy(update={"normalise": "landmarks"})
+    other = replace(classifier, card=replace(classifier.card, landmarks=standard, preprocess=preprocess))
+    answer = predict.predict_image(head, "made", other)
+    prepared = answer.prepared
+    cut = scan_slices(prepared.t1w, prepared.affine, other.card.input)
+    moved = standard_slices(cut, percentiles(prepared.t1w, prepared.mask), standard)
+    assert np.allclose(answer.slices, model.slice_probabilities(other, moved), atol=1e-6)
+    assert not np.allclose(answer.slices, model.slice_probabilities(other, cut), atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from made_head import CENTRE, made_head, pose_error, rotation
+from made_head import CENTRE, made_head, pose_error, random_affine, rotation
 
+from adlib.atlas import template
 from adlib.compute import one_thread
 from adlib.params import PreprocessParams
 from adlib.preprocess import register as registration
@@ -218,3 +219,30 @@ def test_a_conflict_stands_among_the_steps():
     assert result.steps[0].startswith(
         "orientation: RAS to RAS; the header's sform (code 1) and qform (code 1) lie up to"
     )
+
+
+def test_rigid_keeps_a_head_s_size_and_deformable_gives_it_the_template_s_shape():
+    pose = random_affine(3, degrees=10, scale=0.0)
+    pose[:3, :3] *= 0.9
+    made = made_head(seed=3, pose=pose, voxel_mm=(2.0, 2.0, 2.0))
+    base = template(3.0)
+    found = {
+        kind: preprocess_image(made.image, PreprocessParams(resolution_mm=3.0, registration=kind), "made")
+        for kind in ("affine", "rigid", "deformable")
+    }
+    affine, rigid, deformed = found.values()
+    turn = rigid.scan_to_mni[:3, :3]
+    np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-9)
+    own_ml = made.mask.sum() * abs(np.linalg.det(made.image.affine[:3, :3])) / 1000
+    assert rigid.mask.sum() * 27 / 1000 == pytest.approx(own_ml, rel=0.12)
+    assert rigid.mask.sum() == pytest.approx(affine.mask.sum() / np.linalg.det(affine.scan_to_mni[:3, :3]), rel=0.02)
+    alike = {
+        kind: np.corrcoef(one.tissues[base.mask][:, :2].ravel(), np.stack([base.gm, base.wm], -1)[base.mask].ravel())
+        for kind, one in found.items()
+    }
+    assert alike["deformable"][0, 1] > alike["affine"][0, 1] + 0.01 > alike["rigid"][0, 1] + 0.01
+    for other in (rigid, deformed):
+        assert other.features == affine.features
+        assert other.qc == affine.qc
+        assert other.t1w[~other.mask].max() == other.t1w[~other.mask].min() == 0
+        assert "resampled a second time" in other.steps[-1]

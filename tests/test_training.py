@@ -12,9 +12,11 @@ from adlib import model, train
 from adlib.augment import augment
 from adlib.auxiliary import auxiliary_targets
 from adlib.calibration import fit_calibration
+from adlib.dataset import load_slices
 from adlib.device import takes_bf16
 from adlib.model import Classifier, ModelCard, build_network, load, pool, save, slice_probabilities, softmax
 from adlib.params import InputParams, PreprocessParams, load_params
+from adlib.preprocess.normalise import LANDMARKS, fit_landmarks, standard_slices
 from adlib.records import FEATURES, MANIFEST, SLICES, SPLITS, StudyError, read_table, write_table
 
 CLASSES = ("CN", "AD")
@@ -85,6 +87,24 @@ def test_a_planted_signal_is_learnt_and_kept_results_are_not_recomputed(study, c
     again = train.train_study(study)
     assert "kept, nothing changed" in capsys.readouterr().out
     pd.testing.assert_frame_equal(again, predictions)
+
+
+def test_landmarks_are_of_the_training_scans_and_travel_with_the_model(study):
+    study = study.model_copy(update={"preprocess": PreprocessParams(normalise="landmarks")})
+    rng, path = np.random.default_rng(1), study.folder / "features.tsv"
+    own = np.sort(rng.uniform(0, 3, (40, len(LANDMARKS))), axis=1)
+    columns = [f"intensity_p{n}" for n in LANDMARKS]
+    write_table(read_table(path, FEATURES).join(pd.DataFrame(own, columns=columns)), path, FEATURES)
+    slices, table = load_slices(study)
+    fold = train.make_fold("resnet50", 0, slices, table, read_table(study.folder / "splits.tsv", SPLITS), study)
+    np.testing.assert_allclose(fold.landmarks, fit_landmarks(own[:24]))
+    for row in (0, 39):
+        wanted = standard_slices(slices[row], own[row], fit_landmarks(own[:24]))
+        np.testing.assert_allclose(fold.slices[row], wanted, rtol=2e-3, atol=1e-3)
+    train.train_study(study)
+    card = load(study.folder / "model.safetensors").card
+    assert card.landmarks == fold.landmarks
+    assert card.preprocess.normalise == "landmarks"
 
 
 @pytest.mark.parametrize("native", [True, False])

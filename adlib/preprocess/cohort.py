@@ -161,7 +161,9 @@ def _failure(reason: str) -> dict[str, Any]:
 def _row(scan: dict[str, Any], sidecar: dict[str, Any]) -> dict[str, Any]:
     who = {name: scan[name] for name in ("participant_id", "session_id", "scan_id")}
     judged = {"qc_verdict": sidecar["verdict"], "qc_reasons": "; ".join(sidecar["reasons"]) or None}
-    return {**who, **judged, **sidecar["features"], **sidecar["qc"]}
+    levels = sidecar.get("brain_percentiles", [None] * len(normalise.LANDMARKS))
+    own = {f"intensity_p{n}": value for n, value in zip(normalise.LANDMARKS, levels, strict=True)}
+    return {**who, **judged, **sidecar["features"], **sidecar["qc"], **own}
 
 
 def _dataset_description() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from adlib.records import StudyError
 
+REACH = 2.0  # the network's input, from the darkest landmark to the brightest
 LANDMARKS = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)  # percentiles of the brain
 
 
@@ -72,7 +73,9 @@ def apply(volume: np.ndarray, mask: np.ndarray, offset: float, scale: float) -> 
         raise StudyError(f"volume is {volume.shape} but its mask is {mask.shape}; resample the mask first")
     if not mask.any() or not scale > 0:
         raise StudyError("the brain is empty or constant, so its intensities cannot be normalised")
-    return np.where(mask, (volume - np.float32(offset)) / np.float32(scale), np.float32(0))
+    result = np.zeros(volume.shape, np.float32)
+    result[mask] = (volume[mask] - np.float32(offset)) / np.float32(scale)
+    return result
 
 
 def percentiles(volume: np.ndarray, mask: np.ndarray) -> list[float]:
@@ -150,6 +153,26 @@ def apply_landmarks(values: np.ndarray, own: np.ndarray, standard: np.ndarray) -
     slopes = np.diff(standard) / np.diff(own)
     piece = np.clip(np.searchsorted(own, values, side="right") - 1, 0, len(slopes) - 1)
     return (standard[piece] + slopes[piece] * (values - own[piece])).astype(np.float32)
+
+
+def standard_slices(slices: np.ndarray, own: np.ndarray, standard: np.ndarray) -> np.ndarray:
+    """Take the slices of one scan to the standard scale; exactly 0, the background, stays so.
+
+    Parameters
+    ----------
+    slices : array
+        Cut from the volume of which `own` are the percentiles.
+    own, standard : (len(LANDMARKS),) array
+        For `apply_landmarks`.
+
+    Returns
+    -------
+    float32 array
+        Of the shape of `slices`; the standard scale from its lowest to its highest landmark runs from 0 to `REACH`.
+    """
+    inside, result = slices != 0, np.zeros(slices.shape, np.float32)
+    result[inside] = apply_landmarks(slices[inside].astype(np.float32), own, standard) * (REACH / 100)
+    return result
 
 
 def _check_rising(landmarks: np.ndarray, whose: str) -> None:

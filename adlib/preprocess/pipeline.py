@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
@@ -11,8 +11,10 @@ from adlib import atlas
 from adlib.params import PreprocessParams
 from adlib.preprocess import bias, brain, features, normalise, qc
 from adlib.preprocess.checks import checked_volume
+from adlib.preprocess.deform import to_shape
 from adlib.preprocess.external import external_mask
-from adlib.preprocess.register import register
+from adlib.preprocess.register import register, rigid_part
+from adlib.preprocess.search import brain_centre
 from adlib.preprocess.segment import segment
 from adlib.volume import block_mean, orientation_notes, resample, voxel_sizes
 
@@ -116,9 +118,10 @@ def preprocess_image(
     judged, reasons = qc.verdict(values)
     to_skull = not given and params.brain_extraction == "template"
     sizes = features.volumes(tissues, mask, scan_to_mni, params.resolution_mm, whole_head=to_skull)
-    return Preprocessed(
+    result = Preprocessed(
         name, t1w, mask, tissues, head, base.affine, scan_to_mni, sizes, values, judged, reasons, tuple(steps)
     )
+    return result if params.registration == "affine" or registered else _refitted(result, params.registration, base)
 
 
 def preprocess_maps(grey: nib.Nifti1Image, white: nib.Nifti1Image, params: PreprocessParams, name: str) -> Preprocessed:
@@ -169,6 +172,26 @@ def _pose(volume: np.ndarray, affine: np.ndarray, name: str, registered: bool) -
     return found.scan_to_mni, f"registration: affine, 12 degrees of freedom, {explained}"
 
 
+def _refitted(scan: Preprocessed, registration: str, base: atlas.Template) -> Preprocessed:
+    """Give out the images of an affinely registered scan in its own size, or in the template's shape."""
+    if registration == "rigid":
+        scan_to_mni = rigid_part(scan.scan_to_mni, brain_centre())
+        onto = scan.scan_to_mni @ np.linalg.inv(scan_to_mni)
+        step = "images given out in MNI152 orientation at the head's own size (rigid), resampled a second time"
+    else:
+        scan_to_mni, onto = scan.scan_to_mni, to_shape(scan.tissues, base)
+        step = "images given out in the template's shape (diffeomorphic demons on tissues), resampled a second time"
+
+    def moved(part: np.ndarray) -> np.ndarray:
+        return resample(part.astype(np.float32), base.affine, base.mask.shape, base.affine, onto)
+
+    mask = moved(scan.mask) > 0.5
+    tissues = np.stack([moved(part) for part in np.moveaxis(scan.tissues, -1, 0)], axis=-1) * mask[..., None]
+    t1w, native = moved(scan.t1w) * mask, moved(scan.native)
+    moves = {"t1w": t1w, "mask": mask, "tissues": tissues, "native": native, "scan_to_mni": scan_to_mni}
+    return replace(scan, **moves, steps=(*scan.steps, step))
+
+
 def _on_template(
     volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray, base: atlas.Template
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -193,9 +216,10 @@ def _corrected(
 def _normalised(
     corrected: np.ndarray, mask: np.ndarray, tissues: np.ndarray, params: PreprocessParams, steps: list[str]
 ) -> np.ndarray:
-    if params.normalise == "white_matter_peak":
+    if params.normalise in ("white_matter_peak", "landmarks"):
         offset, scale = normalise.white_matter_peak(corrected, tissues[..., 1])
-        steps.append(f"normalisation: white matter at {scale:.4g} becomes 1")
+        later = "; slices go on to the landmarks of the training scans" if params.normalise == "landmarks" else ""
+        steps.append(f"normalisation: white matter at {scale:.4g} becomes 1{later}")
     else:
         offset, scale = normalise.brain_zscore(corrected, mask)
         steps.append(f"normalisation: brain mean {offset:.4g} and standard deviation {scale:.4g} become 0 and 1")

@@ -104,6 +104,14 @@ def _check_shape(matrix: np.ndarray, name: str) -> None:
     )
 
 
+def rigid_part(scan_to_mni: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """The turn and shift (4, 4) nearest to an affine, which takes the same point of the scan to `centre` (3,), mm."""
+    left, _, right = np.linalg.svd(scan_to_mni[:3, :3])
+    turn = left @ right
+    origin = np.linalg.solve(scan_to_mni, [*centre, 1.0])[:3]
+    return nib.affines.from_matvec(turn, centre - turn @ origin)
+
+
 def working_copy(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The scan at about 2 mm with its brightest voxels levelled, float32, from 0 up, and its affine."""
     small, grid = block_mean(volume, affine, 2.0)
