@@ -174,10 +174,13 @@ def _without_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def save(classifier: Classifier, path: Path) -> None:
-    """Write weights and card as one safetensors file, whole or not at all."""
+    """Write weights and card as one safetensors file, whole or not at all; the same bytes for the same classifier.
+
+    The card stands under a single key, since safetensors writes several in an order that changes from call to call.
+    """
     state = {name: value.detach().cpu().contiguous() for name, value in classifier.network.state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(state, temporary, {"format": FORMAT, "card": classifier.card.to_json()})
+        save_file(state, temporary, {FORMAT: classifier.card.to_json()})
 
 
 def load(path: Path | str) -> Classifier:
@@ -190,12 +193,10 @@ def load(path: Path | str) -> Classifier:
     """
     path = Path(path)
     state, metadata = _read(path)
-    if metadata.get("format") != FORMAT:
-        raise StudyError(
-            f"{path} has format {metadata.get('format')!r}, expected {FORMAT!r}; use a file that adlib wrote"
-        )
+    if FORMAT not in metadata:
+        raise StudyError(f"{path} has no {FORMAT!r} in its metadata; use a file that adlib wrote")
     try:
-        card = ModelCard.from_json(metadata["card"])
+        card = ModelCard.from_json(metadata[FORMAT])
     except (KeyError, TypeError, ValueError) as error:
         raise StudyError(f"{path} carries no readable model card: {error}") from None
     network, _ = build_network(len(card.classes), "random")

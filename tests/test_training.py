@@ -226,6 +226,12 @@ def test_a_saved_classifier_answers_the_same_after_loading(classifier, tmp_path)
     assert pool(p) == pytest.approx(p.mean(0))
 
 
+def test_the_same_classifier_makes_the_same_file(classifier, tmp_path):
+    for number in range(8):
+        save(classifier, tmp_path / f"{number}.safetensors")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def damaged(kind, classifier, path):
     save(classifier, path)
     state = {k: v.clone() for k, v in classifier.network.state_dict().items()}
