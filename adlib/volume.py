@@ -15,6 +15,7 @@ from adlib.records import StudyError
 
 NORMAL_AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 APART_MM = 1.0  # two affines of one header that lie closer than this at every corner are the same but for rounding
+SLAB = 64  # planes that are sampled at a time, so that only what they need of a large volume is copied
 INTERPOLATORS = {"nearest": sitk.sitkNearestNeighbor, "linear": sitk.sitkLinear, "cubic": sitk.sitkBSplineResampler}
 
 
@@ -134,7 +135,10 @@ def block_mean(volume: np.ndarray, affine: np.ndarray, edge_mm: float) -> tuple[
     for axis, factor in enumerate(factors):
         if factor > 1:
             starts = [blocks[(slice(None),) * axis + (slice(start, None, factor),)] for start in range(factor)]
-            blocks = sum(part.astype(np.float32) for part in starts) / np.float32(factor)
+            blocks = starts[0].astype(np.float32)
+            for part in starts[1:]:
+                blocks += part
+            blocks /= np.float32(factor)
     scaled = np.array(affine, dtype=float) @ np.diag([*factors, 1.0])
     scaled[:3, 3] = nib.affines.apply_affine(affine, (factors - 1) / 2)
     return np.asarray(blocks, dtype=np.float32), scaled
@@ -163,7 +167,7 @@ def box_about(mask: np.ndarray, spare: np.ndarray) -> tuple[slice, ...]:
 
 def to_sitk(volume: np.ndarray, affine: np.ndarray) -> sitk.Image:
     """A SimpleITK image whose physical space is the RAS world of `affine`; bool becomes uint8, other types stay."""
-    array = volume.astype(np.uint8) if volume.dtype == bool else volume
+    array = volume.view(np.uint8) if volume.dtype == bool else volume
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
     edges = voxel_sizes(affine)
     image.SetSpacing(edges.tolist())
@@ -217,6 +221,14 @@ def resample(
     shape array
         Of the volume's type (uint8 for bool).
     """
+    if shape[2] > SLAB:
+        slabs = []
+        for start in range(0, shape[2], SLAB):
+            part = np.array(onto, dtype=float)
+            part[:3, 3] = nib.affines.apply_affine(onto, [0, 0, start])
+            height = min(SLAB, shape[2] - start)
+            slabs.append(resample(volume, affine, (*shape[:2], height), part, world, how, outside))
+        return np.concatenate(slabs, axis=2)
     edges = voxel_sizes(onto)
     world = np.eye(4) if world is None else world
     transform = world if isinstance(world, sitk.Transform) else sitk_affine(world)

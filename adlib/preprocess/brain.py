@@ -40,7 +40,8 @@ def foreground(volume: np.ndarray) -> np.ndarray | None:
     -------
     (X, Y, Z) bool or None
     """
-    faces = np.concatenate([np.take(volume, (0, -1), axis=axis).ravel() for axis in range(3)])
+    ends = [np.moveaxis(volume, axis, 0)[[0, -1]] for axis in range(3)]
+    faces = np.concatenate([end.ravel() for end in ends])
     values, counts = np.unique(faces, return_counts=True)
     differs = volume != values[counts.argmax()]
     return differs if 1 - differs.mean() >= CONSTANT_SHARE else None
@@ -67,7 +68,8 @@ def is_extracted(volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray
     if differs is None or not BRAIN_ML[0] < differs.sum() * voxel_ml(affine) < BRAIN_ML[1]:
         return False
     base = template(RING_GRID_MM)
-    present = resample(differs, affine, base.mask.shape, base.affine, np.linalg.inv(scan_to_mni), "nearest") > 0
+    small, grid = block_mean(differs, affine, RING_GRID_MM)
+    present = resample(small, grid, base.mask.shape, base.affine, np.linalg.inv(scan_to_mni))
     return bool(present[_ring()].mean() < RING_SHARE)
 
 

@@ -13,6 +13,7 @@ from adlib.preprocess import bias, brain, features, normalise, qc
 from adlib.preprocess.checks import checked_volume
 from adlib.preprocess.deform import to_shape
 from adlib.preprocess.external import external_mask
+from adlib.preprocess.qc_scan import scan_values
 from adlib.preprocess.register import register, rigid_part
 from adlib.preprocess.search import brain_centre
 from adlib.preprocess.segment import segment
@@ -99,24 +100,20 @@ def preprocess_image(
         f"resampling: {_mm(voxel_sizes(affine))} to {params.resolution_mm:g} mm, once, trilinear",
     ]
     given = brain.is_extracted(volume, affine, scan_to_mni)
-    mask = brain.given_mask(volume, affine, scan_to_mni, base) if given else base.mask
+    to_skull = not given and params.brain_extraction == "template"
+    mask = base.mask if to_skull else _found_mask(volume, affine, scan_to_mni, base, params, name, given) & covered
+    own = scan_values(volume, affine, scan_to_mni)
+    del volume  # a fine scan takes as much memory as all that follows
     corrected = _corrected(head, mask, base, params, steps)
-    if given:
-        steps.append("brain extraction skipped: input is already brain-extracted")
-    elif params.brain_extraction == "template":
+    if to_skull:
         mask = brain.refined_mask(corrected, base) & covered
-        steps.append("brain extraction: the template's mask, refined by intensity and grown to the inner skull")
-    else:
-        found = external_mask(volume, affine, params.brain_extraction, name)
-        mask = brain.carried_mask(found, affine, scan_to_mni, base) & covered
-        steps.append(f"brain extraction: {params.brain_extraction}")
+    steps.append(_extraction(params, given))
     tissues = segment(corrected, mask, base)
     steps.append("segmentation: Gaussian mixture of three tissues and their mixed voxels, with weak spatial priors")
     t1w = _normalised(corrected, mask, tissues, params, steps)
-    values = qc.measure(qc.Scan(volume, affine, scan_to_mni, corrected, mask, covered, tissues, registered), base)
+    values = qc.measure(qc.Scan(own, scan_to_mni, corrected, mask, covered, tissues, registered), base)
     steps.extend(qc.left_out(values))
     judged, reasons = qc.verdict(values)
-    to_skull = not given and params.brain_extraction == "template"
     sizes = features.volumes(tissues, mask, scan_to_mni, params.resolution_mm, whole_head=to_skull)
     result = Preprocessed(
         name, t1w, mask, tissues, head, base.affine, scan_to_mni, sizes, values, judged, reasons, tuple(steps)
@@ -201,6 +198,29 @@ def _on_template(
     moved = resample(small, grid, base.mask.shape, base.affine, np.linalg.inv(scan_to_mni), outside=lowest - 1)
     covered = moved >= lowest
     return np.maximum(moved - np.float32(lowest), 0), covered
+
+
+def _found_mask(
+    volume: np.ndarray,
+    affine: np.ndarray,
+    scan_to_mni: np.ndarray,
+    base: atlas.Template,
+    params: PreprocessParams,
+    name: str,
+    given: bool,
+) -> np.ndarray:
+    """The brain of a scan that comes extracted, or that another program finds, on the template's grid."""
+    if given:
+        return brain.given_mask(volume, affine, scan_to_mni, base)
+    return brain.carried_mask(external_mask(volume, affine, params.brain_extraction, name), affine, scan_to_mni, base)
+
+
+def _extraction(params: PreprocessParams, given: bool) -> str:
+    if given:
+        return "brain extraction skipped: input is already brain-extracted"
+    if params.brain_extraction == "template":
+        return "brain extraction: the template's mask, refined by intensity and grown to the inner skull"
+    return f"brain extraction: {params.brain_extraction}"
 
 
 def _corrected(

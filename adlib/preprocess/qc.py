@@ -11,7 +11,6 @@ from scipy import ndimage
 
 from adlib.atlas import Template, template
 from adlib.preprocess.qc_limits import LEARNT, REFERENCE
-from adlib.preprocess.qc_scan import scan_values
 from adlib.volume import block_mean, voxel_ml, voxel_sizes
 
 WORK_MM = 2.0  # finer grids are averaged to it, so that values of studies at 1 and 2 mm compare
@@ -59,10 +58,8 @@ class Scan:
 
     Attributes
     ----------
-    volume : (X', Y', Z') float32
-        Before resampling.
-    affine : (4, 4) float64
-        Of `volume`, to world, RAS mm.
+    own : dict of str to float
+        What `qc_scan.scan_values` measured of it before resampling.
     scan_to_mni : (4, 4) float64
     corrected : (X, Y, Z) float32
         Bias-corrected head on the template's grid.
@@ -74,8 +71,7 @@ class Scan:
         The source moved the scan to MNI152 space.
     """
 
-    volume: np.ndarray
-    affine: np.ndarray
+    own: dict[str, float]
     scan_to_mni: np.ndarray
     corrected: np.ndarray
     mask: np.ndarray
@@ -107,7 +103,7 @@ def measure(scan: Scan, base: Template) -> dict[str, float]:
         "qc_coverage": float((base.mask & scan.covered).sum() / base.mask.sum()),
         "qc_scale": float(1 / np.cbrt(determinant)),
     }
-    values |= _brain_values(scan, base) | scan_values(scan.volume, scan.affine, scan.scan_to_mni)
+    values |= _brain_values(scan, base) | scan.own
     values["qc_similarity_percentile"] = percentile("qc_similarity", values["qc_similarity"])
     left_out = OF_SIZE if scan.registered else ()
     return {name: value for name, value in values.items() if name not in left_out}
