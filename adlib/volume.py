@@ -15,7 +15,7 @@ from adlib.records import StudyError
 
 NORMAL_AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 APART_MM = 1.0  # two affines of one header that lie closer than this at every corner are the same but for rounding
-SLAB = 64  # planes that are sampled at a time, so that only what they need of a large volume is copied
+SLAB = 32  # planes that are sampled at a time, so that only what they need of a large volume is copied
 INTERPOLATORS = {"nearest": sitk.sitkNearestNeighbor, "linear": sitk.sitkLinear, "cubic": sitk.sitkBSplineResampler}
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import peers
 from heads import easy, make, pose, pose_error
 
-from adlib.compute import WORKER_ENVIRONMENT, one_thread
+from adlib.compute import THREAD_VARIABLES, one_thread
 
 FASTER, MEDIAN_MM, MEGABYTES = 5.0, 0.5, 1000.0
 WITHIN_MM, OVERLAP = 2.0, 0.9
@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--without", nargs="*", default=[], choices=[m for m in METHODS if m != ADLIB])
     args = parser.parse_args()
-    os.environ.update(WORKER_ENVIRONMENT)
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     settings = {f"made-{seed}": easy(seed) for seed in range(args.first, args.first + args.heads)}
     with tempfile.TemporaryDirectory(prefix="adlib-preprocessing-") as name:
         folder = Path(name)

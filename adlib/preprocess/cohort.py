@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from nibabel.spatialimages import HeaderDataError
 
-from adlib.compute import map_scans
+from adlib.compute import give_back_memory, map_scans
 from adlib.params import PreprocessParams, StudyParams
 from adlib.preprocess import normalise, store
 from adlib.preprocess.pipeline import Preprocessed, preprocess_image, preprocess_maps
@@ -53,6 +53,7 @@ def preprocess_scan(scan: dict[str, Any], derivatives: Path, params: PreprocessP
     if stored is not None:
         return stored
     names["sidecar"].unlink(missing_ok=True)
+    give_back_memory()
     try:
         result = _preprocessed(scan, params)
     except StudyError as error:
