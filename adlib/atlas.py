@@ -139,7 +139,7 @@ def region(name: str, resolution_mm: float = 1.0) -> np.ndarray:
     base = template(resolution_mm)
     x, y, z = _axes(base)
     if name.startswith("hippocampus"):
-        return _hippocampus(-x if name.endswith("right") else x, y, z) & (base.gm > 0.4)
+        return _hippocampus(-x if name.endswith("right") else x, y, z) & (base.gm + base.wm > 0.5)
     if name == "ventricles":
         return _ventricles(base, x, y, z)
     below_sylvian_fissure = z < -4 - 0.6 * (y + 10)

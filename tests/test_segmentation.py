@@ -96,7 +96,7 @@ def test_the_template_measures_as_its_own_regions():
     tissues = np.stack([base.gm, base.wm, base.csf], axis=-1)
     sizes = features.volumes(tissues, base.mask, np.eye(4), 2.0)
     for side in ("left", "right"):
-        own = base.gm[atlas.region(f"hippocampus_{side}", 2.0)].sum() * 8 / 1000
+        own = (base.gm + base.wm)[atlas.region(f"hippocampus_{side}", 2.0)].sum() * 8 / 1000
         assert sizes[f"hippocampus_{side}_ml"] == pytest.approx(own, rel=1e-4)
     assert sizes["hippocampus_percent"] == pytest.approx(100 * sizes["hippocampus_ml"] / sizes["icv_ml"])
     half = features.volumes(tissues, base.mask, np.diag([2.0, 1.0, 1.0, 1.0]), 2.0)

@@ -97,14 +97,15 @@ class _Box:
         Of the box on that grid.
     fixed : (x, y, z) float32
         The template's picture at about `WORK_MM`.
-    grey : (2, x, y, z) float32
-        Share of each voxel that is grey matter of the left and of the right hippocampus.
+    parts : (2, x, y, z) float32
+        Share of each voxel that is tissue of the left and of the right hippocampus; manual tracings, too, take in the
+        white matter on its surface.
     """
 
     where: tuple[slice, ...]
     affine: np.ndarray
     fixed: np.ndarray
-    grey: np.ndarray
+    parts: np.ndarray
 
 
 @cache
@@ -116,7 +117,8 @@ def _box(resolution_mm: float) -> _Box:
     affine = base.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ low
     fixed = block_mean(picture(base.gm[where], base.wm[where]), affine, WORK_MM)[0]
-    regions = (base.gm[where] * atlas.region(f"hippocampus_{side}", resolution_mm)[where] for side in SIDES)
+    tissue = base.gm[where] + base.wm[where]
+    regions = (tissue * atlas.region(f"hippocampus_{side}", resolution_mm)[where] for side in SIDES)
     return _Box(where, affine, fixed, np.stack([block_mean(part, affine, WORK_MM)[0] for part in regions]))
 
 
@@ -126,4 +128,4 @@ def _hippocampi(tissues: np.ndarray, resolution_mm: float) -> list[float]:
     gm, wm = (tissues[(*box.where, k)] for k in range(2))
     moving, grid = block_mean(picture(gm, wm), box.affine, WORK_MM)
     stretch = jacobian(displacement(box.fixed, moving, grid), grid)
-    return [float((grey * stretch).sum(dtype=np.float64)) * voxel_ml(grid) for grey in box.grey]
+    return [float((part * stretch).sum(dtype=np.float64)) * voxel_ml(grid) for part in box.parts]

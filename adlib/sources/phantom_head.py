@@ -98,7 +98,7 @@ def anatomy(resolution_mm: float) -> Anatomy:
     shells = _shells(intracranial, affine, resolution_mm)
     tissues = np.stack([gm, wm, csf, *shells]).astype(np.float32)
     regions = {name: np.pad(atlas.region(name, resolution_mm), pad) for name in atlas.REGIONS}
-    hippocampus = gm * (regions["hippocampus_left"] | regions["hippocampus_right"])
+    hippocampus = (gm + wm) * (regions["hippocampus_left"] | regions["hippocampus_right"])
     measured = np.stack(
         [gm, wm, csf, hippocampus, csf * regions["ventricles"], (gm + wm) * regions["temporal_lobes"]]
     ).astype(np.float32)
