@@ -119,3 +119,23 @@ def test_tissue_maps_as_nilearn_keeps_them(tmp_path):
     code, said, results = run_study(tmp_path, source, classes=CDR)
     assert code == 0, said[-3000:]
     assert len(scored(results)) == 48
+
+
+def test_a_planted_copy_among_registered_heads_is_stopped_at_the_limit_of_their_params(cohort, tmp_path):
+    """Brightened, noised and stored in another type under another person's name, it is still the same head."""
+    root = layouts.write_layout(cohort, "caps", tmp_path / "data")
+    first, *_, last = sorted(root.rglob("*_T1w.nii.gz"))
+    image = nib.load(first)
+    values = image.get_fdata(dtype=np.float32)
+    noise = np.random.default_rng(0).normal(0, 0.01 * np.percentile(values, 99), values.shape)
+    nib.save(nib.Nifti1Image((1.7 * values + noise * (values > 0)).astype(np.float32), image.affine), last)
+    audit = load_params(ROOT / "params" / "caps.yaml").audit.model_dump()
+    source = {"kind": "caps", "root": str(root), "table": str(root / "people.csv")}
+    code, said, results = run_study(tmp_path, source, audit=audit)
+    assert code == 2, said[-3000:]
+    assert "[near-duplicate]" in said
+    found = pd.read_csv(results / "audit.tsv", sep="\t").query("check == 'near-duplicate' and severity == 'stop'")
+    (who,) = found["subject"]
+    assert {path.name.split("_space")[0] for path in (first, last)} == {
+        name.split("_T1w")[0] for name in who.split(" = ")
+    }
