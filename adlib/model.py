@@ -18,7 +18,7 @@ from torchvision.models import ResNet50_Weights, resnet50
 from adlib.params import InputParams, PreprocessParams
 from adlib.records import TISSUE_MAPS, StudyError, atomic_path
 
-FORMAT = "adlib-resnet50-1"
+FORMAT = "adlib-resnet50-2"
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def load(path: Path | str) -> Classifier:
     path = Path(path)
     state, metadata = _read(path)
     if FORMAT not in metadata:
-        raise StudyError(f"{path} has no {FORMAT!r} in its metadata; use a file that adlib wrote")
+        raise StudyError(f"{path} has no {FORMAT!r} in its metadata; use a file that adlib wrote in this format")
     try:
         card = ModelCard.from_json(metadata[FORMAT])
     except (KeyError, TypeError, ValueError) as error:

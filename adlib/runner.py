@@ -66,7 +66,7 @@ STEPS = (
     ),
     Step(
         "03_training_resnet50",
-        ("classes", "seed", "input", "splits", "train"),
+        ("classes", "seed", "preprocess.normalise", "input", "splits", "train"),
         ("manifest.tsv", "features.tsv", "slices.npy", "slices.tsv"),
         ("splits.tsv", "predictions.parquet", "model.safetensors"),
     ),

@@ -107,7 +107,10 @@ def train_study(params: StudyParams, code: str = "") -> pd.DataFrame:
 
 
 def _data_key(params: StudyParams) -> list[str]:
-    return [file_digest(params.folder / name) for name in ("slices.npy", "slices.tsv", "splits.tsv")]
+    return [
+        file_digest(params.folder / name)
+        for name in ("manifest.tsv", "features.tsv", "slices.npy", "slices.tsv", "splits.tsv")
+    ]
 
 
 def make_fold(

@@ -16,7 +16,7 @@ from adlib.params import PreprocessParams
 from adlib.preprocess import register as registration
 from adlib.preprocess.checks import checked_volume
 from adlib.preprocess.cohort import preprocess_scan
-from adlib.preprocess.pipeline import preprocess_image
+from adlib.preprocess.pipeline import preprocess_image, preprocess_maps
 from adlib.preprocess.register import register
 from adlib.records import StudyError
 from adlib.volume import orientation_notes, resample
@@ -242,7 +242,19 @@ def test_rigid_keeps_a_head_s_size_and_deformable_gives_it_the_template_s_shape(
     }
     assert alike["deformable"][0, 1] > alike["affine"][0, 1] + 0.01 > alike["rigid"][0, 1] + 0.01
     for other in (rigid, deformed):
+        np.testing.assert_allclose(other.tissues[other.mask].sum(axis=-1), 1, atol=1e-3)
         assert other.features == affine.features
         assert other.qc == affine.qc
         assert other.t1w[~other.mask].max() == other.t1w[~other.mask].min() == 0
         assert "resampled a second time" in other.steps[-1]
+
+
+def test_what_a_registered_scan_or_a_tissue_map_cannot_have_is_refused():
+    base = template(3.0)
+    image = nib.Nifti1Image(base.t1, base.affine)
+    with pytest.raises(StudyError, match="own size away"):
+        preprocess_image(image, PreprocessParams(resolution_mm=3.0, registration="rigid"), "made", registered=True)
+    maps = [nib.Nifti1Image(part, base.affine) for part in (base.gm, base.wm)]
+    for settings in ({"registration": "deformable"}, {"normalise": "landmarks"}):
+        with pytest.raises(StudyError, match="no T1w"):
+            preprocess_maps(*maps, PreprocessParams(resolution_mm=3.0, **settings), "maps")

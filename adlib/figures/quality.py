@@ -109,7 +109,7 @@ def _reason(row: dict) -> str:
     worst = row["qc_worst"]
     if worst not in LIMITS:
         return ""
-    place = f"{worst.removeprefix('qc_')} {row[worst]:.3g}: {row['qc_percentile']:.0f} % of scans no better"
+    place = f"{worst.removeprefix('qc_')} {row[worst]:.4g}: {row['qc_percentile']:.0f} % of scans no better"
     if row["qc_verdict"] == "pass":
         return place
     others = len(str(row["qc_reasons"]).split("; ")) - 1

@@ -120,7 +120,7 @@ def fit_landmarks(own: np.ndarray) -> np.ndarray:
     if own.shape[0] == 0 or own.shape[1] != len(LANDMARKS):
         raise StudyError(f"expected the {len(LANDMARKS)} percentiles of at least one training scan, got {own.shape}")
     for number, row in enumerate(own):
-        _check_rising(row, f"training scan {number}")
+        check_rising(row, f"training scan {number}")
     span = own[:, -1:] - own[:, :1]
     return (100 * (own - own[:, :1]) / span).mean(axis=0)
 
@@ -149,7 +149,7 @@ def apply_landmarks(values: np.ndarray, own: np.ndarray, standard: np.ndarray) -
     """
     own, standard = np.asarray(own, dtype=float), np.asarray(standard, dtype=float)
     for landmarks, whose in ((own, "the scan"), (standard, "the standard scale")):
-        _check_rising(landmarks, whose)
+        check_rising(landmarks, whose)
     slopes = np.diff(standard) / np.diff(own)
     piece = np.clip(np.searchsorted(own, values, side="right") - 1, 0, len(slopes) - 1)
     return (standard[piece] + slopes[piece] * (values - own[piece])).astype(np.float32)
@@ -175,7 +175,9 @@ def standard_slices(slices: np.ndarray, own: np.ndarray, standard: np.ndarray) -
     return result
 
 
-def _check_rising(landmarks: np.ndarray, whose: str) -> None:
+def check_rising(landmarks: np.ndarray, whose: str) -> None:
+    """Raise a `StudyError` unless there is a landmark for each of `LANDMARKS`, each above the one before."""
+    landmarks = np.asarray(landmarks, dtype=float)
     if landmarks.shape != (len(LANDMARKS),) or not np.all(np.diff(landmarks) > 0):
         raise StudyError(
             f"the intensity landmarks of {whose} are {np.round(landmarks, 3).tolist()}; expected {len(LANDMARKS)} that "

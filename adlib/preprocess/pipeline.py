@@ -17,6 +17,7 @@ from adlib.preprocess.qc_scan import scan_values
 from adlib.preprocess.register import register, rigid_part
 from adlib.preprocess.search import brain_centre
 from adlib.preprocess.segment import segment
+from adlib.records import StudyError
 from adlib.volume import block_mean, orientation_notes, resample, voxel_sizes
 
 
@@ -91,23 +92,32 @@ def preprocess_image(
     """
     volume, affine = checked_volume(image, name)
     notes = orientation_notes(image, name)
+    if registered and params.registration == "rigid":
+        raise StudyError(
+            f"{name}: preprocess.registration is rigid, but the source has taken the head's own size away already; set "
+            "affine or deformable"
+        )
     base = atlas.template(params.resolution_mm)
     scan_to_mni, how = _pose(volume, affine, name, registered)
     head, covered = _on_template(volume, affine, scan_to_mni, base)
     steps = [
         "; ".join((f"orientation: {''.join(nib.aff2axcodes(image.affine))} to RAS", *notes)),
         how,
-        f"resampling: {_mm(voxel_sizes(affine))} to {params.resolution_mm:g} mm, once, trilinear",
+        f"resampling: {_mm(voxel_sizes(affine))} to {params.resolution_mm:g} mm, trilinear",
     ]
     given = brain.is_extracted(volume, affine, scan_to_mni)
     to_skull = not given and params.brain_extraction == "template"
     mask = base.mask if to_skull else _found_mask(volume, affine, scan_to_mni, base, params, name, given) & covered
+    if given:
+        steps.append("brain extraction skipped: input is already brain-extracted")
+    elif not to_skull:
+        steps.append(f"brain extraction: {params.brain_extraction}")
     own = scan_values(volume, affine, scan_to_mni)
     del volume  # a fine scan takes as much memory as all that follows
     corrected = _corrected(head, mask, base, params, steps)
     if to_skull:
         mask = brain.refined_mask(corrected, base) & covered
-    steps.append(_extraction(params, given))
+        steps.append("brain extraction: the template's mask, refined by intensity and grown to the inner skull")
     tissues = segment(corrected, mask, base)
     steps.append("segmentation: Gaussian mixture of three tissues and their mixed voxels, with weak spatial priors")
     t1w = _normalised(corrected, mask, tissues, params, steps)
@@ -118,7 +128,7 @@ def preprocess_image(
     result = Preprocessed(
         name, t1w, mask, tissues, head, base.affine, scan_to_mni, sizes, values, judged, reasons, tuple(steps)
     )
-    return result if params.registration == "affine" or registered else _refitted(result, params.registration, base)
+    return result if params.registration == "affine" else _refitted(result, params.registration, base)
 
 
 def preprocess_maps(grey: nib.Nifti1Image, white: nib.Nifti1Image, params: PreprocessParams, name: str) -> Preprocessed:
@@ -136,7 +146,17 @@ def preprocess_maps(grey: nib.Nifti1Image, white: nib.Nifti1Image, params: Prepr
     -------
     Preprocessed
         Its ``t1w`` is the grey-matter map, normalised inside the template's brain.
+
+    Raises
+    ------
+    StudyError
+        If a map is unusable, or `params` ask for what only a T1w head can have.
     """
+    if params.registration != "affine" or params.normalise != "brain_zscore":
+        raise StudyError(
+            f"{name}: tissue maps lie in MNI152 space and are no T1w; set preprocess.registration to affine and "
+            "preprocess.normalise to brain_zscore"
+        )
     base = atlas.template(params.resolution_mm)
     maps, covered = [], base.mask
     for image in (grey, white):
@@ -182,9 +202,11 @@ def _refitted(scan: Preprocessed, registration: str, base: atlas.Template) -> Pr
     def moved(part: np.ndarray) -> np.ndarray:
         return resample(part.astype(np.float32), base.affine, base.mask.shape, base.affine, onto)
 
-    mask = moved(scan.mask) > 0.5
-    tissues = np.stack([moved(part) for part in np.moveaxis(scan.tissues, -1, 0)], axis=-1) * mask[..., None]
-    t1w, native = moved(scan.t1w) * mask, moved(scan.native)
+    share = moved(scan.mask)  # of each voxel, that comes from inside the brain: its edge shall not fade into nothing
+    mask = share > 0.5
+    inside = mask / np.maximum(share, 0.5)
+    tissues = np.stack([moved(part) * inside for part in np.moveaxis(scan.tissues, -1, 0)], axis=-1)
+    t1w, native = moved(scan.t1w) * inside, moved(scan.native)
     moves = {"t1w": t1w, "mask": mask, "tissues": tissues, "native": native, "scan_to_mni": scan_to_mni}
     return replace(scan, **moves, steps=(*scan.steps, step))
 
@@ -215,14 +237,6 @@ def _found_mask(
     return brain.carried_mask(external_mask(volume, affine, params.brain_extraction, name), affine, scan_to_mni, base)
 
 
-def _extraction(params: PreprocessParams, given: bool) -> str:
-    if given:
-        return "brain extraction skipped: input is already brain-extracted"
-    if params.brain_extraction == "template":
-        return "brain extraction: the template's mask, refined by intensity and grown to the inner skull"
-    return f"brain extraction: {params.brain_extraction}"
-
-
 def _corrected(
     head: np.ndarray, mask: np.ndarray, base: atlas.Template, params: PreprocessParams, steps: list[str]
 ) -> np.ndarray:
@@ -243,7 +257,10 @@ def _normalised(
     else:
         offset, scale = normalise.brain_zscore(corrected, mask)
         steps.append(f"normalisation: brain mean {offset:.4g} and standard deviation {scale:.4g} become 0 and 1")
-    return normalise.apply(corrected, mask, offset, scale)
+    t1w = normalise.apply(corrected, mask, offset, scale)
+    if params.normalise == "landmarks":
+        normalise.check_rising(normalise.percentiles(t1w, mask), "the scan")
+    return t1w
 
 
 def _mm(edges: np.ndarray) -> str:
