@@ -12,6 +12,7 @@ from made_head import CENTRE, made_head, pose_error, random_affine, rotation
 
 from adlib.atlas import template
 from adlib.compute import one_thread
+from adlib.header import orientation_notes
 from adlib.params import PreprocessParams
 from adlib.preprocess import register as registration
 from adlib.preprocess.checks import checked_volume
@@ -19,7 +20,7 @@ from adlib.preprocess.cohort import preprocess_scan
 from adlib.preprocess.pipeline import preprocess_image, preprocess_maps
 from adlib.preprocess.register import register
 from adlib.records import StudyError
-from adlib.volume import orientation_notes, resample
+from adlib.volume import resample
 
 PARAMS = PreprocessParams(resolution_mm=3.0)
 SHAPE, EDGE = (60, 70, 60), 3.0

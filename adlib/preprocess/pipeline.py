@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from adlib import atlas
+from adlib.header import orientation_notes
 from adlib.params import PreprocessParams
 from adlib.preprocess import bias, brain, features, normalise, qc
 from adlib.preprocess.checks import checked_volume
@@ -18,7 +19,7 @@ from adlib.preprocess.register import register, rigid_part
 from adlib.preprocess.search import brain_centre
 from adlib.preprocess.segment import segment
 from adlib.records import StudyError
-from adlib.volume import block_mean, orientation_notes, resample, voxel_sizes
+from adlib.volume import block_mean, resample, voxel_sizes
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from adlib.header import orientation_notes
 from adlib.records import StudyError
 from adlib.sources.dicom import MAX_BYTES, read_dicom
-from adlib.volume import orientation_notes
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh.gz", ".mgh")
 SUFFIXES = (*VOLUME_SUFFIXES, ".zip")
