@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from adlib import atlas
+from adlib.compute import give_back_memory
 from adlib.header import orientation_notes
 from adlib.params import PreprocessParams
 from adlib.preprocess import bias, brain, features, normalise, qc
@@ -100,6 +101,7 @@ def preprocess_image(
         )
     base = atlas.template(params.resolution_mm)
     scan_to_mni, how = _pose(volume, affine, name, registered)
+    give_back_memory()
     head, covered = _on_template(volume, affine, scan_to_mni, base)
     steps = [
         "; ".join((f"orientation: {''.join(nib.aff2axcodes(image.affine))} to RAS", *notes)),
