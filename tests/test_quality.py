@@ -214,7 +214,7 @@ def test_the_page_shows_the_worst_first_with_reason_and_place(clean):
     assert "no brain" in first.texts[0].get_text()
     assert second.get_xlabel().startswith("ghost 2: 8 % of scans no better\nexpected at most")
     assert second.get_xlabel().endswith("and 1 more")
-    assert third.get_xlabel().startswith(f"edge {1.02 * LEARNT['qc_edge'][0]:.3g}: 8 %")
+    assert third.get_xlabel().startswith(f"edge {1.02 * LEARNT['qc_edge'][0]:.4g}: 8 %")
     with pytest.raises(StudyError, match="no scan to draw"):
         quality.plot_quality_page(ranked.head(0), {})
 
