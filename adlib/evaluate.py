@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,7 @@ from adlib.records import (
     MANIFEST,
     PREDICTIONS,
     SPLITS,
-    digest,
-    file_digest,
+    content_digest,
     read_json,
     read_table,
     write_json,
@@ -75,20 +73,13 @@ def evaluate_study(params: StudyParams) -> dict[str, Any]:
         "confusion": {str(run): _confusion(t, params.classes) for run, t in tested.groupby("run", sort=False)},
         "left_out": _left_out(features),
         "accepted": accepted_findings(read_table(folder / "audit.tsv", AUDIT)),
-        "sources": {name: _source_digest(folder / name) for name in SOURCES},
+        "sources": {name: content_digest(folder / name) for name in SOURCES},
     }
     if params.source.kind == "phantom":
         metrics["ceiling"] = read_json(folder / "source" / "truth" / "ceiling.json")
         metrics["entries"] += [_plain(e) for e in _share_of_ceiling(metrics["entries"], metrics["ceiling"])]
     write_json(metrics, folder / "metrics.json")
     return metrics
-
-
-def _source_digest(path: Path) -> str:
-    """SHA-256 of a table; of the manifest without its paths, so that the same study elsewhere has the same metrics."""
-    if path.name != "manifest.tsv":
-        return file_digest(path)
-    return digest(read_table(path, MANIFEST).drop(columns="path").astype(str).to_dict("records"))
 
 
 def check_unseen(predictions: pd.DataFrame, splits: pd.DataFrame) -> None:

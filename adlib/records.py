@@ -258,3 +258,10 @@ def read_table(path: Path | str, schema: Schema) -> pd.DataFrame:
     except (ValueError, OSError) as error:
         raise StudyError(f"{path} cannot be read as the {schema.name} table: {error}") from None
     return check_table(table, schema, str(path))
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file; of a manifest without its paths, so that the same study in another folder has the same."""
+    if path.name != "manifest.tsv":
+        return file_digest(path)
+    return digest(read_table(path, MANIFEST).drop(columns="path").astype(str).to_dict("records"))

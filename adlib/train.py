@@ -27,6 +27,7 @@ from adlib.records import (
     SPLITS,
     StudyError,
     atomic_path,
+    content_digest,
     digest,
     file_digest,
     read_json,
@@ -107,10 +108,8 @@ def train_study(params: StudyParams, code: str = "") -> pd.DataFrame:
 
 
 def _data_key(params: StudyParams) -> list[str]:
-    return [
-        file_digest(params.folder / name)
-        for name in ("manifest.tsv", "features.tsv", "slices.npy", "slices.tsv", "splits.tsv")
-    ]
+    names = ("manifest.tsv", "features.tsv", "slices.npy", "slices.tsv", "splits.tsv")
+    return [content_digest(params.folder / name) for name in names]
 
 
 def make_fold(

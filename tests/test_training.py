@@ -116,6 +116,19 @@ def test_bf16_is_taken_only_where_the_processor_has_it_or_where_it_is_asked_for(
     assert not takes_bf16("fp32", torch.device("cpu"))
 
 
+def test_a_model_file_says_nothing_of_the_folder(study, tmp_path):
+    train.train_study(study)
+    other = study.model_copy(update={"exec": study.exec.model_copy(update={"outputs": tmp_path / "second"})})
+    other.folder.mkdir(parents=True)
+    for name in ("slices.npy", "slices.tsv", "features.tsv", "splits.tsv"):
+        (other.folder / name).write_bytes((study.folder / name).read_bytes())
+    moved = read_table(study.folder / "manifest.tsv", MANIFEST).assign(path="elsewhere")
+    write_table(moved, other.folder / "manifest.tsv", MANIFEST)
+    train.train_study(other)
+    first, second = ((one.folder / "model.safetensors").read_bytes() for one in (study, other))
+    assert first == second
+
+
 def test_a_resumed_training_ends_with_the_same_weights(study, monkeypatch, tmp_path):
     whole = train.train_study(study)
     whole_weights = load(study.folder / "model.safetensors").network.state_dict()
