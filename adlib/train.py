@@ -38,6 +38,7 @@ from adlib.records import (
 from adlib.splits import check_disjoint, fold_numbers
 
 RUN = "resnet50"
+READ = ("manifest.tsv", "features.tsv", "slices.npy", "slices.tsv", "splits.tsv")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def train_study(params: StudyParams, code: str = "") -> pd.DataFrame:
     splits = read_table(params.folder / "splits.tsv", SPLITS)
     check_disjoint(splits)
     settings = [params.train.model_dump(exclude={"controls"}), params.classes, params.seed, params.preprocess.normalise]
-    key = digest([*settings, code, _data_key(params)])
+    key = digest([*settings, code, [content_digest(params.folder / name) for name in READ]])
     parts = []
     for run in (RUN, *params.train.controls):
         for number in fold_numbers(splits):
@@ -105,11 +106,6 @@ def train_study(params: StudyParams, code: str = "") -> pd.DataFrame:
             parts.append(_finished(fold, params, digest([key, run])))
     predictions = pd.concat(parts, ignore_index=True)
     return write_table(predictions, params.folder / "predictions.parquet", PREDICTIONS)
-
-
-def _data_key(params: StudyParams) -> list[str]:
-    names = ("manifest.tsv", "features.tsv", "slices.npy", "slices.tsv", "splits.tsv")
-    return [content_digest(params.folder / name) for name in names]
 
 
 def make_fold(
