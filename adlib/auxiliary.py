@@ -28,14 +28,15 @@ def auxiliary_targets(
     Returns
     -------
     (rows, M) float32
-        0 where a value is missing; M is 0 where the study has none of them.
+        0 where a value is missing; M counts those that some training scan has.
     """
     scans = features.drop(columns=[c for c in features if c in manifest and c != "scan_id"])
     scans = manifest.merge(scans, on="scan_id").set_index("scan_id").loc[table["scan_id"]]
     shares = [scans[name] / scans["icv_ml"] for name in SHARES if name in scans and "icv_ml" in scans]
     columns = [scans[name] for name in ("age", "icv_ml", "nbv") if name in scans] + shares
-    if not columns:
+    known = [values for column in columns if np.isfinite((values := column.to_numpy(float))[train]).any()]
+    if not known:
         return np.zeros((len(table), 0), np.float32)
-    values = np.stack([column.to_numpy(float) for column in columns], axis=1)
+    values = np.stack(known, axis=1)
     mean, spread = np.nanmean(values[train], axis=0), np.nanstd(values[train], axis=0)
     return np.nan_to_num((values - mean) / np.where(spread > 0, spread, 1)).astype(np.float32)

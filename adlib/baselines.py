@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from adlib.audit.confounds import ACQUISITION, with_facts
+from adlib.acquisition import acquisition_encoder, acquisition_facts
+from adlib.audit.confounds import with_facts
 from adlib.grey_matter import grey_matter_rows, has_maps
 from adlib.params import StudyParams
 from adlib.records import PREDICTIONS, check_table
@@ -28,7 +28,6 @@ from adlib.splits import fold_numbers
 AGE_SEX = ("age", "female")
 COMPONENTS = 50  # of the grey-matter maps
 CALIBRATION_FOLDS = 3
-RARE = 5  # scans; rarer categories of metadata count as one
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,9 @@ def make_baselines(scans: pd.DataFrame, params: StudyParams) -> list[Baseline]:
     al. 2008, doi:10.1093/brain/awm319.
     """
     found = [Baseline("majority", scans[["scan_id"]], lambda _: DummyClassifier(strategy="prior"))]
-    if columns := [name for name in ACQUISITION if scans[name].nunique() > 1]:
-        found.append(Baseline("metadata", scans[columns], _metadata_model))
+    facts = acquisition_facts(scans)
+    if facts.shape[1]:
+        found.append(Baseline("metadata", facts, _metadata_model))
     for name, columns in feature_sets(scans).items():
         found.append(Baseline(name, scans[list(columns)], _regression))
     derivatives = params.folder / "derivatives"
@@ -128,13 +128,7 @@ def _regression(_: pd.DataFrame) -> BaseEstimator:
 
 
 def _metadata_model(_: pd.DataFrame) -> BaseEstimator:
-    known = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=RARE)
-    numbers = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
-    words = make_pipeline(SimpleImputer(strategy="constant", fill_value="missing"), known)
-    table = make_column_transformer(
-        (numbers, make_column_selector(dtype_include="number")), (words, make_column_selector(dtype_exclude="number"))
-    )
-    return make_pipeline(table, LogisticRegression(max_iter=5000, class_weight="balanced"))
+    return make_pipeline(acquisition_encoder(), LogisticRegression(max_iter=5000, class_weight="balanced"))
 
 
 def _map_model(train: pd.DataFrame) -> BaseEstimator:

@@ -19,9 +19,10 @@ from adlib.sources.planes import SEPARATOR, read_plane
 from adlib.volume import extract_slice, fit_square
 
 CLIP_SD = 5.0
+PLANES = ("axial", "coronal", "sagittal")  # the channels of three_planes
 
 
-def scan_slices(t1w: np.ndarray, affine: np.ndarray, params: InputParams) -> np.ndarray:
+def scan_slices(t1w: np.ndarray, affine: np.ndarray, params: InputParams, zoom: float = 1.0) -> np.ndarray:
     """Cut the network's slices out of a preprocessed scan.
 
     Parameters
@@ -32,19 +33,25 @@ def scan_slices(t1w: np.ndarray, affine: np.ndarray, params: InputParams) -> np.
         Voxel indices to MNI152 mm.
     params : InputParams
         Plane, positions and channel spacing in mm, size in pixels.
+    zoom : float
+        Pixels of a slice for each voxel.
 
     Returns
     -------
     (n, 3, size, size) float32
-        One item per position; its channels are the slice behind, at and before the position.
+        One item per position; its channels are the slice behind, at and before the position. For three_planes one item
+        of an axial, a coronal and a sagittal slice.
     """
-    offsets = (-params.channel_spacing_mm, 0.0, params.channel_spacing_mm)
-    return np.stack(
-        [
-            np.stack([fit_square(extract_slice(t1w, affine, params.plane, mm + o), params.size) for o in offsets])
-            for mm in params.positions_mm
-        ]
-    ).clip(-CLIP_SD, CLIP_SD)
+
+    def cut(plane: str, mm: float) -> np.ndarray:
+        return fit_square(extract_slice(t1w, affine, plane, mm), params.size, zoom)
+
+    if params.plane == "three_planes":
+        items = [[cut(plane, mm) for plane, mm in zip(PLANES, params.positions_mm, strict=True)]]
+    else:
+        offsets = (-params.channel_spacing_mm, 0.0, params.channel_spacing_mm)
+        items = [[cut(params.plane, mm + offset) for offset in offsets] for mm in params.positions_mm]
+    return np.array(items, dtype=np.float32).clip(-CLIP_SD, CLIP_SD)
 
 
 def plane_slices(path: str, params: InputParams) -> np.ndarray:
@@ -107,7 +114,7 @@ def build_slices(params: StudyParams) -> pd.DataFrame:
     arrays = map_scans(cut, usable.to_dict("records"), workers=params.exec.workers, label="cutting slices")
     with atomic_path(params.folder / "slices.npy") as temporary:
         np.save(temporary, np.concatenate(arrays).astype(np.float16))
-    positions = [None] if params.input.flat else params.input.positions_mm
+    positions = params.input.positions_mm if params.input.plane in PLANES else [None]
     rows = [
         {
             "slice": k,

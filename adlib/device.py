@@ -1,8 +1,12 @@
-"""What the network runs on, and in which precision."""
+"""What the network runs on, in which precision, and on how many devices at once."""
 
 from __future__ import annotations
 
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+
+from adlib.params import StudyParams
 
 
 def pick_device(name: str) -> torch.device:
@@ -24,3 +28,21 @@ def takes_bf16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def is_worker() -> bool:
+    """Whether this process is one of several that torchrun started to train together."""
+    return torch.distributed.is_torchelastic_launched()
+
+
+def make_fabric(params: StudyParams) -> Fabric:
+    """Lightning Fabric on the study's device: one process or, in a process of torchrun, one of several."""
+    device = pick_device(params.exec.device)
+    together = {}
+    if is_worker():
+        together = {"strategy": DDPStrategy(broadcast_buffers=False), "num_nodes": params.exec.nodes}
+    precision = "bf16-mixed" if takes_bf16(params.train.precision, device) else "32-true"
+    devices = params.exec.devices if is_worker() else 1
+    fabric = Fabric(accelerator=device.type, devices=devices, precision=precision, **together)
+    fabric.launch()
+    return fabric

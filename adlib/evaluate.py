@@ -9,8 +9,8 @@ import pandas as pd
 
 from adlib import scores
 from adlib.baselines import predict_baselines
-from adlib.model import softmax
 from adlib.params import EvaluateParams, StudyParams
+from adlib.pooling import LEVELS, arrays, pool_level
 from adlib.records import (
     AUDIT,
     FEATURES,
@@ -26,12 +26,8 @@ from adlib.records import (
 from adlib.sources.phantom import TRUTH, bayes_probabilities
 from adlib.splits import check_disjoint
 
-LEVELS = {
-    "slice": ["fold", "participant_id", "session_id", "scan_id", "slice"],
-    "scan": ["fold", "participant_id", "session_id", "scan_id"],
-    "subject": ["fold", "participant_id"],
-}
 NETWORK = "resnet50"
+LEAK = "slice_split"  # the control that shows what a split without regard to participants adds
 CEILING = "bayes_ceiling"
 SOURCES = ("manifest.tsv", "features.tsv", "splits.tsv", "predictions.parquet", "model.safetensors")
 
@@ -63,14 +59,14 @@ def evaluate_study(params: StudyParams) -> dict[str, Any]:
     for run, table in tested.groupby("run", sort=False):
         levels = LEVELS if run in set(predictions["run"]) else {k: v for k, v in LEVELS.items() if k != "slice"}
         for level in levels:
-            entries += score_run(pool_level(table, level, params.classes), str(run), level, params)
+            entries += score_run(_pooled(table, level, params), str(run), level, params)
     entries += _against_baselines(tested, params)
     metrics = {
         "study": params.study,
         "classes": list(params.classes),
         "bootstrap": params.evaluate.bootstrap,
         "entries": [_plain(entry) for entry in entries],
-        "confusion": {str(run): _confusion(t, params.classes) for run, t in tested.groupby("run", sort=False)},
+        "confusion": {str(run): _confusion(t, params) for run, t in tested.groupby("run", sort=False)},
         "left_out": _left_out(features),
         "accepted": accepted_findings(read_table(folder / "audit.tsv", AUDIT)),
         "sources": {name: content_digest(folder / name) for name in SOURCES},
@@ -83,62 +79,19 @@ def evaluate_study(params: StudyParams) -> dict[str, Any]:
 
 
 def check_unseen(predictions: pd.DataFrame, splits: pd.DataFrame) -> None:
-    """Refuse predictions of participants that stand in another part of the split than they claim.
+    """Refuse predictions of participants that stand in another part of the split than they claim, `LEAK` excepted.
 
     Raises
     ------
     StudyError
         From `check_disjoint`, with the participant.
     """
-    claimed = predictions[["participant_id", "fold", "split"]].drop_duplicates()
+    claimed = predictions[predictions["run"] != LEAK][["participant_id", "fold", "split"]].drop_duplicates()
     check_disjoint(pd.concat([splits[["participant_id", "fold", "split"]], claimed]).drop_duplicates())
 
 
-def pool_level(predictions: pd.DataFrame, level: str, classes: tuple[str, ...]) -> pd.DataFrame:
-    """Calibrate slice probabilities as their fold says and average them up to a level.
-
-    Parameters
-    ----------
-    predictions : DataFrame
-        One run; columns ``p_<class>`` uncalibrated, ``temperature`` and perhaps ``bias_<class>``.
-    level : str
-        ``slice``, ``scan`` or ``subject``. A participant whose diagnosis changes between sessions counts with the one
-        of most sessions, the later one at a tie.
-    classes : tuple of str
-
-    Returns
-    -------
-    DataFrame
-        Columns participant_id, truth and ``p_<class>``, one row per item.
-    """
-    columns = [f"p_{name}" for name in classes]
-    table = predictions.assign(**dict(zip(columns, _calibrated(predictions, classes).T, strict=True)))
-    table = table.sort_values(["participant_id", "session_id", "slice"])
-    keys = LEVELS[level]
-    pooled = table.groupby(keys, sort=True)[columns].mean().reset_index()
-    sessions = table.drop_duplicates([*LEVELS["scan"]]) if level == "subject" else table
-    truth = sessions.groupby(keys, sort=True)["truth"].agg(_most_frequent).reset_index()
-    return pooled.merge(truth, on=keys)
-
-
-def _calibrated(predictions: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
-    """Probabilities (n, K) after each row's temperature and, where it has them, biases."""
-    p = np.maximum(predictions[[f"p_{name}" for name in classes]].to_numpy(float), 1e-12)
-    bias = predictions.reindex(columns=[f"bias_{name}" for name in classes]).astype(float).fillna(0.0).to_numpy()
-    return softmax(np.log(p) / predictions["temperature"].to_numpy()[:, None] + bias)
-
-
-def _most_frequent(labels: pd.Series) -> str:
-    counts = labels.value_counts()
-    return labels[labels.isin(counts[counts == counts.max()].index)].iloc[-1]
-
-
-def arrays(pooled: pd.DataFrame, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Class indices (n,), probabilities (n, K) and participant numbers (n,) of a pooled table."""
-    y = pooled["truth"].map({name: k for k, name in enumerate(classes)}).to_numpy()
-    p = pooled[[f"p_{name}" for name in classes]].to_numpy(float)
-    groups = np.unique(pooled["participant_id"], return_inverse=True)[1]
-    return y, p / p.sum(1, keepdims=True), groups
+def _pooled(table: pd.DataFrame, level: str, params: StudyParams) -> pd.DataFrame:
+    return pool_level(table, level, params.classes, params.input.pooling)
 
 
 def score_run(pooled: pd.DataFrame, run: str, level: str, params: StudyParams) -> list[dict[str, Any]]:
@@ -193,7 +146,7 @@ def _against_baselines(tested: pd.DataFrame, params: StudyParams) -> list[dict[s
 
     Differences are taken on the same resamples of participants; McNemar's test is of the decisions.
     """
-    pooled = {run: pool_level(t, "subject", params.classes) for run, t in tested.groupby("run", sort=False)}
+    pooled = {run: _pooled(t, "subject", params) for run, t in tested.groupby("run", sort=False)}
     network = pooled.pop(NETWORK)
     y, p, _ = arrays(network, params.classes)
     chance = scores.permutation_p(y, p, params.evaluate.bootstrap, params.seed)
@@ -224,8 +177,8 @@ def _two_scores(pooled: pd.DataFrame, params: StudyParams) -> dict[str, np.ndarr
     }
 
 
-def _confusion(table: pd.DataFrame, classes: tuple[str, ...]) -> list[list[int]]:
-    y, p, _ = arrays(pool_level(table, "subject", classes), classes)
+def _confusion(table: pd.DataFrame, params: StudyParams) -> list[list[int]]:
+    y, p, _ = arrays(_pooled(table, "subject", params), params.classes)
     return scores.confusion(y, p, np.ones((1, len(y))))[0].astype(int).tolist()
 
 

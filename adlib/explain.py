@@ -11,7 +11,7 @@ from captum.attr import IntegratedGradients
 from scipy import ndimage
 
 from adlib.dataset import load_slices, scan_percentiles, to_landmarks
-from adlib.model import Classifier
+from adlib.model_file import Classifier
 from adlib.params import StudyParams
 from adlib.records import SPLITS, StudyError, atomic_path, read_table
 

@@ -1,108 +1,66 @@
-"""The ResNet50, and the file that carries its weights together with all they depend on."""
+"""The ResNet50, where its first weights come from, and what it answers."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
-from torchvision.models import ResNet50_Weights, resnet50
+from torchvision.models import ResNet50_Weights
+from torchvision.models.resnet import Bottleneck, ResNet
 
-from adlib.params import InputParams, PreprocessParams
-from adlib.records import TISSUE_MAPS, StudyError, atomic_path
+from adlib.records import StudyError
 
-FORMAT = "adlib-resnet50-2"
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What a weights file says of itself.
-
-    Attributes
-    ----------
-    study : str
-    classes : tuple of str
-        In the order of the network's outputs.
-    simulated : bool
-        True where the training cohort was the phantom: the answers then say nothing about a patient.
-    input : InputParams
-    preprocess : PreprocessParams
-    temperature : float
-        Divides the logits before the softmax, see `adlib.calibration`.
-    cohort : dict
-        Aggregates of the training participants only: counts by class, mean and sd of volumes by class.
-    weights_origin, splits_sha256, code : str
-        Initial weights, digest of splits.tsv, digest of the training code.
-    seed : int
-    bias : tuple of float
-        Added to the logits of the classes after the temperature; empty for none.
-    landmarks : tuple of float
-        The standard scale of `adlib.preprocess.normalise`, fitted on the training scans; empty for none.
-    spaces : tuple of str
-        In which spaces the training scans came, see `adlib.records.TISSUE_MAPS`; empty for heads only.
-    """
-
-    study: str
-    classes: tuple[str, ...]
-    simulated: bool
-    input: InputParams
-    preprocess: PreprocessParams
-    temperature: float
-    cohort: dict[str, Any]
-    weights_origin: str
-    splits_sha256: str
-    code: str
-    seed: int
-    bias: tuple[float, ...] = ()
-    landmarks: tuple[float, ...] = ()
-    spaces: tuple[str, ...] = ()
-
-    @property
-    def refusal(self) -> str | None:
-        """Why the model cannot take a head, in words that go on from "the model"; None where it can."""
-        if self.input.flat:
-            return "takes ready-made 2-D slices; it cannot take a whole head"
-        if TISSUE_MAPS in self.spaces:
-            return "takes grey-matter maps; it cannot take a T1w head"
-        return None
-
-    def to_json(self) -> str:
-        content = {**asdict(self), "input": self.input.model_dump(), "preprocess": self.preprocess.model_dump()}
-        return json.dumps(content, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> ModelCard:
-        content = json.loads(text)
-        content |= {name: tuple(content[name]) for name in ("classes", "bias", "landmarks", "spaces")}
-        content["input"] = InputParams.model_validate_json(json.dumps(content["input"]))
-        content["preprocess"] = PreprocessParams.model_validate_json(json.dumps(content["preprocess"]))
-        return cls(**content)
+STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
-@dataclass(frozen=True)
-class Classifier:
-    """A trained network in evaluation mode and its card."""
-
-    network: nn.Module
-    card: ModelCard
-
-
-def build_network(classes: int, weights: str) -> tuple[nn.Module, str]:
-    """torchvision's ResNet50 with a new last layer.
+class Network(ResNet):
+    """torchvision's ResNet50 whose last layer may be told of age, sex or scanner beside the image.
 
     Parameters
     ----------
-    classes : int
+    outputs : int
+    covariates : int
+        Numbers beside the image that go straight into the last layer.
+    dropout : float
+        Share of the 2048 features dropped in training.
+    """
+
+    def __init__(self, outputs: int, covariates: int = 0, dropout: float = 0.0):
+        super().__init__(Bottleneck, [3, 4, 6, 3], zero_init_residual=True)
+        self.covariates = covariates
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(self.fc.in_features + covariates, outputs)
+        with torch.no_grad():
+            self.fc.weight[:, self.fc.in_features - covariates :] = 0
+
+    def forward(self, x: torch.Tensor, beside: torch.Tensor | None = None) -> torch.Tensor:
+        """Outputs (B, outputs) of slices (B, 3, H, W) and covariates (B, covariates); left out, those count as 0."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for name in STAGES:
+            x = getattr(self, name)(x)
+        features = self.dropout(torch.flatten(self.avgpool(x), 1))  # (B, 2048)
+        if self.covariates:
+            told = features.new_zeros(len(features), self.covariates) if beside is None else beside
+            features = torch.cat([features, told.to(features.dtype)], dim=1)
+        return self.fc(features)
+
+
+def build_network(outputs: int, weights: str, covariates: int = 0, dropout: float = 0.0) -> tuple[nn.Module, str]:
+    """ResNet50 with a new last layer.
+
+    Parameters
+    ----------
+    outputs : int
     weights : str
         ``random``, ``imagenet`` or ``path:FILE``: a safetensors file, or a state dict that torch.save wrote, in the
         layout that the ResNet50 of torchvision and that of timm share.
+    covariates : int
+    dropout : float
+        See `Network`.
 
     Returns
     -------
@@ -115,15 +73,31 @@ def build_network(classes: int, weights: str) -> tuple[nn.Module, str]:
     StudyError
         If `weights` is none of these, or the file does not fit.
     """
-    network, origin = resnet50(weights=None, zero_init_residual=True), "random initialisation"
+    network, origin = Network(outputs, covariates, dropout), "random initialisation"
     if weights == "imagenet":
         origin = _load_imagenet(network)
     elif weights.startswith("path:"):
         origin = _load_backbone(network, Path(weights.removeprefix("path:")))
     elif weights != "random":
-        raise StudyError(f"train.weights is {weights!r}; expected random, imagenet or path:FILE")
-    network.fc = nn.Linear(network.fc.in_features, classes)
+        raise StudyError(f"train.weights is {weights!r}; expected random, imagenet, path:FILE or adlib:FILE")
     return network, origin
+
+
+def freeze(network: nn.Module, stages: int) -> None:
+    """Leave the stem and the first `stages` of four stages as they are; `hold` does it for batch statistics."""
+    for part in _frozen(network, stages):
+        part.requires_grad_(False)
+
+
+def hold(network: nn.Module, stages: int) -> None:
+    """Set a network to training, its frozen part to evaluation, so that batch statistics there do not move."""
+    network.train()
+    for part in _frozen(network, stages):
+        part.eval()
+
+
+def _frozen(network: nn.Module, stages: int) -> list[nn.Module]:
+    return [getattr(network, name) for name in (("conv1", "bn1", *STAGES[:stages]) if stages else ())]
 
 
 def _load_imagenet(network: nn.Module) -> str:
@@ -131,21 +105,32 @@ def _load_imagenet(network: nn.Module) -> str:
         state = ResNet50_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # no network, no cache, a broken download: all mean that the weights cannot be had
         return f"random initialisation (ImageNet weights could not be had: {type(error).__name__})"
-    network.load_state_dict(state)
+    load_body(network, state, "ImageNet weights")
     return "ImageNet (torchvision IMAGENET1K_V2)"
 
 
 def _load_backbone(network: nn.Module, path: Path) -> str:
-    state = _without_prefix(_read(path)[0] if path.suffix == ".safetensors" else _read_pickled(path))
+    state = read_state(path)[0] if path.suffix == ".safetensors" else _read_pickled(path)
+    load_body(network, _without_prefix(state), str(path))
+    return f"weights of {path.name}"
+
+
+def load_body(network: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
+    """Load all of a ResNet50 but its last layer.
+
+    Raises
+    ------
+    StudyError
+        If a layer is missing or has another shape.
+    """
     state = {name: value for name, value in state.items() if not name.startswith("fc.")}
     missing = [n for n in network.state_dict() if n not in state and not n.startswith("fc.")]
     if missing:
-        raise StudyError(f"{path} is not a ResNet50 in the layout of torchvision and timm: it lacks {missing[:3]}")
+        raise StudyError(f"{where} is not a ResNet50 in the layout of torchvision and timm: it lacks {missing[:3]}")
     try:
         network.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise StudyError(f"{path} does not fit ResNet50: {str(error).splitlines()[-1].strip()}") from None
-    return f"weights of {path.name}"
+        raise StudyError(f"{where} does not fit ResNet50: {str(error).splitlines()[-1].strip()}") from None
 
 
 def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
@@ -173,41 +158,14 @@ def _without_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items()}
 
 
-def save(classifier: Classifier, path: Path) -> None:
-    """Write weights and card as one safetensors file, whole or not at all; the same bytes for the same classifier.
-
-    The card stands under a single key, since safetensors writes several in an order that changes from call to call.
-    """
-    state = {name: value.detach().cpu().contiguous() for name, value in classifier.network.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, {FORMAT: classifier.card.to_json()})
-
-
-def load(path: Path | str) -> Classifier:
-    """Read a classifier that `save` wrote.
+def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
 
     Raises
     ------
     StudyError
-        If the file is missing, is no safetensors file, has no card, or its weights do not fit or are not finite.
+        If the file is missing, is no safetensors file, or holds a value that is not finite.
     """
-    path = Path(path)
-    state, metadata = _read(path)
-    if FORMAT not in metadata:
-        raise StudyError(f"{path} has no {FORMAT!r} in its metadata; use a file that adlib wrote in this format")
-    try:
-        card = ModelCard.from_json(metadata[FORMAT])
-    except (KeyError, TypeError, ValueError) as error:
-        raise StudyError(f"{path} carries no readable model card: {error}") from None
-    network, _ = build_network(len(card.classes), "random")
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise StudyError(f"{path} does not fit ResNet50: {str(error).splitlines()[-1].strip()}") from None
-    return Classifier(network.eval(), card)
-
-
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     if not path.is_file():
         raise StudyError(f"model file {path} does not exist; run the study that makes it, or give another file")
     try:
@@ -227,13 +185,29 @@ def _check_finite(state: dict[str, torch.Tensor], path: Path) -> None:
 
 
 @torch.inference_mode()
-def slice_logits(network: nn.Module, slices: np.ndarray, batch: int = 64) -> np.ndarray:
-    """Logits (n, K) float64 of slices (n, 3, H, W), computed in float32 on the network's device."""
+def slice_outputs(
+    network: nn.Module, slices: np.ndarray, beside: np.ndarray | None = None, batch: int = 64
+) -> np.ndarray:
+    """Outputs (n, outputs) float64 of slices (n, 3, H, W), computed in float32 on the network's device.
+
+    Parameters
+    ----------
+    network : nn.Module
+    slices : (n, 3, H, W) array
+    beside : (n, C) array, optional
+        Covariates; left out, they count as 0.
+    batch : int
+    """
     device = next(network.parameters()).device
     network.eval()
+
+    def part(values: np.ndarray, start: int) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(values[start : start + batch], dtype=np.float32)).to(device)
+
+    told = beside is not None and beside.shape[1] > 0
     parts = [
-        network(torch.from_numpy(np.asarray(slices[i : i + batch], dtype=np.float32)).to(device)).double().cpu()
-        for i in range(0, len(slices), batch)
+        network(part(slices, k), *([part(beside, k)] if told else [])).double().cpu()
+        for k in range(0, len(slices), batch)
     ]
     return torch.cat(parts).numpy()
 
@@ -243,14 +217,3 @@ def softmax(logits: np.ndarray, temperature: float = 1.0, bias: Sequence[float] 
     scaled = logits / temperature + (np.asarray(bias) if len(bias) else 0.0)
     weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
-
-
-def slice_probabilities(classifier: Classifier, slices: np.ndarray) -> np.ndarray:
-    """Calibrated probabilities (n, K) float64 of slices (n, 3, H, W)."""
-    card = classifier.card
-    return softmax(slice_logits(classifier.network, slices), card.temperature, card.bias)
-
-
-def pool(probabilities: np.ndarray) -> np.ndarray:
-    """Mean (K,) over the slices of one scan (or the scans of one participant)."""
-    return np.asarray(probabilities).mean(axis=0)

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from adlib.records import StudyError
 from adlib.source_params import KINDS, Section, Source
+from adlib.train_params import SearchParams, SplitParams, TrainParams
 
 
 class AuditParams(Section):
@@ -54,62 +55,28 @@ class PreprocessParams(Section):
 class InputParams(Section):
     """What the network sees of a scan."""
 
-    plane: Literal["coronal", "axial", "sagittal", "three_planes_2d", "images_2d"] = Field(
+    plane: Literal["coronal", "axial", "sagittal", "three_planes", "three_planes_2d", "images_2d"] = Field(
         "coronal",
-        description="Plane of the slices; three_planes_2d takes 2-D mid-slices as channels, images_2d every 2-D image.",
+        description="Plane of the slices; three_planes takes an axial, a coronal and a sagittal slice as channels, "
+        "three_planes_2d the same of ready-made 2-D slices, images_2d every 2-D image.",
     )
     positions_mm: tuple[float, ...] = Field(
-        (-32.0, -20.0, -8.0), description="Centres of the slices in MNI152 space, mm along the plane's normal."
+        (-32.0, -20.0, -8.0),
+        description="Centres of the slices in MNI152 space, mm along the plane's normal; for three_planes the heights "
+        "z, y, x of its three slices.",
     )
     channel_spacing_mm: float = Field(4.0, gt=0, description="Distance between the three channels of a slice, mm.")
     size: int = Field(96, ge=32, le=512, description="Edge of the square network input, pixels.")
+    pooling: Literal["mean", "maximum", "vote", "attention"] = Field(
+        "mean",
+        description="From slices to the scan: mean probability, greatest evidence for each class, share of votes, or "
+        "weights that the network learns with the class.",
+    )
 
     @property
     def flat(self) -> bool:
         """Whether a scan comes as 2-D images, so that there is no volume to preprocess."""
         return self.plane in ("three_planes_2d", "images_2d")
-
-
-class SplitParams(Section):
-    """Who is trained on and who is tested: always whole participants."""
-
-    protocol: Literal["holdout", "kfold", "leave_one_site_out"] = Field(
-        "holdout", description="One split, cross-validation by participant, or each site tested by the others."
-    )
-    folds: int = Field(5, ge=2, description="Number of folds for kfold.")
-    repeats: int = Field(1, ge=1, description="How often holdout or kfold is repeated with other random splits.")
-    balance_sites: bool = Field(
-        False, description="Spread sites evenly over tested and trained participants too, where they are large enough."
-    )
-    test_fraction: float = Field(0.3, gt=0, lt=1, description="Share of participants held out for holdout.")
-    validation_fraction: float = Field(
-        0.12, gt=0, lt=1, description="Share of the rest that draws the validation curve and fits the temperature."
-    )
-
-
-class TrainParams(Section):
-    """How the ResNet50 is fitted."""
-
-    weights: str = Field(
-        "imagenet",
-        description="imagenet (random where it cannot be had), random, or path:FILE (safetensors or a state dict).",
-    )
-    epochs: int = Field(12, ge=1, description="Passes over the training participants.")
-    batch_size: int = Field(32, ge=2, description="Slices per step.")
-    learning_rate: float = Field(0.001, gt=0, description="Peak of the one-cycle schedule.")
-    weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay.")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Cross-entropy label smoothing.")
-    auxiliary_weight: float = Field(
-        0.5, ge=0, description="Weight of telling age and volumes beside the class; 0 switches it off."
-    )
-    augment: bool = Field(True, description="Small affine, intensity gamma and noise on training slices.")
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto",
-        description="Autocast type of the forward pass; auto takes bf16 where the device has instructions for it.",
-    )
-    controls: tuple[Literal["shuffled_labels"], ...] = Field(
-        ("shuffled_labels",), description="Extra trainings that must fall to chance."
-    )
 
 
 class EvaluateParams(Section):
@@ -135,6 +102,9 @@ class ExecParams(Section):
     outputs: Path = Field(Path("outputs"), description="Folder that receives <study>/.")
     workers: int = Field(0, ge=0, description="Worker processes for per-scan work; 0 takes every core.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device of the network.")
+    devices: int = Field(1, ge=1, description="Processes that train together on each node, one per device.")
+    nodes: int = Field(1, ge=1, description="Computers that train together; start the same command on each.")
+    rendezvous: str = Field("", description="host:port of the first node, where there are several.")
     publish: bool = Field(False, description="Copy figures to figures/ when the run ends.")
 
 
@@ -149,6 +119,7 @@ class StudyParams(Section):
     preprocess: PreprocessParams = PreprocessParams()
     input: InputParams = InputParams()
     splits: SplitParams = SplitParams()
+    search: SearchParams = SearchParams()
     train: TrainParams = TrainParams()
     evaluate: EvaluateParams = EvaluateParams()
     classify: ClassifyParams = ClassifyParams()
@@ -170,6 +141,16 @@ class StudyParams(Section):
         unknown = {name for names in self.evaluate.binary.values() for name in names} - set(self.classes)
         if unknown:
             raise ValueError(f"evaluate.binary names {sorted(unknown)}, not among classes {list(self.classes)}")
+        if self.input.plane == "three_planes" and len(self.input.positions_mm) != 3:
+            raise ValueError(f"three_planes takes three input.positions_mm (z, y, x), got {self.input.positions_mm}")
+        if self.train.mixup and self.input.pooling == "attention":
+            raise ValueError("train.mixup mixes single slices; with input.pooling attention set it to 0")
+        together = self.exec.devices * self.exec.nodes
+        if self.train.micro_batches % together:
+            raise ValueError(
+                f"{together} devices share train.micro_batches, which is {self.train.micro_batches}; "
+                f"set a multiple of {together}"
+            )
         if set(self.evaluate.binary) != {"negative", "positive"}:
             raise ValueError("evaluate.binary takes the two keys negative and positive")
         return self

@@ -15,18 +15,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from adlib import model
+from adlib import model_file
 from adlib.compute import one_thread
 from adlib.dataset import scan_slices
-from adlib.evaluate import pool_level
 from adlib.figures.prediction import plot_prediction
 from adlib.figures.theme import apply_theme
+from adlib.folds import RUN
 from adlib.params import StudyParams, load_params
+from adlib.pooling import pool_level, pool_slices
 from adlib.preprocess.normalise import percentiles, standard_slices
 from adlib.preprocess.pipeline import Preprocessed, preprocess_image
 from adlib.records import MANIFEST, PREDICTIONS, TISSUE_MAPS, StudyError, atomic_path, read_table
 from adlib.sources.scanfile import open_scan, scan_name
-from adlib.train import RUN
 
 SIMULATED = "Research only. The model was trained on simulated images: the answer means nothing about a patient."
 RESEARCH = "Research only. Not a medical device: the answer is no diagnosis and no basis for treatment."
@@ -50,7 +50,7 @@ class Prediction:
         Calibrated probabilities of each slice, columns in the order of the model's classes.
     prepared : Preprocessed
         The scan in MNI152 space, its tissues, volumes and quality control.
-    card : adlib.model.ModelCard
+    card : adlib.model_file.ModelCard
         What the model is.
     notes : tuple of str
         How the file was read, and what lies outside the training cohort.
@@ -61,7 +61,7 @@ class Prediction:
     probabilities: dict[str, float]
     slices: np.ndarray
     prepared: Preprocessed
-    card: model.ModelCard
+    card: model_file.ModelCard
     notes: tuple[str, ...] = ()
 
     @property
@@ -90,9 +90,10 @@ def find_model(params: StudyParams) -> Path:
 def predict_image(
     image: nib.Nifti1Image,
     name: str,
-    classifier: model.Classifier,
+    classifier: model_file.Classifier,
     notes: tuple[str, ...] = (),
     stage: Stage = lambda words: None,
+    person: dict[str, float] | None = None,
 ) -> Prediction:
     """Preprocess a scan as the model's study did, cut its slices, and classify them.
 
@@ -103,11 +104,13 @@ def predict_image(
     name : str
         What the scan is called in messages and pictures.
     classifier : Classifier
-        From `adlib.model.load`.
+        From `adlib.model_file.load`.
     notes : tuple of str
         Remarks to carry along, such as how the file was read.
     stage : callable
         Told each stage in words when it begins.
+    person : dict of str to float, optional
+        ``age`` in years and ``sex``, 1 for female and 0 for male, for a model that is told them.
 
     Returns
     -------
@@ -116,7 +119,7 @@ def predict_image(
     Raises
     ------
     StudyError
-        If the scan cannot be preprocessed, or the model takes no heads, see `adlib.model.ModelCard.refusal`.
+        If the scan cannot be preprocessed, or the model takes no heads, see `adlib.model_file.ModelCard.refusal`.
     """
     card = classifier.card
     if card.refusal:
@@ -128,19 +131,26 @@ def predict_image(
         cut = scan_slices(prepared.t1w, prepared.affine, card.input)
         if card.landmarks:
             cut = standard_slices(cut, percentiles(prepared.t1w, prepared.mask), card.landmarks)
-        slices = model.slice_probabilities(classifier, cut)
-    pooled = model.pool(slices)
+        slices, weights = model_file.classify_slices(classifier, cut, person)
+    pooled = pool_slices(slices, weights, np.zeros(len(slices), int), card.input.pooling)[0]
     probabilities = dict(zip(card.classes, pooled.tolist(), strict=True))
-    remarks = (*notes, *outside_cohort(prepared.features, card.cohort))
+    missing = [name for name in card.covariates if name not in (person or {})]
+    told = [f"{name} was not given; the mean of the training cohort stands for it" for name in missing]
+    remarks = (*notes, *told, *outside_cohort(prepared.features, card.cohort))
     predicted = None if prepared.verdict == "fail" else card.classes[int(pooled.argmax())]
     return Prediction(name, predicted, probabilities, slices, prepared, card, remarks)
 
 
-def predict_file(path: Path | str, classifier: model.Classifier, stage: Stage = lambda words: None) -> Prediction:
+def predict_file(
+    path: Path | str,
+    classifier: model_file.Classifier,
+    stage: Stage = lambda words: None,
+    person: dict[str, float] | None = None,
+) -> Prediction:
     """Read a scan file or DICOM folder and classify it; see `predict_image` and `adlib.sources.scanfile`."""
     stage("reading the file")
     scan = open_scan(path)
-    return predict_image(scan.image, scan.name, classifier, scan.notes, stage)
+    return predict_image(scan.image, scan.name, classifier, scan.notes, stage, person)
 
 
 def outside_cohort(features: dict[str, float], cohort: dict[str, Any]) -> tuple[str, ...]:
@@ -169,7 +179,7 @@ def stored_answers(params: StudyParams) -> pd.DataFrame:
     """
     table = read_table(params.folder / "predictions.parquet", PREDICTIONS)
     tested = table[(table["run"] == RUN) & (table["split"] == "test")]
-    pooled = pool_level(tested, "scan", params.classes)
+    pooled = pool_level(tested, "scan", params.classes, params.input.pooling)
     columns = [f"p_{name}" for name in params.classes]
     return pooled.assign(answer=np.array(params.classes)[pooled[columns].to_numpy().argmax(axis=1)])
 
@@ -230,7 +240,8 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 def draw(prediction: Prediction) -> Figure:
     """The summary picture of a prediction."""
-    return plot_prediction(prediction.prepared, prediction.slices, prediction.card, prediction.warning)
+    pooled = np.array(list(prediction.probabilities.values()))
+    return plot_prediction(prediction.prepared, pooled, prediction.slices, prediction.card, prediction.warning)
 
 
 def write_summary(prediction: Prediction, path: Path) -> Path:
@@ -246,15 +257,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         params = load_params(options.study)
-        classifier = model.load(options.model or find_model(params))
+        classifier = model_file.load(options.model or find_model(params))
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    given = {"age": options.age, "sex": {"F": 1.0, "M": 0.0}.get(options.sex)}
+    person = {name: value for name, value in given.items() if value is not None}
     folder = options.out or params.exec.outputs / "predictions"
     failed, taken = 0, set()
     for path in options.files:
         try:
-            prediction = predict_file(path, classifier)
+            prediction = predict_file(path, classifier, person=person)
         except StudyError as error:
             print(f"error: {path}: {error}", file=sys.stderr)
             failed += 1
@@ -278,6 +291,8 @@ def _parser() -> argparse.ArgumentParser:
         "--study", type=Path, default=Path("params/phantom.yaml"), help="params file of the model's study"
     )
     parser.add_argument("--model", type=Path, help="weights file; default: the study's own")
+    parser.add_argument("--age", type=float, help="in years, for a model that is told it")
+    parser.add_argument("--sex", choices=("F", "M"), help="for a model that is told it")
     parser.add_argument("--out", type=Path, help="folder of the summary pictures; default: outputs/predictions")
     return parser
 

@@ -16,6 +16,7 @@ __all__ = ["SOURCE", "STEPS", "Step", "StepState", "code_digest"]
 
 SOURCE = "@source"  # the folder of the study's images, wherever the params say it is
 TRUTH = "source/truth/truth.tsv"  # only simulated cohorts have one
+SLICES = ("input.plane", "input.positions_mm", "input.channel_spacing_mm", "input.size")  # how they are cut
 DERIVATIVES = "derivatives"  # studies of 2-D slices have none
 
 
@@ -59,20 +60,20 @@ STEPS = (
     ),
     Step(
         "02_preprocessing",
-        ("classes", "seed", "source.kind", "preprocess", "input"),
+        ("classes", "seed", "source.kind", "preprocess", *SLICES),
         ("manifest.tsv", SOURCE),
         ("features.tsv", "slices.npy", "slices.tsv"),
         (DERIVATIVES,),
     ),
     Step(
         "03_training_resnet50",
-        ("classes", "seed", "preprocess.normalise", "input", "splits", "train"),
-        ("manifest.tsv", "features.tsv", "slices.npy", "slices.tsv"),
+        ("classes", "seed", "preprocess", "input", "splits", "search", "train"),
+        ("manifest.tsv", "features.tsv", DERIVATIVES, "slices.npy", "slices.tsv"),
         ("splits.tsv", "predictions.parquet", "model.safetensors"),
     ),
     Step(
         "04_evaluation",
-        ("classes", "seed", "train.controls", "evaluate"),
+        ("classes", "seed", "input.pooling", "train.controls", "evaluate"),
         (
             "manifest.tsv",
             "audit.tsv",
@@ -89,7 +90,7 @@ STEPS = (
     ),
     Step(
         "05_interactive_classifier",
-        ("classes", "classify"),
+        ("classes", "input.pooling", "classify"),
         ("manifest.tsv", "splits.tsv", "predictions.parquet", "model.safetensors", "metrics.json"),
         (),
     ),

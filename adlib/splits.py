@@ -75,6 +75,8 @@ def _tested(people: pd.DataFrame, params: SplitParams, seed: int) -> list[pd.Ind
     """Rows of the tested participants of each fold, one repetition after the other."""
     if params.protocol == "leave_one_site_out":
         return _sites(people)
+    if params.protocol == "external":
+        return [_external(people, params.test_sites)]
     strata = _strata(people, params) if params.balance_sites else people["diagnosis"]
     seeds = [seed + 1000 * repeat for repeat in range(params.repeats)]
     if params.protocol == "kfold":
@@ -98,6 +100,22 @@ def _sites(people: pd.DataFrame) -> list[pd.Index]:
                 "two are needed; drop the class or use kfold with splits.balance_sites"
             )
     return folds
+
+
+def _external(people: pd.DataFrame, sites: tuple[str, ...]) -> pd.Index:
+    _check_sites(people)
+    known = sorted(people["site"].unique())
+    unknown = sorted(set(sites) - set(known))
+    if unknown or not sites or set(sites) == set(known):
+        raise StudyError(f"splits.test_sites is {list(sites)}; external needs some, not all, of the sites {known}")
+    tested = people.index[people["site"].isin(sites)]
+    left = people.drop(tested)["diagnosis"].value_counts().reindex(people["diagnosis"].unique(), fill_value=0)
+    if left.min() < 2:
+        raise StudyError(
+            f"without the sites {list(sites)} {left.min()} participants of class {left.idxmin()} are left to train on, "
+            "two are needed; test fewer sites or drop the class"
+        )
+    return tested
 
 
 def _strata(people: pd.DataFrame, params: SplitParams) -> pd.Series:

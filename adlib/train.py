@@ -1,32 +1,30 @@
-"""Fit the ResNet50, fold by fold, with a checkpoint every epoch and the same numbers after an interruption."""
+"""Train the network and its controls on every fold, and predict the participants they never saw."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from sklearn.metrics import recall_score
+from lightning_fabric import Fabric
 from torch import nn
 
-from adlib.augment import augment
-from adlib.auxiliary import auxiliary_targets
 from adlib.calibration import fit_calibration
-from adlib.dataset import load_slices, scan_percentiles, to_landmarks
-from adlib.device import pick_device, takes_bf16
-from adlib.model import Classifier, ModelCard, build_network, save, slice_logits, softmax
+from adlib.controls import control_fold
+from adlib.dataset import load_slices
+from adlib.device import is_worker, make_fabric
+from adlib.fit import OnEpoch, answer_table, fit
+from adlib.folds import RUN, Fold, make_fold
+from adlib.launch import launch
+from adlib.model import slice_outputs, softmax
+from adlib.model_file import Classifier, ModelCard, save
 from adlib.params import StudyParams
-from adlib.preprocess.normalise import fit_landmarks
+from adlib.pooling import ATTENTION
 from adlib.records import (
     FEATURES,
     MANIFEST,
     PREDICTIONS,
     SPLITS,
-    StudyError,
-    atomic_path,
     content_digest,
     digest,
     file_digest,
@@ -35,261 +33,99 @@ from adlib.records import (
     write_json,
     write_table,
 )
+from adlib.search import chosen_params
 from adlib.splits import check_disjoint, fold_numbers
 
-RUN = "resnet50"
 READ = ("manifest.tsv", "features.tsv", "slices.npy", "slices.tsv", "splits.tsv")
 
 
-@dataclass(frozen=True)
-class Fold:
-    """What one training sees.
-
-    Attributes
-    ----------
-    run : str
-        ``resnet50`` or the name of a control.
-    number : int
-    slices : (rows, 3, size, size) float16
-        All slices of the study.
-    table : DataFrame
-        Their names and diagnoses, and the column ``split`` of this fold.
-    targets : (rows,) int64
-        Class indices of the diagnoses.
-    auxiliary : (rows, M) float32
-        What else the network is to tell of each slice while it is trained, see `adlib.auxiliary`.
-    landmarks : tuple of float
-        The standard scale, fitted on the scans of this fold's training part, that the slices are on; empty for none.
-
-    In the control of shuffled labels diagnosis, target and auxiliary values are another participant's, in all parts of
-    the split: who then does better than chance knows something of the tested participants.
-    """
-
-    run: str
-    number: int
-    slices: np.ndarray
-    table: pd.DataFrame
-    targets: np.ndarray
-    auxiliary: np.ndarray
-    landmarks: tuple[float, ...] = ()
-
-    def rows(self, split: str) -> np.ndarray:
-        return np.flatnonzero(self.table["split"] == split)
-
-
-def train_study(params: StudyParams, code: str = "") -> pd.DataFrame:
+def train_study(params: StudyParams, code: str = "", on_epoch: OnEpoch | None = None) -> pd.DataFrame:
     """Train the network and its controls on every fold and predict every validation and test slice.
 
     Writes ``predictions.parquet`` and, from the first fold, ``model.safetensors``. Finished folds are kept and an
-    interrupted one goes on from its last epoch, as long as data, params and code are the same.
+    interrupted one goes on from its last epoch, as long as data, params and code are the same. Where ``exec`` asks for
+    several devices, torchrun starts a process for each.
 
     Parameters
     ----------
     params : StudyParams
     code : str
         Digest of the training code.
+    on_epoch : callable, optional
+        Told the name of a run and its curves after every epoch of a training in this process.
 
     Returns
     -------
     DataFrame
-        Schema `records.PREDICTIONS` with columns ``p_<class>``, ``temperature`` and ``bias_<class>``.
+        Schema `records.PREDICTIONS` with columns ``p_<class>``, ``temperature`` and ``bias_<class>`` and, where
+        attention pools slices, ``weight``.
     """
+    if params.exec.devices * params.exec.nodes > 1 and not is_worker():
+        launch(params, code)
     slices, table = load_slices(params)
     splits = read_table(params.folder / "splits.tsv", SPLITS)
     check_disjoint(splits)
-    settings = [params.train.model_dump(exclude={"controls"}), params.classes, params.seed, params.preprocess.normalise]
-    key = digest([*settings, code, [content_digest(params.folder / name) for name in READ]])
+    fabric = make_fabric(params)
     parts = []
     for run in (RUN, *params.train.controls):
         for number in fold_numbers(splits):
-            fold = make_fold(run, number, slices, table, splits, params)
-            parts.append(_finished(fold, params, digest([key, run])))
+            parts.append(
+                _finished(run, make_fold(number, slices, table, splits, params), params, code, fabric, on_epoch)
+            )
     predictions = pd.concat(parts, ignore_index=True)
-    return write_table(predictions, params.folder / "predictions.parquet", PREDICTIONS)
-
-
-def make_fold(
-    run: str, number: int, slices: np.ndarray, table: pd.DataFrame, splits: pd.DataFrame, params: StudyParams
-) -> Fold:
-    """Join slices with the split of their participant; a control is trained and scored on dealt labels."""
-    chosen = splits[splits["fold"] == number].set_index("participant_id")["split"]
-    table = table.assign(split=table["participant_id"].map(chosen))
-    if table["split"].isna().any():
-        name = table.loc[table["split"].isna(), "participant_id"].iloc[0]
-        raise StudyError(f"{name} has slices but no split in fold {number}; run step 03 again")
-    targets = table["diagnosis"].map({name: k for k, name in enumerate(params.classes)}).to_numpy()
-    train = np.flatnonzero(table["split"] == "train")
-    manifest = read_table(params.folder / "manifest.tsv", MANIFEST)
-    features = read_table(params.folder / "features.tsv", FEATURES)
-    auxiliary = auxiliary_targets(table, manifest, features, train)
-    if run == "shuffled_labels":
-        dealt = _dealt_rows(table, params.seed)
-        targets, auxiliary = targets[dealt], auxiliary[dealt]
-        table = table.assign(diagnosis=table["diagnosis"].to_numpy()[dealt])
-    standard = ()
-    if params.preprocess.normalise == "landmarks" and not params.input.flat:
-        own = scan_percentiles(params)
-        standard = fit_landmarks(own.loc[table["scan_id"].iloc[train].unique()].to_numpy())
-        slices = to_landmarks(slices, table["scan_id"], own, standard)
-    return Fold(run, number, slices, table, targets, auxiliary, tuple(map(float, standard)))
-
-
-def _dealt_rows(table: pd.DataFrame, seed: int) -> np.ndarray:
-    """For each row (rows,) the row of the participant whose label, age and volumes it is given, one for all its scans.
-
-    Every participant's are dealt out once, so class sizes over participants stay.
-    """
-    first = pd.Series(np.arange(len(table))).groupby(table["participant_id"].to_numpy()).first()
-    dealt = pd.Series(np.random.default_rng(seed).permutation(first.to_numpy()), index=first.index)
-    return table["participant_id"].map(dealt).to_numpy()
-
-
-def _finished(fold: Fold, params: StudyParams, key: str) -> pd.DataFrame:
-    folder = params.folder / "training" / fold.run / f"fold-{fold.number}"
-    done, stored = folder / "done.json", folder / "predictions.parquet"
-    made = [stored, *([params.folder / "model.safetensors"] if fold.run == RUN and fold.number == 0 else [])]
-    if done.is_file() and read_json(done) == _proof(key, made):
-        print(f"{fold.run}, fold {fold.number}: kept, nothing changed")
-        return read_table(stored, PREDICTIONS)
-    network, origin = fit(fold, params, folder, key)
-    predictions = predict_fold(fold, network, params)
-    if fold.run == RUN and fold.number == 0:
-        card = _card(fold, params, predictions, origin, key)
-        save(Classifier(network, card), params.folder / "model.safetensors")
-    predictions = write_table(predictions, stored, PREDICTIONS)
-    write_json(_proof(key, made), done)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    if fabric.is_global_zero:
+        write_table(predictions, params.folder / "predictions.parquet", PREDICTIONS)
     return predictions
+
+
+def training_key(params: StudyParams, run: str, code: str) -> str:
+    """Name of a training: which params, which code, which data."""
+    settings = params.train.model_dump(exclude={"controls"})
+    facts = [settings, params.search.model_dump(), params.input.pooling, params.classes, params.seed]
+    tables = [content_digest(params.folder / name) for name in READ]
+    return digest([*facts, params.preprocess.normalise, code, tables, run])
+
+
+def _finished(
+    run: str, fold: Fold, params: StudyParams, code: str, fabric: Fabric, on_epoch: OnEpoch | None
+) -> pd.DataFrame:
+    folder = params.folder / "training" / run / f"fold-{fold.number}"
+    key = training_key(params, run, code)
+    done, stored = folder / "done.json", folder / "predictions.parquet"
+    own = run == RUN and fold.number == 0
+    made = [stored, *([params.folder / "model.safetensors"] if own else [])]
+    if done.is_file() and read_json(done) == _proof(key, made):
+        if fabric.is_global_zero:
+            print(f"{run}, fold {fold.number}: kept, nothing changed")
+        return read_table(stored, PREDICTIONS)
+    searched = folder.parents[1] / "search" / f"fold-{fold.number}"
+    params = chosen_params(fold, params, searched, training_key(params, RUN, code), fabric)
+    fold = fold if run == RUN else control_fold(run, fold, params)
+    networks = []
+    for member in range(params.train.members):
+        place = folder / f"member-{member}" if params.train.members > 1 else folder
+        network, origin = fit(fold, params, place, key, fabric, member, on_epoch)
+        networks.append(network)
+    if fabric.is_global_zero:
+        if own:
+            first = predict_fold(fold, networks[:1], params)
+            save(Classifier(networks[0], _card(fold, params, first, origin, key)), made[1])
+        write_table(predict_fold(fold, networks, params), stored, PREDICTIONS)
+        write_json(_proof(key, made), done)
+        for checkpoint in folder.rglob("checkpoint.pt"):
+            checkpoint.unlink()
+    fabric.barrier()
+    return read_table(stored, PREDICTIONS)
 
 
 def _proof(key: str, files: list[Path]) -> dict[str, str | None]:
     return {"key": key, **{path.name: file_digest(path) if path.is_file() else None for path in files}}
 
 
-def fit(fold: Fold, params: StudyParams, folder: Path, key: str) -> tuple[nn.Module, str]:
-    """Train one network; the last epoch of the one-cycle schedule is the result.
+def predict_fold(fold: Fold, networks: list[nn.Module], params: StudyParams) -> pd.DataFrame:
+    """Predict validation and test slices with the mean of networks; fit the calibration on validation slices only.
 
-    All randomness of an epoch comes from (seed, fold, epoch), so that a run resumed from ``checkpoint.pt`` ends with
-    the same weights as one that was never interrupted.
-
-    Returns
-    -------
-    network : nn.Module
-    origin : str
-        Where its initial weights came from.
-    """
-    settings = params.train
-    device = pick_device(params.exec.device)
-    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
-    torch.manual_seed(params.seed + fold.number)
-    network, origin = build_network(len(params.classes) + fold.auxiliary.shape[1], settings.weights)
-    network = network.to(device, memory_format=torch.channels_last)
-    train = fold.rows("train")
-    steps = max(len(train) // settings.batch_size, 1)
-    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=max(settings.epochs * steps, 8), pct_start=0.25
-    )
-    history = _resume(folder / "checkpoint.pt", key, network, optimizer, schedule, device)
-    kind = "bf16" if takes_bf16(settings.precision, device) else "fp32"
-    print(f"{fold.run}, fold {fold.number}: {len(train)} slices, {origin}, {kind} on {device}", flush=True)
-    for epoch in range(len(history), settings.epochs):
-        started = time.monotonic()
-        loss = _train_epoch(fold, network, optimizer, schedule, params, epoch)
-        history.append({"epoch": epoch + 1, "train_loss": loss, **_validate(fold, network, params)})
-        _checkpoint(folder / "checkpoint.pt", key, network, optimizer, schedule, history)
-        seconds = time.monotonic() - started
-        print(_line(history[-1], settings.epochs, seconds), flush=True)
-    write_json(history, folder / "history.json")
-    return _without_auxiliary(network, len(params.classes)), origin
-
-
-def _without_auxiliary(network: nn.Module, classes: int) -> nn.Module:
-    last = nn.Linear(network.fc.in_features, classes)
-    last.load_state_dict({name: value[:classes] for name, value in network.fc.state_dict().items()})
-    network.fc = last.to(next(network.parameters()).device)
-    return network
-
-
-def _line(row: dict, epochs: int, seconds: float) -> str:
-    scores = "  ".join(f"{name.replace('_', ' ')} {row[name]:.3f}" for name in row if name != "epoch")
-    return f"  epoch {row['epoch']:>3}/{epochs}  {scores}  {seconds:.0f} s"
-
-
-def _train_epoch(
-    fold: Fold,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    params: StudyParams,
-    epoch: int,
-) -> float:
-    settings, device, classes = params.train, next(network.parameters()).device, len(params.classes)
-    rng = np.random.default_rng([params.seed, fold.number, epoch])
-    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    order = rng.permutation(fold.rows("train"))
-    criterion = nn.CrossEntropyLoss(class_weights(fold, classes).to(device), label_smoothing=settings.label_smoothing)
-    network.train()
-    losses = []
-    for start in range(0, max(len(order) - settings.batch_size + 1, 1), settings.batch_size):
-        batch = order[start : start + settings.batch_size]
-        x = torch.from_numpy(fold.slices[np.sort(batch)].astype(np.float32))  # (B, 3, H, W)
-        y = torch.from_numpy(fold.targets[np.sort(batch)]).to(device)  # (B,)
-        beside = torch.from_numpy(fold.auxiliary[np.sort(batch)]).to(device)  # (B, M)
-        if settings.augment:
-            x = augment(x, generator, flip=params.input.plane != "sagittal")
-        x = x.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=takes_bf16(settings.precision, device)):
-            output = network(x).float()  # (B, K + M)
-        loss = criterion(output[:, :classes], y)
-        if beside.numel():
-            loss = loss + settings.auxiliary_weight * nn.functional.mse_loss(output[:, classes:], beside)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-    return float(np.mean(losses))
-
-
-def class_weights(fold: Fold, classes: int) -> torch.Tensor:
-    """Inverse class frequencies (K,) float32 of the training slices, mean 1 over slices."""
-    counts = np.bincount(fold.targets[fold.rows("train")], minlength=classes)
-    return torch.from_numpy(counts.sum() / (classes * np.maximum(counts, 1))).float()
-
-
-def _validate(fold: Fold, network: nn.Module, params: StudyParams) -> dict[str, float]:
-    rows = fold.rows("validation")
-    p = softmax(slice_logits(network, fold.slices[rows])[:, : len(params.classes)])
-    y = fold.targets[rows]
-    return {
-        "validation_loss": float(-np.log(p[np.arange(len(y)), y]).mean()),
-        "validation_balanced_accuracy": float(recall_score(y, p.argmax(1), labels=np.unique(y), average="macro")),
-    }
-
-
-def _checkpoint(path: Path, key: str, network, optimizer, schedule, history: list[dict]) -> None:
-    states = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-    with atomic_path(path) as temporary:
-        torch.save({"key": key, "history": history, **states}, temporary)
-
-
-def _resume(path: Path, key: str, network, optimizer, schedule, device: torch.device) -> list[dict]:
-    if not path.is_file():
-        return []
-    stored = torch.load(path, map_location=device, weights_only=True)
-    if stored["key"] != key:
-        return []
-    network.load_state_dict(stored["network"])
-    optimizer.load_state_dict(stored["optimizer"])
-    schedule.load_state_dict(stored["schedule"])
-    print(f"going on after epoch {len(stored['history'])} of {path}")
-    return stored["history"]
-
-
-def predict_fold(fold: Fold, network: nn.Module, params: StudyParams) -> pd.DataFrame:
-    """Predict validation and test slices; fit temperature and biases on validation slices only.
+    Where attention pools slices, the calibration is fitted on validation scans, whose logits are what was trained.
 
     Returns
     -------
@@ -297,14 +133,27 @@ def predict_fold(fold: Fold, network: nn.Module, params: StudyParams) -> pd.Data
         Schema `records.PREDICTIONS`; ``p_<class>`` uncalibrated, the fold's ``temperature`` and ``bias_<class>``.
     """
     rows = np.concatenate([fold.rows("validation"), fold.rows("test")])
-    logits = slice_logits(network, fold.slices[rows])
-    held_out = (fold.table["split"].to_numpy()[rows] == "validation").nonzero()[0]
-    temperature, bias = fit_calibration(logits[held_out], fold.targets[rows][held_out])
-    table = fold.table.iloc[rows][["participant_id", "session_id", "scan_id", "slice", "split"]].copy()
-    table = table.assign(run=fold.run, fold=fold.number, truth=fold.table["diagnosis"].to_numpy()[rows])
-    p = pd.DataFrame(softmax(logits), columns=[f"p_{name}" for name in params.classes], index=table.index)
+    beside = fold.beside[rows] if len(fold.beside) else None
+    values = _mean_outputs([slice_outputs(network, fold.slices[rows], beside) for network in networks], params)
+    table = answer_table(fold, rows, values, params)
+    held_out = (table["split"] == "validation").to_numpy()
+    logits, y = values[held_out, : len(params.classes)], fold.targets[rows][held_out]
+    if params.input.pooling == ATTENTION:
+        scans, first = np.unique(table.loc[held_out, "scan_id"], return_index=True)
+        weighted = pd.DataFrame(logits * table.loc[held_out, ["weight"]].to_numpy())
+        logits, y = weighted.groupby(table.loc[held_out, "scan_id"].to_numpy()).sum().loc[scans].to_numpy(), y[first]
+    temperature, bias = fit_calibration(logits, y)
     biases = {f"bias_{name}": value for name, value in zip(params.classes, bias, strict=True)}
-    return table.join(p).assign(temperature=temperature, **biases)
+    return table.assign(temperature=temperature, **biases)
+
+
+def _mean_outputs(values: list[np.ndarray], params: StudyParams) -> np.ndarray:
+    """Logits whose softmax is the mean of the networks' probabilities, and the mean of what comes after them."""
+    if len(values) == 1:
+        return values[0]
+    count = len(params.classes)
+    p = np.mean([softmax(one[:, :count]) for one in values], axis=0)
+    return np.concatenate([np.log(np.maximum(p, 1e-12)), np.mean(values, axis=0)[:, count:]], axis=1)
 
 
 def _card(fold: Fold, params: StudyParams, predictions: pd.DataFrame, origin: str, key: str) -> ModelCard:
@@ -320,6 +169,7 @@ def _card(fold: Fold, params: StudyParams, predictions: pd.DataFrame, origin: st
         temperature=float(predictions["temperature"].iloc[0]),
         bias=tuple(float(predictions[f"bias_{name}"].iloc[0]) for name in params.classes),
         landmarks=fold.landmarks,
+        covariates=fold.covariates,
         spaces=tuple(sorted(manifest["space"].dropna().unique())) if "space" in manifest else (),
         cohort={
             "participants": manifest.groupby("diagnosis")["participant_id"].nunique().to_dict(),
@@ -342,8 +192,8 @@ def volume_summary(features: pd.DataFrame, diagnosis: pd.Series) -> dict[str, di
 
 
 def read_histories(params: StudyParams) -> dict[str, list[dict[str, float]]]:
-    """Stored learning curves, by ``run, fold``, the network before its controls."""
+    """Stored learning curves, by ``run, fold``, the network before its controls; of an ensemble the first member."""
     folds = fold_numbers(read_table(params.folder / "splits.tsv", SPLITS))
     names = [(run, fold) for run in (RUN, *params.train.controls) for fold in folds]
-    folder = params.folder / "training"
-    return {f"{run}, fold {fold}": read_json(folder / run / f"fold-{fold}" / "history.json") for run, fold in names}
+    folder, first = params.folder / "training", "member-0/" if params.train.members > 1 else ""
+    return {f"{run}, fold {fold}": read_json(folder / run / f"fold-{fold}/{first}history.json") for run, fold in names}

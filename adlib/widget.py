@@ -14,7 +14,7 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from adlib import model
+from adlib import model_file
 from adlib.figures.theme import apply_theme
 from adlib.params import StudyParams
 from adlib.predict import Prediction, Stage, as_record, draw, example_scans, find_model, predict_file
@@ -31,7 +31,7 @@ STAGES = 4  # reading, preprocessing, classifying, drawing
 
 def classify_scans(params: StudyParams, paths: Iterable[str]) -> list[Prediction]:
     """Classify scans from their files, exactly as uploaded ones would be."""
-    classifier = model.load(find_model(params))
+    classifier = model_file.load(find_model(params))
     return [predict_file(path, classifier) for path in paths]
 
 
@@ -85,7 +85,7 @@ class App:
         Every scan classified so far in this session.
     """
 
-    classifier: model.Classifier
+    classifier: model_file.Classifier
     examples: dict[str, str]
     predictions: list[Prediction] = field(default_factory=list)
 
@@ -191,7 +191,7 @@ def classifier_app(params: StudyParams) -> widgets.Widget:
     StudyError
         If the study has no model yet.
     """
-    classifier = model.load(find_model(params))
+    classifier = model_file.load(find_model(params))
     if classifier.card.refusal:
         words = f"This study's model {classifier.card.refusal}."
         return Form([widgets.HTML(words)], words)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
-from adlib.evaluate import check_unseen, evaluate_study, find, metric_table, pool_level, written
+from adlib.evaluate import check_unseen, evaluate_study, find, metric_table, written
 from adlib.explain import attribute
-from adlib.model import Classifier, ModelCard
+from adlib.model_file import Classifier, ModelCard
 from adlib.params import InputParams, PreprocessParams, load_params
+from adlib.pooling import pool_level
 from adlib.records import AUDIT, FEATURES, MANIFEST, PREDICTIONS, SPLITS, StudyError, read_table, write_table
 
 CLASSES = ("CN", "MCI", "AD")

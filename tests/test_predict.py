@@ -11,7 +11,7 @@ import pytest
 import torch
 from made_head import made_head, random_affine
 
-from adlib import model, predict
+from adlib import model, model_file, predict
 from adlib.compute import one_thread
 from adlib.dataset import scan_slices
 from adlib.figures.prediction import POSITIONS_MM
@@ -33,7 +33,7 @@ def classifier():
     """A ResNet50 with random weights: what it answers is arbitrary, that it answers by the contract is not."""
     torch.manual_seed(3)
     network, origin = model.build_network(len(CLASSES), "random")
-    card = model.ModelCard(
+    card = model_file.ModelCard(
         study="phantom",
         classes=CLASSES,
         simulated=True,
@@ -46,7 +46,7 @@ def classifier():
         code="0" * 64,
         seed=3,
     )
-    return model.Classifier(network.eval(), card)
+    return model_file.Classifier(network.eval(), card)
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,12 @@ def prediction(classifier, head):
 
 def test_it_is_the_pieces_of_the_study_put_together(prediction, classifier, head):
     prepared = preprocess_image(head, classifier.card.preprocess, "made")
-    slices = model.slice_probabilities(classifier, scan_slices(prepared.t1w, prepared.affine, classifier.card.input))
+    slices, _ = model_file.classify_slices(
+        classifier, scan_slices(prepared.t1w, prepared.affine, classifier.card.input)
+    )
     assert np.allclose(prediction.slices, slices, atol=1e-5)
-    assert np.allclose(list(prediction.probabilities.values()), model.pool(slices), atol=1e-5)
-    assert prediction.predicted == CLASSES[int(model.pool(slices).argmax())]
+    assert np.allclose(list(prediction.probabilities.values()), slices.mean(0), atol=1e-5)
+    assert prediction.predicted == CLASSES[int(slices.mean(0).argmax())]
 
 
 def test_probabilities_sum_to_one(prediction):
@@ -100,7 +102,7 @@ def test_a_scan_of_the_study_gets_the_study_s_own_answer(classifier, head, tmp_p
     stored = load_preprocessed(scan, tmp_path / "derivatives")
     slices = scan_slices(stored.t1w, stored.affine, classifier.card.input).astype(np.float16)
     prediction = predict.predict_file(scan["path"], classifier)
-    assert np.allclose(model.slice_probabilities(classifier, slices), prediction.slices, atol=0.005)
+    assert np.allclose(model_file.classify_slices(classifier, slices)[0], prediction.slices, atol=0.005)
     assert stored.features == prediction.prepared.features
 
 
@@ -144,8 +146,8 @@ def test_a_model_of_landmarks_takes_any_scale_of_intensities(classifier, head):
     prepared = answer.prepared
     cut = scan_slices(prepared.t1w, prepared.affine, other.card.input)
     moved = standard_slices(cut, percentiles(prepared.t1w, prepared.mask), standard)
-    assert np.allclose(answer.slices, model.slice_probabilities(other, moved), atol=1e-6)
-    assert not np.allclose(answer.slices, model.slice_probabilities(other, cut), atol=1e-3)
+    assert np.allclose(answer.slices, model_file.classify_slices(other, moved)[0], atol=1e-6)
+    assert not np.allclose(answer.slices, model_file.classify_slices(other, cut)[0], atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_no_model_says_run_the_study(tmp_path):
 
 
 def test_command_goes_on_after_a_bad_file(classifier, head, prediction, tmp_path, capsys):
-    model.save(classifier, tmp_path / "model.safetensors")
+    model_file.save(classifier, tmp_path / "model.safetensors")
     head.to_filename(tmp_path / "made.nii.gz")
     bad = tmp_path / "bad.nii"
     bad.write_text("no scan")

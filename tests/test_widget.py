@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adlib import model, predict, widget
+from adlib import model_file, predict, widget
 from adlib.params import InputParams, PreprocessParams, load_params
 from adlib.preprocess.pipeline import Preprocessed
 from adlib.records import MANIFEST, PREDICTIONS, TISSUE_MAPS, StudyError, read_table, write_table
@@ -32,7 +32,7 @@ def prediction_of(name: str, probabilities=(0.1, 0.2, 0.3, 0.4), icv: float = 14
         name, mask * 1.0, mask, np.stack([mask * 0.2, mask * 0.8, mask * 0.0], -1), mask * 50.0, affine, np.eye(4),
         features, {}, "pass", (), ("a step",),
     )  # fmt: skip
-    card = model.ModelCard(
+    card = model_file.ModelCard(
         "phantom", CLASSES, True, InputParams(), PreprocessParams(), 1.0,
         {"volumes": {"icv_ml": {label: [1450.0, 100.0] for label in CLASSES}}}, "random", "", "", 0,
     )  # fmt: skip

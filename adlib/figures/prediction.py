@@ -13,7 +13,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
-from adlib.model import ModelCard, pool
+from adlib.model_file import ModelCard
 from adlib.preprocess.pipeline import Preprocessed
 from adlib.volume import extract_slice
 
@@ -33,13 +33,17 @@ VOLUME_LABELS = {
 }
 
 
-def plot_prediction(prepared: Preprocessed, slices: np.ndarray, card: ModelCard, warning: str) -> Figure:
+def plot_prediction(
+    prepared: Preprocessed, pooled: np.ndarray, slices: np.ndarray, card: ModelCard, warning: str
+) -> Figure:
     """Draw what the pipeline saw, what the model answered, and where the volumes lie in the training cohort.
 
     Parameters
     ----------
     prepared : Preprocessed
         The scan in MNI152 space with its brain mask, tissues and volumes.
+    pooled : (K,) float64
+        Probabilities of the scan.
     slices : (n_slices, K) float64
         Calibrated probabilities of each slice.
     card : ModelCard
@@ -58,20 +62,19 @@ def plot_prediction(prepared: Preprocessed, slices: np.ndarray, card: ModelCard,
     shown = [name for name in VOLUME_LABELS if name in prepared.features and name in card.cohort.get("volumes", {})]
     _mosaic(head, prepared)
     grid = answer.add_gridspec(1, 1 + len(shown), width_ratios=(2.4, *[1] * len(shown)))
-    _probabilities(answer.add_subplot(grid[0]), slices, card.classes)
+    _probabilities(answer.add_subplot(grid[0]), pooled, slices, card.classes)
     for column, name in enumerate(shown, start=1):
         axis = answer.add_subplot(grid[column])
         _volume(axis, prepared.features[name], card.cohort["volumes"][name], card.classes)
         axis.set_title(f"{VOLUME_LABELS[name]}\n{written_ml(prepared.features[name])} ml", color=ACCENT)
     head.supxlabel("yellow: brain mask; blue: edge of white matter; left is left", fontsize="small")
-    head.suptitle(_title(prepared, slices, card.classes), fontweight="bold")
+    head.suptitle(_title(prepared, pooled, card.classes), fontweight="bold")
     answer.supxlabel("volumes: blue line, this scan; dots and bars, mean ± SD of the training cohort", fontsize="small")
     foot.text(0.5, 0.5, warning, ha="center", va="center", fontweight="bold", wrap=True)
     return figure
 
 
-def _title(prepared: Preprocessed, slices: np.ndarray, classes: tuple[str, ...]) -> str:
-    pooled = pool(slices)
+def _title(prepared: Preprocessed, pooled: np.ndarray, classes: tuple[str, ...]) -> str:
     best = int(pooled.argmax())
     answer = "no answer" if prepared.verdict == "fail" else f"{classes[best]}, probability {pooled[best]:.2f}"
     reasons = f" ({'; '.join(prepared.reasons)})" if prepared.reasons else ""
@@ -105,8 +108,7 @@ def _slice(axis: Axes, prepared: Preprocessed, plane: str, position: float, top:
     axis.text(0.02, 0.98, millimetres, transform=axis.transAxes, color="white", va="top", fontsize="small")
 
 
-def _probabilities(axis: Axes, slices: np.ndarray, classes: tuple[str, ...]) -> None:
-    pooled = pool(slices)
+def _probabilities(axis: Axes, pooled: np.ndarray, slices: np.ndarray, classes: tuple[str, ...]) -> None:
     colours = class_palette(classes)
     axis.bar(range(len(classes)), pooled, color=[colours[name] for name in classes], width=0.7)
     offsets = np.linspace(-0.2, 0.2, len(slices)) if len(slices) > 1 else np.zeros(1)

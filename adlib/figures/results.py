@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from adlib import scores
-from adlib.evaluate import arrays, find, written
+from adlib.evaluate import find, written
 from adlib.explain import AttributionMaps
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
+from adlib.pooling import arrays
 
 GRID = np.linspace(0, 1, 101)
 TITLES = {
     "resnet50": "ResNet50",
     "shuffled_labels": "ResNet50, labels shuffled (control)",
+    "slice_split": "ResNet50, split by slice (a leak, to show it)",
+    "background": "ResNet50, brain cut out (control)",
+    "binarised": "ResNet50, silhouette of the brain",
+    "metadata_added": "ResNet50, told scanner metadata",
     "majority": "no input (majority)",
     "metadata": "scanner metadata",
     "age_sex": "age and sex",
@@ -45,9 +52,35 @@ def plot_curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
     for run, colour in colours.items():
         right.plot([], [], color=colour, label=TITLES.get(run, run))
     left.set(title="Loss (dotted: validation)", xlabel="epoch", ylabel="cross-entropy")
-    right.set(title="Validation balanced accuracy, by slice", xlabel="epoch", ylim=(0, 1))
+    right.set(title="Validation balanced accuracy, by participant", xlabel="epoch", ylim=(0, 1))
     right.legend(fontsize="small")
     return figure
+
+
+class LiveCurves:
+    """Curves in a notebook that are drawn anew while a training goes on, also under papermill."""
+
+    def __init__(self, every_seconds: float = 5.0) -> None:
+        self.histories: dict[str, list[dict[str, float]]] = {}
+        self.every_seconds, self.drawn, self.handle = every_seconds, -np.inf, None
+
+    def __call__(self, name: str, history: list[dict[str, float]]) -> None:
+        """Take the curves of a run after an epoch."""
+        self.histories[name] = history
+        if time.monotonic() - self.drawn < self.every_seconds:
+            return
+        figure = plot_curves(self.histories)
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        plt.close(figure)
+        self.drawn = time.monotonic()
+
+    def close(self) -> None:
+        """Take the picture away: what it showed is drawn from stored results."""
+        if self.handle is not None:
+            self.handle.update(Markdown("The curves stand below."))
 
 
 def plot_confusion(confusion: dict[str, list[list[int]]], classes: tuple[str, ...]) -> Figure:

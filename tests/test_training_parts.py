@@ -1,0 +1,80 @@
+"""The pieces of a training: batches, augmentation, auxiliary targets, calibration, precision."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from adlib.augment import augment, augment_mri, mirror
+from adlib.auxiliary import auxiliary_targets
+from adlib.calibration import fit_calibration
+from adlib.device import takes_bf16
+from adlib.model import softmax
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_is_taken_only_where_the_processor_has_it_or_where_it_is_asked_for(monkeypatch, native):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert takes_bf16("auto", torch.device("cpu")) == native
+    assert takes_bf16("bf16", torch.device("cpu"))
+    assert not takes_bf16("fp32", torch.device("cpu"))
+
+
+def test_auxiliary_targets_are_standardised_on_training_rows_and_may_be_missing():
+    table = pd.DataFrame({"scan_id": ["a", "b", "c", "a"]})
+    manifest = pd.DataFrame({"scan_id": ["a", "b", "c"], "age": [60.0, 80.0, np.nan]})
+    features = pd.DataFrame(
+        {"scan_id": ["c", "b", "a"], "icv_ml": [1500.0, 1000.0, 2000.0], "gm_ml": [750.0, 600.0, 800.0]}
+    )
+    found = auxiliary_targets(table, manifest, features, train=np.array([0, 1]))
+    np.testing.assert_allclose(found[:, 0], [-1, 1, 0, -1])
+    np.testing.assert_allclose(found[:, 1], [1, -1, 0, 1])
+    np.testing.assert_allclose(found[:, 2], [-1, 1, 0, -1], atol=1e-5)
+    nothing = auxiliary_targets(table, manifest[["scan_id"]], features[["scan_id"]], np.array([0]))
+    assert nothing.shape == (4, 0)
+
+
+def test_calibration_recovers_a_known_overconfidence_and_a_known_bias():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 1.5, (4000, 3))
+    y = np.array([rng.choice(3, p=row) for row in softmax(logits)])
+    distorted = (logits - [0.0, 0.8, 0.0]) * 2.5
+    temperature, bias = fit_calibration(distorted, y)
+    assert temperature == pytest.approx(2.5, rel=0.1)
+    assert bias - bias[0] == pytest.approx([0, 0.8, 0], abs=0.15)
+    np.testing.assert_allclose(softmax(distorted, temperature, bias), softmax(logits), atol=0.05)
+
+
+def block():
+    x = torch.zeros(6, 3, 32, 32)
+    x[:, :, 10:22, 6:14] = 1
+    return x
+
+
+@pytest.mark.parametrize("vary", [augment, augment_mri])
+def test_augmentation_repeats_by_seed_moves_little_and_keeps_the_background(vary):
+    torch.manual_seed(1)
+    first = vary(block(), torch.Generator().manual_seed(3))
+    torch.manual_seed(2)
+    again, other = (vary(block(), torch.Generator().manual_seed(seed)) for seed in (3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.shape == (6, 3, 32, 32) and first.isfinite().all()
+    assert (first[:, 0, :, :16].sum((1, 2)) > first[:, 0, :, 16:].sum((1, 2))).all()
+    assert first[:, :, 0, 0].abs().median() < 0.1
+
+
+def test_the_lent_random_state_comes_back():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    augment_mri(block(), torch.Generator().manual_seed(3))
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_only_the_channels_with_a_left_and_a_right_are_mirrored():
+    found = mirror(block(), torch.Generator().manual_seed(0), (0, 1))
+    turned = found[:, 0, :, 16:].sum((1, 2)) > 0
+    assert 0 < turned.sum() < 6
+    assert torch.equal(found[turned][:, 1], block()[turned][:, 1].flip(-1))
+    assert torch.equal(found[:, 2], block()[:, 2])

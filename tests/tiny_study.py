@@ -1,0 +1,92 @@
+"""Forty made participants whose label is a bright square, and a small network that stands in for ResNet50."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from adlib import fit, model_file
+from adlib.params import load_params
+from adlib.records import FEATURES, MANIFEST, SLICES, SPLITS, write_table
+
+CLASSES = ("CN", "AD")
+
+
+class Tiny(torch.nn.Module):
+    """The named parts of ResNet50, each as small as can be."""
+
+    def __init__(self, outputs, covariates=0, dropout=0.0):
+        super().__init__()
+        self.conv1, self.bn1 = torch.nn.Conv2d(3, 8, 5, 2, bias=False), torch.nn.BatchNorm2d(8)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.ReLU()) for _ in range(4)
+        )
+        self.covariates = covariates
+        self.dropout = torch.nn.Dropout(dropout)
+        self.fc = torch.nn.Linear(128 + covariates, outputs)
+
+    def forward(self, x, beside=None):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = x + self.layer1(x) + self.layer2(x) + self.layer3(x) + self.layer4(x)
+        x = self.dropout(torch.nn.functional.adaptive_avg_pool2d(x, 4).flatten(1))
+        if self.covariates:
+            x = torch.cat([x, x.new_zeros(len(x), self.covariates) if beside is None else beside], 1)
+        return self.fc(x)
+
+
+def tiny_network(outputs, weights, covariates=0, dropout=0.0):
+    return Tiny(outputs, covariates, dropout), "random initialisation"
+
+
+SETS = (
+    "study=tiny", "classes=[CN, AD]", "source.severity_mean=[0.1, 1.0]",
+    "train.epochs=6", "train.batch_size=8", "train.weights=random", "train.learning_rate=0.003",
+    "train.controls=[shuffled_labels]", "input.size=32", "input.positions_mm=[0.0]", "train.augment=none",
+    "exec.device=cpu", "evaluate.binary={negative: [CN], positive: [AD]}",
+)  # fmt: skip
+
+
+def make_study(folder, *sets, scans=1):
+    """Write the tables and slices of the made cohort; participants are told apart by noise alone."""
+    params = load_params("params/phantom.yaml", (*SETS, f"exec.outputs={folder}", *sets))
+    rng = np.random.default_rng(0)
+    people = [f"sub-{k:02d}" for k in range(40)]
+    labels = [CLASSES[k % 2] for k in range(40)]
+    own = rng.normal(0, 0.3, (40, 3, 32, 32))
+    own[1::2, :, 8:24, 8:24] += 1.5
+    slices = np.concatenate([own + rng.normal(0, 0.05, own.shape) for _ in range(scans)]).astype(np.float16)
+    params.folder.mkdir(parents=True)
+    np.save(params.folder / "slices.npy", slices)
+    base = pd.DataFrame(
+        {
+            "participant_id": people * scans,
+            "session_id": [f"ses-{s + 1:02d}" for s in range(scans) for _ in people],
+            "diagnosis": labels * scans,
+        }
+    )
+    base.insert(2, "scan_id", base["participant_id"] + ("_" + base["session_id"] if scans > 1 else ""))
+    write_table(base.assign(row=range(len(base)), slice=0), params.folder / "slices.tsv", SLICES)
+    write_table(base.assign(path="p", sha256="s", age=70.0, sex="F"), params.folder / "manifest.tsv", MANIFEST)
+    features = base.drop(columns="diagnosis").assign(qc_verdict="pass", gm_ml=600.0, nbv=0.75)
+    write_table(features, params.folder / "features.tsv", FEATURES)
+    parts = ["train"] * 24 + ["validation"] * 6 + ["test"] * 10
+    splits = pd.DataFrame({"participant_id": people, "diagnosis": labels, "fold": 0, "split": parts})
+    write_table(splits, params.folder / "splits.tsv", SPLITS)
+    return params
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Put the small network in the place of ResNet50."""
+    for module in (fit, model_file):
+        monkeypatch.setattr(module, "build_network", tiny_network)
+
+
+@pytest.fixture
+def study(tmp_path, tiny):
+    return make_study(tmp_path)
+
+
+def accuracy(predictions, run):
+    tested = predictions[(predictions["run"] == run) & (predictions["split"] == "test")]
+    return (tested[["p_CN", "p_AD"]].to_numpy().argmax(1) == tested["truth"].map({"CN": 0, "AD": 1})).mean()
