@@ -33,6 +33,7 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
+_KEEP = ((-4, 0), (-1, 2**31 - 1))  # M_MMAP_MAX: none; M_TRIM_THRESHOLD: never
 _HELD = ExitStack()  # keeps a worker's thread limits for as long as the worker lives
 
 
@@ -88,6 +89,16 @@ def one_thread() -> Iterator[None]:
             stack.callback(itk.SetGlobalDefaultNumberOfThreads, itk.GetGlobalDefaultNumberOfThreads())
             itk.SetGlobalDefaultNumberOfThreads(1)
         yield
+
+
+def keep_memory() -> None:
+    """Let freed memory stay with this process, so that a training on the processor need not fault its pages in again.
+
+    Does nothing but on glibc. Large blocks then come from the heap, which is not trimmed (mallopt(3)).
+    """
+    with suppress(AttributeError, OSError):
+        for option, value in _KEEP:
+            ctypes.CDLL(None).mallopt(option, value)
 
 
 def give_back_memory() -> None:

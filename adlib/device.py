@@ -6,6 +6,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
+from adlib.compute import keep_memory
 from adlib.params import StudyParams
 
 
@@ -41,6 +42,8 @@ def make_fabric(params: StudyParams) -> Fabric:
     together = {}
     if is_worker():
         together = {"strategy": DDPStrategy(broadcast_buffers=False), "num_nodes": params.exec.nodes}
+    if device.type == "cpu":
+        keep_memory()
     precision = "bf16-mixed" if takes_bf16(params.train.precision, device) else "32-true"
     devices = params.exec.devices if is_worker() else 1
     fabric = Fabric(accelerator=device.type, devices=devices, precision=precision, **together)
