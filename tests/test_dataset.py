@@ -7,6 +7,7 @@ from adlib import atlas
 from adlib.dataset import plane_slices, scan_slices
 from adlib.params import InputParams
 from adlib.records import StudyError
+from adlib.volume import extract_slice, fit_square
 
 
 def test_slices_are_cut_where_the_params_say():
@@ -68,3 +69,14 @@ def test_pictures_become_one_item_each_the_way_they_look(tmp_path):
     assert rows.mean() < 64
     assert columns.mean() < 64
     np.testing.assert_allclose(items[1, 0][:, ::-1], items[0, 0], atol=0.3)
+
+
+def test_three_planes_are_the_channels_of_one_item():
+    volume = np.random.default_rng(0).uniform(0, 1, (40, 44, 48)).astype(np.float32)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = -40
+    params = InputParams(plane="three_planes", positions_mm=(10.0, -6.0, 4.0), size=48)
+    found = scan_slices(volume, affine, params)
+    assert found.shape == (1, 3, 48, 48)
+    for channel, (plane, mm) in enumerate((("axial", 10.0), ("coronal", -6.0), ("sagittal", 4.0))):
+        np.testing.assert_array_equal(found[0, channel], fit_square(extract_slice(volume, affine, plane, mm), 48))

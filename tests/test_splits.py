@@ -142,3 +142,17 @@ def test_small_sites_count_together_and_every_class_is_still_tested():
     table = cohort(30).assign(site=lambda t: t["participant_id"].str.extract(r"(\d+)$")[0])
     splits = make_splits(table, SplitParams(protocol="kfold", balance_sites=True), seed=1)
     assert (splits.groupby(["fold", "split"])["diagnosis"].nunique() == 2).all()
+
+
+def test_the_named_sites_are_tested_by_all_others():
+    splits = make_splits(multicentre(), SplitParams(protocol="external", test_sites=("s1", "s3")), seed=1)
+    home = multicentre().drop_duplicates("participant_id").set_index("participant_id")["site"]
+    sites = splits["participant_id"].map(home).groupby(splits["split"]).unique()
+    assert set(sites["test"]) == {"s1", "s3"}
+    assert set(sites["train"]) == {"s0", "s2"}
+
+
+@pytest.mark.parametrize("sites", [(), ("s9",), ("s0", "s1", "s2", "s3")])
+def test_an_external_test_names_some_of_the_sites(sites):
+    with pytest.raises(StudyError, match="external needs some, not all, of the sites"):
+        make_splits(multicentre(), SplitParams(protocol="external", test_sites=sites), seed=1)
