@@ -118,3 +118,30 @@ def test_calibration_marks_published_means():
     marks = figure.axes[0].lines[-3:] or figure.axes[0].lines
     drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in marks])
     assert any(np.isclose(drawn, 0.769))
+
+
+def test_live_curves_are_drawn_once_and_then_updated(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, item):
+            shown.append(item)
+
+    def display(item, display_id):
+        shown.append(item)
+        return Handle()
+
+    monkeypatch.setattr(results, "display", display)
+    live = results.LiveCurves(every_seconds=0.0)
+    row = {"train_loss": 1.0, "validation_loss": 1.2, "validation_balanced_accuracy": 0.3}
+    for run in ("resnet50, fold 0", "shuffled_labels, fold 0"):
+        for epoch in (1, 2):
+            live(run, [{"epoch": k + 1, **row} for k in range(epoch)])
+    live.close()
+    assert len(shown) == 5
+    assert len(shown[0].axes[1].get_legend().get_texts()) == 1
+    assert len(shown[3].axes[1].get_legend().get_texts()) == 2
+    slow = results.LiveCurves(every_seconds=1000.0)
+    for _ in range(5):
+        slow("resnet50, fold 0", [{"epoch": 1, **row}])
+    assert len(shown) == 6
