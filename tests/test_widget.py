@@ -195,7 +195,7 @@ def test_stored_answers_are_of_the_network_on_test_scans(study):
 def test_form_of_a_study_offers_its_examples(study, monkeypatch):
     classifier = SimpleNamespace(card=prediction_of("x").card)
     monkeypatch.setattr(widget, "find_model", lambda params: Path("any"))
-    monkeypatch.setattr(widget.model, "load", lambda path: classifier)
+    monkeypatch.setattr(widget.model_file, "load", lambda path: classifier)
     form = widget.classifier_app(study)
     labels = [label for label, _ in form.children[2].options]
     assert labels[1:] == [f"sub-0{i}_ses-01 ({name})" for i, name in enumerate(CLASSES)]
