@@ -21,7 +21,9 @@ from adlib.preprocess.cohort import load_preprocessed
 from adlib.records import MANIFEST, TISSUE_MAPS, StudyError, read_table
 from adlib.volume import grown
 
-AWAY_MM = 6.0  # what is cut out with the brain in the background control: the fluid about it and the inner skull
+AWAY_MM = (
+    10.0  # what is cut out about the template's brain in the background control: fluid, other brains' edges, skull
+)
 BRIGHT = 99.0  # percentile of the background that becomes 1
 
 
@@ -72,7 +74,10 @@ def _binarised(fold: Fold, params: StudyParams) -> Fold:
 
 
 def _background(fold: Fold, params: StudyParams) -> Fold:
-    """The head without the brain: what the scanner, the skull and the field of view tell."""
+    """The head without the brain: what the scanner, the skull and the field of view tell.
+
+    The hole is the template's, the same in all scans: the outline of a person's own brain mask tells of atrophy.
+    """
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id", drop=False)
     scans = manifest.loc[fold.table["scan_id"].unique()]
     if params.input.flat or (scans["space"] == TISSUE_MAPS).any():
@@ -87,7 +92,7 @@ def _background(fold: Fold, params: StudyParams) -> Fold:
 def _background_of(scan: dict[str, Any], input_params: InputParams, derivatives: Path) -> np.ndarray:
     done = load_preprocessed(scan, derivatives)
     base = template(abs(float(done.affine[0, 0])))
-    outside = done.native * ~grown(done.mask | base.mask, AWAY_MM, done.affine)
+    outside = done.native * ~grown(base.mask, AWAY_MM, done.affine)
     if not (outside > 0).any():
         raise StudyError(f"{scan['scan_id']} has nothing outside the brain; the control background needs whole heads")
     outside /= np.percentile(outside[outside > 0], BRIGHT)
