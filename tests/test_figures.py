@@ -139,8 +139,8 @@ def test_live_curves_are_drawn_once_and_then_updated(monkeypatch):
             live(run, [{"epoch": k + 1, **row} for k in range(epoch)])
     live.close()
     assert len(shown) == 5
-    assert len(shown[0].axes[1].get_legend().get_texts()) == 1
-    assert len(shown[3].axes[1].get_legend().get_texts()) == 2
+    assert len(shown[0].legends[0].get_texts()) == 1
+    assert len(shown[3].legends[0].get_texts()) == 2
     slow = results.LiveCurves(every_seconds=1000.0)
     for _ in range(5):
         slow("resnet50, fold 0", [{"epoch": 1, **row}])

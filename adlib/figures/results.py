@@ -52,8 +52,8 @@ def plot_curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
     for run, colour in colours.items():
         right.plot([], [], color=colour, label=TITLES.get(run, run))
     left.set(title="Loss (dotted: validation)", xlabel="epoch", ylabel="cross-entropy")
-    right.set(title="Validation balanced accuracy, by participant", xlabel="epoch", ylim=(0, 1))
-    right.legend(fontsize="small")
+    right.set(title="Validation balanced accuracy", xlabel="epoch", ylim=(0, 1))
+    figure.legend(fontsize="small", loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
