@@ -18,12 +18,11 @@ from adlib.dataset import scan_slices
 from adlib.folds import Fold
 from adlib.params import InputParams, StudyParams
 from adlib.preprocess.cohort import load_preprocessed
+from adlib.preprocess.register import rigid_part
+from adlib.preprocess.search import brain_centre
 from adlib.records import MANIFEST, TISSUE_MAPS, StudyError, read_table
-from adlib.volume import grown
+from adlib.volume import resample
 
-AWAY_MM = (
-    10.0  # what is cut out about the template's brain in the background control: fluid, other brains' edges, skull
-)
 BRIGHT = 99.0  # percentile of the background that becomes 1
 
 
@@ -76,7 +75,9 @@ def _binarised(fold: Fold, params: StudyParams) -> Fold:
 def _background(fold: Fold, params: StudyParams) -> Fold:
     """The head without the brain: what the scanner, the skull and the field of view tell.
 
-    The hole is the template's, the same in all scans: the outline of a person's own brain mask tells of atrophy.
+    Atrophy must not show itself by another way. So the head is seen in its own size, since a fit to the template's
+    tissue scales and shears the skull of a shrunk brain, and the hole is the template's brain, larger than a person's
+    and the same in all scans, since the outline of a person's own brain mask tells of atrophy too.
     """
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id", drop=False)
     scans = manifest.loc[fold.table["scan_id"].unique()]
@@ -92,12 +93,14 @@ def _background(fold: Fold, params: StudyParams) -> Fold:
 def _background_of(scan: dict[str, Any], input_params: InputParams, derivatives: Path) -> np.ndarray:
     done = load_preprocessed(scan, derivatives)
     base = template(abs(float(done.affine[0, 0])))
-    outside = done.native * ~grown(base.mask, AWAY_MM, done.affine)
+    to_rigid = done.scan_to_mni @ np.linalg.inv(rigid_part(done.scan_to_mni, brain_centre()))
+    head = resample(done.native, done.affine, base.mask.shape, base.affine, to_rigid)
+    outside = head * ~base.mask
     if not (outside > 0).any():
         raise StudyError(f"{scan['scan_id']} has nothing outside the brain; the control background needs whole heads")
     outside /= np.percentile(outside[outside > 0], BRIGHT)
     whole = input_params.size / max(outside.shape)  # so that the head is seen to its edges
-    return scan_slices(outside, done.affine, input_params, zoom=min(whole, 1.0))
+    return scan_slices(outside, base.affine, input_params, zoom=min(whole, 1.0))
 
 
 def _metadata_added(fold: Fold, params: StudyParams) -> Fold:
