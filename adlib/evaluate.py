@@ -9,8 +9,9 @@ import pandas as pd
 
 from adlib import scores
 from adlib.baselines import predict_baselines
+from adlib.conformal import prediction_sets, set_scores
 from adlib.params import EvaluateParams, StudyParams
-from adlib.pooling import LEVELS, arrays, pool_level
+from adlib.pooling import LEVELS, arrays, pool_level, uncalibrated
 from adlib.records import (
     AUDIT,
     FEATURES,
@@ -25,6 +26,7 @@ from adlib.records import (
 )
 from adlib.sources.phantom import TRUTH, bayes_probabilities
 from adlib.splits import check_disjoint
+from adlib.subgroups import divided, groups_of_people
 
 NETWORK = "resnet50"
 LEAK = "slice_split"  # the control that shows what a split without regard to participants adds
@@ -41,8 +43,9 @@ def evaluate_study(params: StudyParams) -> dict[str, Any]:
     -------
     dict
         The content of ``metrics.json``: ``entries`` with run, level, metric, class, n, point and ci95; ``confusion`` by
-        run (participants); ``ceiling``; ``left_out`` scans; ``accepted``, the audit's stop findings that the params
-        accept; ``sources`` with the digest of every table the numbers come from.
+        run (participants); ``subgroups``, entries of the network with their ``group``, and ``small_groups``, names of
+        groups with too few participants; ``ceiling``; ``left_out`` scans; ``accepted``, the audit's stop findings that
+        the params accept; ``sources`` with the digest of every table the numbers come from.
     """
     folder = params.folder
     predictions = read_table(folder / "predictions.parquet", PREDICTIONS)
@@ -60,12 +63,18 @@ def evaluate_study(params: StudyParams) -> dict[str, Any]:
         levels = LEVELS if run in set(predictions["run"]) else {k: v for k, v in LEVELS.items() if k != "slice"}
         for level in levels:
             entries += score_run(_pooled(table, level, params), str(run), level, params)
+        entries += _sets(runs[runs["run"] == run], str(run), params)
+        if run in set(predictions["run"]):
+            entries += _before_calibration(table, str(run), params)
     entries += _against_baselines(tested, params)
+    subgroups, small = _subgroups(tested[tested["run"] == NETWORK], manifest, params)
     metrics = {
         "study": params.study,
         "classes": list(params.classes),
         "bootstrap": params.evaluate.bootstrap,
         "entries": [_plain(entry) for entry in entries],
+        "subgroups": [_plain(entry) for entry in subgroups],
+        "small_groups": small,
         "confusion": {str(run): _confusion(t, params) for run, t in tested.groupby("run", sort=False)},
         "left_out": _left_out(features),
         "accepted": accepted_findings(read_table(folder / "audit.tsv", AUDIT)),
@@ -111,6 +120,56 @@ def score_run(pooled: pd.DataFrame, run: str, level: str, params: StudyParams) -
     found["brier", None] = scores.brier(y, p, weights)
     found["calibration_error", None] = scores.calibration_error(y, p, weights, params.evaluate.calibration_bins)
     return [_entry(run, level, metric, label, len(y), values) for (metric, label), values in found.items()]
+
+
+def _sets(table: pd.DataFrame, run: str, params: StudyParams) -> list[dict[str, Any]]:
+    """Coverage and size of the prediction sets of one run's tested participants."""
+    validation, tested = (_pooled(table[table["split"] == part], "subject", params) for part in ("validation", "test"))
+    y, _, groups = arrays(tested, params.classes)
+    sets = prediction_sets(validation, tested, params.classes, params.evaluate.coverage)
+    found = set_scores(y, sets, scores.cluster_weights(groups, params.evaluate.bootstrap, params.seed), params.classes)
+    return [_entry(run, "subject", metric, label, len(y), values) for (metric, label), values in found.items()]
+
+
+def _before_calibration(table: pd.DataFrame, run: str, params: StudyParams) -> list[dict[str, Any]]:
+    """Log loss and calibration error of participants as the network itself says them."""
+    y, p, groups = arrays(_pooled(uncalibrated(table), "subject", params), params.classes)
+    weights = scores.cluster_weights(groups, params.evaluate.bootstrap, params.seed)
+    found = {
+        "log_loss_uncalibrated": scores.log_loss(y, p, weights),
+        "calibration_error_uncalibrated": scores.calibration_error(y, p, weights, params.evaluate.calibration_bins),
+    }
+    return [_entry(run, "subject", metric, None, len(y), values) for metric, values in found.items()]
+
+
+def _subgroups(
+    tested: pd.DataFrame, manifest: pd.DataFrame, params: StudyParams
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Two scores of the network in each group of participants, and the names of groups that are too small."""
+    entries, small = [], []
+    groups = groups_of_people(manifest, params.evaluate.age_bands)
+    for name, part in divided(_pooled(tested, "subject", params), groups):
+        n = part["participant_id"].nunique()
+        if n < params.evaluate.subgroup_minimum:
+            small.append(name)
+            continue
+        found = _group_scores(part, params)
+        entries += [_entry(NETWORK, "subject", k, None, n, values) | {"group": name} for k, values in found.items()]
+    return entries, small
+
+
+def _group_scores(pooled: pd.DataFrame, params: StudyParams) -> dict[str, np.ndarray]:
+    """As `_two_scores`; where a class is missing, balanced accuracy is not comparable and therefore NaN."""
+    y, p, groups = arrays(pooled, params.classes)
+    weights = scores.cluster_weights(groups, params.evaluate.bootstrap, params.seed)
+    complete = (weights @ np.eye(len(params.classes))[y] > 0).all(1)
+    balanced = np.full(len(weights), np.nan)
+    matrix = scores.confusion(y, p, weights[complete])
+    balanced[complete] = scores.from_confusion(matrix, params.classes)["balanced_accuracy", None]
+    return {
+        "balanced_accuracy": balanced,
+        "roc_auc_binary": binary_auc(y, p, weights, params.classes, params.evaluate),
+    }
 
 
 def binary_auc(
@@ -223,6 +282,13 @@ def metric_table(metrics: dict[str, Any], level: str, names: tuple[str, ...]) ->
     table = pd.DataFrame(rows)
     table["text"] = [written(e) for e in rows]
     return table.pivot(index="run", columns="metric", values="text").reindex(columns=list(names)).fillna("")
+
+
+def subgroup_table(metrics: dict[str, Any]) -> pd.DataFrame:
+    """Groups of participants by n and scores, for reading."""
+    rows = [{"group": e["group"], "participants": e["n"], e["metric"]: written(e)} for e in metrics["subgroups"]]
+    columns = ["group", "participants", "balanced_accuracy", "roc_auc_binary"]
+    return pd.DataFrame(rows, columns=columns).groupby("group", sort=False).first()
 
 
 def written(entry: dict[str, Any]) -> str:

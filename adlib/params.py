@@ -87,6 +87,14 @@ class EvaluateParams(Section):
     binary: dict[str, tuple[str, ...]] = Field(
         {"negative": ("CN",), "positive": ("AD",)}, description="Classes of the two-class view of the result."
     )
+    coverage: float = Field(0.9, ge=0.5, lt=1, description="Share of prediction sets that are to hold the truth.")
+    age_bands: tuple[float, ...] = Field(
+        (65.0, 75.0, 85.0), min_length=1, description="Rising ages that divide the age groups, years."
+    )
+    subgroup_minimum: int = Field(10, ge=2, description="Groups of fewer tested participants are named but not scored.")
+    show_participants: bool = Field(
+        False, description="Draw single test participants of real cohorts too; their terms may forbid it."
+    )
     attribution_scans: int = Field(40, ge=1, description="Test scans whose attribution maps are computed.")
 
 
@@ -141,6 +149,8 @@ class StudyParams(Section):
         unknown = {name for names in self.evaluate.binary.values() for name in names} - set(self.classes)
         if unknown:
             raise ValueError(f"evaluate.binary names {sorted(unknown)}, not among classes {list(self.classes)}")
+        if list(self.evaluate.age_bands) != sorted(set(self.evaluate.age_bands)):
+            raise ValueError(f"evaluate.age_bands must rise, got {list(self.evaluate.age_bands)}")
         if self.input.plane == "three_planes" and len(self.input.positions_mm) != 3:
             raise ValueError(f"three_planes takes three input.positions_mm (z, y, x), got {self.input.positions_mm}")
         if self.train.mixup and self.input.pooling == "attention":

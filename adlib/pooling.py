@@ -110,6 +110,11 @@ def calibrated(predictions: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarra
     return softmax(np.log(p) / predictions["temperature"].to_numpy()[:, None] + bias)
 
 
+def uncalibrated(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The same predictions with no temperature and no biases."""
+    return predictions.drop(columns=predictions.filter(regex="^bias_").columns).assign(temperature=1.0)
+
+
 def _most_frequent(labels: pd.Series) -> str:
     counts = labels.value_counts()
     return labels[labels.isin(counts[counts == counts.max()].index)].iloc[-1]

@@ -17,7 +17,7 @@ from adlib.params import StudyParams
 from adlib.records import FIGURES, StudyError, atomic_path, file_digest, read_json, read_table, write_json
 
 PUBLISHED = Path("figures")  # relative to the repository root
-KEY = ("run", "level", "metric", "class")
+KEY = ("run", "level", "group", "metric", "class")
 IDENTICAL, INSIDE, OUTSIDE = "identical", "inside the reference's 95 % interval", "outside"
 UNBOUNDED = "differs; a p value has no interval to lie in"
 ADDED, LOST = "not in the reference", "not regenerated"
@@ -88,7 +88,7 @@ def compare(params: StudyParams, root: Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        metric, reference, regenerated, verdict (text), one row per (run, level, metric, class).
+        metric, reference, regenerated, verdict (text), one row per (run, level, group, metric, class).
 
     Raises
     ------
@@ -106,7 +106,10 @@ def compare(params: StudyParams, root: Path) -> pd.DataFrame:
             f"the reference {paths[0]} is of study {reference['study']!r}, not {regenerated['study']!r}; "
             f"check with the params file of {reference['study']!r}, or replace the reference with --accept"
         )
-    old, new = ({_name(entry): entry for entry in content["entries"]} for content in (reference, regenerated))
+    old, new = (
+        {_name(entry): entry for entry in [*content["entries"], *content.get("subgroups", [])]}
+        for content in (reference, regenerated)
+    )
     rows = [
         {
             "metric": name,

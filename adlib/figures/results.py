@@ -133,37 +133,45 @@ def _sensitivity(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -
     return np.interp(GRID, false, true)
 
 
-def plot_reliability(pooled: pd.DataFrame, metrics: dict[str, Any], bins: int, seed: int) -> Figure:
-    """Confidence of the decision against how often it is right, with intervals over participants."""
-    y, p, groups = arrays(pooled, tuple(metrics["classes"]))
-    weights = scores.cluster_weights(groups, 500, seed)
+def plot_reliability(
+    pooled: pd.DataFrame, before: pd.DataFrame, metrics: dict[str, Any], bins: int, seed: int
+) -> Figure:
+    """Confidence of the decision against how often it is right, with intervals over participants.
+
+    Dots: calibrated (`pooled`); crosses: the network's own probabilities (`before`).
+    """
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(COLUMN_WIDTH * 0.7, 4.2), sharex=True, height_ratios=(3, 1))
+    looks = (
+        (before, "calibration_error_uncalibrated", "before", {"fmt": "x", "color": NEUTRAL, "elinewidth": 0.8}),
+        (pooled, "calibration_error", "calibrated", {"fmt": "o", "color": ACCENT, "capsize": 2}),
+    )
+    for table, metric, words, look in looks:
+        y, p, groups = arrays(table, tuple(metrics["classes"]))
+        error = written(find(metrics, "resnet50", "subject", metric))
+        where, share, spread = _binned(y, p, scores.cluster_weights(groups, 500, seed), bins)
+        top.errorbar(where, share, spread, label=f"{words}: error {error}", **look)
+        style = {"color": look["color"], "histtype": "stepfilled" if table is pooled else "step"}
+        bottom.hist(p.max(1), bins=np.linspace(0, 1, bins + 1), **style)
+    top.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":")
+    top.set(title="Reliability by participant", ylabel="share right", ylim=(0, 1.02), xlim=(0, 1))
+    top.legend(fontsize="x-small", loc="upper left")
+    bottom.set(xlabel="confidence of the decision (grey: before calibration)", ylabel="participants")
+    return figure
+
+
+def _binned(y: np.ndarray, p: np.ndarray, weights: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean confidence (b,), share of right decisions (b,) and its spread below and above (2, b) of bins with items."""
     confidence, right = p.max(1), (p.argmax(1) == y).astype(float)
     member = np.minimum((confidence * bins).astype(int), bins - 1)
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(COLUMN_WIDTH * 0.6, 3.8), sharex=True, height_ratios=(3, 1))
+    found = []
     for index in np.unique(member):
         inside = member == index
         with np.errstate(invalid="ignore"):
             share = (weights[:, inside] @ right[inside]) / weights[:, inside].sum(1)
         low, high = np.nanpercentile(share[1:], [2.5, 97.5])
-        top.errorbar(
-            confidence[inside].mean(),
-            share[0],
-            [[max(share[0] - low, 0)], [max(high - share[0], 0)]],
-            fmt="o",
-            color=ACCENT,
-            capsize=2,
-        )
-    top.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":")
-    error = written(find(metrics, "resnet50", "subject", "calibration_error"))
-    top.set(
-        title=f"Reliability by participant\n(calibration error {error})",
-        ylabel="share right",
-        ylim=(0, 1.02),
-        xlim=(0, 1),
-    )
-    bottom.hist(confidence, bins=np.linspace(0, 1, bins + 1), color=ACCENT)
-    bottom.set(xlabel="confidence of the decision", ylabel="participants")
-    return figure
+        found.append((confidence[inside].mean(), share[0], max(share[0] - low, 0), max(high - share[0], 0)))
+    where, share, below, above = np.array(found).T
+    return where, share, np.array([below, above])
 
 
 def plot_forest(metrics: dict[str, Any], metric: str, title: str, chance: float) -> Figure:

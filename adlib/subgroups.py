@@ -1,0 +1,56 @@
+"""Groups of participants by what the manifest knows of them: sex, age, site, scanner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+
+def groups_of_people(manifest: pd.DataFrame, age_bands: tuple[float, ...]) -> pd.DataFrame:
+    """Group names of each participant, by the facts of the first session.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+        As `records.MANIFEST`.
+    age_bands : tuple of float
+        Rising ages that divide bands, years.
+
+    Returns
+    -------
+    DataFrame
+        Index participant_id; columns sex, age, site, manufacturer, field strength (text, missing where unknown), and
+        only those in which participants differ.
+    """
+    first = manifest.sort_values(["participant_id", "session_id"]).drop_duplicates("participant_id")
+    first = first.set_index("participant_id")
+    named = pd.DataFrame(
+        {
+            "sex": first["sex"].astype("string").str.upper().str[0],
+            "age": _bands(first["age"], age_bands),
+            "site": first["site"].astype("string"),
+            "manufacturer": first["manufacturer"].astype("string").str.strip(),
+            "field strength": first["field_strength_T"].map("{:g} T".format, na_action="ignore").astype("string"),
+        }
+    )
+    return named.loc[:, named.nunique() > 1]
+
+
+def _bands(age: pd.Series, edges: tuple[float, ...]) -> pd.Series:
+    names = [f"under {edges[0]:g}", *(f"{low:g} to under {high:g}" for low, high in pairwise(edges))]
+    names.append(f"{edges[-1]:g} and over")
+    return pd.cut(age, [-np.inf, *edges, np.inf], right=False, labels=names, ordered=True)
+
+
+def divided(pooled: pd.DataFrame, groups: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Name, such as ``sex F``, and rows of `pooled` of each group of each column; age bands rise."""
+    for column in groups:
+        own = pooled["participant_id"].map(groups[column])
+        order = groups[column].cat.categories if column == "age" else sorted(own.dropna().unique())
+        for name in order:
+            inside = (own == name).to_numpy(bool, na_value=False)
+            if inside.any():
+                yield f"{column} {name}", pooled[inside]
