@@ -159,17 +159,21 @@ def _subgroups(
 
 
 def _group_scores(pooled: pd.DataFrame, params: StudyParams) -> dict[str, np.ndarray]:
-    """As `_two_scores`; where a class is missing, balanced accuracy is not comparable and therefore NaN."""
+    """As `_two_scores`, but NaN where they would mislead.
+
+    Without one of the classes balanced accuracy has another chance level; with a handful of participants on one side of
+    the binary view its AUC is often 1 in every resample.
+    """
     y, p, groups = arrays(pooled, params.classes)
     weights = scores.cluster_weights(groups, params.evaluate.bootstrap, params.seed)
     complete = (weights @ np.eye(len(params.classes))[y] > 0).all(1)
     balanced = np.full(len(weights), np.nan)
     matrix = scores.confusion(y, p, weights[complete])
     balanced[complete] = scores.from_confusion(matrix, params.classes)["balanced_accuracy", None]
-    return {
-        "balanced_accuracy": balanced,
-        "roc_auc_binary": binary_auc(y, p, weights, params.classes, params.evaluate),
-    }
+    sides = [pooled["truth"].isin(names).sum() for names in params.evaluate.binary.values()]
+    enough = 2 * min(sides) >= params.evaluate.subgroup_minimum
+    area = binary_auc(y, p, weights, params.classes, params.evaluate) if enough else np.full(len(weights), np.nan)
+    return {"balanced_accuracy": balanced, "roc_auc_binary": area}
 
 
 def binary_auc(

@@ -91,7 +91,11 @@ class EvaluateParams(Section):
     age_bands: tuple[float, ...] = Field(
         (65.0, 75.0, 85.0), min_length=1, description="Rising ages that divide the age groups, years."
     )
-    subgroup_minimum: int = Field(10, ge=2, description="Groups of fewer tested participants are named but not scored.")
+    subgroup_minimum: int = Field(
+        10,
+        ge=2,
+        description="Groups of fewer tested participants are named, not scored; an AUC takes half that on each side.",
+    )
     show_participants: bool = Field(
         False, description="Draw single test participants of real cohorts too; their terms may forbid it."
     )

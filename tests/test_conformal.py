@@ -61,7 +61,7 @@ def test_a_class_is_in_the_set_where_its_conformal_p_value_is_above_the_error():
     for n, coverage in ((19, 0.9), (34, 0.9), (57, 0.75)):
         y, logits = cohort(n, rng)
         p = np.round(softmax(logits), 2)  # ties
-        y_new, logits_new = cohort(50, rng)
+        _, logits_new = cohort(50, rng)
         tested = np.round(softmax(logits_new), 2)
         known = p[np.arange(n), y]
         by_definition = [[(1 + np.sum(known <= one)) / (n + 1) > 1 - coverage + 1e-12 for one in row] for row in tested]
@@ -81,7 +81,9 @@ def test_too_few_validation_participants_promise_nothing_less_than_all_classes()
     y, p = np.arange(8) % 4, np.tile([0.7, 0.1, 0.1, 0.1], (8, 1))
     assert lowest_probability(y, p, 0.9) == 0
     assert prediction_sets(table(y, p), table(y, p), CLASSES, 0.9).all()
-    assert lowest_probability(np.zeros(9, int), np.linspace(0.1, 0.9, 9)[:, None] * np.ones(4), 0.9) == pytest.approx(0.1)
+    assert lowest_probability(np.zeros(9, int), np.linspace(0.1, 0.9, 9)[:, None] * np.ones(4), 0.9) == pytest.approx(
+        0.1
+    )
 
 
 def test_each_fold_has_its_own_bound_and_no_set_is_empty():

@@ -153,7 +153,7 @@ def plot_reliability(
         style = {"color": look["color"], "histtype": "stepfilled" if table is pooled else "step"}
         bottom.hist(p.max(1), bins=np.linspace(0, 1, bins + 1), **style)
     top.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":")
-    top.set(title="Reliability by participant", ylabel="share right", ylim=(0, 1.02), xlim=(0, 1))
+    top.set(title="Reliability by participant", ylabel="share right", ylim=(-0.03, 1.03), xlim=(0, 1))
     top.legend(fontsize="x-small", loc="upper left")
     bottom.set(xlabel="confidence of the decision (grey: before calibration)", ylabel="participants")
     return figure

@@ -22,7 +22,10 @@ GRID = np.linspace(0, 1, 101)
 
 
 def plot_precision_recall(pooled: pd.DataFrame, metrics: dict[str, Any], seed: int) -> Figure:
-    """Precision of each class against recall, with 95 % bands over participants; dotted: the share of the class."""
+    """Precision of each class against recall, with 95 % bands over participants; dotted: the share of the class.
+
+    AP is the average precision.
+    """
     classes = tuple(metrics["classes"])
     y, p, groups = arrays(pooled, classes)
     weights = scores.cluster_weights(groups, 300, seed)
@@ -35,7 +38,7 @@ def plot_precision_recall(pooled: pd.DataFrame, metrics: dict[str, Any], seed: i
         axis.plot(GRID, curves[0], color=colour)
         axis.axhline(np.mean(y == k), color=NEUTRAL, linestyle=":", linewidth=1)
         average = find(metrics, "resnet50", "subject", "average_precision", name)
-        axis.set_title(f"{name} against the rest\nmean {written(average)}", size="x-small")
+        axis.set_title(f"{name} against the rest\nAP {written(average)}", size="x-small")
         axis.set(aspect="equal", xlabel="recall", ylabel="precision" if k == 0 else "", xlim=(0, 1), ylim=(0, 1.02))
     return figure
 
@@ -44,7 +47,8 @@ def precision_at(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -
     """Precision at each recall of `GRID`: that of the strictest threshold which finds so many, no better one's."""
     precision, recall, _ = precision_recall_curve(positive, score, sample_weight=weights, drop_intermediate=False)
     precision, recall = precision[:-1][::-1], recall[:-1][::-1]  # strict thresholds first; the made-up point left out
-    return precision[np.minimum(np.searchsorted(recall, GRID - 1e-9), len(recall) - 1)]
+    found = np.searchsorted(recall, np.maximum(GRID, 1e-6) - 1e-9)  # at recall 0 that of the first one found
+    return precision[np.minimum(found, len(recall) - 1)]
 
 
 def plot_conformal(
@@ -68,7 +72,7 @@ def plot_conformal(
     figure, (left, right) = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 3.0), width_ratios=(1, 1.15))
     left.fill_between(
         curve["nominal"], curve["expected_low"], curve["expected_high"], color=NEUTRAL, alpha=0.18, linewidth=0,
-        label="95 % of studies of this size",
+        label="95 % by chance, for this size",
     )  # fmt: skip
     left.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":", linewidth=1, label="as promised")
     spread = np.abs(curve[["low", "high"]].to_numpy().T - curve["coverage"].to_numpy())
@@ -77,7 +81,7 @@ def plot_conformal(
     )
     held = written(find(metrics, "resnet50", "subject", "coverage"))
     left.set(title=f"Sets that hold the truth\n({nominal:.0%} promised: {held})", xlabel="promised", ylabel="measured")
-    left.set(xlim=(0.45, 1), ylim=(min(0.45, curve["low"].min() - 0.02), 1.01))
+    left.set(xlim=(0.45, 1), ylim=(0, 1.01), xticks=np.arange(0.5, 1.01, 0.1), yticks=np.arange(0, 1.01, 0.2))
     left.legend(fontsize="x-small", loc="lower right")
     for axis in (left.xaxis, left.yaxis):
         axis.set_major_formatter(PercentFormatter(1))
@@ -105,11 +109,11 @@ def _sizes(axis: plt.Axes, sizes: np.ndarray, truth: np.ndarray, classes: tuple[
                 loc="upper center", bbox_to_anchor=(0.5, -0.22), frameon=False)  # fmt: skip
 
 
-def plot_subgroups(metrics: dict[str, Any]) -> Figure:
-    """Balanced accuracy and binary AUC of the network in each group of participants; dashed: all of them."""
+def plot_subgroups(metrics: dict[str, Any], binary: str) -> Figure:
+    """Balanced accuracy and AUC of `binary` (in words) of the network in each group of participants and in all."""
     groups = list(dict.fromkeys(e["group"] for e in metrics["subgroups"]))
     figure, axes = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 1.3 + 0.3 * max(len(groups), 1)), sharey=True)
-    titles = {"balanced_accuracy": "Balanced accuracy", "roc_auc_binary": "ROC AUC, two classes"}
+    titles = {"balanced_accuracy": "Balanced accuracy", "roc_auc_binary": f"ROC AUC, {binary}"}
     chances = (1 / len(metrics["classes"]), 0.5)
     for axis, (metric, title), chance in zip(axes, titles.items(), chances, strict=True):
         whole = find(metrics, "resnet50", "subject", metric)
@@ -117,11 +121,14 @@ def plot_subgroups(metrics: dict[str, Any]) -> Figure:
         axis.axvline(whole["point"], color=ACCENT, linestyle="--", linewidth=1)
         axis.axvline(chance, color=NEUTRAL, linestyle=":")
         for entry in metrics["subgroups"]:
-            if entry["metric"] == metric and entry["point"] is not None:
-                place, (low, high) = groups.index(entry["group"]), entry["ci95"]
-                axis.plot([low, high], [place, place], color=NEUTRAL)
+            place = groups.index(entry["group"])
+            if entry["metric"] == metric and entry["point"] is None:
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+                axis.text(0.02, place, "too few of a class", va="center", color=NEUTRAL, size="x-small", bbox=box)
+            elif entry["metric"] == metric:
+                axis.plot(entry["ci95"], [place, place], color=NEUTRAL)
                 axis.plot(entry["point"], place, "o", color=NEUTRAL)
-        axis.set(title=f"{title}\nall: {written(whole)}", xlim=(0, 1))
+        axis.set(title=f"{title}\nall: {written(whole)}", xlim=(0, 1.03))
         axis.grid(axis="x")
     numbers = {entry["group"]: entry["n"] for entry in metrics["subgroups"]}
     axes[0].set_yticks(range(len(groups)), [f"{name} ({numbers[name]})" for name in groups])
@@ -135,7 +142,7 @@ def plot_failures(failures: Failures) -> Figure:
     """The middle slice of each confident error with truth, answer, probability and quality verdict."""
     count = len(failures.table)
     columns, rows = 4, max(1, -(-count // 4))
-    figure, axes = plt.subplots(rows, columns, figsize=(COLUMN_WIDTH, 2.3 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(COLUMN_WIDTH, 2.15 * rows + 0.3), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, row, image in zip(axes.flat, failures.table.to_dict("records"), failures.images, strict=False):
@@ -144,6 +151,7 @@ def plot_failures(failures: Failures) -> Figure:
         quality = textwrap.fill(f"quality: {row['qc_verdict']}{reasons}", 30)
         said = f"{row['participant_id']}\ntruth {row['truth']}, answer {row['answer']} ({row['probability']:.2f})"
         axis.set_title(f"{said}\n{quality}", size="x-small", weight="normal")
+    figure.suptitle("The most confident wrong answers (probability of the answer)", size="medium", weight="bold")
     if not count:
         axes[0, 0].text(0, 0.5, "no tested participant was answered wrongly")
     return figure
