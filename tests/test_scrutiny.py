@@ -125,6 +125,11 @@ def test_the_forest_of_groups_has_a_row_for_each_and_says_where_there_is_no_scor
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["sex F (30)", "sex M (12)"]
     assert [[t.get_text() for t in axis.texts] for axis in figure.axes] == [["too few of a class"]] * 2
     assert "AD against CN" in texts(figure)
+    nobody = metrics("balanced_accuracy", "roc_auc_binary")
+    nobody["entries"][1] |= {"point": None, "ci95": None}
+    figure = scrutiny.plot_subgroups(nobody, "AD against CN")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["no group is\nlarge enough"]
+    assert "all: undefined" in texts(figure)
 
 
 def test_reliability_shows_both_before_and_after():

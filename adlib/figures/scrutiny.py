@@ -117,8 +117,9 @@ def plot_subgroups(metrics: dict[str, Any], binary: str) -> Figure:
     chances = (1 / len(metrics["classes"]), 0.5)
     for axis, (metric, title), chance in zip(axes, titles.items(), chances, strict=True):
         whole = find(metrics, "resnet50", "subject", metric)
-        axis.axvspan(*whole["ci95"], color=ACCENT, alpha=0.1, linewidth=0)
-        axis.axvline(whole["point"], color=ACCENT, linestyle="--", linewidth=1)
+        if whole["point"] is not None:
+            axis.axvspan(*whole["ci95"], color=ACCENT, alpha=0.1, linewidth=0)
+            axis.axvline(whole["point"], color=ACCENT, linestyle="--", linewidth=1)
         axis.axvline(chance, color=NEUTRAL, linestyle=":")
         for entry in metrics["subgroups"]:
             place = groups.index(entry["group"])
@@ -131,7 +132,8 @@ def plot_subgroups(metrics: dict[str, Any], binary: str) -> Figure:
         axis.set(title=f"{title}\nall: {written(whole)}", xlim=(0, 1.03))
         axis.grid(axis="x")
     numbers = {entry["group"]: entry["n"] for entry in metrics["subgroups"]}
-    axes[0].set_yticks(range(len(groups)), [f"{name} ({numbers[name]})" for name in groups])
+    labels = [f"{name} ({numbers[name]})" for name in groups] or ["no group is\nlarge enough"]
+    axes[0].set_yticks(range(len(labels)), labels)
     axes[0].set_ylim(max(len(groups), 1) - 0.4, -0.6)
     figure.supxlabel("dots and bars: group (participants) with 95 % interval;\n"
                      "blue: all participants; dotted: chance", size="small")  # fmt: skip
