@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from adlib.keys import flat
 from adlib.params import StudyParams, load_params
 from adlib.publication import score, score_name
 from adlib.records import StudyError, read_json, write_text
 from adlib.report.page import render
 from adlib.report.results import Table, public_params, table
-from adlib.report.words import metric_title, run_of
+from adlib.report.words import columns, metric_title, moment, run_of, unbroken
 
 PAGE = "compare.html"
 SHOWN = ("balanced_accuracy", "roc_auc", "roc_auc_binary", "brier", "calibration_error")
@@ -33,7 +31,7 @@ class Side:
 
     @property
     def title(self) -> str:
-        return f"{self.params.study}, finished {self.history.get('finished', 'at an unknown time')}"
+        return f"{self.params.study}, finished {moment(self.history.get('finished'))}"
 
 
 def read_side(folder: Path) -> Side:
@@ -76,7 +74,7 @@ def compare(first: Path, second: Path, outputs: Path) -> tuple[Path, str]:
         params=params_that_differ(a, b),
         code=code_that_differs(a, b),
     )
-    screen = pd.DataFrame(main.rows, columns=list(main.header)).to_string(index=False, justify="left")
+    screen = columns([main.header, *main.rows])
     sides = "\n".join(f"{name}  {side.title}  ({side.folder})" for name, side in (("A", a), ("B", b)))
     return write_text(text, outputs / PAGE), f"{sides}\n{screen}"
 
@@ -92,7 +90,17 @@ def scores(a: Side, b: Side, caption: str, *, main_only: bool = False) -> Table:
         title = " less ".join(run_of(run).title for run in entry["run"].split(" - "))
         what = metric_title(entry["metric"], entry.get("class"))
         level = () if main_only else (LEVELS.get(entry["level"], entry["level"]),)
-        rows.append((title, *level, what, score(one), score(other), _change(one, other), verdict(one, other)))
+        rows.append(
+            (
+                title,
+                *level,
+                what,
+                unbroken(score(one)),
+                unbroken(score(other)),
+                _change(one, other),
+                verdict(one, other),
+            )
+        )
     level = () if main_only else ("Scored",)
     return table(caption, ("Run", *level, "Score", "A", "B", "B less A", "Verdict"), rows)
 

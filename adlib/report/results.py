@@ -15,7 +15,18 @@ from adlib.params import StudyParams
 from adlib.records import StudyError
 from adlib.report.content import NETWORK, Study
 from adlib.report.shows import may_show, shows
-from adlib.report.words import CHANCE, METRICS, clock, listed, metric_title, percent, run_of, written
+from adlib.report.words import (
+    CHANCE,
+    METRICS,
+    clock,
+    listed,
+    metric_title,
+    moment,
+    percent,
+    run_of,
+    step_title,
+    written,
+)
 
 MAIN = (("balanced_accuracy", None), ("roc_auc", "macro"), ("roc_auc_binary", None), ("brier", None))
 DIFFERENCES = ("balanced_accuracy_difference", "roc_auc_binary_difference", "mcnemar_p")
@@ -71,13 +82,21 @@ def control_rows(study: Study) -> Table:
     )
 
 
+def above_chance(study: Study) -> list[str]:
+    """Controls that must fall to chance and did not, in words."""
+    names = [name for name in study.runs() if CHANCE in run_of(name).meaning]
+    entries = {run_of(name).title: study.entry(name, "balanced_accuracy") for name in names}
+    known = {title: entry for title, entry in entries.items() if entry and entry["ci95"] and None not in entry["ci95"]}
+    return [title for title, entry in known.items() if entry["ci95"][0] > study.chance]
+
+
 def _shown(study: Study, name: str, meaning: str, entry: dict[str, Any] | None) -> str:
     interval = (entry or {}).get("ci95")
     if not interval or None in interval:
         return "no interval, no conclusion"
-    low, high = interval
+    high = interval[1]
     if CHANCE in meaning:
-        if low > study.chance:
+        if run_of(name).title in above_chance(study):
             return f"not as it must: the interval lies above chance ({study.chance:.2f}); something else is learnt"
         return f"as it must: chance ({study.chance:.2f}) is " + ("in the interval" if high >= study.chance else "above")
     network = study.entry(NETWORK, "balanced_accuracy")
@@ -133,7 +152,7 @@ def confusion(study: Study) -> Table:
     """Participants by truth and decision of the network."""
     classes, matrix = study.params.classes, study.metrics["confusion"].get(NETWORK, [])
     rows = [
-        (name, *(f"{count} ({percent(round(count / max(sum(row), 1), 2))})" for count in row))
+        (name, *(f"{count}\u00a0({percent(round(count / max(sum(row), 1), 2))})" for count in row))
         for name, row in zip(classes, matrix, strict=False)
     ]
     header = ("Truth", *(f"decided {name}" for name in classes))
@@ -256,14 +275,14 @@ def provenance(study: Study) -> list[tuple[str, str]]:
     told = study.history
     sha, dirty = told.get("git_sha") or "not under git", told.get("git_dirty")
     return [
-        ("Started", told.get("started", "unknown")),
-        ("Finished", told.get("finished", "unknown")),
+        ("Started", moment(told.get("started"))),
+        ("Finished", moment(told.get("finished"))),
         ("Code", f"git {sha}" + (", with changes that were not committed" if dirty else "")),
         ("Python", told.get("python", "unknown")),
         ("Machine", told.get("platform", "unknown")),
         ("Device", told.get("device", "unknown")),
         ("Seed", str(told.get("seed", "unknown"))),
-        ("Minutes by step", ", ".join(f"{step} {clock(s)}" for step, s in told.get("seconds", {}).items())),
+        ("Minutes by step", ", ".join(f"{step_title(step)} {clock(s)}" for step, s in told.get("seconds", {}).items())),
     ]
 
 

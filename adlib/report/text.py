@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adlib.report.content import NETWORK, Study
-from adlib.report.results import accepted, warnings
+from adlib.report.results import above_chance, accepted, warnings
 from adlib.report.words import listed, percent, run_of, sentence_score, written
 
 SMALL = 30  # test participants of a class below which its scores are hardly known
@@ -97,7 +97,10 @@ def conclusion(study: Study) -> str:
     else:
         beside = "it was not shown to be better or worse than the best baseline without a network"
     whom = "simulated participants" if study.simulated else "participants like these"
-    return f"On {whom} the network was better than guessing; {beside}."
+    doubt = ""
+    if failed := above_chance(study):
+        doubt = f" Not all of that need come from the brain: {listed(failed).lower()} did not fall to chance."
+    return f"On {whom} the network was better than guessing; {beside}.{doubt}"
 
 
 def best_baseline(study: Study) -> str | None:
@@ -128,6 +131,10 @@ def limitations(study: Study) -> list[str]:
         said.append("No other cohort was tested.")
     if missing := sorted({"shuffled_labels", "background"} - set(study.runs())):
         said.append(f"Controls that were not run: {listed(run_of(name).title for name in missing)}.")
+    if failed := above_chance(study):
+        said.append(
+            f"Controls that did not fall to chance: {listed(failed)}. Something beside the brain tells the class."
+        )
     said.append("Scores by age, sex, site or other groups of people were not taken.")
     if not study.simulated:
         said.append("Clinical labels are themselves uncertain; no pathology or biomarker confirmed them in this study.")

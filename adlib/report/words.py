@@ -114,7 +114,19 @@ def listed(items: Iterable[object]) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+    return f"{100 * share:.3g}\u00a0%"
+
+
+def moment(text: str | None) -> str:
+    """A time stamp as one reads it: ``2026-01-31 18:05 UTC``."""
+    return f"{text[:10]} {text[11:16]} UTC" if text and text.endswith("+00:00") else text or "at an unknown time"
+
+
+def columns(rows: Iterable[tuple[str, ...]]) -> str:
+    """Rows as lines of aligned columns, for a screen."""
+    rows = list(rows)
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def step_title(name: str) -> str:
