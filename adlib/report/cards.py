@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from adlib.records import TISSUE_MAPS
 from adlib.report import results, text
 from adlib.report.content import NETWORK, Study
 from adlib.report.methods import SOURCES, methods
@@ -27,6 +28,7 @@ def model_card(study: Study) -> str:
         title=f"ResNet50 of study {study.params.study}",
         classes=listed(study.params.classes),
         answer=_answer(study),
+        takes_heads=_takes_heads(study),
         training=_cohort_counts(study),
         methods=methods(study),
         tables=[results.runs(study), results.control_rows(study), results.confusion(study), results.by_class(study)],
@@ -100,10 +102,17 @@ def _trained_on(study: Study) -> str:
     return "**Research only.** The model must not be used for the diagnosis or care of a person."
 
 
+def _takes_heads(study: Study) -> bool:
+    return not study.params.input.flat and TISSUE_MAPS not in study.card.get("spaces", [])
+
+
 def _answer(study: Study) -> str:
     size, covariates = study.params.input.size, [name for name, *_ in study.card.get("covariates", [])]
     beside = f", and {listed(covariates)}" if covariates else ""
-    return f"Slices of {size} by {size} pixels, cut from a scan in MNI152 space by adlib itself{beside}"
+    if study.params.input.flat:
+        return f"ready-made 2-D slices of {size} by {size} pixels{beside}; the model cannot take a whole head"
+    source = "a scan" if _takes_heads(study) else "grey-matter maps (the model cannot take a T1w head)"
+    return f"slices of {size} by {size} pixels that adlib cuts from {source} in MNI152 space{beside}"
 
 
 def _cohort_counts(study: Study) -> str:

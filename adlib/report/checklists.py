@@ -46,6 +46,7 @@ def _answered(items: Items, study: Study) -> Items:
 def answers(study: Study) -> dict[str, str]:
     """What the records say to the questions that both guidelines ask."""
     said = {name: " ".join(sentences) for name, sentences in methods(study).items()}
+    unknown = "participants-unknown" in set(study.audit["check"])
     about = _about_data(study) | _about_model(study) | _about_results(study) | _about_openness(study)
     return (
         ALWAYS
@@ -67,6 +68,8 @@ def answers(study: Study) -> dict[str, str]:
             "uncertainty": said["Evaluation"],
             "built": f"{about['model']} {said['Training']}",
             "with_subgroups": f"{about['performance']} Subgroups: not done.",
+            "level": ALWAYS["level"]
+            + (" Who is shown is not known here, so groups stand in for people." if unknown else ""),
             "interpretation": text.conclusion(study),
         }
     )
@@ -81,8 +84,8 @@ def _about_data(study: Study) -> dict[str, str]:
         "agreement": made if study.simulated else f"{NOT_DONE}.",
         "design": made if study.simulated else "Retrospective: the data were collected by others.",
         "deidentified": made if study.simulated else "Names in headers are not kept; published pages are aggregate.",
-        "missing": f"Scans that lack a value: {lacking} of {len(study.manifest)}. The network needs the image alone; "
-        "baselines take the median.",
+        "missing": f"Scans that lack a value: {lacking} of {len(study.manifest)}. "
+        "The network needs the image, and takes the mean of a covariate that it is told; baselines take the median.",
         "why_labels": made if study.simulated else by_source,
         "annotators": made if study.simulated else by_source,
         "blinding": made if study.simulated else by_source,

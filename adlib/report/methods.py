@@ -99,10 +99,13 @@ def preprocessing(params: StudyParams) -> list[str]:
     """What was done to each scan."""
     if params.input.flat:
         return ["Ready-made 2-D slices were used; no volume was registered, corrected or segmented."]
-    p = params.preprocess
+    p, kind = params.preprocess, params.source.kind
+    if kind == "oasis_vbm":
+        return [f"The tissue maps were resampled to a grid of {p.resolution_mm:g} mm and measured, and nothing else."]
+    registration = "kept as it was registered" if kind == "caps" else REGISTRATION[p.registration]
     bias = "corrected for the bias field by N4" if p.bias_correction else "not corrected for the bias field"
     return [
-        f"Each scan was reoriented, {REGISTRATION[p.registration]} on a grid of {p.resolution_mm:g} mm, and {bias}.",
+        f"Each scan was reoriented, {registration} on a grid of {p.resolution_mm:g} mm, and {bias}.",
         f"{EXTRACTION[p.brain_extraction]}; scans that came as extracted brains were recognised and kept as they were.",
         f"{NORMALISATION[p.normalise]}.",
         "Tissues were segmented and volumes measured in the person's own head; quality control compared each scan "
@@ -145,11 +148,13 @@ def split(params: StudyParams) -> list[str]:
     }[p.protocol]
     if p.repeats > 1 and p.protocol in ("holdout", "kfold"):
         said += f", {p.repeats} times with other random splits"
-    sites = " and by site" if p.balance_sites else ""
+    sentences = [f"{said}; all scans of a participant stand on one side of every split."]
+    if p.protocol in ("holdout", "kfold"):
+        sentences.append(f"The split is random within classes{' and by site' if p.balance_sites else ''}.")
     return [
-        f"{said}; all scans of a participant stand on one side of every split.",
-        f"The split is random within classes{sites}; {percent(p.validation_fraction)} of the remaining participants "
-        "drew the validation curve and calibrated the probabilities.",
+        *sentences,
+        f"{percent(p.validation_fraction)} of the remaining participants drew the validation curve and calibrated the "
+        "probabilities.",
     ]
 
 
@@ -161,15 +166,16 @@ def training(study: Study) -> list[str]:
     said = [
         f"ResNet50 (He et al. 2016, doi:10.1109/CVPR.2016.90) began from {origin if '/' not in origin else 'a file'}"
         + (f", with {counted(p.frozen_stages, 'stage')} frozen." if p.frozen_stages else "."),
-        f"It was trained for {p.epochs} epochs in batches of {p.batch_size} slices by AdamW on a one-cycle schedule "
-        f"with {rate}, on cross-entropy with label smoothing {p.label_smoothing:g}, {BALANCE[p.balance]}.",
+        f"It was trained for {'up to ' if p.patience else ''}{p.epochs} epochs in batches of {p.batch_size} slices by "
+        f"AdamW on a one-cycle schedule with {rate}, on cross-entropy with label "
+        f"smoothing {p.label_smoothing:g}, {BALANCE[p.balance]}.",
         AUGMENT[p.augment],
         _last_epoch(params),
     ]
     if p.auxiliary_weight:
         said.append(
             f"While trained it also learned to tell age and volumes of the training participants (weight "
-            f"{p.auxiliary_weight:g}); a prediction needs the image alone."
+            f"{p.auxiliary_weight:g}); a prediction needs none of them."
         )
     options = {
         f"dropout of {p.dropout:g}": p.dropout,
@@ -183,7 +189,7 @@ def training(study: Study) -> list[str]:
     if params.search.trials:
         said.append(
             f"{listed(params.search.space)} were chosen from {params.search.trials} trials by Optuna on "
-            f"{params.search.folds} inner folds inside the training participants of each fold."
+            f"{params.search.folds} inner folds inside the training participants of each fold; these were used."
         )
     return said
 
