@@ -93,8 +93,8 @@ def _about_data(study: Study) -> dict[str, str]:
         "setting": made if study.simulated else f"Sites: {facts['Sites']}. {by_source}",
         "dates": made if study.simulated else f"Scans acquired {facts['Acquired']}.",
         "size": f"{text.people(study)} participants, all that the source has; no sample size was computed.",
-        "acquisition": f"Sites: {facts['Sites']}; manufacturers: {facts['Manufacturers']}; field strengths: "
-        f"{facts['Field strengths, T']} T.",
+        "acquisition": f"Sites: {facts['Sites']}; manufacturers: {facts['Manufacturers']}; field strengths in "
+        f"tesla: {facts['Field strengths, T']}.",
         "ethics": made if study.simulated else f"{NOT_DONE}: the approval is that of the source; state it.",
         "flow": f"{PAGE}, Cohort, flow.",
         "demographics": f"{PAGE}, Cohort: age and sex by class; by part of the split, class sizes only.",

@@ -233,7 +233,8 @@ def acquisition(study: Study) -> list[tuple[str, str]]:
     scans = study.manifest
     facts = [("Sites", str(scans["site"].nunique() or "not known"))]
     for column, title in (("manufacturer", "Manufacturers"), ("field_strength_T", "Field strengths, T")):
-        facts.append((title, listed(sorted({f"{value}" for value in scans[column].dropna()})) or "not known"))
+        values = sorted({str(value) for value in scans[column].dropna()})
+        facts.append((title, listed(values) if values else "not known"))
     years = pd.to_datetime(scans["acquisition_date"], errors="coerce").dt.year.dropna().astype(int)
     facts.append(("Acquired", f"{years.min()} to {years.max()}" if len(years) else "not known"))
     facts.append(("Participants with several scans", str(int((scans["participant_id"].value_counts() > 1).sum()))))
