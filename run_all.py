@@ -7,8 +7,10 @@
     python run_all.py --from 03                         leave 01 and 02 as they are
     python run_all.py --only 04 --force                 one step, whether or not it is up to date
     python run_all.py --check                           compare the results with the committed reference
+    python run_all.py --compare outputs/a outputs/b     two finished studies side by side
 
-Results go to outputs/<study>/. Stop it at any time: the next run goes on from there.
+Results go to outputs/<study>/, the report to outputs/<study>/report/ once all five steps are up to date. Stop it at any
+time: the next run goes on from there.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ ROOT = Path(__file__).resolve().parent
 OK, FAILED, AUDIT_STOP, UNUSABLE, TERMINATED, INTERRUPTED = 0, 1, 2, 3, 143, 130
 EXIT_CODES = """exit codes:
   0    done, or nothing to do; with --check, all metrics identical or inside the reference's interval
-  1    a step failed; with --check, a metric differs
+  1    a step or the report failed; with --check, a metric differs
   2    the data audit stopped the study
   3    the command, the params, or the state of the study's folder does not allow a run
   130  interrupted (Ctrl-C); run the same command again to go on
@@ -85,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
     params_file = Path(options.params).absolute() if options.params else DEFAULT_PARAMS
+    sides = [Path(folder).absolute() for folder in options.compare or ()]
     os.chdir(ROOT)
     console = Console()
     try:
@@ -92,6 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
         steps = _selected(options)
         if options.dry_run:
             return dry_run(params, steps, options.force, console)
+        if sides:
+            return compare(*sides, params, console)
         if options.check:
             return check(params, console)
         if options.accept:
@@ -109,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(params: StudyParams, steps: tuple[Step, ...], force: bool, console: Console) -> int:
-    """Execute the steps that need it, then write provenance and publish the figures."""
+    """Execute the steps that need it, then write provenance, publish the figures and write the report."""
     started, start = _now(), time.monotonic()
     write_text(dump_params(params), params.folder / "params.yaml")
     ran = 0
@@ -132,8 +137,25 @@ def run(params: StudyParams, steps: tuple[Step, ...], force: bool, console: Cons
         )
     if params.exec.publish and (params.folder / "figures" / "figures.tsv").is_file():
         console.say(f"published {publication.publish(params, ROOT)} figures in figures/")
+    done = _report(params, steps, console)
     console.say(f"{ran} of {len(steps)} steps ran in {clock(time.monotonic() - start)}; results: {params.folder}")
-    return OK
+    return OK if done else FAILED
+
+
+def _report(params: StudyParams, steps: tuple[Step, ...], console: Console) -> bool:
+    """Write the report of a study whose steps are all up to date; those just run or skipped are. False if it failed."""
+    others = [step for step in STEPS if step not in steps]
+    if pending := [step.name for step in others if StepState(step, params, ROOT).why() is not None]:
+        console.say(f"no new report: it waits for {', '.join(pending)}")
+        return True
+    from adlib.report import write_report
+
+    try:
+        console.say(f"report: {write_report(params)}")
+    except StudyError as error:
+        print(f"the report was not written\n{error}", file=sys.stderr)
+        return False
+    return True
 
 
 def dry_run(params: StudyParams, steps: tuple[Step, ...], force: bool, console: Console) -> int:
@@ -150,6 +172,16 @@ def dry_run(params: StudyParams, steps: tuple[Step, ...], force: bool, console: 
             console.say(f"{step.name}  run, unless {' and '.join(waits)} writes the same again")
         else:
             console.say(f"{step.name}  skip: its code, params, inputs and outputs are unchanged")
+    return OK
+
+
+def compare(first: Path, second: Path, params: StudyParams, console: Console) -> int:
+    """Print the main scores of two finished studies side by side, and write a page with all that differs."""
+    from adlib.report.compare import compare as compare_studies
+
+    page, table = compare_studies(first, second, params.exec.outputs)
+    console.say(table)
+    console.say(f"all scores, params and packages: {page}")
     return OK
 
 
@@ -257,6 +289,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="run the chosen steps whether or not they are up to date")
     parser.add_argument("--dry-run", action="store_true", help="print what would run and why")
     parser.add_argument("--check", action="store_true", help="compare metrics with figures/metrics.json")
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="compare two finished studies, such as outputs/a outputs/b"
+    )
     parser.add_argument("--accept", action="store_true", help="make this study's metrics the reference in figures/")
     return parser
 

@@ -107,14 +107,14 @@ def compare(params: StudyParams, root: Path) -> pd.DataFrame:
             f"check with the params file of {reference['study']!r}, or replace the reference with --accept"
         )
     old, new = (
-        {_name(entry): entry for entry in [*content["entries"], *content.get("subgroups", [])]}
+        {score_name(entry): entry for entry in [*content["entries"], *content.get("subgroups", [])]}
         for content in (reference, regenerated)
     )
     rows = [
         {
             "metric": name,
-            "reference": _score(old.get(name)),
-            "regenerated": _score(new.get(name)),
+            "reference": score(old.get(name)),
+            "regenerated": score(new.get(name)),
             "verdict": _verdict(old.get(name), new.get(name)),
         }
         for name in {**old, **new}
@@ -122,15 +122,18 @@ def compare(params: StudyParams, root: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["metric", "reference", "regenerated", "verdict"])
 
 
-def _name(entry: dict[str, Any]) -> str:
+def score_name(entry: dict[str, Any]) -> str:
+    """What tells a score from all others, in words."""
     return " ".join(str(entry.get(part)) for part in KEY if entry.get(part) is not None)
 
 
-def _score(entry: dict[str, Any] | None) -> str:
+def score(entry: dict[str, Any] | None, digits: int = 3) -> str:
+    """A score with its interval, where it has one: ``0.612 [0.534, 0.690]``; a dash for none."""
     if entry is None or entry["point"] is None:
         return "-"
     interval = entry.get("ci95")
-    return f"{entry['point']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if _bounds(interval) else "")
+    text = f"{entry['point']:.{digits}f}"
+    return text + (f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if _bounds(interval) else "")
 
 
 def _verdict(reference: dict[str, Any] | None, regenerated: dict[str, Any] | None) -> str:

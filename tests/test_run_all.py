@@ -128,6 +128,26 @@ def test_dry_run_says_what_would_run_and_runs_nothing(done):
     assert outputs(project) == before and "resolution_mm: 1.0" in (project / "outputs/tiny/params.yaml").read_text()
 
 
+def test_the_report_is_written_when_all_steps_are_up_to_date(finished):
+    page = finished / "outputs" / "tiny" / "report" / "index.html"
+    assert page.is_file()
+    page.unlink()
+    write_notebook(finished / "notebooks" / "03_evaluation.ipynb", [*CELLS["03_evaluation"], "1 + 1"])
+    early = run(finished, "--only", "01")
+    assert early.returncode == 0 and "no new report: it waits for 03_evaluation" in early.stdout and not page.exists()
+    whole = run(finished)
+    assert whole.returncode == 0 and "report: outputs/tiny/report/index.html" in whole.stdout and page.is_file()
+
+
+def test_a_report_that_fails_is_told_plainly(finished):
+    module = finished / "adlib" / "report" / "__init__.py"
+    module.write_text(
+        "from adlib.records import StudyError\ndef write_report(params):\n    raise StudyError('no flow.tsv')\n"
+    )
+    process = run(finished)
+    assert process.returncode == 1 and process.stderr == "the report was not written\nno flow.tsv\n"
+
+
 def test_check_tells_identical_inside_outside_and_other_studies(done, tmp_path):
     project, _ = done
     reference = project / "figures" / "metrics.json"

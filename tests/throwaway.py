@@ -84,6 +84,12 @@ def register(folder, name):
     known = read_table(path, FIGURES) if path.is_file() else pd.DataFrame(columns=list(FIGURES.columns))
     write_table(pd.concat([known[known["name"] != name], pd.DataFrame([row])], ignore_index=True), path, FIGURES)
 """
+REPORT = """
+from adlib.records import write_text
+
+def write_report(params):
+    return write_text("made", params.folder / "report" / "index.html")
+"""
 
 
 def make_project(folder: Path) -> Path:
@@ -99,6 +105,8 @@ def make_project(folder: Path) -> Path:
     (package / "deep.py").write_text("def scale(value):\n    return value\n")
     (package / "figures" / "__init__.py").write_text("")
     (package / "figures" / "theme.py").write_text(THEME)
+    (package / "report").mkdir()
+    (package / "report" / "__init__.py").write_text(REPORT)
     (folder / "params").mkdir()
     (folder / "params" / "phantom.yaml").write_text("study: tiny\nsource: {kind: phantom}\nexec: {publish: true}\n")
     (folder / "notebooks").mkdir()
