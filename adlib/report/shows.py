@@ -20,12 +20,16 @@ SHOWS = {
     "03_curves": COHORT,
     "03_splits": COHORT,
     "04_attribution": COHORT,
+    "04_conformal": COHORT,
     "04_confusion": COHORT,
+    "04_failures": SCANS,
     "04_forest": COHORT,
     "04_forest_binary": COHORT,
+    "04_precision_recall": COHORT,
     "04_reliability": COHORT,
     "04_roc": COHORT,
     "04_severity": POINTS,
+    "04_subgroups": COHORT,
     "05_answers": POINTS,
 }
 
