@@ -92,8 +92,15 @@ def _metrics(params):
     entries.append({**_entry("resnet50 - volumes", "mcnemar_p", None, 0.0123, 0), "ci95": None})
     entries += [_entry("resnet50", "recall", name, 0.6, 0.1) for name in params.classes]
     left_out = [{"scan_id": "sub-0003_ses-1_T1w", "qc_reasons": "snr"}]
+    group = _entry("resnet50", "balanced_accuracy", None, 0.55, 0.1) | {"group": "sex F"}
     confusion = {"resnet50": [[4, 1, 0], [1, 3, 1], [0, 2, 3]]}
-    return {"study": params.study, "entries": entries, "confusion": confusion, "left_out": left_out, "accepted": []}
+    return {
+        "study": params.study,
+        "entries": entries,
+        "confusion": confusion,
+        "left_out": left_out,
+        "subgroups": [group],
+    }
 
 
 def _entry(run, metric, label, point, half):

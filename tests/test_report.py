@@ -155,6 +155,7 @@ def test_numbers_are_those_of_the_records(study):
     assert "need come from the brain: background only did not fall to chance" in page.words
     assert "as it must: chance (0.33) is in the interval" in page.words
     assert "not as it must: the interval lies above chance (0.33)" in page.words
+    assert "sex F150.55 [0.45,\u00a00.65]" in page.words and "corrected for their number" in page.words
     assert "Manufacturersnot known" in page.words
     assert "0.012" in page.words and "4\u00a0(80\u00a0%)" in page.words and "git 0123abc, with changes" in page.words
     assert "given-split-leaks: 2 people, one scan too. Leaks." in page.words

@@ -67,7 +67,7 @@ def answers(study: Study) -> dict[str, str]:
             "measures": f"{listed(map(metric_title, ('balanced_accuracy', 'roc_auc')))}, and others in metrics.json.",
             "uncertainty": said["Evaluation"],
             "built": f"{about['model']} {said['Training']}",
-            "with_subgroups": f"{about['performance']} Subgroups: not done.",
+            "with_subgroups": f"{about['performance']} Subgroups: {about['subgroups']}",
             "level": ALWAYS["level"]
             + (" Who is shown is not known here, so groups stand in for people." if unknown else ""),
             "interpretation": text.conclusion(study),
@@ -122,6 +122,7 @@ def _about_model(study: Study) -> dict[str, str]:
 def _about_results(study: Study) -> dict[str, str]:
     controls = [run_of(name).title for name in study.runs() if run_of(name).group == "control"]
     external = study.params.splits.protocol == "external"
+    by_group = f"{PAGE}, Results, groups." if study.metrics.get("subgroups") else f"{NOT_DONE}."
     by_site = study.params.splits.protocol in ("external", "leave_one_site_out")
     drawn = set(study.figures["name"])
     failed = int((study.features["qc_verdict"] == "fail").sum())
@@ -138,9 +139,8 @@ def _about_results(study: Study) -> dict[str, str]:
         "failures": f"{counted(failed, 'scan')} failed quality control; the confusion table shows wrong decisions. "
         "Single cases are not discussed.",
         "practice": "None: " + text.warning(study),
-        "fairness": f"{NOT_DONE}: scores by age, sex or other groups were not taken."
-        if not study.simulated
-        else f"{NOT_APPLICABLE}: the heads are simulated.",
+        "subgroups": by_group,
+        "fairness": f"{NOT_APPLICABLE}: the heads are simulated." if study.simulated else by_group,
     }
 
 

@@ -148,6 +148,19 @@ def by_level(study: Study) -> Table:
     return table("The network by what is scored; intervals are over participants in each case.", header, rows)
 
 
+def groups(study: Study) -> Table:
+    """The network's scores in groups of people, where the study has them."""
+    found = study.metrics.get("subgroups", [])
+    metrics = list(dict.fromkeys(entry["metric"] for entry in found))
+    rows: dict[str, dict[str, Any]] = {}
+    for entry in found:
+        rows.setdefault(study.names.hidden(entry["group"]), {"n": entry["n"]})[entry["metric"]] = entry
+    cells = [(name, own["n"], *(written(own.get(metric)) for metric in metrics)) for name, own in rows.items()]
+    small = len(study.metrics.get("small_groups", []))
+    caption = f"The network in groups of test participants; {small} groups were too small to be scored."
+    return table(caption, ("Group", "n", *map(metric_title, metrics)), cells)
+
+
 def confusion(study: Study) -> Table:
     """Participants by truth and decision of the network."""
     classes, matrix = study.params.classes, study.metrics["confusion"].get(NETWORK, [])

@@ -135,7 +135,10 @@ def limitations(study: Study) -> list[str]:
         said.append(
             f"Controls that did not fall to chance: {listed(failed)}. Something beside the brain tells the class."
         )
-    said.append("Scores by age, sex, site or other groups of people were not taken.")
+    if study.metrics.get("subgroups"):
+        said.append("Scores of groups of people are not corrected for their number.")
+    else:
+        said.append("Scores by age, sex, site or other groups of people were not taken.")
     if not study.simulated:
         said.append("Clinical labels are themselves uncertain; no pathology or biomarker confirmed them in this study.")
     return (
