@@ -20,6 +20,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -186,8 +187,8 @@ def judged(speeds: dict[str, list[float]], waits: dict[str, tuple[float, float]]
 
 def apart(function: Callable, *arguments):
     """Call in a fresh process, so that memory and warm-up are the function's own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 if __name__ == "__main__":
