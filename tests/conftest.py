@@ -31,3 +31,15 @@ def realdata():
     from pathlib import Path
 
     return Path(os.environ["ADLIB_REALDATA"])
+
+
+@pytest.fixture
+def look():
+    """The theme of the figures, and no figure left open afterwards."""
+    import matplotlib.pyplot as plt
+
+    from adlib.figures.theme import apply_theme
+
+    apply_theme()
+    yield
+    plt.close("all")

@@ -10,13 +10,7 @@ from adlib.figures import cohort, results, theme
 from adlib.records import FIGURES, read_table
 
 CLASSES = ("CN", "MCI", "AD")
-
-
-@pytest.fixture(autouse=True)
-def look():
-    theme.apply_theme()
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("look")
 
 
 def texts(figure):

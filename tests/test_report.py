@@ -11,14 +11,12 @@ import pytest
 import yaml
 from finished_study import FIGURE_NAMES, make_finished
 
-from adlib.params import InputParams, PreprocessParams, StudyParams, load_params
+from adlib.params import InputParams, PreprocessParams, StudyParams
 from adlib.records import LISTING, MANIFEST, StudyError, read_json, read_table, write_json
 from adlib.report import methods, write_report
 from adlib.report.checklist_items import ALWAYS, CLAIM, TRIPOD_AI
 from adlib.report.compare import compare
-from adlib.report.content import read_study
 from adlib.report.names import Names
-from adlib.report.page import index
 from adlib.report.shows import COHORT, SHOWS, may_show, shows
 from adlib.report.words import RUNS
 from adlib.train_params import Control, TrainParams
@@ -279,13 +277,3 @@ def test_what_cannot_be_compared_is_told(made, missing):
     other = made.folder if missing else made.folder / "nowhere"
     with pytest.raises(StudyError, match=missing or "is no folder"):
         compare(made.folder, other, made.exec.outputs)
-
-
-@pytest.mark.skipif(not (ROOT / "outputs/smoke/metrics.json").is_file(), reason="needs the results of `make smoke`")
-def test_the_page_of_a_real_study():
-    params = load_params(ROOT / "outputs/smoke/params.yaml", (f"exec.outputs={ROOT / 'outputs'}",))
-    study = read_study(params)
-    text = index(study)
-    study.names.check(text, "index.html")
-    assert len(Page(text).all("img")) == len(study.figures) > 10
-    assert all(value not in text for value in study.manifest["participant_id"])

@@ -1,6 +1,5 @@
 """The worst errors, and figures that look closely: they show what they were given, and only what may be shown."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,18 +7,12 @@ from sklearn.metrics import average_precision_score
 
 from adlib.conformal import LEVELS
 from adlib.failures import Failures, may_show_participants, most_confident_errors, study_failures
-from adlib.figures import results, scrutiny, theme
+from adlib.figures import results, scrutiny
 from adlib.params import load_params
 from adlib.records import FEATURES, SLICES, write_table
 
 CLASSES = ("CN", "MCI", "AD")
-
-
-@pytest.fixture(autouse=True)
-def look():
-    theme.apply_theme()
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("look")
 
 
 def texts(figure):

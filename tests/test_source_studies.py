@@ -46,13 +46,16 @@ def run_study(folder, source, **sections):
 
 
 def scored(results):
-    """Scans of the manifest, after looking that every one of them was judged and some were scored."""
+    """Scans of the manifest, after looking that all were judged, some were scored, and the report names nobody."""
     manifest = pd.read_csv(results / "manifest.tsv", sep="\t")
     features = pd.read_csv(results / "features.tsv", sep="\t")
     assert set(features["scan_id"]) == set(manifest["scan_id"])
     assert (features["qc_verdict"] != "fail").mean() > 0.9
     metrics = json.loads((results / "metrics.json").read_text())
     assert any(entry["run"] == "resnet50" and entry["level"] == "subject" for entry in metrics["entries"])
+    page = (results / "report" / "index.html").read_text()
+    assert page.count("data:image/png") > 5
+    assert not [name for name in {*manifest["participant_id"], *manifest["scan_id"]} if name in page]
     return manifest
 
 
