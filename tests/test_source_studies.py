@@ -1,6 +1,7 @@
 """A small study from every layout, start to end: the same simulated cohort, written as archives would have it."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,8 @@ def scored(results):
     assert any(entry["run"] == "resnet50" and entry["level"] == "subject" for entry in metrics["entries"])
     page = (results / "report" / "index.html").read_text()
     assert page.count("data:image/png") > 5
-    assert not [name for name in {*manifest["participant_id"], *manifest["scan_id"]} if name in page]
+    names = "|".join(re.escape(name) for name in {*manifest["participant_id"], *manifest["scan_id"]})
+    assert re.findall(rf"(?<![\w-])(?:{names})(?![\w-])", page) == []
     return manifest
 
 
