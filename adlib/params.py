@@ -99,6 +99,9 @@ class EvaluateParams(Section):
     show_participants: bool = Field(
         False, description="Draw single test participants of real cohorts too; their terms may forbid it."
     )
+    attribution: Literal["integrated_gradients", "gradient_shap", "grad_cam", "occlusion"] = Field(
+        "integrated_gradients", description="Method of the attribution maps."
+    )
     attribution_scans: int = Field(40, ge=1, description="Test scans whose attribution maps are computed.")
 
 

@@ -86,7 +86,8 @@ STEPS = (
             "model.safetensors",
             TRUTH,
         ),
-        ("metrics.json", "baselines.parquet", "attribution.npz"),
+        ("metrics.json", "baselines.parquet", "attribution.npz", "attribution/sanity.json"),
+        ("attribution",),
     ),
     Step(
         "05_interactive_classifier",
