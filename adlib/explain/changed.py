@@ -11,41 +11,66 @@ from adlib import atlas
 from adlib.explain.methods import SMOOTHING
 from adlib.explain.space import in_slices, slice_voxels
 from adlib.model_file import ModelCard
-from adlib.sources.phantom_head import FIELD_MM, anatomy, velocity
+from adlib.sources.phantom import SCANNERS
+from adlib.sources.phantom_head import FIELD_MM, TISSUES, anatomy, velocity
 from adlib.volume import resample
 
-MOST_CHANGED = 0.1  # share of the brain's voxels
+MOST_CHANGED = 0.1  # share of the brain's pixels
+HEAD_MM = 2.0
 TOP = 0.05  # share of the brain's pixels with most attribution
-DEFINITION = (
-    f"Voxels of the template's brain whose local volume disease changes most: the highest {MOST_CHANGED:.0%} of the "
-    "absolute divergence of the disease's velocity field; in the slices, grown by one standard deviation of the maps' "
-    f"smoothing ({SMOOTHING:g} pixels). A map's share is that of the {TOP:.0%} of the brain's pixels with most "
-    "absolute attribution; chance is the region's share of the brain's pixels."
-)
+SMOOTHED = f"in the slices, smoothed as the maps are; the {MOST_CHANGED:.0%} of the brain's pixels that change most"
+DEFINITIONS = {
+    "volume": f"absolute divergence of the disease's velocity field, the rate of change of local volume, {SMOOTHED}",
+    "image": f"absolute difference of the average head's T1w with the disease of severity 1 and without, {SMOOTHED}",
+}
 
 
 @cache
-def changed_voxels(resolution_mm: float) -> np.ndarray:
-    """The voxels that disease changes most, (X, Y, Z) bool on ``atlas.template(resolution_mm)``.
+def change(of: str, resolution_mm: float) -> np.ndarray:
+    """How much disease of severity 1 changes each voxel of the average head.
 
-    The divergence of a velocity field is the rate at which local volume changes under it. The field is that of the
-    template; a person's own shape moves the region by a few mm.
+    A person's own shape moves this by a few mm. The T1w is that of the first of the phantom's scanners.
+
+    Parameters
+    ----------
+    of : str
+        ``volume`` or ``image``, see `DEFINITIONS`.
+    resolution_mm : float
+        Voxel edge, mm.
+
+    Returns
+    -------
+    (X, Y, Z) float32
+        On ``atlas.template(resolution_mm)``.
     """
-    base = atlas.template(resolution_mm)
-    field = velocity("disease")
-    divergence = sum(np.gradient(part, FIELD_MM, axis=axis) for axis, part in enumerate(field))
-    change = np.abs(resample(divergence.astype(np.float32), anatomy(FIELD_MM).affine, base.mask.shape, base.affine))
-    return base.mask & (change >= np.quantile(change[base.mask], 1 - MOST_CHANGED))
+    base, field, affine = atlas.template(resolution_mm), velocity("disease"), anatomy(FIELD_MM).affine
+    if of == "volume":
+        divergence = sum(np.gradient(part, FIELD_MM, axis=axis) for axis, part in enumerate(field))
+        return np.abs(resample(divergence.astype(np.float32), affine, base.mask.shape, base.affine))
+    head = anatomy(HEAD_MM)
+    before = np.tensordot(np.array([SCANNERS[0].contrast[name] for name in TISSUES]), head.tissues, axes=1)
+    moved = [resample(part, affine, before.shape, head.affine) / HEAD_MM for part in field]
+    after = ndimage.map_coordinates(before, np.indices(before.shape) + moved, order=1)
+    return resample(np.abs(after - before).astype(np.float32), head.affine, base.mask.shape, base.affine)
 
 
-def changed_pixels(card: ModelCard) -> tuple[np.ndarray, np.ndarray]:
-    """The changed region and the brain at the pixels of a scan's slices, two (S, 3, size, size) bool arrays."""
+def changed_pixels(card: ModelCard, of: str) -> tuple[np.ndarray, np.ndarray]:
+    """The region that disease changes most and the brain at the pixels of a scan's slices.
+
+    Parameters
+    ----------
+    card : ModelCard
+    of : str
+        ``volume`` or ``image``, see `DEFINITIONS`.
+
+    Returns
+    -------
+    changed, brain : (S, 3, size, size) bool
+    """
     resolution, voxels = card.preprocess.resolution_mm, slice_voxels(card)
     brain = in_slices(atlas.template(resolution).mask, voxels)
-    reach = np.arange(-int(SMOOTHING), int(SMOOTHING) + 1)
-    disc = np.hypot(*np.meshgrid(reach, reach)) <= SMOOTHING
-    grown = ndimage.binary_dilation(in_slices(changed_voxels(resolution), voxels), disc[None, None])
-    return grown & brain, brain
+    smooth = ndimage.gaussian_filter(in_slices(change(of, resolution), voxels), (0, 0, SMOOTHING, SMOOTHING))
+    return brain & (smooth >= np.quantile(smooth[brain], 1 - MOST_CHANGED)), brain
 
 
 def ratio_to_chance(values: np.ndarray, changed: np.ndarray, brain: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.stats import spearmanr
 
-from adlib.explain.changed import DEFINITION, changed_pixels, ratio_to_chance
+from adlib.explain.changed import DEFINITIONS, TOP, changed_pixels, ratio_to_chance
 from adlib.explain.estimate import entry, resampled_means
 from adlib.explain.maps import ScanMaps, attribute_positions
 from adlib.explain.methods import SMOOTHING
@@ -26,13 +26,13 @@ def check_maps(params: StudyParams, classifier: Classifier, maps: ScanMaps) -> d
     """Randomise the network, delete and insert pixels, and for the phantom compare with the truth.
 
     Stored as ``attribution/sanity.json``. Randomisation, deletion and insertion look at the middle slice of each scan,
-    the comparison with the truth at all slices.
+    the comparison with the truth (`changed.DEFINITIONS`) at all slices.
 
     Returns
     -------
     dict
         ``entries`` with check, what is compared, n, participants, point and ci95; ``curves`` with the mean outputs at
-        each fraction of the pixels and their intervals; for the phantom ``changed``, the region's definition and sizes.
+        each fraction of the pixels and their intervals; for the phantom ``changed``, the regions.
     """
     told, content = (params.evaluate.bootstrap, params.seed), {"study": params.study}
     content |= {"attribution": params.evaluate.attribution, "class": classifier.card.classes[-1]}
@@ -40,10 +40,13 @@ def check_maps(params: StudyParams, classifier: Classifier, maps: ScanMaps) -> d
     curves, found = _perturbation(classifier, maps, told)
     content |= {"curves": curves, "entries": entries + found}
     if params.source.kind == "phantom" and not classifier.card.input.flat:
-        changed, brain = changed_pixels(classifier.card)
-        content["entries"] += _overlap(maps, forgotten, changed, brain, told)
-        share = float(changed[brain].mean())
-        content["changed"] = {"definition": DEFINITION, "share_of_brain": share, "greatest_ratio": 1 / share}
+        kinds = {TRAINED: maps.values, RANDOMISED: forgotten, EDGES: edges(maps.slices)}
+        content |= {"top_share": TOP, "changed": {}}
+        for of, definition in DEFINITIONS.items():
+            changed, brain = changed_pixels(classifier.card, of)
+            ratios = {name: ratio_to_chance(values, changed, brain) for name, values in kinds.items()}
+            content["entries"] += _overlap(ratios, maps, of, told)
+            content["changed"][of] = {"definition": definition, "share_of_brain": float(changed[brain].mean())}
     write_json(content, params.folder / FOLDER / "sanity.json")
     return content
 
@@ -106,19 +109,16 @@ def _perturbation(
     return stored, entries
 
 
-def _overlap(
-    maps: ScanMaps, forgotten: np.ndarray, changed: np.ndarray, brain: np.ndarray, told: tuple[int, int]
-) -> list[dict[str, Any]]:
-    """Ratio to chance of the maps, of those of the random network, and of the edges of the image itself."""
-    kinds = {TRAINED: maps.values, RANDOMISED: forgotten, EDGES: edges(maps.slices)}
-    ratios = {name: ratio_to_chance(values, changed, brain) for name, values in kinds.items()}
+def _overlap(ratios: dict[str, np.ndarray], maps: ScanMaps, of: str, told: tuple[int, int]) -> list[dict[str, Any]]:
+    """Ratio to chance of the maps, of those of the random network and of the edges of the image, and differences."""
+    check = f"overlap_{of}"
     found = [
-        entry(values, maps.scans, *told, check="overlap", of=name, metric="ratio_to_chance")
+        entry(values, maps.scans, *told, check=check, of=name, metric="ratio_to_chance")
         for name, values in ratios.items()
     ]
     for other in (RANDOMISED, EDGES):
         values = ratios[TRAINED] - ratios[other]
-        found.append(entry(values, maps.scans, *told, check="overlap", of=other, metric="ratio_difference"))
+        found.append(entry(values, maps.scans, *told, check=check, of=f"{TRAINED} - {other}", metric="difference"))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What came out: curves, confusion, ROC, calibration, forest, ceiling, attribution."""
+"""What came out: curves, confusion, ROC, calibration, forest, ceiling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from sklearn.metrics import roc_curve
 
 from adlib import scores
 from adlib.evaluate import find, written
-from adlib.explain import AttributionMaps
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
 from adlib.pooling import arrays
 
@@ -220,23 +219,4 @@ def plot_severity(pooled: pd.DataFrame, truth: pd.DataFrame, classes: tuple[str,
         ylabel="expected stage (0 first class, 1 last)",
     )
     axis.legend(title="", fontsize="small")
-    return figure
-
-
-def plot_attribution(maps: AttributionMaps, classes: tuple[str, ...]) -> Figure:
-    """Evidence for the last class on the mean slice of each true class: red for, blue against."""
-    rows, columns = maps.attribution.shape[:2]
-    size = COLUMN_WIDTH / max(columns, 3)
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns + 0.6, size * rows + 0.3), squeeze=False)
-    limit = np.percentile(np.abs(maps.attribution), 99.5)
-    for k, name in enumerate(classes):
-        for axis, image, evidence in zip(axes[k], maps.slices[k], maps.attribution[k], strict=True):
-            axis.imshow(image, cmap="gray")
-            shown = axis.imshow(
-                evidence, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=np.clip(np.abs(evidence) / limit, 0, 0.8)
-            )
-            axis.set(xticks=[], yticks=[])
-            axis.grid(False)
-        axes[k, 0].set_ylabel(f"{name}\n(mean of {maps.scans[k]})")
-    figure.colorbar(shown, ax=axes, label=f"evidence for {classes[-1]} (logit per pixel)", shrink=0.6)
     return figure
