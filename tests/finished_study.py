@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from adlib.params import dump_params, load_params
 from adlib.records import AUDIT, FEATURES, FIGURES, LISTING, MANIFEST, SPLITS, write_json, write_table, write_text
 
-FIGURE_NAMES = ("01_cohort", "02_mosaic", "02_volumes", "04_forest", "05_example_1", "06_unheard_of")
+FIGURE_NAMES = ("01_cohort", "02_mosaic", "02_volumes", "04_attribution", "04_forest", "05_example_1", "06_unheard_of")
+GAIN = "area_gained_over_random"
 RUNS = {"resnet50": 0.6, "shuffled_labels": 0.34, "background": 0.5, "majority": 0.33, "volumes": 0.5}
 
 
@@ -25,6 +26,7 @@ def make_finished(folder, params_file="params/phantom.yaml", *sets):
     _findings(params)
     _figures(params)
     write_json(_metrics(params), params.folder / "metrics.json")
+    write_json(_sanity(), params.folder / "attribution" / "sanity.json")
     write_json(_history(params), params.folder / "provenance.json")
     write_text(dump_params(params), params.folder / "params.yaml")
     _weights(params)
@@ -106,6 +108,12 @@ def _metrics(params):
 def _entry(run, metric, label, point, half):
     entry = {"run": run, "level": "subject", "metric": metric, "class": label, "n": 15, "point": point}
     return entry | {"ci95": [point - half, point + half]}
+
+
+def _sanity():
+    names = [("randomisation", "stem", "rank_correlation", 0.02), ("perturbation", "deletion", GAIN, 0.71)]
+    made = [dict(zip(("check", "of", "metric", "point"), name, strict=True)) for name in names]
+    return {"entries": [entry | {"n": 30, "ci95": [entry["point"] - 0.1, entry["point"] + 0.1]} for entry in made]}
 
 
 def _history(params):

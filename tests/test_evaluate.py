@@ -1,15 +1,12 @@
-"""Scores, baselines and explanations of a small made study."""
+"""Scores and baselines of a small made study."""
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from adlib.evaluate import check_unseen, evaluate_study, find, metric_table, written
-from adlib.explain import attribute
-from adlib.model_file import Classifier, ModelCard
-from adlib.params import InputParams, PreprocessParams, load_params
+from adlib.params import load_params
 from adlib.pooling import pool_level
 from adlib.records import AUDIT, FEATURES, MANIFEST, PREDICTIONS, SPLITS, StudyError, read_table, write_table
 
@@ -125,20 +122,6 @@ def test_a_participant_counts_with_the_later_diagnosis_at_a_tie():
     pooled = pool_level(table, "subject", ("CN", "AD"))
     assert pooled[["truth", "p_CN"]].iloc[0].tolist() == ["AD", pytest.approx(0.55)]
     assert len(pool_level(table, "scan", ("CN", "AD"))) == 2
-
-
-def test_attribution_finds_the_pixels_that_the_answer_depends_on():
-    class Corner(torch.nn.Module):
-        def forward(self, x):
-            evidence = x[:, :, 4:10, 20:28].sum((1, 2, 3))
-            return torch.stack([-evidence, evidence], 1)
-
-    card = ModelCard("t", ("a", "b"), True, InputParams(), PreprocessParams(), 1.0, {}, "random", "s", "c", 1)
-    x = np.random.default_rng(0).random((2, 3, 32, 32)).astype(np.float32)
-    maps = attribute(Classifier(Corner(), card), x, 1)
-    inside = np.zeros((32, 32), bool)
-    inside[1:13, 17:31] = True  # two sigma of the smoothing around the corner
-    assert maps[:, inside].sum() > 0.9 * np.abs(maps).sum()
 
 
 def test_scores_are_written_with_their_interval():

@@ -5,8 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adlib.explain import AttributionMaps
-from adlib.figures import cohort, results, theme
+from adlib import atlas
+from adlib.explain.maps import AttributionMaps
+from adlib.explain.randomise import STAGES
+from adlib.explain.space import as_image
+from adlib.figures import cohort, explanations, results, theme
 from adlib.records import FIGURES, read_table
 
 CLASSES = ("CN", "MCI", "AD")
@@ -101,9 +104,64 @@ def test_input_slices_have_a_row_per_class_and_a_column_per_channel():
 
 def test_attribution_panels_follow_classes_and_slices():
     maps = AttributionMaps(np.ones((3, 2, 8, 8)), np.zeros((3, 2, 8, 8)), np.array([5, 5, 4]))
-    figure = results.plot_attribution(maps, CLASSES)
+    figure = explanations.plot_attribution(maps, CLASSES)
     assert len(figure.axes) == 3 * 2 + 1
     assert [figure.axes[k].get_ylabel() for k in (0, 4)] == ["CN\n(mean of 5)", "AD\n(mean of 4)"]
+
+
+@pytest.mark.parametrize(("mode", "where", "cuts"), [("y", (-20.0, 0.0), 2), ("ortho", (-27.0, -20.0, -18.0), 3)])
+def test_maps_in_mni_space_have_a_panel_for_each_class_and_cut(mode, where, cuts):
+    base = atlas.template(3.0)
+    volume = np.where(atlas.region("hippocampus_left", 3.0), 1e-3, 0)
+    images = {name: as_image(volume * sign, base.affine) for name, sign in zip(CLASSES, (0, -1, 1), strict=True)}
+    figure = explanations.plot_attribution_mni(images, as_image(base.t1, base.affine), mode, where)
+    names = [axis.get_title(loc="left") for axis in figure.axes if axis.get_title(loc="left")]
+    assert names == list(CLASSES)
+    drawn = [axis for axis in figure.axes if axis.images]
+    assert len(drawn) >= cuts * len(CLASSES)
+    assert "evidence for AD ($10^{-3}$ logit" in texts(figure)
+
+
+def test_maps_without_any_evidence_are_drawn():
+    base = atlas.template(3.0)
+    images = {"CN": as_image(0 * base.t1, base.affine)}
+    assert explanations.plot_attribution_mni(images, as_image(base.t1, base.affine), "y", (-20.0,)).axes
+
+
+def checks(known):
+    entries = [
+        {"check": "randomisation", "of": stage, "metric": metric, "point": 0.5 - 0.1 * k, "ci95": [0.0, 0.6]}
+        for k, stage in enumerate(STAGES)
+        for metric in explanations.METRICS
+    ]
+    entries += [
+        {"check": "perturbation", "of": of, "metric": "area_gained_over_random", "point": 0.4, "ci95": [0.3, 0.5]}
+        for of in ("deletion", "insertion")
+    ]
+    names = [(f"overlap_{change}", of) for change in explanations.CHANGES for of in explanations.OVERLAPS]
+    overlap = {"metric": "ratio_to_chance", "point": 3.5, "ci95": [3.0, 4.0]}
+    entries += [{"check": check, "of": of, **overlap} for check, of in names] if known else []
+    curve = {"point": np.linspace(2, 0, 11).tolist(), "low": [-1.0] * 11, "high": [3.0] * 11}
+    curves = dict.fromkeys(("deletion", "insertion", "random_deletion", "random_insertion"), curve)
+    region = {"share_of_brain": 0.1}
+    changed = {"changed": dict.fromkeys(explanations.CHANGES, region)} if known else {}
+    return {"class": "AD", "entries": entries, "curves": curves, **changed}
+
+
+def test_randomisation_shows_each_stage_and_the_overlap_only_where_the_truth_is_known():
+    figure = explanations.plot_randomisation(checks(known=True))
+    line = figure.axes[0].lines[0]
+    np.testing.assert_allclose(line.get_ydata(), [1, 0.5, 0.4, 0.3, 0.2, 0.1, 0])
+    shown = texts(figure)
+    assert shown.count("3.5 [3.0, 4.0]") == 6 and "at most 10" in shown
+    assert len(explanations.plot_randomisation(checks(known=False)).axes) == 1
+
+
+def test_deletion_shows_the_stored_curves_and_what_they_gain():
+    figure = explanations.plot_deletion(checks(known=False))
+    assert [len(axis.lines) for axis in figure.axes] == [2, 2]
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), np.linspace(2, 0, 11))
+    assert texts(figure).count("0.40 [0.30, 0.50]") == 2
 
 
 def test_calibration_marks_published_means():

@@ -15,6 +15,7 @@ from adlib.records import StudyError
         ("classes=[CN, CN]", "classes repeat"),
         ("classes=[CN, AD]", "severity_mean has 4 values for 2 classes"),
         ("evaluate.binary={negative: [CN], positive: [XX]}", "'XX'"),
+        ("evaluate.attribution=lime", "'integrated_gradients', 'gradient_shap', 'grad_cam' or 'occlusion'"),
         ("epochs", "--set takes key=value"),
         ("study.name=x", "is a value, not a section"),
         ("source.kind=nifti", "does not match any of the expected tags"),

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from finished_study import FIGURE_NAMES, make_finished
 
-from adlib.params import InputParams, PreprocessParams, StudyParams
+from adlib.params import EvaluateParams, InputParams, PreprocessParams, StudyParams
 from adlib.records import LISTING, MANIFEST, StudyError, read_json, read_table, write_json
-from adlib.report import methods, write_report
+from adlib.report import explained, methods, write_report
 from adlib.report.checklist_items import ALWAYS, CLAIM, TRIPOD_AI
 from adlib.report.compare import compare
 from adlib.report.names import Names
@@ -77,7 +77,7 @@ def test_figures_of_single_people_are_left_out_and_those_of_simulated_heads_are_
     page = Page(texts(study)["index.html"])
     simulated = study.source.kind == "phantom"
     shown = {attributes["id"] for attributes in page.all("figure")}
-    assert shown == set(FIGURE_NAMES if simulated else ("01_cohort", "04_forest"))
+    assert shown == set(FIGURE_NAMES if simulated else ("01_cohort", "04_attribution", "04_forest"))
     assert ("Left out, since they show single people" in page.words) != simulated
 
 
@@ -160,6 +160,22 @@ def test_numbers_are_those_of_the_records(study):
     assert "<head> & answer" in page.words or study.source.kind != "phantom"
 
 
+def test_how_the_maps_were_made_and_checked_is_told(study):
+    found = texts(study)
+    page = Page(found["index.html"])
+    assert "Evidence for AD was attributed to the pixels of up to 40 test scans by integrated gradients" in page.words
+    assert "Deletion: area gained over random order, logit0.71 [0.61,\u00a00.81]" in page.words
+    row = next(row for row in found["claim.md"].splitlines() if row.startswith("| 31 |"))
+    assert "integrated gradients" in row and "random network 0.02 (95 % interval -0.08 to 0.12)" in row
+
+
+def test_maps_without_checks_are_told_to_be_unchecked(made):
+    (made.folder / "attribution" / "sanity.json").unlink()
+    write_report(made)
+    row = next(row for row in texts(made)["claim.md"].splitlines() if row.startswith("| 31 |"))
+    assert row.endswith("They were not checked. |")
+
+
 def test_the_model_index_holds_the_scores(study):
     front, rest = texts(study)["model-card.md"].removeprefix("---\n").split("\n---\n", 1)
     content = yaml.safe_load(front)
@@ -192,6 +208,7 @@ def test_methods_have_words_for_every_choice():
         (PreprocessParams, "brain_extraction"): methods.EXTRACTION,
         (PreprocessParams, "normalise"): methods.NORMALISATION,
         (InputParams, "pooling"): methods.POOLING,
+        (EvaluateParams, "attribution"): explained.METHODS,
         (TrainParams, "balance"): methods.BALANCE,
         (TrainParams, "augment"): methods.AUGMENT,
     }
@@ -231,7 +248,15 @@ def test_written_again_nothing_changes(made):
 
 @pytest.mark.parametrize(
     "name",
-    ["metrics.json", "provenance.json", "manifest.tsv", "flow.tsv", "model.safetensors", "figures/04_forest.png"],
+    [
+        "metrics.json",
+        "attribution/sanity.json",
+        "provenance.json",
+        "manifest.tsv",
+        "flow.tsv",
+        "model.safetensors",
+        "figures/04_forest.png",
+    ],
 )
 def test_a_missing_or_broken_record_is_named_and_the_old_report_stays(made, name):
     page = write_report(made)

@@ -88,6 +88,16 @@ def _rows(
         }
 
 
+def written_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The regional table for reading: regions by true class, as percentages, and the ratio with its interval."""
+    shares = table[["pixels", "positive", "absolute"]].map(lambda share: f"{share:.1%}")
+    ratio = [
+        "undefined" if np.isnan(row.ratio) else f"{row.ratio:.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]"
+        for row in table.itertuples()
+    ]
+    return table[["diagnosis", "region", "within"]].join(shares).assign(ratio=ratio).set_index(["diagnosis", "region"])
+
+
 def share_inside(values: np.ndarray, inside: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Share (N,) of the sum of non-negative values (N, S, 3, size, size) that lies inside; 0 where there is none."""
     total = values[:, whole].sum(1, dtype=np.float64)

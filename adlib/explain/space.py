@@ -82,6 +82,12 @@ def as_image(volume: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     return image
 
 
+def template_image(card: ModelCard) -> nib.Nifti1Image:
+    """The template's T1w on the grid of `class_images`, to draw them on."""
+    base = atlas.template(card.preprocess.resolution_mm)
+    return as_image(base.t1, base.affine)
+
+
 def write_images(params: StudyParams, images: dict[str, nib.Nifti1Image]) -> None:
     """Store images by class under ``attribution/``; those of classes that the study no longer has are removed."""
     folder = params.folder / FOLDER

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adlib.report import results, text
+from adlib.report import explained, results, text
 from adlib.report.checklist_items import ALWAYS, CLAIM, TRIPOD_AI, Items
 from adlib.report.content import NETWORK, Study
 from adlib.report.methods import methods
@@ -128,9 +128,7 @@ def _about_results(study: Study) -> dict[str, str]:
     failed = int((study.features["qc_verdict"] == "fail").sum())
     return {
         "controls": f"Controls: {listed(controls)}. {PAGE}, Results." if controls else f"{NOT_DONE}.",
-        "explained": "Mean integrated gradients, a figure of notebook 04."
-        if "04_attribution" in drawn
-        else f"{NOT_DONE}.",
+        "explained": explained.answer(study) if "04_attribution" in drawn else f"{NOT_DONE}.",
         "external": "The named sites were tested by a network of all others." if external else f"{NOT_DONE}.",
         "clusters": "Sites were tested by networks that never saw them." if by_site else f"{NOT_DONE}.",
         "performance": text.results(study),

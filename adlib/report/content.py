@@ -26,6 +26,7 @@ from adlib.report.names import Names
 
 FLOW = ("step", "scans", "participants")
 NETWORK = "resnet50"
+SANITY = "attribution/sanity.json"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Study:
     params : StudyParams
     metrics, history : dict
         ``metrics.json`` and ``provenance.json``.
+    sanity : dict
+        ``attribution/sanity.json``, the checks of the attribution maps; empty where there are none.
     card : dict
         What the weights file says of itself.
     manifest, audit, flow, splits, features, figures : DataFrame
@@ -48,6 +51,7 @@ class Study:
     params: StudyParams
     metrics: dict[str, Any]
     history: dict[str, Any]
+    sanity: dict[str, Any]
     card: dict[str, Any]
     manifest: pd.DataFrame
     audit: pd.DataFrame
@@ -102,6 +106,7 @@ def read_study(params: StudyParams) -> Study:
         params=params,
         metrics=metrics,
         history=read_json(folder / "provenance.json"),
+        sanity=read_json(folder / SANITY) if (folder / SANITY).is_file() else {},
         card=read_card(folder / "model.safetensors"),
         manifest=manifest,
         audit=read_table(folder / "audit.tsv", AUDIT),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adlib.params import StudyParams
+from adlib.report import explained
 from adlib.report.content import Study
 from adlib.report.words import RUNS, counted, listed, percent
 
@@ -222,4 +223,5 @@ def evaluation(params: StudyParams) -> list[str]:
         f"The two-class view sets {positive} against {negative}.",
         "Baselines without a network were fitted and tested on the same participants; differences are paired on the "
         "same resamples, and McNemar's test compares the decisions.",
+        explained.method(p, params.classes),
     ]

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from adlib.report import results, text
+from adlib.report import explained, results, text
 from adlib.report.content import Study
 from adlib.report.methods import methods
 from adlib.report.words import step_title
@@ -60,6 +60,7 @@ def index(study: Study) -> str:
             results.by_level(study),
             results.groups(study),
             results.overall(study),
+            explained.checks(study),
         ],
         figures={step_title(name): drawn for name, drawn in results.figures(study, itertools.count(1)).items()},
         figures_left_out=results.figures_left_out(study),
