@@ -99,6 +99,15 @@ def test_precision_recall_has_a_panel_for_each_class_with_its_share_of_participa
     assert [axis.lines[1].get_ydata()[0] for axis in figure.axes] == [0.6, 0.2, 0.2]
 
 
+def test_a_class_that_nobody_tested_has_gets_a_panel_that_says_so():
+    nobody = POOLED[POOLED["truth"] != "MCI"]
+    drawn = scrutiny.plot_precision_recall(nobody, metrics("average_precision", label=("CN", "AD")), 1)
+    for figure in (drawn, results.plot_roc(nobody, metrics("roc_auc", label=("CN", "AD")), 1)):
+        assert [len(axis.collections) for axis in figure.axes] == [1, 0, 1]
+        assert [text.get_text() for text in figure.axes[1].texts] == ["none tested\nare MCI"]
+        assert all(len(axis.get_yticks()) > 1 for axis in figure.axes)
+
+
 def test_the_conformal_figure_draws_the_curve_and_counts_set_sizes_by_class():
     curve = pd.DataFrame({"nominal": LEVELS, "coverage": np.array(LEVELS) - 0.01})
     for name, shift in (("low", -0.1), ("high", 0.02), ("expected_low", -0.2), ("expected_high", 0.05)):

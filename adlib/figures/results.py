@@ -15,7 +15,7 @@ from sklearn.metrics import roc_curve
 
 from adlib import scores
 from adlib.evaluate import find, written
-from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
+from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette, leave_panel
 from adlib.pooling import arrays
 
 GRID = np.linspace(0, 1, 101)
@@ -108,13 +108,16 @@ def plot_confusion(confusion: dict[str, list[list[int]]], classes: tuple[str, ..
 
 
 def plot_roc(pooled: pd.DataFrame, metrics: dict[str, Any], seed: int) -> Figure:
-    """One-vs-rest ROC curves of participants with 95 % bands over participants."""
+    """One-vs-rest ROC curves of participants with 95 % bands over participants, for the classes that were tested."""
     classes = tuple(metrics["classes"])
     y, p, groups = arrays(pooled, classes)
     weights = scores.cluster_weights(groups, 300, seed)
-    columns = min(len(classes), 4)
-    figure, axes = plt.subplots(1, columns, figsize=(COLUMN_WIDTH, 2.3), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(classes), figsize=(COLUMN_WIDTH, 2.3), sharey=True, squeeze=False)
     for k, (axis, name) in enumerate(zip(axes[0], classes, strict=True)):
+        if len(np.unique(y == k)) < 2:
+            axis.set_title(f"{name} against the rest", size="x-small")
+            leave_panel(axis, f"{'all' if y[0] == k else 'none'} tested\nare {name}")
+            continue
         curves = np.array([_sensitivity(y == k, p[:, k], w) for w in weights if w[y == k].sum() and w[y != k].sum()])
         low, high = np.percentile(curves[1:], [2.5, 97.5], axis=0)
         colour = class_palette(classes)[name]

@@ -15,7 +15,7 @@ from sklearn.metrics import precision_recall_curve
 from adlib import scores
 from adlib.evaluate import find, written
 from adlib.failures import Failures
-from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
+from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette, leave_panel
 from adlib.pooling import arrays
 
 GRID = np.linspace(0, 1, 101)
@@ -31,6 +31,10 @@ def plot_precision_recall(pooled: pd.DataFrame, metrics: dict[str, Any], seed: i
     weights = scores.cluster_weights(groups, 300, seed)
     figure, axes = plt.subplots(1, len(classes), figsize=(COLUMN_WIDTH, 2.4), sharey=True, squeeze=False)
     for k, (axis, name) in enumerate(zip(axes[0], classes, strict=True)):
+        if not (y == k).any():
+            axis.set_title(f"{name} against the rest", size="x-small")
+            leave_panel(axis, f"none tested\nare {name}")
+            continue
         curves = np.array([precision_at(y == k, p[:, k], w) for w in weights if w[y == k].sum()])
         low, high = np.percentile(curves[1:], [2.5, 97.5], axis=0)
         colour = class_palette(classes)[name]

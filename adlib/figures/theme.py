@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adlib.records import FIGURES, atomic_path, file_digest, read_table, write_table
@@ -67,3 +68,10 @@ def save_figure(figure: Figure, folder: Path, name: str, *, notebook: str, sourc
     write_table(table.sort_values("name"), register, FIGURES)
     plt.close(figure)
     return figure
+
+
+def leave_panel(axis: Axes, words: str) -> None:
+    """Say in a panel why nothing is drawn in it."""
+    axis.set_xticks([])
+    axis.grid(False)
+    axis.text(0.5, 0.5, words, transform=axis.transAxes, ha="center", va="center", size="x-small", wrap=True)
