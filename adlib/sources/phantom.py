@@ -61,6 +61,22 @@ SCANNERS = (
     ),
 )
 
+_DATASET = {
+    "Name": "adlib phantom cohort",
+    "BIDSVersion": "1.9.0",
+    "DatasetType": "raw",
+    "License": "CC0-1.0",
+    "Authors": ["The adlib authors"],
+    "GeneratedBy": [{"Name": "adlib.sources.phantom"}],
+    "SourceDatasets": [{"DOI": "doi:10.1016/S1053-8119(09)70884-5"}],  # the MNI152 average, Fonov et al. 2009
+}
+_README = """Simulated heads with known truth. They say nothing about patients.
+
+Each head is made from the MNI152 average brain (Fonov et al. 2009, doi:10.1016/S1053-8119(09)70884-5) by adlib's
+module adlib.sources.phantom: smooth deformations take tissue and widen ventricles by a severity that depends on
+diagnosis and age. Ages and scores are drawn, so they belong to nobody.
+"""
+
 # Age (mean, sd, years) and Mini-Mental State (mean, sd) at Clinical Dementia Rating 0, 0.5 and >= 1 in OASIS-1
 # (Marcus et al. 2007, doi:10.1162/jocn.2007.19.9.1498), at relative position 0, 0.5 and 1 along the ordered classes.
 _AGES = ((69, 14), (76, 7), (78, 7))
@@ -256,6 +272,7 @@ def _write_image(volume: np.ndarray, affine: np.ndarray, scanner: Scanner, path:
     image = image.as_reoriented(order)
     image.set_qform(image.affine, 1)
     image.set_sform(image.affine, 1)
+    image.header.set_xyzt_units("mm", "sec")
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
 
@@ -272,25 +289,18 @@ def _sidecar(scanner: Scanner) -> dict[str, Any]:
 
 
 def _write_tables(cohort: pd.DataFrame, classes: tuple[str, ...], root: Path) -> None:
-    write_json(
-        {
-            "Name": "adlib phantom cohort",
-            "BIDSVersion": "1.9.0",
-            "DatasetType": "raw",
-            "License": "CC0",
-            "Authors": ["The adlib authors"],
-            "GeneratedBy": [{"Name": "adlib.sources.phantom"}],
-        },
-        root / "dataset_description.json",
-    )
-    write_text("Simulated heads with known truth. They say nothing about patients.\n", root / "README")
+    write_json(_DATASET, root / "dataset_description.json")
+    write_text(_README, root / "README")
     people = cohort.drop_duplicates("participant_id")
     columns = ["participant_id", "age", "sex", "diagnosis", "site", "mmse"]
     _write_tsv(people[columns], root / "participants.tsv")
-    write_json(_column_descriptions(classes), root / "participants.json")
+    described = _column_descriptions(classes)
+    write_json(described, root / "participants.json")
+    of_session = {"age": described["age"] | {"Description": "Age at the session"}, "diagnosis": described["diagnosis"]}
     for participant, sessions in cohort.groupby("participant_id"):
-        table = sessions[["session_id", "age", "diagnosis", "acq_time"]]
-        _write_tsv(table, root / str(participant) / f"{participant}_sessions.tsv")
+        table = root / str(participant) / f"{participant}_sessions.tsv"
+        _write_tsv(sessions[["session_id", "age", "diagnosis", "acq_time"]], table)
+        write_json(of_session, table.with_suffix(".json"))
 
 
 def _write_tsv(table: pd.DataFrame, path: Path) -> None:
