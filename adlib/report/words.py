@@ -132,7 +132,7 @@ def columns(rows: Iterable[tuple[str, ...]]) -> str:
 def step_title(name: str) -> str:
     """A step's name for a heading: ``01 Data audit``."""
     number, _, rest = name.partition("_")
-    return f"{number} {rest.replace('_', ' ').capitalize()}"
+    return f"{number} {rest.replace('_', ' ').capitalize().replace('resnet', 'ResNet')}"
 
 
 def clock(seconds: float | None) -> str:
