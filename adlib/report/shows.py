@@ -27,6 +27,7 @@ SHOWS = {
     "04_failures": SCANS,
     "04_forest": COHORT,
     "04_forest_binary": COHORT,
+    "04_leak": COHORT,
     "04_precision_recall": COHORT,
     "04_randomisation": COHORT,
     "04_reliability": COHORT,
