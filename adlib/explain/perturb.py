@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.integrate import trapezoid
 from torch import nn
 
 from adlib.model import slice_outputs
@@ -34,7 +35,7 @@ class Curves:
         """Area (n,) between a curve and that of random order, positive where the map's order is the better one."""
         ordered, random = getattr(self, name), getattr(self, f"random_{name}")
         sign = 1 if name == "insertion" else -1
-        return sign * np.trapezoid(ordered - random, FRACTIONS, axis=1)
+        return sign * trapezoid(ordered - random, FRACTIONS, axis=1)
 
 
 def perturbation_curves(network: nn.Module, slices: np.ndarray, maps: np.ndarray, target: int, seed: int) -> Curves:
