@@ -23,7 +23,7 @@ from adlib.model import build_network, freeze, hold, slice_outputs, softmax
 from adlib.model_file import continue_from, outputs
 from adlib.params import StudyParams
 from adlib.pooling import ATTENTION, arrays, pool_level, within_scan
-from adlib.records import StudyError, atomic_path, write_json
+from adlib.records import StudyError, atomic_path, write_json, write_text
 
 CLIP_NORM = 5.0
 OWN = "adlib:"
@@ -88,7 +88,7 @@ def fit(
     fold : Fold
     params : StudyParams
     folder : path
-        Receives ``checkpoint.pt`` and ``history.json`` after every epoch.
+        Receives ``checkpoint.pt``, and the curves as ``history.json`` and ``history.csv``, after every epoch.
     key : str
         A checkpoint with another key is not gone on from.
     fabric : Fabric
@@ -134,6 +134,7 @@ def fit(
         if fabric.is_global_zero:
             progress.save(folder / "checkpoint.pt", key)
             write_json(progress.history, folder / "history.json")
+            write_text(pd.DataFrame(progress.history).to_csv(index=False), folder / "history.csv")
             print(_line(progress.history[-1], settings.epochs, time.monotonic() - started, waited), flush=True)
             if on_epoch is not None:
                 on_epoch(title, progress.history)

@@ -98,25 +98,41 @@ class Classifier:
     card: ModelCard
 
 
-def save(classifier: Classifier, path: Path) -> None:
+def save(classifier: Classifier, path: Path, *, half: bool = False) -> None:
     """Write weights and card as one safetensors file, whole or not at all; the same bytes for the same classifier.
 
     The card stands under a single key, since safetensors writes several in an order that changes from call to call.
+
+    Parameters
+    ----------
+    classifier : Classifier
+    path : path
+    half : bool
+        Round the weights of convolutions and of the last layer to 16 bit; what belongs to single channels stays as it is.
+
+    Raises
+    ------
+    StudyError
+        If a weight is too large for 16 bit.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in classifier.network.state_dict().items()}
+    if half:
+        state = {name: value.half() if value.ndim > 1 else value for name, value in state.items()}
+        if lost := [name for name, value in state.items() if not value.isfinite().all()]:
+            raise StudyError(f"weights of {lost[0]!r} are too large for 16 bit; save them in 32")
     with atomic_path(path) as temporary:
         save_file(state, temporary, {FORMAT: classifier.card.to_json()})
 
 
 def load(path: Path | str) -> Classifier:
-    """Read a classifier that `save` wrote.
+    """Read a classifier that `save` wrote: a file, or a folder with ``model.safetensors``.
 
     Raises
     ------
     StudyError
         If the file is missing, is no safetensors file, has no card, or its weights do not fit or are not finite.
     """
-    path = Path(path)
+    path = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
     state, metadata = read_state(path)
     if FORMAT not in metadata:
         raise StudyError(f"{path} has no {FORMAT!r} in its metadata; use a file that adlib wrote in this format")

@@ -30,6 +30,7 @@ from adlib.sources.scanfile import open_scan, scan_name
 
 SIMULATED = "Research only. The model was trained on simulated images: the answer means nothing about a patient."
 RESEARCH = "Research only. Not a medical device: the answer is no diagnosis and no basis for treatment."
+RELEASED = Path(__file__).resolve().parents[1] / "models"
 OUTSIDE_SD = 4.0  # a volume farther than this from the mean of every class is called outside the training cohort
 
 Stage = Callable[[str], None]
@@ -78,7 +79,7 @@ def find_model(params: StudyParams) -> Path:
     StudyError
         If there are neither.
     """
-    places = (params.folder / "model.safetensors", Path("models") / f"{params.study}.safetensors")
+    places = (params.folder / "model.safetensors", RELEASED / params.study / "model.safetensors")
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise StudyError(

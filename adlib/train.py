@@ -138,11 +138,13 @@ def predict_fold(fold: Fold, networks: list[nn.Module], params: StudyParams) -> 
     table = answer_table(fold, rows, values, params)
     held_out = (table["split"] == "validation").to_numpy()
     logits, y = values[held_out, : len(params.classes)], fold.targets[rows][held_out]
+    people = table.loc[held_out, "participant_id"].to_numpy()
     if params.input.pooling == ATTENTION:
         scans, first = np.unique(table.loc[held_out, "scan_id"], return_index=True)
         weighted = pd.DataFrame(logits * table.loc[held_out, ["weight"]].to_numpy())
-        logits, y = weighted.groupby(table.loc[held_out, "scan_id"].to_numpy()).sum().loc[scans].to_numpy(), y[first]
-    temperature, bias = fit_calibration(logits, y)
+        logits = weighted.groupby(table.loc[held_out, "scan_id"].to_numpy()).sum().loc[scans].to_numpy()
+        y, people = y[first], people[first]
+    temperature, bias = fit_calibration(logits, y, people)
     biases = {f"bias_{name}": value for name, value in zip(params.classes, bias, strict=True)}
     return table.assign(temperature=temperature, **biases)
 

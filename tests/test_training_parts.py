@@ -46,6 +46,34 @@ def test_calibration_recovers_a_known_overconfidence_and_a_known_bias():
     np.testing.assert_allclose(softmax(distorted, temperature, bias), softmax(logits), atol=0.05)
 
 
+def test_calibration_counts_participants_and_not_their_rows():
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 1.5, (40, 3))
+    y = np.array([rng.choice(3, p=row) for row in softmax(logits / 2)])
+    repeats = np.where(np.arange(40) < 10, 5, 1)
+    once = fit_calibration(logits, y)
+    again = fit_calibration(
+        np.repeat(logits, repeats, axis=0), np.repeat(y, repeats), np.repeat(np.arange(40), repeats)
+    )
+    assert again[0] == pytest.approx(once[0], rel=1e-3)
+    np.testing.assert_allclose(again[1], once[1], atol=1e-3)
+
+
+def test_calibration_by_few_participants_helps_others_on_average():
+    """What a fit without a prior does not do: 34 participants, 100 times, log loss of 500 others."""
+    rng, gained = np.random.default_rng(3), []
+    for _ in range(100):
+        logits = rng.normal(0, 1.2, (534, 4))
+        y = np.array([rng.choice(4, p=row) for row in softmax(logits)])
+        said = logits * 1.3 - [0.0, 0.3, 0.0, -0.3]
+        temperature, bias = fit_calibration(said[:34], y[:34])
+        before, after = (
+            softmax(said[34:], *values)[np.arange(500), y[34:]] for values in ((1.0,), (temperature, bias))
+        )
+        gained.append(np.log(after).mean() - np.log(before).mean())
+    assert np.mean(gained) > 0
+
+
 def block():
     x = torch.zeros(6, 3, 32, 32)
     x[:, :, 10:22, 6:14] = 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -210,11 +211,19 @@ def bayes_ceiling(source: PhantomSource, classes: tuple[str, ...], draws: int = 
 
 
 def write_cohort(
-    source: PhantomSource, classes: tuple[str, ...], seed: int, folder: Path, *, workers: int = 0, code: str = ""
+    source: PhantomSource,
+    classes: tuple[str, ...],
+    seed: int,
+    folder: Path,
+    *,
+    workers: int = 0,
+    code: str = "",
+    only: Collection[str] | None = None,
 ) -> Path:
     """Write the cohort as BIDS under ``<folder>/bids`` with its truth under ``<folder>/truth``.
 
     Scans already written for the same params, seed and code are kept, so an interrupted call goes on where it stopped.
+    With `only`, these participants alone are written, the same as they are in the whole cohort.
 
     Returns
     -------
@@ -223,7 +232,8 @@ def write_cohort(
     """
     folder = Path(folder)
     cohort = draw_cohort(source, classes, seed)
-    key = digest([source.model_dump(), classes, seed, code])
+    cohort = cohort if only is None else cohort[cohort["participant_id"].isin(only)]
+    key = digest([source.model_dump(), classes, seed, code, *([] if only is None else [sorted(only)])])
     if _stored_key(folder) != key:
         shutil.rmtree(folder, ignore_errors=True)
         write_json({"key": key}, folder / "key.json")
