@@ -7,7 +7,6 @@ from scipy.optimize import minimize
 
 from adlib.model import softmax
 
-
 PRIOR_SD = 0.5  # of the logarithm of the temperature, and of each bias
 
 

@@ -108,7 +108,7 @@ def save(classifier: Classifier, path: Path, *, half: bool = False) -> None:
     classifier : Classifier
     path : path
     half : bool
-        Round the weights of convolutions and of the last layer to 16 bit; what belongs to single channels stays as it is.
+        Round the weights of convolutions and of the last layer to 16 bit; what belongs to single channels stays.
 
     Raises
     ------

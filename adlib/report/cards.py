@@ -19,11 +19,18 @@ INDEXED = (
 )  # fmt: skip
 
 
-def model_card(study: Study) -> str:
-    """YAML front matter with a model index, then the card (Mitchell et al. 2019, doi:10.1145/3287560.3287596)."""
+def model_card(study: Study, released: list[dict[str, Any]] | None = None) -> str:
+    """YAML front matter with a model index, then the card (Mitchell et al. 2019, doi:10.1145/3287560.3287596).
+
+    Parameters
+    ----------
+    study : Study
+    released : list of dict, optional
+        Scores by participant of the rounded weights that the card goes with; the index then holds them.
+    """
     return render(
         "model-card.md.j2",
-        front=yaml.safe_dump(front_matter(study), sort_keys=False, allow_unicode=True),
+        front=yaml.safe_dump(front_matter(study, released), sort_keys=False, allow_unicode=True),
         first=_trained_on(study),
         title=f"ResNet50 of study {study.params.study}",
         classes=listed(study.params.classes),
@@ -37,10 +44,11 @@ def model_card(study: Study) -> str:
         limitations=text.limitations(study),
         provenance=results.provenance(study),
         card=study.card,
+        released=results.released(released) if released else None,
     )
 
 
-def front_matter(study: Study) -> dict[str, Any]:
+def front_matter(study: Study, released: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """What the hub reads: licence, tags and the scores of test participants.
 
     A model of a real cohort falls under the terms of its data, so its licence is ``other``.
@@ -49,7 +57,8 @@ def front_matter(study: Study) -> dict[str, Any]:
     if not study.simulated:
         licence = {"license": "other", "license_name": "terms-of-the-training-cohort"}
     made = ["simulated-data"] if study.simulated else []
-    metrics = [_indexed(entry) for entry in (study.entry(NETWORK, *name) for name in INDEXED) if entry]
+    entries = released or [entry for entry in (study.entry(NETWORK, *name) for name in INDEXED) if entry]
+    metrics = [_indexed(entry) for entry in entries]
     result = {
         "task": {"type": "image-classification", "name": f"{listed(study.params.classes)} from T1w brain MRI"},
         "dataset": {"name": f"{study.params.study} cohort", "type": study.params.source.kind, "split": "test"},

@@ -67,6 +67,16 @@ def runs(study: Study) -> Table:
     return table(caption, header, rows)
 
 
+def released(scores: list[dict[str, Any]]) -> Table:
+    """Scores of the weights of a release."""
+    rows = [(metric_title(entry["metric"], entry["class"]), entry["n"], written(entry)) for entry in scores]
+    caption = (
+        "Scores of the weights in this file, rounded to 16 bit, on the scan files of the test participants, each "
+        "prepared anew; all tables further down are of the study's own weights in 32 bit."
+    )
+    return table(caption, ("Score", "Participants", "With 95 % interval"), rows)
+
+
 def control_rows(study: Study) -> Table:
     """What each control must show, and what it shows."""
     rows = []
