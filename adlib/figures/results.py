@@ -19,6 +19,7 @@ from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette, le
 from adlib.pooling import arrays
 
 GRID = np.linspace(0, 1, 101)
+FAINT = 1.8  # top of the blues: a share of 1 is light enough for black numbers, contrast above 7
 TITLES = {
     "resnet50": "ResNet50",
     "shuffled_labels": "ResNet50, labels shuffled (control)",
@@ -93,9 +94,10 @@ def plot_confusion(confusion: dict[str, list[list[int]]], classes: tuple[str, ..
             share,
             annot=counts,
             fmt="d",
+            annot_kws={"color": "black"},
             cmap="Blues",
             vmin=0,
-            vmax=1,
+            vmax=FAINT,
             cbar=False,
             square=True,
             ax=axis,
@@ -152,12 +154,13 @@ def plot_reliability(
         error = written(find(metrics, "resnet50", "subject", metric))
         where, share, spread = _binned(y, p, scores.cluster_weights(groups, 500, seed), bins)
         top.errorbar(where, share, spread, label=f"{words}: error {error}", **look)
-        style = {"color": look["color"], "histtype": "stepfilled" if table is pooled else "step"}
+        above = {"histtype": "step", "linewidth": 1.5, "zorder": 3, "linestyle": "--"}
+        style = {"color": look["color"], **({"histtype": "stepfilled", "alpha": 0.5} if table is pooled else above)}
         bottom.hist(p.max(1), bins=np.linspace(0, 1, bins + 1), **style)
     top.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":")
     top.set(title="Reliability by participant", ylabel="share right", ylim=(-0.03, 1.03), xlim=(0, 1))
     top.legend(fontsize="x-small", loc="upper left")
-    bottom.set(xlabel="confidence of the decision (grey: before calibration)", ylabel="participants")
+    bottom.set(xlabel="confidence of the decision (dashed: before calibration)", ylabel="participants")
     return figure
 
 
