@@ -18,6 +18,8 @@ from adlib.records import StudyError, digest, file_digest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "adlib"
 NUMERIC_PACKAGES = (
+    "captum",
+    "lightning-fabric",
     "nibabel",
     "nilearn",
     "numpy",
@@ -26,6 +28,7 @@ NUMERIC_PACKAGES = (
     "scipy",
     "SimpleITK",
     "torch",
+    "torchio",
     "torchvision",
 )
 BOOKKEEPING = frozenset({"adlib.keys", "adlib.params", "adlib.runner"})  # decide when code runs, not what it computes

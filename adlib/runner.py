@@ -15,6 +15,8 @@ from adlib.records import FIGURES, StudyError, read_json, read_table, write_json
 __all__ = ["SOURCE", "STEPS", "Step", "StepState", "code_digest"]
 
 SOURCE = "@source"  # the folder of the study's images, wherever the params say it is
+WEIGHTS = "@weights"  # the file that train.weights names, where it names one
+SPOKEN = {SOURCE: "the images", WEIGHTS: "the file of train.weights"}
 TRUTH = "source/truth/truth.tsv"  # only simulated cohorts have one
 SLICES = ("input.plane", "input.positions_mm", "input.channel_spacing_mm", "input.size")  # how they are cut
 DERIVATIVES = "derivatives"  # studies of 2-D slices have none
@@ -68,7 +70,7 @@ STEPS = (
     Step(
         "03_training_resnet50",
         ("classes", "seed", "preprocess", "input", "splits", "search", "train"),
-        ("manifest.tsv", "features.tsv", DERIVATIVES, "slices.npy", "slices.tsv"),
+        ("manifest.tsv", "features.tsv", DERIVATIVES, "slices.npy", "slices.tsv", WEIGHTS),
         ("splits.tsv", "predictions.parquet", "model.safetensors"),
     ),
     Step(
@@ -153,7 +155,7 @@ class StepState:
 
     def missing_inputs(self) -> list[str]:
         """Files that an earlier step must write before this one can run."""
-        required = [name for name in self._reads() if name not in (SOURCE, TRUTH, DERIVATIVES)]
+        required = [name for name in self._reads() if name not in (SOURCE, TRUTH, DERIVATIVES, WEIGHTS)]
         return [name for name in required if not self._input(name).exists()]
 
     def begin(self) -> None:
@@ -197,9 +199,12 @@ class StepState:
     def _reads(self) -> list[str]:
         """What the step reads in this study; the step that makes the images does not read them."""
         makes_images = "source" in self.step.may_write and not hasattr(self.params.source, "root")
-        return [name for name in self.step.reads if name != SOURCE or not makes_images]
+        absent = {SOURCE: makes_images, WEIGHTS: self.params.train.weights_file is None}
+        return [name for name in self.step.reads if not absent.get(name)]
 
     def _input(self, name: str) -> Path:
+        if name == WEIGHTS:
+            return self.params.train.weights_file
         if name != SOURCE:
             return self.params.folder / name
         return Path(getattr(self.params.source, "root", self.params.folder / "source"))
@@ -235,7 +240,7 @@ def _changes(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) 
         elif kind == "code":
             words.append(f"code of {name} changed" if old and new else f"code of {name} is {'new' if new else 'gone'}")
         else:
-            words.append(f"{'the images' if name == SOURCE else name} changed")
+            words.append(f"{SPOKEN.get(name, name)} changed")
     return words
 
 

@@ -83,6 +83,8 @@ def training_key(params: StudyParams, run: str, code: str) -> str:
     settings = params.train.model_dump(exclude={"controls"})
     facts = [settings, params.search.model_dump(), params.input.pooling, params.classes, params.seed]
     tables = [content_digest(params.folder / name) for name in READ]
+    begun = params.train.weights_file
+    tables += [file_digest(begun)] if begun and begun.is_file() else []
     return digest([*facts, params.preprocess.normalise, code, tables, run])
 
 

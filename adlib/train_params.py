@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -90,6 +91,14 @@ class TrainParams(Section):
         description="Extra trainings: labels dealt out, slices split without regard to participants, brain cut out, "
         "brain as a silhouette, scanner metadata told beside the image.",
     )
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file that `weights` names; None where it names none."""
+        kind, colon, name = self.weights.partition(":")
+        if kind not in ("path", "adlib") or not colon:
+            return None
+        return Path(name) / "model.safetensors" if Path(name).is_dir() else Path(name)
 
 
 class SearchParams(Section):

@@ -10,7 +10,7 @@ from throwaway import make_project, write_notebook
 from adlib.keys import code_digest, flat, module_digests, notebook_digests, package_versions, path_digest
 from adlib.params import load_params
 from adlib.records import StudyError
-from adlib.runner import SOURCE, STEPS, Step, StepState
+from adlib.runner import SOURCE, STEPS, WEIGHTS, Step, StepState
 
 STEP = Step(
     "02_preprocessing", ("preprocess", "source.kind"), ("manifest.tsv", SOURCE), ("features.tsv",), ("derivatives",)
@@ -180,12 +180,24 @@ def test_a_step_that_makes_the_images_does_not_depend_on_them(project):
     assert SOURCE in StepState(STEP, params, project).key()["inputs"]
 
 
+def test_training_depends_on_the_file_that_its_weights_begin_from(tmp_path):
+    weights, step = tmp_path / "w.safetensors", next(step for step in STEPS if step.number == "03")
+    digests = []
+    for setting in ("random", f"path:{weights}", f"adlib:{weights}"):
+        for content in (b"first", b"second"):
+            weights.write_bytes(content)
+            params = load_params("params/smoke.yaml", (f"train.weights={setting}", f"exec.outputs={tmp_path}"))
+            digests.append(StepState(step, params).key()["inputs"].get(WEIGHTS))
+    assert digests[:2] == [None, None]
+    assert digests[2] == digests[4] != digests[3] == digests[5]
+
+
 def test_exec_is_in_no_key():
     assert not [section for step in STEPS for section in step.sections if section.startswith("exec")]
 
 
 def test_each_step_reads_what_an_earlier_one_writes():
-    written = {SOURCE, "source/truth/truth.tsv"}
+    written = {SOURCE, WEIGHTS, "source/truth/truth.tsv"}
     for step in STEPS:
         assert set(step.reads) <= written, step.name
         written |= {*step.writes, *step.may_write}
