@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from adlib.report import explained, results, text
 from adlib.report.content import Study
@@ -28,7 +28,7 @@ def templates() -> Environment:
     """The templates beside this file; what goes into HTML is escaped."""
     return Environment(
         loader=PackageLoader("adlib.report"),
-        autoescape=lambda name: bool(name) and name.endswith(".html.j2"),
+        autoescape=select_autoescape(("html.j2",), default=False, default_for_string=True),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
