@@ -16,15 +16,14 @@ from adlib import atlas
 from adlib.dataset import scan_slices
 from adlib.explain import changed, regions, sanity, space
 from adlib.explain.estimate import entry, resampled_means
-from adlib.explain.maps import ScanMaps, class_means, scan_maps
+from adlib.explain.maps import ScanMaps, class_means
 from adlib.explain.methods import TITLES, attribute
 from adlib.explain.perturb import FRACTIONS, perturbation_curves
 from adlib.explain.randomise import STAGES, cascade
-from adlib.explain.study import explain_study
 from adlib.model import slice_outputs
-from adlib.model_file import Classifier, ModelCard
+from adlib.model_file import ModelCard
 from adlib.params import EvaluateParams, InputParams, PreprocessParams
-from adlib.records import StudyError, read_json, read_table
+from adlib.records import StudyError, read_table
 from adlib.report.explained import METHODS
 from adlib.sources.phantom import SCANNERS
 from adlib.sources.phantom_head import FIELD_MM, REFERENCE_AGE, Subject, anatomy, image_head, warp
@@ -365,46 +364,3 @@ def test_three_planes_are_drawn_one_by_one():
     assert means.attribution.shape == means.slices.shape == (2, 3, 8, 8)
     assert means.attribution[0].mean((1, 2)).tolist() == [0, 0, 1]
     assert class_means(made_maps(values), ("CN", "AD"), "coronal").attribution.shape == (2, 1, 8, 8)
-
-
-SETS = ("preprocess.resolution_mm=3.0", "input.positions_mm=[-20.0]", "evaluate.attribution_scans=6",
-        "evaluate.bootstrap=100")  # fmt: skip
-
-
-@pytest.mark.parametrize("plane", ["coronal", "three_planes_2d"])
-def test_a_study_is_explained_and_repeats(tmp_path, plane):
-    params = make_study(tmp_path, *SETS, f"input.plane={plane}")
-    torch.manual_seed(2)
-    mine = card(plane, (-20.0,), 32, 3.0)
-    classifier = Classifier(Tiny(2).eval(), mine)
-    explained = explain_study(params, classifier)
-    folder, stored = params.folder / "attribution", read_json(params.folder / "attribution" / "sanity.json")
-    assert stored == explained.sanity and explain_study(params, classifier).sanity == stored
-    flat = plane == "three_planes_2d"
-    assert (explained.images == {}) == (explained.regions is None) == flat
-    assert len(list(folder.glob("*.nii.gz"))) == (0 if flat else 2)
-    assert (folder / "regions.tsv").is_file() != flat and ("changed" in stored) != flat
-    checks = {(e["check"], e["of"]) for e in stored["entries"]}
-    assert {("randomisation", stage) for stage in STAGES} <= checks
-    assert {("perturbation", "deletion"), ("perturbation", "insertion")} <= checks
-    assert (("overlap_volume", "randomised") in checks) != flat
-    assert all(e["ci95"][0] <= e["point"] <= e["ci95"][1] and e["n"] == 6 for e in stored["entries"])
-    with np.load(params.folder / "attribution.npz") as maps:
-        assert maps["attribution"].shape == (2, 3 if flat else 1, 32, 32) and maps["scans"].tolist() == [3, 3]
-
-
-def test_only_tested_participants_are_explained(tmp_path):
-    params = make_study(tmp_path, *SETS)
-    maps = scan_maps(params, Classifier(Tiny(2).eval(), card("coronal", (-20.0,), 32, 3.0)))
-    assert set(maps.scans["participant_id"]) <= {f"sub-{k:02d}" for k in range(30, 40)}
-    stored = np.load(params.folder / "slices.npy")[[int(name[4:]) for name in maps.scans["participant_id"]]]
-    np.testing.assert_array_equal(maps.slices[:, 0], stored.astype(np.float32))
-
-
-def test_a_class_without_a_test_scan_is_named(tmp_path):
-    params = make_study(tmp_path, *SETS)
-    table = pd.read_csv(params.folder / "splits.tsv", sep="\t")
-    table.loc[table["diagnosis"] == "AD", "split"] = "train"
-    table.to_csv(params.folder / "splits.tsv", sep="\t", index=False)
-    with pytest.raises(StudyError, match="class AD has no test scan to explain"):
-        scan_maps(params, Classifier(Tiny(2).eval(), card("coronal", (-20.0,), 32, 3.0)))

@@ -127,6 +127,12 @@ def class_means(maps: ScanMaps, classes: tuple[str, ...], plane: str) -> Attribu
     return AttributionMaps(np.stack(means), np.stack(images), np.array(counts))
 
 
+def read_means(params: StudyParams) -> AttributionMaps:
+    """The means in ``attribution.npz``."""
+    with np.load(params.folder / "attribution.npz") as stored:
+        return AttributionMaps(**{name: stored[name] for name in ("attribution", "slices", "scans")})
+
+
 def write_means(params: StudyParams, means: AttributionMaps) -> None:
     """Store the means as ``attribution.npz``."""
     with atomic_path(params.folder / "attribution.npz") as temporary:

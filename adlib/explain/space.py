@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import quote
 
 import nibabel as nib
@@ -90,14 +91,23 @@ def template_image(card: ModelCard) -> nib.Nifti1Image:
 
 def write_images(params: StudyParams, images: dict[str, nib.Nifti1Image]) -> None:
     """Store images by class under ``attribution/``; those of classes that the study no longer has are removed."""
-    folder = params.folder / FOLDER
-    names = {f"space-{atlas.SPACE}_desc-{quote(name, safe='')}_attribution.nii.gz": name for name in images}
-    for path in folder.glob("*_attribution.nii.gz"):
-        if path.name not in names:
+    paths = {image_path(params, name): image for name, image in images.items()}
+    for path in (params.folder / FOLDER).glob("*_attribution.nii.gz"):
+        if path not in paths:
             path.unlink()
-    for file, name in names.items():
-        with atomic_path(folder / file) as temporary:
-            nib.save(images[name], temporary)
+    for path, image in paths.items():
+        with atomic_path(path) as temporary:
+            nib.save(image, temporary)
+
+
+def read_images(params: StudyParams) -> dict[str, nib.Nifti1Image]:
+    """The stored images by class."""
+    return {name: nib.load(image_path(params, name)) for name in params.classes}
+
+
+def image_path(params: StudyParams, name: str) -> Path:
+    """Where the image of a class is stored."""
+    return params.folder / FOLDER / f"space-{atlas.SPACE}_desc-{quote(name, safe='')}_attribution.nii.gz"
 
 
 def cut_positions(card: ModelCard) -> tuple[str, tuple[float, ...]]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import nibabel as nib
 import pandas as pd
 
-from adlib.explain.maps import AttributionMaps, class_means, scan_maps, write_means
-from adlib.explain.regions import regional_table
+from adlib.explain.maps import AttributionMaps, class_means, read_means, scan_maps, write_means
+from adlib.explain.regions import REGIONAL, regional_table
 from adlib.explain.sanity import check_maps
-from adlib.explain.space import class_images, write_images
+from adlib.explain.space import FOLDER, class_images, read_images, write_images
 from adlib.model_file import Classifier
 from adlib.params import StudyParams
+from adlib.records import digest, file_digest, read_json, read_table, write_json
+
+READ = ("slices.npy", "slices.tsv", "splits.tsv")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,24 +41,71 @@ class Explained:
     regions: pd.DataFrame | None
 
 
-def explain_study(params: StudyParams, classifier: Classifier) -> Explained:
+def explain_study(params: StudyParams, classifier: Classifier, code: str = "") -> Explained:
     """Attribute test scans of the first fold and store means, images, regional shares and checks.
 
     Writes ``attribution.npz``, ``attribution/sanity.json`` and, where scans are volumes, ``attribution/*.nii.gz`` and
-    ``attribution/regions.tsv``.
+    ``attribution/regions.tsv``. What is stored is read instead where model, slices, params and code are the same.
+
+    Parameters
+    ----------
+    params : StudyParams
+    classifier : Classifier
+    code : str
+        Digest of the explaining code.
 
     Raises
     ------
     StudyError
         If a class has no test scan.
     """
+    key, done = _key(params, classifier, code), params.folder / FOLDER / "done.json"
+    if done.is_file() and read_json(done) == _proof(params, key):
+        return read_explained(params, classifier)
     maps = scan_maps(params, classifier)
-    means = class_means(maps, params.classes, classifier.card.input.plane)
-    write_means(params, means)
-    images: dict[str, nib.Nifti1Image] = {}
-    regions = None
+    write_means(params, class_means(maps, params.classes, classifier.card.input.plane))
     if not classifier.card.input.flat:
-        images = class_images(maps, classifier.card)
-        write_images(params, images)
-        regions = regional_table(params, maps, classifier.card)
-    return Explained(means, check_maps(params, classifier, maps), images, regions)
+        write_images(params, class_images(maps, classifier.card))
+        regional_table(params, maps, classifier.card)
+    check_maps(params, classifier, maps)
+    write_json(_proof(params, key), done)
+    return read_explained(params, classifier)
+
+
+def read_explained(params: StudyParams, classifier: Classifier) -> Explained:
+    """What `explain_study` stored.
+
+    Raises
+    ------
+    StudyError
+        If a file is missing or cannot be read.
+    """
+    folder, means = params.folder / FOLDER, read_means(params)
+    sanity = read_json(folder / "sanity.json")
+    if classifier.card.input.flat:
+        return Explained(means, sanity, {}, None)
+    return Explained(means, sanity, read_images(params), read_table(folder / "regions.tsv", REGIONAL))
+
+
+def _key(params: StudyParams, classifier: Classifier, code: str) -> str:
+    tables = [file_digest(params.folder / name) for name in READ]
+    weights = hashlib.sha256(classifier.card.to_json().encode())
+    for value in classifier.network.state_dict().values():
+        weights.update(value.cpu().contiguous().numpy().tobytes())
+    return digest(
+        [
+            code,
+            weights.hexdigest(),
+            params.evaluate.model_dump(),
+            params.seed,
+            params.classes,
+            params.source.kind,
+            tables,
+        ]
+    )
+
+
+def _proof(params: StudyParams, key: str) -> dict[str, str]:
+    written = [params.folder / "attribution.npz", *sorted((params.folder / FOLDER).glob("*"))]
+    kept = [path for path in written if path.name != "done.json" and path.is_file()]
+    return {"key": key, **{path.name: file_digest(path) for path in kept}}
