@@ -266,6 +266,24 @@ def test_too_many_files_are_refused(tmp_path, monkeypatch, volume):
         read_scan(archive)
 
 
+def test_a_zip_whose_packed_bytes_are_damaged_is_refused(tmp_path):
+    archive = zip_of(tmp_path / "a.zip", "a.dcm", np.random.default_rng(0).bytes(5000))
+    content = bytearray(archive.read_bytes())
+    content[35] = 0x07  # a block of a type that deflate does not have, after 30 bytes of header and 5 of name
+    archive.write_bytes(content)
+    with pytest.raises(StudyError, match="not a readable zip"):
+        read_scan(archive)
+
+
+def test_a_member_without_a_name_is_no_crash(tmp_path):
+    archive = zip_of(tmp_path / "a.zip", "a")
+    with zipfile.ZipFile(archive, "a") as contents:
+        contents.infolist()[0].filename = ""
+        contents._didModify = True
+    with pytest.raises(StudyError, match="not a readable zip"):
+        read_scan(archive)
+
+
 def test_empty_zip_is_refused(tmp_path):
     zipfile.ZipFile(tmp_path / "a.zip", "w").close()
     with pytest.raises(StudyError, match="empty zip"):

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import tempfile
 import zipfile
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -109,11 +110,11 @@ def unpack(archive: Path, folder: Path) -> None:
     """
     try:
         with zipfile.ZipFile(archive) as contents:
-            members = [member for member in contents.infolist() if not member.is_dir()]
+            members = [member for member in contents.infolist() if not member.filename.endswith("/")]
             _refuse_unsafe(members, archive)
             for number, member in enumerate(members):
                 (folder / f"{number:06d}").write_bytes(contents.read(member))
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise StudyError(f"{archive.name} is not a readable zip ({error}); pack the DICOM folder again") from None
 
 
