@@ -47,7 +47,7 @@ def plot_attribution(maps: AttributionMaps, classes: tuple[str, ...]) -> Figure:
 def plot_attribution_mni(
     images: dict[str, nib.Nifti1Image], background: nib.Nifti1Image, mode: str, coordinates: tuple[float, ...]
 ) -> Figure:
-    """The mean map of each true class in MNI152 space, cut where the slices were.
+    """The mean map of each true class in MNI152 space, cut where the slices were; the weaker, the more see-through.
 
     Parameters
     ----------
@@ -73,11 +73,17 @@ def plot_attribution_mni(
     for axis, (name, image) in zip(axes.flat, images.items(), strict=False):
         plot_stat_map(
             image, bg_img=background, display_mode=mode, cut_coords=where, axes=axis, colorbar=False, cmap="RdBu_r",
-            vmin=-limit, vmax=limit, threshold=0.1 * limit, black_bg=False, draw_cross=False, annotate=False,
+            vmin=-limit, vmax=limit, black_bg=False, draw_cross=False, annotate=False,
+            **_see_through(image, limit),
         ).annotate(size=7)  # fmt: skip
         axis.set_title(name, fontsize="small", loc="left", pad=2)
     _mni_scale(figure, limit, list(images)[-1])
     return figure
+
+
+def _see_through(image: nib.Nifti1Image, limit: float) -> dict[str, Any]:
+    """Opaque where the evidence reaches the limit, invisible where there is none."""
+    return {"transparency": image, "transparency_range": [0, limit]} if image.get_fdata().any() else {"transparency": 0}
 
 
 def _mni_scale(figure: Figure, limit: float, name: str) -> None:
