@@ -3,8 +3,8 @@
     python benchmarks/fuzz.py [--seconds 60] [--target nifti] [--seed 1] [--keep FOLDER]
 
 Takes a good file of each kind, damages it in ways drawn at random (bytes flipped, cut, doubled or made extreme; for
-text, tokens swapped for hostile ones) and reads it. Any exception but `StudyError`, or a reading that takes over
-`SLOW_SECONDS`, is a finding; the file is kept. Prints a line for each target; the exit code is 1 where there is a
+text, tokens swapped for hostile ones) and reads it. Any exception but `StudyError`, want of memory beyond
+`ROOM_BYTES`, or a reading that takes over `SLOW_SECONDS`, is a finding; the file is kept. Prints a line for each target; the exit code is 1 where there is a
 finding.
 """
 
@@ -14,6 +14,7 @@ import argparse
 import gzip
 import io
 import logging
+import resource
 import sys
 import tempfile
 import time
@@ -32,7 +33,7 @@ from adlib.sources.dicom_writer import write_series
 from adlib.sources.scanfile import open_scan
 from adlib.tables import read_user_table
 
-SLOW_SECONDS = 20.0
+SLOW_SECONDS, ROOM_BYTES = 20.0, 2 * 2**30
 HOSTILE = (
     b"-1", b"1e999", b"nan", b"[", b"{", b'"', b"\x00", b"\t", b"\n", b"../../x", b"!!python/object:os.system",
     b"&a [*a]", b"\xff\xfe", b"9" * 400, b"null", b": :", b"${HOME}", b"%s%n", "\u202e".encode(), b"",
@@ -142,6 +143,11 @@ def fuzz(name: str, folder: Path, seed: int, seconds: float = 1e9, trials: int =
     return done, findings
 
 
+def _address_space() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="for each target")
@@ -150,6 +156,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder that receives the files that were findings")
     args = parser.parse_args()
     logging.disable(logging.CRITICAL)
+    resource.setrlimit(resource.RLIMIT_AS, (_address_space() + ROOM_BYTES,) * 2)
     folder, found = args.keep or Path(tempfile.mkdtemp()), 0
     folder.mkdir(parents=True, exist_ok=True)
     for name in args.target or TARGETS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +88,22 @@ def _read_volume(path: Path) -> tuple[nib.spatialimages.SpatialImage, tuple[str,
     kind = _kind(content, path)
     try:
         image = kind.from_bytes(content)
+        _check_size(image, len(content))
         np.asanyarray(image.dataobj)
+    except StudyError as error:
+        raise StudyError(f"{path.name}: {error}") from None
     except Exception as error:  # nibabel meets arbitrary bytes here and raises whatever its parsers raise
         raise StudyError(f"{path.name} is not a readable {kind.__name__[:-5]} image ({error}); copy it again") from None
     return image, orientation_notes(image, path.name)
+
+
+def _check_size(image: nib.spatialimages.SpatialImage, size: int) -> None:
+    """Refuse a header that announces more than the file holds, before room is made for it."""
+    announced = math.prod(image.shape) * image.get_data_dtype().itemsize
+    if announced > size:
+        raise StudyError(
+            f"its header announces an array {image.shape} of {announced} bytes, the file holds {size}; copy it again"
+        )
 
 
 def _kind(content: bytes, path: Path) -> type[nib.spatialimages.SpatialImage]:
