@@ -4,8 +4,8 @@
 
 Takes a good file of each kind, damages it in ways drawn at random (bytes flipped, cut, doubled or made extreme; for
 text, tokens swapped for hostile ones) and reads it. Any exception but `StudyError`, want of memory beyond
-`ROOM_BYTES`, or a reading that takes over `SLOW_SECONDS`, is a finding; the file is kept. Prints a line for each target; the exit code is 1 where there is a
-finding.
+`ROOM_BYTES`, or a reading that takes over `SLOW_SECONDS`, is a finding; the file is kept. Prints a line for each
+target; the exit code is 1 where there is a finding.
 """
 
 from __future__ import annotations

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +19,7 @@ from adlib.sources.dicom import MAX_BYTES, read_dicom
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh.gz", ".mgh")
 SUFFIXES = (*VOLUME_SUFFIXES, ".zip")
+PART_BYTES = 2**24
 _GZIP_MAGIC = b"\x1f\x8b"
 _NIFTI = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by header size, which is what the first four bytes hold
 
@@ -121,7 +124,7 @@ def _content(path: Path) -> bytes:
         packed = stream.read(2) == _GZIP_MAGIC
     try:
         with (gzip.open if packed else Path.open)(path, "rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
+            content = _bounded(stream)
     except (EOFError, zlib.error, OSError) as error:
         raise StudyError(f"{path.name} is damaged or cut short ({error}); copy it again") from None
     if not content:
@@ -129,6 +132,14 @@ def _content(path: Path) -> bytes:
     if len(content) > MAX_BYTES:
         raise StudyError(f"{path.name} holds more than {MAX_BYTES / 2**30:.0f} GiB; a T1w scan holds far less")
     return content
+
+
+def _bounded(stream: BinaryIO) -> bytes:
+    """All bytes of a stream, or one more than may be; read in parts, since one reading makes room for all at once."""
+    content = io.BytesIO()
+    while (left := MAX_BYTES + 1 - content.tell()) and (part := stream.read(min(PART_BYTES, left))):
+        content.write(part)
+    return content.getvalue()
 
 
 def _checked(image: nib.spatialimages.SpatialImage, path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
