@@ -6,47 +6,11 @@ import numpy as np
 import pandas as pd
 
 from adlib import scores
+from adlib.calibration import lowest_probability, rank_for
 from adlib.pooling import arrays
 
 LEVELS = tuple(np.round(np.arange(0.5, 0.96, 0.05), 2))
 DRAWS = 4000  # of the range that a curve may lie in by chance
-
-
-def lowest_probability(y: np.ndarray, p: np.ndarray, coverage: float) -> float:
-    """The probability from which a class enters the set: least ambiguous sets.
-
-    The score of a participant is 1 - p(truth). Among n participants that neither trained the network nor are scored,
-    the ceil((n + 1) coverage)-th smallest score bounds that of the next participant with at least the chance asked for,
-    whatever the network is worth, as long as all are exchangeable. One bound serves all classes: a bound for each needs
-    at least 9 participants of each at 0.9, and made larger sets in simulation.
-
-    Written here because it is one order statistic. MAPIE, whose sets are the same, wraps a scikit-learn classifier and
-    takes its images, where the study has stored probabilities.
-
-    Parameters
-    ----------
-    y : (n,) int
-        True classes.
-    p : (n, K) float
-        Probabilities.
-    coverage : float
-        Share of sets that are to hold the truth.
-
-    Returns
-    -------
-    float
-        0 where there are too few participants to promise anything less than all classes.
-
-    References
-    ----------
-    Sadinle, Lei & Wasserman 2019, doi:10.1080/01621459.2017.1395341; Vovk et al. 2005, doi:10.1007/b106715.
-    """
-    rank = _rank(len(y), coverage)
-    return 0.0 if rank > len(y) else float(np.sort(p[np.arange(len(y)), y])[len(y) - rank])
-
-
-def _rank(n: int, coverage: float) -> int:
-    return int(np.ceil((n + 1) * coverage - 1e-9))
 
 
 def prediction_sets(
@@ -133,5 +97,5 @@ def coverage_curve(
 
 
 def _reached(n: int, coverage: float, rng: np.random.Generator) -> np.ndarray:
-    rank = _rank(n, coverage)
+    rank = rank_for(n, coverage)
     return np.ones(DRAWS) if rank > n else rng.beta(rank, n + 1 - rank, DRAWS)

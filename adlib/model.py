@@ -212,6 +212,20 @@ def slice_outputs(
     return torch.cat(parts).numpy()
 
 
+@torch.inference_mode()
+def penultimate(network: nn.Module, slices: np.ndarray, batch: int = 64) -> np.ndarray:
+    """What the last layer sees of slices (n, 3, H, W): features (n, 2048) float32, without covariates."""
+    device, kept = next(network.parameters()).device, []
+    hook = network.avgpool.register_forward_hook(lambda *call: kept.append(torch.flatten(call[2], 1).float().cpu()))
+    network.eval()
+    try:
+        for start in range(0, len(slices), batch):
+            network(torch.from_numpy(np.asarray(slices[start : start + batch], dtype=np.float32)).to(device))
+    finally:
+        hook.remove()
+    return torch.cat(kept).numpy()
+
+
 def softmax(logits: np.ndarray, temperature: float = 1.0, bias: Sequence[float] = ()) -> np.ndarray:
     """Probabilities (n, K) float64 of logits (n, K) divided by a temperature, plus a bias (K,) where there is one."""
     scaled = logits / temperature + (np.asarray(bias) if len(bias) else 0.0)

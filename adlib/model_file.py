@@ -16,8 +16,11 @@ from adlib.model import build_network, load_body, read_state, slice_outputs, sof
 from adlib.params import InputParams, PreprocessParams
 from adlib.pooling import ATTENTION, within_scan
 from adlib.records import TISSUE_MAPS, StudyError, atomic_path
+from adlib.spaces import Space
 
 FORMAT = "adlib-resnet50-3"
+SPACE = "reference."
+SPACE_PARTS = ("mean", "sd", "axes", "variances", "rest")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class ModelCard:
         In which spaces the training scans came, see `adlib.records.TISSUE_MAPS`; empty for heads only.
     covariates : dict of str to (float, float)
         What the last layer is told beside the image, in order, with its mean and standard deviation in training.
+    reference : dict
+        What answers are held against, see `adlib.reference.make_reference`; empty in older files.
     """
 
     study: str
@@ -65,6 +70,7 @@ class ModelCard:
     landmarks: tuple[float, ...] = ()
     spaces: tuple[str, ...] = ()
     covariates: dict[str, tuple[float, float]] = field(default_factory=dict)
+    reference: dict[str, Any] = field(default_factory=dict)
 
     @property
     def refusal(self) -> str | None:
@@ -92,16 +98,18 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network in evaluation mode and its card."""
+    """A trained network in evaluation mode, its card, and where its training scans lie (empty in older files)."""
 
     network: nn.Module
     card: ModelCard
+    spaces: dict[str, Space] = field(default_factory=dict)
 
 
 def save(classifier: Classifier, path: Path, *, half: bool = False) -> None:
     """Write weights and card as one safetensors file, whole or not at all; the same bytes for the same classifier.
 
     The card stands under a single key, since safetensors writes several in an order that changes from call to call.
+    Tensors of `Classifier.spaces` stand beside the weights, under names that begin with `SPACE`.
 
     Parameters
     ----------
@@ -120,6 +128,9 @@ def save(classifier: Classifier, path: Path, *, half: bool = False) -> None:
         state = {name: value.half() if value.ndim > 1 else value for name, value in state.items()}
         if lost := [name for name, value in state.items() if not value.isfinite().all()]:
             raise StudyError(f"weights of {lost[0]!r} are too large for 16 bit; save them in 32")
+    for name, space in classifier.spaces.items():
+        parts = {part: np.atleast_1d(np.float32(getattr(space, part))) for part in SPACE_PARTS}
+        state |= {f"{SPACE}{name}.{part}": torch.from_numpy(value) for part, value in parts.items()}
     with atomic_path(path) as temporary:
         save_file(state, temporary, {FORMAT: classifier.card.to_json()})
 
@@ -136,8 +147,10 @@ def load(path: Path | str) -> Classifier:
     state, metadata = read_state(path)
     if FORMAT not in metadata:
         raise StudyError(f"{path} has no {FORMAT!r} in its metadata; use a file that adlib wrote in this format")
+    extra = {name.removeprefix(SPACE): state.pop(name) for name in list(state) if name.startswith(SPACE)}
     try:
         card = ModelCard.from_json(metadata[FORMAT])
+        spaces = _spaces(card, extra)
     except (KeyError, TypeError, ValueError) as error:
         raise StudyError(f"{path} carries no readable model card: {error}") from None
     network, _ = build_network(outputs(card.classes, card.input), "random", len(card.covariates))
@@ -145,7 +158,16 @@ def load(path: Path | str) -> Classifier:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise StudyError(f"{path} does not fit ResNet50: {str(error).splitlines()[-1].strip()}") from None
-    return Classifier(network.eval(), card)
+    return Classifier(network.eval(), card, spaces)
+
+
+def _spaces(card: ModelCard, tensors: dict[str, torch.Tensor]) -> dict[str, Space]:
+    names = card.reference.get("names", {})
+    found = {}
+    for space, known in names.items():
+        parts = {part: tensors[f"{space}.{part}"].numpy() for part in SPACE_PARTS}
+        found[space] = Space(tuple(known), **{**parts, "rest": float(parts["rest"][0])})
+    return found
 
 
 def outputs(classes: tuple[str, ...], params: InputParams) -> int:

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,59 +15,32 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from adlib import model_file
+from adlib.answer import COVERAGE, Prediction, as_record
 from adlib.compute import one_thread
 from adlib.dataset import scan_slices
 from adlib.figures.prediction import plot_prediction
 from adlib.figures.theme import apply_theme
 from adlib.folds import RUN
+from adlib.gate import judge
+from adlib.model import penultimate
 from adlib.params import StudyParams, load_params
 from adlib.pooling import pool_level, pool_slices
 from adlib.preprocess.normalise import percentiles, standard_slices
-from adlib.preprocess.pipeline import Preprocessed, preprocess_image
+from adlib.preprocess.pipeline import preprocess_image
 from adlib.records import MANIFEST, PREDICTIONS, TISSUE_MAPS, StudyError, atomic_path, read_table
 from adlib.sources.scanfile import open_scan, scan_name
 
-SIMULATED = "Research only. The model was trained on simulated images: the answer means nothing about a patient."
-RESEARCH = "Research only. Not a medical device: the answer is no diagnosis and no basis for treatment."
 RELEASED = Path(__file__).resolve().parents[1] / "models"
 OUTSIDE_SD = 4.0  # a volume farther than this from the mean of every class is called outside the training cohort
 
+STAGES = (
+    "reading the file",
+    "aligning, extracting the brain, measuring tissues",
+    "comparing with the training cohort",
+    "classifying slices",
+)
+
 Stage = Callable[[str], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """One classified scan.
-
-    Attributes
-    ----------
-    name : str
-    predicted : str or None
-        Class of the highest probability; None where quality control failed, as the study leaves such scans out.
-    probabilities : dict of str to float
-        By class; they sum to 1.
-    slices : (n_slices, K) float64
-        Calibrated probabilities of each slice, columns in the order of the model's classes.
-    prepared : Preprocessed
-        The scan in MNI152 space, its tissues, volumes and quality control.
-    card : adlib.model_file.ModelCard
-        What the model is.
-    notes : tuple of str
-        How the file was read, and what lies outside the training cohort.
-    """
-
-    name: str
-    predicted: str | None
-    probabilities: dict[str, float]
-    slices: np.ndarray
-    prepared: Preprocessed
-    card: model_file.ModelCard
-    notes: tuple[str, ...] = ()
-
-    @property
-    def warning(self) -> str:
-        """The line that must stand beside every answer."""
-        return SIMULATED if self.card.simulated else RESEARCH
 
 
 def find_model(params: StudyParams) -> Path:
@@ -95,8 +67,9 @@ def predict_image(
     notes: tuple[str, ...] = (),
     stage: Stage = lambda words: None,
     person: dict[str, float] | None = None,
+    coverage: float = COVERAGE,
 ) -> Prediction:
-    """Preprocess a scan as the model's study did, cut its slices, and classify them.
+    """Preprocess a scan as the model's study did, see whether it may be answered, and classify its slices.
 
     Parameters
     ----------
@@ -111,11 +84,15 @@ def predict_image(
     stage : callable
         Told each stage in words when it begins.
     person : dict of str to float, optional
-        ``age`` in years and ``sex``, 1 for female and 0 for male, for a model that is told them.
+        ``age`` in years and ``sex``, 1 for female and 0 for male: for percentiles of volumes, and for a model that is
+        told them.
+    coverage : float
+        How often the set of classes is to hold the truth.
 
     Returns
     -------
     Prediction
+        Without class and probabilities where the scan is refused, see `adlib.gate`.
 
     Raises
     ------
@@ -126,20 +103,24 @@ def predict_image(
     if card.refusal:
         raise StudyError(f"the model of {card.study!r} {card.refusal}")
     with one_thread():
-        stage("aligning, extracting the brain, measuring tissues")
+        stage(STAGES[1])
         prepared = preprocess_image(image, card.preprocess, name)
-        stage("classifying slices")
         cut = scan_slices(prepared.t1w, prepared.affine, card.input)
         if card.landmarks:
             cut = standard_slices(cut, percentiles(prepared.t1w, prepared.mask), card.landmarks)
+        stage(STAGES[2])
+        gate = judge(prepared, penultimate(classifier.network, cut).mean(0), classifier)
+        stage(STAGES[3])
         slices, weights = model_file.classify_slices(classifier, cut, person)
     pooled = pool_slices(slices, weights, np.zeros(len(slices), int), card.input.pooling)[0]
-    probabilities = dict(zip(card.classes, pooled.tolist(), strict=True))
     missing = [name for name in card.covariates if name not in (person or {})]
     told = [f"{name} was not given; the mean of the training cohort stands for it" for name in missing]
     remarks = (*notes, *told, *outside_cohort(prepared.features, card.cohort))
-    predicted = None if prepared.verdict == "fail" else card.classes[int(pooled.argmax())]
-    return Prediction(name, predicted, probabilities, slices, prepared, card, remarks)
+    about = {"gate": gate, "person": person or {}, "seen": cut, "coverage": coverage}
+    if prepared.verdict == "fail" or not gate.accepted:
+        return Prediction(name, None, {}, slices[:0], prepared, card, remarks, **about)
+    probabilities = dict(zip(card.classes, pooled.tolist(), strict=True))
+    return Prediction(name, card.classes[int(pooled.argmax())], probabilities, slices, prepared, card, remarks, **about)
 
 
 def predict_file(
@@ -147,11 +128,12 @@ def predict_file(
     classifier: model_file.Classifier,
     stage: Stage = lambda words: None,
     person: dict[str, float] | None = None,
+    coverage: float = COVERAGE,
 ) -> Prediction:
     """Read a scan file or DICOM folder and classify it; see `predict_image` and `adlib.sources.scanfile`."""
-    stage("reading the file")
+    stage(STAGES[0])
     scan = open_scan(path)
-    return predict_image(scan.image, scan.name, classifier, scan.notes, stage, person)
+    return predict_image(scan.image, scan.name, classifier, scan.notes, stage, person, coverage)
 
 
 def outside_cohort(features: dict[str, float], cohort: dict[str, Any]) -> tuple[str, ...]:
@@ -208,41 +190,9 @@ def example_scans(params: StudyParams) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
-def as_record(prediction: Prediction) -> dict[str, Any]:
-    """Everything about a prediction that JSON can hold; no pixel and no path."""
-    prepared, card = prediction.prepared, prediction.card
-    return {
-        "name": prediction.name,
-        "warning": prediction.warning,
-        "predicted": prediction.predicted,
-        "probabilities": prediction.probabilities,
-        "slice_probabilities": [dict(zip(card.classes, row, strict=True)) for row in prediction.slices.tolist()],
-        "volumes": _plain(prepared.features),
-        "qc": _plain(prepared.qc),
-        "verdict": prepared.verdict,
-        "reasons": list(prepared.reasons),
-        "steps": list(prepared.steps),
-        "notes": list(prediction.notes),
-        "model": {
-            "study": card.study,
-            "simulated_cohort": card.simulated,
-            "classes": list(card.classes),
-            "input": card.input.model_dump(mode="json"),
-            "preprocess": card.preprocess.model_dump(mode="json"),
-        },
-    }
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Numbers for JSON: NumPy scalars as Python's, not-a-number as null."""
-    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
-    return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in plain.items()}
-
-
 def draw(prediction: Prediction) -> Figure:
     """The summary picture of a prediction."""
-    pooled = np.array(list(prediction.probabilities.values()))
-    return plot_prediction(prediction.prepared, pooled, prediction.slices, prediction.card, prediction.warning)
+    return plot_prediction(prediction)
 
 
 def write_summary(prediction: Prediction, path: Path) -> Path:
@@ -268,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed, taken = 0, set()
     for path in options.files:
         try:
-            prediction = predict_file(path, classifier, person=person)
+            prediction = predict_file(path, classifier, person=person, coverage=params.evaluate.coverage)
         except StudyError as error:
             print(f"error: {path}: {error}", file=sys.stderr)
             failed += 1
@@ -292,8 +242,8 @@ def _parser() -> argparse.ArgumentParser:
         "--study", type=Path, default=Path("params/phantom.yaml"), help="params file of the model's study"
     )
     parser.add_argument("--model", type=Path, help="weights file; default: the study's own")
-    parser.add_argument("--age", type=float, help="in years, for a model that is told it")
-    parser.add_argument("--sex", choices=("F", "M"), help="for a model that is told it")
+    parser.add_argument("--age", type=float, help="in years, for percentiles of volumes")
+    parser.add_argument("--sex", choices=("F", "M"), help="for percentiles of volumes")
     parser.add_argument("--out", type=Path, help="folder of the summary pictures; default: outputs/predictions")
     return parser
 

@@ -33,6 +33,7 @@ from adlib.records import (
     write_json,
     write_table,
 )
+from adlib.reference import make_reference
 from adlib.search import chosen_params
 from adlib.splits import check_disjoint, fold_numbers
 
@@ -111,7 +112,7 @@ def _finished(
     if fabric.is_global_zero:
         if own:
             first = predict_fold(fold, networks[:1], params)
-            save(Classifier(networks[0], _card(fold, params, first, origin, key)), made[1])
+            save(_classifier(fold, networks[0], params, first, origin, key), made[1])
         write_table(predict_fold(fold, networks, params), stored, PREDICTIONS)
         write_json(_proof(key, made), done)
         for checkpoint in folder.rglob("checkpoint.pt"):
@@ -160,11 +161,15 @@ def _mean_outputs(values: list[np.ndarray], params: StudyParams) -> np.ndarray:
     return np.concatenate([np.log(np.maximum(p, 1e-12)), np.mean(values, axis=0)[:, count:]], axis=1)
 
 
-def _card(fold: Fold, params: StudyParams, predictions: pd.DataFrame, origin: str, key: str) -> ModelCard:
+def _classifier(
+    fold: Fold, network: nn.Module, params: StudyParams, predictions: pd.DataFrame, origin: str, key: str
+) -> Classifier:
+    manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id")
+    features = read_table(params.folder / "features.tsv", FEATURES).set_index("scan_id")
+    reference, spaces = make_reference(fold, network, predictions, manifest, features, params.classes, params.input)
     trained = fold.table.loc[fold.rows("train"), "scan_id"].unique()
-    manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id").loc[trained]
-    features = read_table(params.folder / "features.tsv", FEATURES).set_index("scan_id").loc[trained]
-    return ModelCard(
+    manifest, features = manifest.loc[trained], features.loc[trained]
+    card = ModelCard(
         study=params.study,
         classes=params.classes,
         simulated=params.source.kind == "phantom",
@@ -183,7 +188,9 @@ def _card(fold: Fold, params: StudyParams, predictions: pd.DataFrame, origin: st
         splits_sha256=file_digest(params.folder / "splits.tsv"),
         code=key,
         seed=params.seed,
+        reference=reference,
     )
+    return Classifier(network, card, spaces)
 
 
 def volume_summary(features: pd.DataFrame, diagnosis: pd.Series) -> dict[str, dict[str, list[float]]]:

@@ -135,7 +135,7 @@ def broken(folder: Path, volume: np.ndarray) -> dict[str, Path]:
         "0 bytes": ("empty.nii", b""),
         "unknown kind of file": ("scan.jpg", b"\xff\xd8\xff"),
         "copy it again": ("short.nii", plain[: len(plain) // 2]),
-        "announces an array": ("huge.nii", plain[:42] + b"\x7f\x7f\x7f\x7f" + plain[46:]),
+        "at most 1 are read": ("huge.nii", plain[:42] + b"\x7f\x7f\x7f\x7f" + plain[46:]),
         "readable zip": ("cut.zip", b"PK\x03\x04 and no more"),
     }
     for name, content in contents.values():

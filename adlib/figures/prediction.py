@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
+from adlib.answer import Prediction
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
-from adlib.model_file import ModelCard
 from adlib.preprocess.pipeline import Preprocessed
 from adlib.volume import extract_slice
 
@@ -33,53 +33,87 @@ VOLUME_LABELS = {
 }
 
 
-def plot_prediction(
-    prepared: Preprocessed, pooled: np.ndarray, slices: np.ndarray, card: ModelCard, warning: str
-) -> Figure:
+def plot_prediction(prediction: Prediction) -> Figure:
     """Draw what the pipeline saw, what the model answered, and where the volumes lie in the training cohort.
 
     Parameters
     ----------
-    prepared : Preprocessed
-        The scan in MNI152 space with its brain mask, tissues and volumes.
-    pooled : (K,) float64
-        Probabilities of the scan.
-    slices : (n_slices, K) float64
-        Calibrated probabilities of each slice.
-    card : ModelCard
-        The model's classes and the volumes of its training cohort.
-    warning : str
-        Line that stands below everything.
+    prediction : Prediction
 
     Returns
     -------
     matplotlib Figure
         Brain outline and white matter edges on the head in three planes; left is left. Below, a bar per class with a
-        dot per slice, and each volume against mean ± SD of each class.
+        dot per slice, or why there is no answer, and each volume against mean ± SD of each class.
     """
+    prepared, card = prediction.prepared, prediction.card
     figure = plt.figure(figsize=(9.5, 9.4))
     head, answer, foot = figure.subfigures(3, 1, height_ratios=(6.3, 2.8, 0.5))
     shown = [name for name in VOLUME_LABELS if name in prepared.features and name in card.cohort.get("volumes", {})]
     _mosaic(head, prepared)
     grid = answer.add_gridspec(1, 1 + len(shown), width_ratios=(2.4, *[1] * len(shown)))
-    _probabilities(answer.add_subplot(grid[0]), pooled, slices, card.classes)
+    _answer(answer.add_subplot(grid[0]), prediction)
     for column, name in enumerate(shown, start=1):
         axis = answer.add_subplot(grid[column])
         _volume(axis, prepared.features[name], card.cohort["volumes"][name], card.classes)
         axis.set_title(f"{VOLUME_LABELS[name]}\n{written_ml(prepared.features[name])} ml", color=ACCENT)
     head.supxlabel("yellow: brain mask; blue: edge of white matter; left is left", fontsize="small")
-    head.suptitle(_title(prepared, pooled, card.classes), fontweight="bold")
+    head.suptitle(_title(prediction), fontweight="bold")
     answer.supxlabel("volumes: blue line, this scan; dots and bars, mean ± SD of the training cohort", fontsize="small")
-    foot.text(0.5, 0.5, warning, ha="center", va="center", fontweight="bold", wrap=True)
+    foot.text(0.5, 0.5, prediction.warning, ha="center", va="center", fontweight="bold", wrap=True)
     return figure
 
 
-def _title(prepared: Preprocessed, pooled: np.ndarray, classes: tuple[str, ...]) -> str:
-    best = int(pooled.argmax())
-    answer = "no answer" if prepared.verdict == "fail" else f"{classes[best]}, probability {pooled[best]:.2f}"
+def _title(prediction: Prediction) -> str:
+    prepared, best = prediction.prepared, prediction.predicted
+    answer = f"{best}, probability {prediction.probabilities[best]:.2f}" if best else "no answer"
     reasons = f" ({'; '.join(prepared.reasons)})" if prepared.reasons else ""
     lines = [f"{prepared.name}: {answer}", f"quality control: {prepared.verdict}{reasons}"]
     return "\n".join(textwrap.fill(line, 100) for line in lines)
+
+
+def _answer(axis: Axes, prediction: Prediction) -> None:
+    """The probabilities, or why there are none."""
+    if prediction.predicted is not None:
+        pooled = np.array(list(prediction.probabilities.values()))
+        _probabilities(axis, pooled, prediction.slices, prediction.card.classes)
+        return
+    axis.set_axis_off()
+    axis.set_title("no answer", fontweight="bold")
+    words = "\n".join(textwrap.fill(textwrap.shorten(reason, 170), 44) for reason in prediction.refusals[:3])
+    axis.text(0, 1, words, va="top", fontsize="x-small", transform=axis.transAxes)
+
+
+def plot_attribution(prediction: Prediction, maps: np.ndarray, method: str) -> Figure:
+    """Draw where the network found evidence for its answer, on the slices that it saw.
+
+    Parameters
+    ----------
+    prediction : Prediction
+    maps : (n, 3, H, W) float
+        Signed evidence for the predicted class, from `adlib.explain.methods.attribute`.
+    method : str
+        The method in words.
+
+    Returns
+    -------
+    matplotlib Figure
+        Red: evidence for the class; blue: against it. Upper row the slices alone.
+    """
+    count = len(maps)
+    figure, axes = plt.subplots(2, count, figsize=(max(3.0 * count, 5), 6), squeeze=False)
+    evidence = maps.sum(1)
+    top = float(np.abs(evidence).max()) or 1.0
+    for k in range(count):
+        for row, axis in enumerate(axes[:, k]):
+            axis.set_axis_off()
+            axis.imshow(prediction.seen[k, 1], cmap="gray", vmin=-2, vmax=3)
+            if row:
+                axis.imshow(
+                    evidence[k], cmap="RdBu_r", vmin=-top, vmax=top, alpha=np.clip(2 * abs(evidence[k]) / top, 0, 0.7)
+                )
+    figure.suptitle(f"Evidence for {prediction.predicted} (red) and against it (blue)\n{method}", fontsize="medium")
+    return figure
 
 
 def _mosaic(figure: SubFigure, prepared: Preprocessed) -> None:

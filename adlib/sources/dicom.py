@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -26,6 +27,8 @@ MAX_BYTES = 4 * 2**30
 MAX_RATIO = 100  # unpacked to packed size of a whole zip; MR series reach about 10
 MIN_SLICES = 40
 TIMEOUT_S = 300
+
+PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".nii", ".mgz", ".mgh")
 
 _GAP = "slice distance varies"
 
@@ -113,7 +116,8 @@ def unpack(archive: Path, folder: Path) -> None:
             members = [member for member in contents.infolist() if not member.filename.endswith("/")]
             _refuse_unsafe(members, archive)
             for number, member in enumerate(members):
-                (folder / f"{number:06d}").write_bytes(contents.read(member))
+                with contents.open(member) as source, (folder / f"{number:06d}").open("xb") as target:
+                    shutil.copyfileobj(source, target, 2**20)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise StudyError(f"{archive.name} is not a readable zip ({error}); pack the DICOM folder again") from None
 
@@ -140,6 +144,10 @@ def _refuse_unsafe(members: list[zipfile.ZipInfo], archive: Path) -> None:
             raise StudyError(f"{archive.name} holds the name {member.filename!r}, which leaves its folder; refused")
         if kind not in (0, stat.S_IFREG):
             raise StudyError(f"{archive.name} holds {member.filename!r}, a link or device instead of a file; refused")
+        if member.filename.lower().endswith(PACKED):
+            raise StudyError(
+                f"{archive.name} holds {name.name!r}, no DICOM but an archive or a volume; unpack it and give that file"
+            )
         if member.flag_bits & 1:
             raise StudyError(f"{archive.name} is encrypted; unpack it and give the folder")
 

@@ -1,11 +1,11 @@
-"""One scan from whatever a person has: NIfTI, MGH, a folder or a zip of DICOM."""
+"""One scan from whatever a person has: NIfTI, MGH, a pair of Analyze files, a folder or a zip of DICOM."""
 
 from __future__ import annotations
 
 import gzip
-import io
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,11 +15,15 @@ import numpy as np
 
 from adlib.header import orientation_notes
 from adlib.records import StudyError
-from adlib.sources.dicom import MAX_BYTES, read_dicom
+from adlib.sources.dicom import read_dicom
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh.gz", ".mgh")
-SUFFIXES = (*VOLUME_SUFFIXES, ".zip")
-PART_BYTES = 2**24
+PAIR_SUFFIXES = (".hdr", ".img")
+SUFFIXES = (*VOLUME_SUFFIXES, *PAIR_SUFFIXES, ".zip")
+MAX_BYTES = 2**30  # of voxels: twice those of 512 x 512 x 512 in single precision
+MAX_BEFORE = 16 * 2**20  # bytes of header and extensions before the voxels
+MAX_BEHIND = 2**20  # bytes behind the last voxel
+ANALYZE = "an Analyze header states no orientation: the first axis is taken as right to left, so sides may be exchanged"
 _GZIP_MAGIC = b"\x1f\x8b"
 _NIFTI = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by header size, which is what the first four bytes hold
 
@@ -49,10 +53,10 @@ def read_scan(path: Path | str) -> nib.Nifti1Image:
 
 
 def open_scan(path: Path | str) -> ScanFile:
-    """Read one 3-D scan from a `.nii`, `.nii.gz`, `.mgz` or `.mgh` file, or a folder or zip of DICOM.
+    """Read one 3-D scan from a `.nii`, `.nii.gz`, `.mgz` or `.mgh` file, a pair of `.hdr` and `.img`, or DICOM.
 
     Whether a volume file is compressed is read from its first bytes, not from its name, and the checksum of a
-    compressed file is verified to its end.
+    compressed file is verified to its end. The header says how much will be read before it is read.
 
     Parameters
     ----------
@@ -74,6 +78,8 @@ def open_scan(path: Path | str) -> ScanFile:
         image, notes = read_dicom(path)
     elif path.name.lower().endswith(VOLUME_SUFFIXES):
         image, notes = _read_volume(path)
+    elif path.name.lower().endswith(PAIR_SUFFIXES):
+        image, notes = _read_pair(path)
     else:
         raise StudyError(f"{path.name}: unknown kind of file; expected {', '.join(SUFFIXES)} or a folder of DICOM")
     checked, mended = _checked(image, path)
@@ -87,26 +93,103 @@ def scan_name(path: Path | str) -> str:
 
 
 def _read_volume(path: Path) -> tuple[nib.spatialimages.SpatialImage, tuple[str, ...]]:
-    content = _content(path)
-    kind = _kind(content, path)
     try:
-        image = kind.from_bytes(content)
-        _check_size(image, len(content))
+        with path.open("rb") as stream:
+            packed = stream.read(2) == _GZIP_MAGIC
+        with (gzip.open if packed else Path.open)(path, "rb") as stream:
+            kind, content = _content(stream, path)
+    except (EOFError, zlib.error, OSError) as error:
+        raise StudyError(f"{path.name} is damaged or cut short ({error}); copy it again") from None
+    return _loaded(kind, lambda: kind.from_bytes(content), path)
+
+
+def _read_pair(path: Path) -> tuple[nib.spatialimages.SpatialImage, tuple[str, ...]]:
+    header, voxels = (_beside(path, suffix) for suffix in PAIR_SUFFIXES)
+    with header.open("rb") as stream:
+        start = stream.read(MAX_BEFORE)
+    kind = nib.Nifti1Pair if start[344:347] == b"ni1" else nib.Spm99AnalyzeImage
+    _check_size(_described(kind, start[:348], header), header)
+    if voxels.stat().st_size > MAX_BYTES + MAX_BEHIND:
+        raise StudyError(_too_much(voxels, voxels.stat().st_size))
+    files = kind.filespec_to_file_map(str(header)) | {"image": nib.FileHolder(str(voxels))}
+    files["header"] = nib.FileHolder(str(header))
+    image, notes = _loaded(kind, lambda: kind.from_file_map(files), path)
+    return image, notes if kind is nib.Nifti1Pair else (*notes, ANALYZE)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """The half of a pair with that suffix, in whatever case it is written."""
+    found = [one for one in path.parent.iterdir() if one.name.lower() == path.name.lower()[:-4] + suffix]
+    if not found:
+        raise StudyError(f"{path.name} is half of a pair: its {suffix} is missing; give both files together")
+    return found[0]
+
+
+def _loaded(
+    kind: type[nib.spatialimages.SpatialImage], read: Callable[[], nib.spatialimages.SpatialImage], path: Path
+) -> tuple[nib.spatialimages.SpatialImage, tuple[str, ...]]:
+    try:
+        image = read()
         np.asanyarray(image.dataobj)
-    except StudyError as error:
-        raise StudyError(f"{path.name}: {error}") from None
+    except MemoryError:
+        raise
     except Exception as error:  # nibabel meets arbitrary bytes here and raises whatever its parsers raise
         raise StudyError(f"{path.name} is not a readable {kind.__name__[:-5]} image ({error}); copy it again") from None
     return image, orientation_notes(image, path.name)
 
 
-def _check_size(image: nib.spatialimages.SpatialImage, size: int) -> None:
-    """Refuse a header that announces more than the file holds, before room is made for it."""
-    announced = math.prod(image.shape) * image.get_data_dtype().itemsize
-    if announced > size:
+def _content(stream: BinaryIO, path: Path) -> tuple[type[nib.spatialimages.SpatialImage], bytes]:
+    """Kind and bytes of a volume; no more is kept than its header says there is."""
+    start = stream.read(540)
+    if not start:
+        raise StudyError(f"{path.name} is empty (0 bytes); copy it again")
+    kind = _kind(start, path)
+    size = _check_size(_described(kind, start, path), path)
+    content = start + stream.read(max(size - len(start), 0))
+    behind = 0
+    while more := stream.read(2**20):
+        behind += len(more)
+        if behind > MAX_BEHIND and kind is not nib.MGHImage:
+            raise StudyError(f"{path.name} goes on after the {size} bytes that its header announces; convert it again")
+        if behind > 16 * MAX_BEHIND:
+            raise StudyError(_too_much(path, size + behind))
+    return kind, content
+
+
+def _described(kind: type[nib.spatialimages.SpatialImage], start: bytes, path: Path) -> tuple[int, int]:
+    """Bytes before and of the voxels, as the header says."""
+    head = kind.header_class
+    try:
+        if kind is nib.MGHImage:
+            header = head(start[: head.template_dtype.itemsize], check=False)
+            return header.get_data_offset(), _voxel_bytes(header)
+        header = head(start[: head.sizeof_hdr], check=False)
+        return int(header["vox_offset"]), _voxel_bytes(header)
+    except Exception as error:  # a header of arbitrary bytes
+        raise StudyError(f"{path.name} is not a readable {kind.__name__[:-5]} image ({error}); copy it again") from None
+
+
+def _voxel_bytes(header: nib.spatialimages.SpatialHeader) -> int:
+    return math.prod(int(n) for n in header.get_data_shape()) * header.get_data_dtype().itemsize
+
+
+def _check_size(described: tuple[int, int], path: Path) -> int:
+    before, voxels = described
+    if not 0 <= before <= MAX_BEFORE:
         raise StudyError(
-            f"its header announces an array {image.shape} of {announced} bytes, the file holds {size}; copy it again"
+            f"{path.name} puts {before / 2**20:.0f} MiB of header and extensions before its voxels, at most "
+            f"{MAX_BEFORE / 2**20:.0f} are read; convert it again"
         )
+    if voxels > MAX_BYTES:
+        raise StudyError(_too_much(path, voxels))
+    return before + max(voxels, 0)
+
+
+def _too_much(path: Path, size: int) -> str:
+    return (
+        f"{path.name} holds {size / 2**30:.1f} GiB of voxels, at most {MAX_BYTES / 2**30:.0f} are read; give one T1w "
+        "volume, resampled to 0.5 mm or more"
+    )
 
 
 def _kind(content: bytes, path: Path) -> type[nib.spatialimages.SpatialImage]:
@@ -119,32 +202,14 @@ def _kind(content: bytes, path: Path) -> type[nib.spatialimages.SpatialImage]:
     return kind
 
 
-def _content(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        packed = stream.read(2) == _GZIP_MAGIC
-    try:
-        with (gzip.open if packed else Path.open)(path, "rb") as stream:
-            content = _bounded(stream)
-    except (EOFError, zlib.error, OSError) as error:
-        raise StudyError(f"{path.name} is damaged or cut short ({error}); copy it again") from None
-    if not content:
-        raise StudyError(f"{path.name} is empty (0 bytes); copy it again")
-    if len(content) > MAX_BYTES:
-        raise StudyError(f"{path.name} holds more than {MAX_BYTES / 2**30:.0f} GiB; a T1w scan holds far less")
-    return content
-
-
-def _bounded(stream: BinaryIO) -> bytes:
-    """All bytes of a stream, or one more than may be; read in parts, since one reading makes room for all at once."""
-    content = io.BytesIO()
-    while (left := MAX_BYTES + 1 - content.tell()) and (part := stream.read(min(PART_BYTES, left))):
-        content.write(part)
-    return content.getvalue()
-
-
 def _checked(image: nib.spatialimages.SpatialImage, path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
     if image.get_data_dtype().names:
         raise StudyError(f"{path.name} holds colours; expected the grey values of a T1w scan")
+    if image.get_data_dtype().kind not in "biuf":
+        raise StudyError(
+            f"{path.name} holds values of type {image.get_data_dtype()}; expected the magnitude image of a T1w scan, "
+            "with one real number for each voxel"
+        )
     data = np.asarray(image.dataobj, dtype=np.float32)
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
