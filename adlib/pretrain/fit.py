@@ -38,8 +38,8 @@ class Settings:
     batch, seed : int
     learning_rate, weight_decay : float
         Of AdamW.
-    sizes : (int, int)
-        Edge of the images in pixels, before and in the final decay of the learning rate.
+    size : int
+        Edge of the images, pixels.
     warmup : int
         Steps until the learning rate is reached.
     decay : float
@@ -48,12 +48,12 @@ class Settings:
         Steps from checkpoint to checkpoint.
     """
 
-    images: int = 50_000
+    images: int = 36_000
     batch: int = 64
     seed: int = 20
     learning_rate: float = 0.001
     weight_decay: float = 0.05
-    sizes: tuple[int, int] = (64, 80)
+    size: int = 64
     warmup: int = 50
     decay: float = 0.3
     every: int = 50
@@ -71,9 +71,6 @@ class Settings:
         """Learning rate of a step."""
         left = (self.steps - step) / max(self.steps - self.falls_from, 1)
         return self.learning_rate * min((step + 1) / self.warmup, 1.0, left)
-
-    def size(self, step: int) -> int:
-        return self.sizes[step >= self.falls_from]
 
     @property
     def key(self) -> str:
@@ -189,7 +186,7 @@ def _run(state: _State, planes: np.ndarray, targets: Targets, settings: Settings
     for step in range(state.step, min(state.step - state.step % settings.every + settings.every, settings.steps)):
         rows = _rows(step, learnt, settings)
         generator = torch.Generator().manual_seed(_seed(settings, 1, step))
-        x = images(torch.from_numpy(planes[rows]), settings.size(step), generator)
+        x = images(torch.from_numpy(planes[rows]), settings.size, generator)
         for group in state.optimizer.param_groups:
             group["lr"] = settings.rate(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -226,7 +223,7 @@ def _checked(state: _State, planes: np.ndarray, targets: Targets, settings: Sett
     """Loss and explained variance on unseen heads, in looks that are always the same."""
     rows = np.arange(len(planes) - CHECKED, len(planes))
     generator = torch.Generator().manual_seed(_seed(settings, 3, 0))
-    x = images(torch.from_numpy(planes[rows]), settings.size(state.step - 1), generator)
+    x = images(torch.from_numpy(planes[rows]), settings.size, generator)
     state.network.eval()
     told = state.network(x.contiguous(memory_format=torch.channels_last))
     found = {"step": state.step, "steps": settings.steps, "falls_from": settings.falls_from, "time": time.time()}

@@ -126,6 +126,9 @@ def _measured() -> torch.Tensor:
 def volumes(moved: torch.Tensor) -> dict[str, float]:
     """True volumes of a displaced brain.
 
+    They are summed over a coarse grid, of fractions smoothed to it. Against a dense sampling that understates how far
+    they change, most for fluid, but orders heads in the same way (correlations above 0.99 for every volume).
+
     Parameters
     ----------
     moved : (3, *GRID_SHAPE) float32

@@ -22,7 +22,7 @@ SUPERSAMPLED = 2
 SHARD = 50
 FACTS = (*(f"{name}_ml" for name in (*MEASURED, "icv")), "severity", "age")
 # Where the mid-slices of OASIS-2 lie, MNI152 mm: along the normal, and the image's centre along columns and rows.
-_POSITION = {"axial": 14.0, "coronal": -12.0, "sagittal": 5.0}
+POSITION = {"axial": 14.0, "coronal": -12.0, "sagittal": 5.0}
 _CENTRE = {"axial": (0.0, -16.0), "coronal": (0.0, 6.0), "sagittal": (-16.0, 6.0)}
 _AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 _OFFSET_SD = 2.0
@@ -51,7 +51,7 @@ def plane_points(plane: str, rng: np.random.Generator | None = None) -> np.ndarr
     line = (np.arange(count) - (count - 1) / 2) * PIXEL_MM / SUPERSAMPLED
     columns, rows = np.meshgrid(line, -line)
     offset, tilt = (0.0, (0.0, 0.0)) if rng is None else (rng.normal(0, _OFFSET_SD), rng.normal(0, _TILT_SD, 2))
-    position = _POSITION[plane]
+    position = POSITION[plane]
     if plane == "sagittal":
         position, offset = (position, 0.5 * offset) if rng is None or rng.random() < 0.5 else (-position, 0.5 * offset)
     points = np.empty((3, count, count), np.float32)
