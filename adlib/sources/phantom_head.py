@@ -7,9 +7,10 @@ from functools import cache
 
 import numpy as np
 import torch
-from scipy import fft, ndimage
+from scipy import ndimage
 
 from adlib import atlas
+from adlib.sources.phantom_fields import flow, gradient_of_poisson, sample, smooth_noise
 
 FIELD_MM = 3.0
 TISSUES = ("gm", "wm", "csf", "bone", "marrow", "scalp", "muscle", "fluid")
@@ -155,32 +156,39 @@ def velocity(process: str) -> np.ndarray:
     (3, X, Y, Z) float32
         Millimetres per unit, of the pull-back map (subject to template), on the field grid.
     """
-    head = _field_anatomy()
-    rates = RATES[process]
-    gm, wm, csf, hippocampus, ventricles, temporal = head.measured
-    rest = np.clip(temporal - hippocampus, 0, None)
-    growth = rates["gm"] * np.clip(gm - rest - hippocampus, 0, None) + rates["wm"] * wm
-    growth += rates["temporal"] * rest + rates["hippocampus"] * hippocampus + rates["ventricles"] * ventricles
-    sulci = np.clip(csf - ventricles, 0, None)
-    nearby = [ndimage.gaussian_filter(a, 15 / FIELD_MM) for a in (growth, sulci)]
-    growth -= sulci * nearby[0] / np.maximum(nearby[1], 1e-3)
-    growth -= sulci * growth.sum() / sulci.sum()
-    return _gradient_of_poisson(-growth)
+    rates, where = RATES[process], rate_regions()
+    gm, wm, *others = (rates[name] * where[name] for name in ("gm", "wm", "temporal", "hippocampus", "ventricles"))
+    return growth_velocity((gm + wm) + sum(others[1:], others[0]))
 
 
 @cache
-def _field_anatomy() -> Anatomy:
+def rate_regions() -> dict[str, np.ndarray]:
+    """Where each of the `RATES` acts: shares of voxels (X, Y, Z) float32 on the field grid, without overlap."""
+    gm, wm, _, hippocampus, ventricles, temporal = field_anatomy().measured
+    rest = np.clip(temporal - hippocampus, 0, None)
+    return {
+        "gm": np.clip(gm - rest - hippocampus, 0, None),
+        "wm": wm,
+        "temporal": rest,
+        "hippocampus": hippocampus,
+        "ventricles": ventricles,
+    }
+
+
+def growth_velocity(growth: np.ndarray) -> np.ndarray:
+    """Velocity (3, X, Y, Z) float32 of a logarithmic volume change (X, Y, Z) on the field grid, see `velocity`."""
+    csf, ventricles = field_anatomy().measured[[2, 4]]
+    sulci = np.clip(csf - ventricles, 0, None)
+    nearby = [ndimage.gaussian_filter(a, 15 / FIELD_MM) for a in (growth, sulci)]
+    growth = growth - sulci * nearby[0] / np.maximum(nearby[1], 1e-3)
+    growth -= sulci * growth.sum() / sulci.sum()
+    return gradient_of_poisson(-growth, FIELD_MM)
+
+
+@cache
+def field_anatomy() -> Anatomy:
+    """The average head on the grid of velocities and displacements."""
     return anatomy(FIELD_MM)
-
-
-def _gradient_of_poisson(source: np.ndarray) -> np.ndarray:
-    waves = [np.pi * np.arange(n) / n for n in source.shape]
-    eigen = sum(np.meshgrid(*[2 * np.cos(w) - 2 for w in waves], indexing="ij")) / FIELD_MM**2
-    eigen[0, 0, 0] = 1.0
-    spectrum = fft.dctn(source, type=2) / eigen
-    spectrum[0, 0, 0] = 0.0
-    potential = fft.idctn(spectrum, type=2)
-    return np.stack(np.gradient(potential, FIELD_MM)).astype(np.float32)
 
 
 def warp(subject: Subject) -> np.ndarray:
@@ -192,34 +200,9 @@ def warp(subject: Subject) -> np.ndarray:
     rng = np.random.default_rng(subject.shape_seed)
     decades = (subject.brain_age - REFERENCE_AGE) / 10
     field = subject.severity * velocity("disease") + decades * velocity("ageing")
-    field = field + _smooth_noise(rng, field.shape, 24.0, 1.5) + _smooth_noise(rng, field.shape, 10.0, 0.3)
-    steps = 4
-    displacement = torch.from_numpy(field.astype(np.float32) / 2**steps)
-    identity = _identity(field.shape[1:])
-    for _ in range(steps):
-        displacement = displacement + sample(displacement, identity + displacement / FIELD_MM, "border")
-    return displacement.numpy()
-
-
-def _identity(shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in shape], indexing="ij"))
-
-
-def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], scale_mm: float, sd_mm: float) -> np.ndarray:
-    """Random displacement (3, X, Y, Z) of a given scale, drawn on a grid of half that scale and interpolated."""
-    coarse = [int(np.ceil(n * FIELD_MM / (scale_mm / 2))) + 1 for n in shape[1:]]
-    noise = rng.standard_normal((3, *coarse), dtype=np.float32)
-    noise = torch.from_numpy(ndimage.gaussian_filter(noise, (0, 2, 2, 2)))
-    noise = torch.nn.functional.interpolate(noise[None], size=shape[1:], mode="trilinear", align_corners=True)[0]
-    return noise.numpy() * (sd_mm / float(noise.std()))
-
-
-def sample(channels: torch.Tensor, voxels: torch.Tensor, padding: str = "zeros") -> torch.Tensor:
-    """Trilinear samples of (C, X, Y, Z) channels at (3, ...) voxel coordinates."""
-    sizes = torch.tensor(channels.shape[1:], dtype=torch.float32).view(3, *[1] * (voxels.ndim - 1))
-    unit = 2 * voxels / (sizes - 1) - 1
-    grid = unit.flip(0).movedim(0, -1)[None]
-    return torch.nn.functional.grid_sample(channels[None], grid, padding_mode=padding, align_corners=True)[0]
+    for scale_mm, sd_mm in ((24.0, 1.5), (10.0, 0.3)):
+        field = field + smooth_noise(rng, field.shape[1:], FIELD_MM, scale_mm, sd_mm)
+    return flow(field, FIELD_MM).numpy()
 
 
 def image_head(subject: Subject, scanner: Scanner, voxel_mm: float) -> tuple[np.ndarray, np.ndarray, dict]:
@@ -278,7 +261,7 @@ def _pulled_back(subject: Subject, world: np.ndarray) -> np.ndarray:
     """Where in the template the subject's points (3, X, Y, Z) come from, mm."""
     linear = subject.to_mni.astype(np.float32)
     straight = np.tensordot(linear[:3, :3], world, axes=1) + linear[:3, 3].reshape(3, 1, 1, 1)
-    field_voxels = (straight - _offset(_field_anatomy().affine)) / FIELD_MM
+    field_voxels = (straight - _offset(field_anatomy().affine)) / FIELD_MM
     return straight + sample(torch.from_numpy(warp(subject)), torch.from_numpy(field_voxels), "border").numpy()
 
 
