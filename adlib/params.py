@@ -100,7 +100,7 @@ class EvaluateParams(Section):
         False, description="Draw single test participants of real cohorts too; their terms may forbid it."
     )
     attribution: Literal["integrated_gradients", "gradient_shap", "grad_cam", "occlusion"] = Field(
-        "integrated_gradients",
+        "gradient_shap",
         description="Method of the attribution maps: integrated_gradients, gradient_shap, grad_cam or occlusion.",
     )
     attribution_scans: int = Field(40, ge=1, description="Test scans whose attribution maps are computed.")

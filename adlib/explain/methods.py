@@ -15,7 +15,7 @@ from torch import nn
 from adlib.records import StudyError
 
 STEPS = 16
-SMOOTHING = 1.5  # standard deviation, pixels
+SMOOTHING = 2.0  # standard deviation, pixels
 BATCH = 64
 TITLES = {
     "integrated_gradients": "integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365)",

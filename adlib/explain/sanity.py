@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from adlib.explain.changed import DEFINITIONS, TOP, changed_pixels, ratio_to_chance
 from adlib.explain.estimate import entry, resampled_means
-from adlib.explain.maps import ScanMaps, attribute_positions
+from adlib.explain.maps import THREE_PLANES, ScanMaps, attribute_positions
 from adlib.explain.methods import SMOOTHING
 from adlib.explain.perturb import FRACTIONS, perturbation_curves
 from adlib.explain.randomise import cascade
@@ -40,10 +40,11 @@ def check_maps(params: StudyParams, classifier: Classifier, maps: ScanMaps) -> d
     curves, found = _perturbation(classifier, maps, told)
     content |= {"curves": curves, "entries": entries + found}
     if params.source.kind == "phantom" and not classifier.card.input.flat:
-        kinds = {TRAINED: maps.values, RANDOMISED: forgotten, EDGES: edges(maps.slices)}
+        plane, found = classifier.card.input.plane, (maps.values, forgotten, edges(maps.slices))
+        kinds = {name: of_slices(values, plane) for name, values in zip((TRAINED, RANDOMISED, EDGES), found, strict=True)}
         content |= {"top_share": TOP, "changed": {}}
         for of, definition in DEFINITIONS.items():
-            changed, brain = changed_pixels(classifier.card, of)
+            changed, brain = (of_slices(region, plane) for region in changed_pixels(classifier.card, of))
             ratios = {name: ratio_to_chance(values, changed, brain) for name, values in kinds.items()}
             content["entries"] += _overlap(ratios, maps, of, told)
             content["changed"][of] = {"definition": definition, "share_of_brain": float(changed[brain].mean())}
@@ -107,6 +108,16 @@ def _perturbation(
         for name in ("deletion", "insertion")
     ]
     return stored, entries
+
+
+def of_slices(values: np.ndarray, plane: str) -> np.ndarray:
+    """What a slice as a whole shows, (..., C, H, W) to (..., 1, H, W): a slice and its neighbours are one picture.
+
+    Evidence is summed over the channels, a region (bool) is that of the middle one. Planes of their own stay apart.
+    """
+    if plane in THREE_PLANES:
+        return values
+    return values[..., 1:2, :, :] if values.dtype == bool else values.sum(-3, keepdims=True)
 
 
 def _overlap(ratios: dict[str, np.ndarray], maps: ScanMaps, of: str, told: tuple[int, int]) -> list[dict[str, Any]]:
