@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from adlib.conformal import prediction_sets
 from adlib.params import load_params
 from adlib.pooling import arrays, pool_level
 from adlib.predict import predict_file
+from adlib.release import ungated
 from adlib.sources.phantom import draw_cohort, write_cohort
 
 SPLITS, VALIDATION, COVERAGE, TOLERANCE = 50, 34, 0.9, 0.02
@@ -63,16 +64,13 @@ def answers_of_others(args: argparse.Namespace) -> pd.DataFrame:
         return pd.concat(map_scans(work, scans, workers=args.workers, label="classifying scans"), ignore_index=True)
 
 
-@cache
-def loaded(model: str) -> model_file.Classifier:
-    return model_file.load(model)
-
-
 def answer(scan: dict, model: str) -> pd.DataFrame:
     """Slices of one scan as the network itself sees them; the model's own calibration is taken off again."""
-    classifier = loaded(model)
+    classifier = ungated(model)
     card = classifier.card
     prediction = predict_file(scan["path"], classifier)
+    if prediction.predicted is None:
+        return pd.DataFrame()
     logits = (np.log(prediction.slices) - np.array(card.bias)) * card.temperature
     p = np.exp(logits - logits.max(1, keepdims=True))
     table = pd.DataFrame(p / p.sum(1, keepdims=True), columns=[f"p_{name}" for name in card.classes])

@@ -41,7 +41,9 @@ def check_maps(params: StudyParams, classifier: Classifier, maps: ScanMaps) -> d
     content |= {"curves": curves, "entries": entries + found}
     if params.source.kind == "phantom" and not classifier.card.input.flat:
         plane, found = classifier.card.input.plane, (maps.values, forgotten, edges(maps.slices))
-        kinds = {name: of_slices(values, plane) for name, values in zip((TRAINED, RANDOMISED, EDGES), found, strict=True)}
+        kinds = {
+            name: of_slices(values, plane) for name, values in zip((TRAINED, RANDOMISED, EDGES), found, strict=True)
+        }
         content |= {"top_share": TOP, "changed": {}}
         for of, definition in DEFINITIONS.items():
             changed, brain = (of_slices(region, plane) for region in changed_pixels(classifier.card, of))
