@@ -4,11 +4,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PARAMS ?= params/phantom.yaml
 UPLOAD_BYTES ?= 1073741824
+LARGE = "{'websocket_max_message_size': $(UPLOAD_BYTES)}"
+APP ?= notebooks/05_interactive_classifier.ipynb
 
-.PHONY: help setup study smoke check test lint lab clean
+.PHONY: help setup study smoke check test lint lab app clean
 
 help:
-	@echo "make study | smoke | check | test | lint | lab | clean"
+	@echo "make study | smoke | check | test | lint | lab | app | clean"
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adlib needs Python 3.11 or newer")'
@@ -37,7 +39,10 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 lab: $(READY)
-	$(BIN)/jupyter lab --ServerApp.tornado_settings="{'websocket_max_message_size': $(UPLOAD_BYTES)}" --notebook-dir=. notebooks
+	$(BIN)/jupyter lab --ServerApp.tornado_settings=$(LARGE) --notebook-dir=. notebooks
+
+app: $(READY)
+	$(BIN)/voila $(APP) --token --Voila.ip=127.0.0.1 --Voila.tornado_settings=$(LARGE) --VoilaConfiguration.file_denylist="['.*']"
 
 clean:
 	rm -rf outputs build *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -136,8 +136,8 @@ def _by_limits(question: str, values: dict[str, float], names: tuple[str, ...], 
 
 def _distance_words(name: str, off: float, stored: dict[str, Any]) -> str:
     return (
-        f"its {WORDS[name]} lies {off:.1f} spreads beyond a typical scan that the model had not seen, "
-        f"accepted up to {stored['threshold']:.1f}"
+        f"the distance of its {WORDS[name]} is {off:+.1f} robust spreads from that of a typical scan that the model "
+        f"had not seen, accepted up to {stored['threshold']:+.1f}"
     )
 
 

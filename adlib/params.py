@@ -113,9 +113,7 @@ class ClassifyParams(Section):
     max_upload_mb: int = Field(1024, ge=1, description="All uploads that wait may hold so many MiB together.")
     max_scans: int = Field(20, ge=1, description="Scans classified at one press of the button.")
     timeout_s: int = Field(300, ge=1, description="A scan that takes longer, seconds, is stopped.")
-    memory_mb: int = Field(
-        3072, ge=512, description="Memory of the process that classifies, MiB; a scan that needs more is refused."
-    )
+    memory_mb: int = Field(2048, ge=64, description="A scan that needs more memory, MiB, is refused.")
 
 
 class ExecParams(Section):

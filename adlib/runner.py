@@ -93,7 +93,7 @@ STEPS = (
     ),
     Step(
         "05_interactive_classifier",
-        ("classes", "input.pooling", "classify"),
+        ("classes", "input.pooling", "evaluate.coverage", "classify"),
         ("manifest.tsv", "splits.tsv", "predictions.parquet", "model.safetensors", "metrics.json"),
         (),
     ),

@@ -16,9 +16,9 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out tests marked realdata unless ADLIB_REALDATA names the images, and studies unless -m asks for them."""
+    """Leave out realdata unless ADLIB_REALDATA names the images, and studies and browser unless -m asks for them."""
     unwanted = set() if os.environ.get("ADLIB_REALDATA") else {"realdata"}
-    unwanted |= set() if "studies" in config.getoption("-m") else {"studies"}
+    unwanted |= {name for name in ("studies", "browser") if name not in config.getoption("-m")}
     left = [item for item in items if any(item.get_closest_marker(name) for name in unwanted)]
     if left:
         config.hook.pytest_deselected(items=left)

@@ -247,7 +247,7 @@ def test_each_space_refuses_by_itself(stocked, answered, name):
     away = replace(space, mean=space.mean + 40 * space.sd)
     other = replace(stocked, spaces=stocked.spaces | {name: away})
     refused = [check for check in judge(answered.prepared, image, other).checks if check.verdict == REFUSED]
-    assert len(refused) == 1 and "accepted up to 3.0" in refused[0].found
+    assert len(refused) == 1 and "accepted up to +3.0" in refused[0].found
     assert name == IMAGE or "training" in refused[0].found
 
 

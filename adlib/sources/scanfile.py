@@ -180,9 +180,11 @@ def _check_size(described: tuple[int, int], path: Path) -> int:
             f"{path.name} puts {before / 2**20:.0f} MiB of header and extensions before its voxels, at most "
             f"{MAX_BEFORE / 2**20:.0f} are read; convert it again"
         )
+    if voxels <= 0:
+        raise StudyError(f"{path.name} announces {voxels} bytes of voxels; its header is broken, copy it again")
     if voxels > MAX_BYTES:
         raise StudyError(_too_much(path, voxels))
-    return before + max(voxels, 0)
+    return before + voxels
 
 
 def _too_much(path: Path, size: int) -> str:

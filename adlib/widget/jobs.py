@@ -145,6 +145,11 @@ class Worker:
             self._send(job)
             self._follow(tell)
             return _load(folder)
+        except (StudyError, CancelledError):
+            raise
+        except BaseException:  # whatever broke off here, the process must not answer a later scan with this one
+            self._kill()
+            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import sys
@@ -48,13 +49,13 @@ def main() -> None:
     def say(**content: Any) -> None:
         print(json.dumps(content), file=out, flush=True)
 
-    limit_memory(settings["memory_mb"])
     try:
         classifier = model_file.load(settings["model"])
     except StudyError as error:
         say(error=str(error))
         return
     apply_theme()
+    limit_memory(settings["memory_mb"])
     say(ready=True)
     while True:
         _serve(jobs.get(), classifier, settings, say)
@@ -71,12 +72,15 @@ def _listen(jobs: queue.Queue[dict[str, Any]], home: Path) -> None:
 
 
 def limit_memory(megabytes: int) -> None:
-    """Refuse this process and its children more memory than that, where the system can."""
+    """Refuse this process and its children more memory than they have now and so much more, where the system can."""
     try:
         import resource
-    except ImportError:
+
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except (ImportError, OSError):
         return
-    resource.setrlimit(resource.RLIMIT_DATA, (megabytes * 2**20, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    taken = int(re.search(r"VmData:\s+(\d+) kB", status)[1]) * 2**10
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + megabytes * 2**20, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
