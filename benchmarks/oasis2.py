@@ -38,7 +38,7 @@ from adlib.sources.oasis_tables import ACKNOWLEDGEMENT
 from adlib.splits import make_splits
 
 GOAL = 0.74  # what age, sex, nWBV and eTIV reach over all 150 participants of the release
-INNER, INNER_REPEATS = 5, 2
+INNER, INNER_REPEATS = 5, 1
 COMPONENTS = 16
 NESTED = "nested choice"
 FOUR = ("nbv", "hippocampus", "ventricles", "temporal")

@@ -194,7 +194,7 @@ def test_other_heads_or_another_end_of_the_decay_are_refused(trained, few):
     with pytest.raises(StudyError, match="other settings or heads"):
         fitting.pretrain(*discs(64, seed=1), trained[0], SHORT)
     longer = replace(SHORT, images=400)
-    with pytest.raises(StudyError, match="already falls"):
+    with pytest.raises(StudyError, match="learning rate falls from"):
         fitting.pretrain(*discs(64), trained[0], longer)
 
 

@@ -16,7 +16,7 @@ def main() -> None:
         "--out", type=Path, required=True, help="receives heads/, checkpoint.pt, pretrained.safetensors"
     )
     parser.add_argument("--heads", type=int, default=2500, help="simulated heads")
-    parser.add_argument("--images", type=int, default=36_000, help="images seen in training")
+    parser.add_argument("--images", type=int, default=Settings.images, help="images seen in training")
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--workers", type=int, default=1, help="processes that simulate heads; 0 takes every core")
     options = parser.parse_args()

@@ -48,14 +48,14 @@ class Settings:
         Steps from checkpoint to checkpoint.
     """
 
-    images: int = 36_000
+    images: int = 36_864
     batch: int = 64
     seed: int = 20
     learning_rate: float = 0.001
     weight_decay: float = 0.05
     size: int = 64
     warmup: int = 50
-    decay: float = 0.3
+    decay: float = 0.2
     every: int = 50
 
     @property
@@ -74,8 +74,9 @@ class Settings:
 
     @property
     def key(self) -> str:
-        """What a checkpoint must agree on; how long the training is to last is not part of it."""
-        return digest({name: value for name, value in asdict(self).items() if name not in ("images", "every")})
+        """What a checkpoint must agree on; how long the training is to last, and its decay, are not part of it."""
+        fixed = {name: value for name, value in asdict(self).items() if name not in ("images", "decay", "every")}
+        return digest(fixed)
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,12 @@ class _State:
         if stored["key"] != key:
             raise StudyError(f"{path} was made by other settings or heads; give another folder or delete it")
         self.step, self.history = stored["step"], stored["history"]
-        ends = self.history[-1]["steps"] if self.history else settings.steps
-        if ends != settings.steps and self.step > min(settings.falls_from, self.history[-1]["falls_from"]):
+        planned = [(int(row["falls_from"]), int(row["steps"])) for row in self.history[-1:]]
+        asked = (settings.falls_from, settings.steps)
+        if planned not in ([], [asked]) and self.step > min(asked[0], planned[0][0]):
             raise StudyError(
-                f"{path} is at step {self.step} and its learning rate already falls; finish it with images="
-                f"{ends * settings.batch}, or start in another folder"
+                f"{path} is at step {self.step} of a training whose learning rate falls from step {planned[0][0]} to "
+                f"{planned[0][1]}, asked for {asked[0]} to {asked[1]}; finish it as planned, or give another folder"
             )
         self.network.load_state_dict(stored["network"])
         self.optimizer.load_state_dict(stored["optimizer"])

@@ -126,8 +126,8 @@ def _measured() -> torch.Tensor:
 def volumes(moved: torch.Tensor) -> dict[str, float]:
     """True volumes of a displaced brain.
 
-    They are summed over a coarse grid, of fractions smoothed to it. Against a dense sampling that understates how far
-    they change, most for fluid, but orders heads in the same way (correlations above 0.99 for every volume).
+    They are summed over a coarse grid, of fractions smoothed to it. Against a dense sampling that understates how
+    far they change, most for fluid, but orders heads in the same way (correlations above 0.99 for every volume).
 
     Parameters
     ----------
