@@ -5,6 +5,8 @@ READY := $(VENV)/.ready
 PARAMS ?= params/phantom.yaml
 UPLOAD_BYTES ?= 1073741824
 LARGE = "{'websocket_max_message_size': $(UPLOAD_BYTES)}"
+OWN = default-src 'self' ws://127.0.0.1:* ws://localhost:* data: blob: 'unsafe-inline' 'unsafe-eval'
+CLOSED = "{'websocket_max_message_size': $(UPLOAD_BYTES), 'headers': {'Content-Security-Policy': \"$(OWN)\"}}"
 APP ?= notebooks/05_interactive_classifier.ipynb
 
 .PHONY: help setup study smoke check test lint lab app clean
@@ -42,7 +44,7 @@ lab: $(READY)
 	$(BIN)/jupyter lab --ServerApp.tornado_settings=$(LARGE) --notebook-dir=. notebooks
 
 app: $(READY)
-	$(BIN)/voila $(APP) --token --Voila.ip=127.0.0.1 --Voila.tornado_settings=$(LARGE) --VoilaConfiguration.file_denylist="['.*']"
+	$(BIN)/voila $(APP) --token --Voila.ip=127.0.0.1 --Voila.tornado_settings=$(CLOSED) --VoilaConfiguration.file_denylist="['.*']"
 
 clean:
 	rm -rf outputs build *.egg-info .pytest_cache .ruff_cache .import_linter_cache

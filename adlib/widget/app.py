@@ -102,7 +102,7 @@ class App:
         )  # fmt: skip
         options = [("none", ""), *self.examples.items()]
         self.example = widgets.Dropdown(
-            options=options, description="or an example", layout=WIDE, style=LABELS, tooltip="test scans of the study"
+            options=options, description="or example", layout=WIDE, style=LABELS, tooltip="test scans of the study"
         )
         self.age = widgets.Text(
             description="age, years", placeholder="optional", layout={"width": "14em"}, style=LABELS,
