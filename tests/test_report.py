@@ -163,10 +163,10 @@ def test_numbers_are_those_of_the_records(study):
 def test_how_the_maps_were_made_and_checked_is_told(study):
     found = texts(study)
     page = Page(found["index.html"])
-    assert "Evidence for AD was attributed to the pixels of up to 40 test scans by integrated gradients" in page.words
+    assert "Evidence for AD was attributed to the pixels of up to 40 test scans by expected gradients" in page.words
     assert "Deletion: area gained over random order, logit0.71 [0.61,\u00a00.81]" in page.words
     row = next(row for row in found["claim.md"].splitlines() if row.startswith("| 31 |"))
-    assert "integrated gradients" in row and "random network 0.02 (95 % interval -0.08 to 0.12)" in row
+    assert "expected gradients" in row and "random network 0.02 (95 % interval -0.08 to 0.12)" in row
 
 
 def test_maps_without_checks_are_told_to_be_unchecked(made):

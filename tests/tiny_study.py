@@ -21,6 +21,7 @@ class Tiny(torch.nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.ReLU()) for _ in range(4)
         )
+        self.avgpool = torch.nn.AdaptiveAvgPool2d(4)
         self.covariates = covariates
         self.dropout = torch.nn.Dropout(dropout)
         self.fc = torch.nn.Linear(128 + covariates, outputs)
@@ -28,7 +29,7 @@ class Tiny(torch.nn.Module):
     def forward(self, x, beside=None):
         x = torch.relu(self.bn1(self.conv1(x)))
         x = x + self.layer1(x) + self.layer2(x) + self.layer3(x) + self.layer4(x)
-        x = self.dropout(torch.nn.functional.adaptive_avg_pool2d(x, 4).flatten(1))
+        x = self.dropout(self.avgpool(x).flatten(1))
         if self.covariates:
             x = torch.cat([x, x.new_zeros(len(x), self.covariates) if beside is None else beside], 1)
         return self.fc(x)
