@@ -18,9 +18,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from chromium import CHROMIUM, chromium
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
-from test_page import CHROMIUM
+from playwright.sync_api import expect
 from test_widget import prediction_of
 
 from adlib.answer import as_record
@@ -112,11 +112,8 @@ def _await(address: str, process: subprocess.Popen) -> None:
 
 @pytest.fixture(scope="module")
 def browser():
-    root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=root)
+    with chromium() as started:
         yield started
-        started.close()
 
 
 def shoot(page, name: str) -> None:

@@ -4,20 +4,18 @@
 """
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from chromium import CHROMIUM, chromium
 from finished_study import make_finished
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from adlib.records import read_json, write_json
 from adlib.report import write_report
 from adlib.report.compare import compare
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTHS = {"phone": 390, "desk": 1280}
 PAGES = ["phantom", "people", "compare", *filter(None, [os.environ.get("ADLIB_PAGE")])]
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
@@ -27,11 +25,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the browser chro
 
 @pytest.fixture(scope="module")
 def browser():
-    root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=root)
+    with chromium() as started:
         yield started
-        started.close()
 
 
 def finished(folder, params_file, *sets):
