@@ -33,7 +33,7 @@ check: $(READY)
 	$(BIN)/python run_all.py --params $(PARAMS) --check
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -41,7 +41,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 lab: $(READY)
-	$(BIN)/jupyter lab --ServerApp.tornado_settings=$(LARGE) --notebook-dir=. notebooks
+	$(BIN)/jupyter lab --ServerApp.tornado_settings=$(LARGE) --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
 app: $(READY)
 	$(BIN)/voila $(APP) --token --Voila.ip=127.0.0.1 --Voila.tornado_settings=$(CLOSED) --VoilaConfiguration.file_denylist="['.*']"

@@ -1,8 +1,9 @@
-"""Uploads, cancel and reports of the form on Voilà, in a browser; answers come from a stand-in.
+"""Uploads, cancel and reports of the form on Voilà and in JupyterLab, in a browser; answers come from a stand-in.
 
 ``ADLIB_SHOTS`` may name a folder, which receives a screenshot of each step.
 """
 
+import base64
 import json
 import os
 import shlex
@@ -26,7 +27,7 @@ from test_widget import prediction_of
 from adlib.answer import as_record
 
 ROOT = Path(__file__).parents[1]
-WAIT_MS = 400_000
+WAIT_MS = 200_000
 WIDTH = 1024
 SECRET = b"bytes of somebody's head,  "  # 27 bytes: whole groups of three in base64
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -80,14 +81,14 @@ def serve(form, temporary):
     """Starts the server of a Makefile target; gives its address."""
     started = []
 
-    def start(target: str) -> str:
+    def start(target: str, *options: str) -> str:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
         own = {"FAKE_RECORD": str(form.with_name("record.json")), "FAKE_PICTURE": str(form.with_name("picture.png"))}
         own |= {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
         line = [one for one in command(target, form) if one != "--token"]
-        more = [f"--Voila.token={TOKEN}", "--no-browser", f"--port={port}"]
+        more = [*options, "--no-browser", f"--port={port}"]
         process = subprocess.Popen([*line, *more], cwd=ROOT, env=os.environ | own, start_new_session=True)
         started.append(process)
         _await(f"http://127.0.0.1:{port}/", process)
@@ -142,6 +143,11 @@ def walk(page, files: dict[str, Path], where: str) -> None:
     expect(page.get_by_text("large.nii, 60.0 MiB")).to_be_visible()
     classify(page, 1)
     shoot(page, f"{where}-2-answer")
+    page.get_by_role("button", name="turn it with the mouse").click()
+    expect(page.locator("canvas").first).to_be_visible(timeout=WAIT_MS)
+    page.wait_for_timeout(3000)
+    shoot(page, f"{where}-2-scene")
+    page.get_by_role("button", name="turn it with the mouse").click()
     give(page, files["a"], files["bad"], files["c"])
     classify(page, 3)
     expect(page.get_by_text("copy it again")).to_be_visible()
@@ -173,7 +179,7 @@ def files(tmp_path_factory):
 
 
 def test_voila_lets_nobody_in_without_the_token(serve, browser, files, temporary):
-    address = serve("app")
+    address = serve("app", f"--Voila.token={TOKEN}")
     page = browser.new_page(viewport={"width": WIDTH, "height": 900})
     faults = []
     page.on("pageerror", lambda error: faults.append(str(error)))
@@ -184,4 +190,21 @@ def test_voila_lets_nobody_in_without_the_token(serve, browser, files, temporary
     assert not [path for path in temporary.rglob("*.nii*") if path.is_file()]
     assert page.evaluate("document.documentElement.scrollWidth") <= WIDTH
     assert not faults
+    page.close()
+
+
+def test_jupyterlab_shows_the_same_form_and_keeps_no_byte_of_an_upload(serve, browser, form, files, temporary):
+    own = [f"--IdentityProvider.token={TOKEN}", "--LabApp.expose_app_in_browser=True", "--allow-root"]
+    address = serve("lab", *own)
+    page = browser.new_page(viewport={"width": WIDTH + 400, "height": 1200})
+    page.goto(f"{address}lab/tree/{form.relative_to(ROOT)}?token={TOKEN}", timeout=WAIT_MS)
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=WAIT_MS)
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    walk(page, files, "lab")
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    kept = form.read_bytes()
+    assert b"widget-view" in kept
+    assert SECRET not in kept and base64.b64encode(SECRET) not in kept
+    assert not [path for path in temporary.rglob("*.nii*") if path.is_file()]
     page.close()

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -356,6 +357,23 @@ def test_the_viewer_draws_what_the_sliders_say(app):
     before = viewer.picture.value
     viewer.overlay.value = "nothing"
     assert viewer.picture.value != before
+
+
+def test_the_scene_takes_the_place_of_the_picture_and_gives_it_back(app):
+    upload(app, "a.nii")
+    run(app)
+    (viewer,) = [one for one in app.shown.children if hasattr(one, "sliders")]
+    viewer.turn.value = True
+    scene = viewer.scene
+    assert viewer.children == (viewer.row, scene) and viewer.sliders[0] not in viewer.row.children
+    head = nib.Nifti1Image.from_bytes(scene.volumes[0].data)
+    assert np.array_equal(head.get_fdata(), viewer.view["head"])
+    assert np.array_equal(head.affine, viewer.view["affine"])
+    assert [volume.opacity > 0 for volume in scene.volumes] == [True, True, False]
+    viewer.overlay.value = "tissues"
+    assert [volume.opacity > 0 for volume in scene.volumes] == [True, False, True]
+    viewer.turn.value = False
+    assert viewer.children == (viewer.row, viewer.picture) and viewer.scene is None
 
 
 def test_every_control_has_a_label(app):

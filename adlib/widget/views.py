@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from adlib.figures.prediction import BRAIN_EDGE, VOLUME_LABELS, written_ml
+from adlib.widget.scene import OVERLAYS, Scene
 from adlib.widget.tables import Record
 
 STYLE = """<style>
@@ -116,7 +117,7 @@ def table_html(table: pd.DataFrame, words: str) -> str:
 
 
 class Viewer(widgets.VBox):
-    """Three planes of one scan, moved by sliders.
+    """Three planes of one scan, moved by sliders; on request the same scan turned and cut with the mouse.
 
     Parameters
     ----------
@@ -137,17 +138,33 @@ class Viewer(widgets.VBox):
             for k in range(3)
         ]  # fmt: skip
         self.overlay = widgets.Dropdown(
-            options=["brain mask", "tissues", "nothing"], description="overlay", tooltip="what is drawn over the head",
+            options=[*OVERLAYS, "nothing"], description="overlay", tooltip="what is drawn over the head",
             layout={"width": "17em"},
         )  # fmt: skip
+        self.turn = widgets.ToggleButton(
+            description="turn it with the mouse", icon="cube", layout={"width": "17em"},
+            tooltip="planes and a rendering that follow the mouse; needs a browser with WebGL 2",
+        )  # fmt: skip
+        self.turn.observe(self._turned, "value")
+        self.scene: Scene | None = None
         self.picture = widgets.HTML()
         for control in (*self.sliders, self.overlay):
             control.observe(self._draw, "value")
         self._draw()
-        row = widgets.Box([*self.sliders, self.overlay], layout={"flex_flow": "row wrap"})
-        super().__init__([row, self.picture])
+        self.row = widgets.Box([*self.sliders, self.overlay, self.turn], layout={"flex_flow": "row wrap"})
+        super().__init__([self.row, self.picture])
+
+    def _turned(self, _: Any) -> None:
+        """Put the scene in the place of the picture and its sliders, or the other way round."""
+        if self.scene is not None:
+            self.scene.close()
+        self.scene = Scene(self.view, self.overlay.value) if self.turn.value else None
+        self.row.children = (*([] if self.scene else self.sliders), self.overlay, self.turn)
+        self.children = (self.row, self.scene or self.picture)
 
     def _draw(self, _: Any = None) -> None:
+        if self.scene is not None:
+            self.scene.show(self.overlay.value)
         at = [slider.value for slider in self.sliders]
         png = planes_png(self.view, at, self.overlay.value)
         mm = self.view["affine"] @ [*at, 1]
