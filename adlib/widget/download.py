@@ -64,7 +64,7 @@ def as_pdf(results: list[Result]) -> bytes:
 
 
 def _sheet(result: Result, png: bytes) -> Figure:
-    figure = Figure(figsize=(8.27, 11.69))
+    figure = Figure(figsize=(8.27, 11.69), layout="none")
     record = result.record
     figure.text(0.06, 0.965, f"{record['name']}: {record['statement']}", fontsize=11, fontweight="bold", wrap=True)
     figure.text(0.06, 0.945, record["warning"], fontsize=7)

@@ -175,7 +175,7 @@ class Viewer(widgets.VBox):
 
 def planes_png(view: dict[str, np.ndarray], at: list[int], overlay: str) -> bytes:
     """PNG of three planes through voxel `at`, left is left."""
-    figure = Figure(figsize=(9, 3.2), facecolor="black")
+    figure = Figure(figsize=(9, 3.2), facecolor="black", layout="none")
     axes = figure.subplots(1, 3)
     figure.subplots_adjust(0, 0, 1, 1, 0.01, 0)
     for k, axis in enumerate(axes):
