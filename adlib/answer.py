@@ -67,7 +67,7 @@ class Prediction:
     def origin(self) -> str:
         """Which model answers, and whom it was trained on."""
         people = self.card.cohort.get("participants", {})
-        counts = ", ".join(f"{count} {name}" for name, count in people.items())
+        counts = ", ".join(f"{people[name]} {name}" for name in self.card.classes if name in people)
         kind = "simulated heads" if self.card.simulated else "participants"
         trained = f", trained on {sum(people.values())} {kind} ({counts})" if people else ""
         return f"ResNet50 of the study {self.card.study!r}{trained}"

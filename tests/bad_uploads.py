@@ -87,11 +87,11 @@ def archives(folder: Path) -> dict[str, tuple[str, bytes, str]]:
     gap = {key: value for number, (key, value) in enumerate(sorted(t1.items())) if number not in range(18, 20)}
     link = 0o120777
     return {
-        "zip bomb": ("bomb.zip", packed({"a.dcm": bytes(60_000_000)}), "times its size"),
-        "name that climbs out": ("up.zip", packed({"../../up.dcm": b"x"}), "leaves its folder"),
-        "absolute name": ("root.zip", packed({"/etc/cron.d/x": b"x"}), "leaves its folder"),
-        "Windows name": ("drive.zip", packed({"C:\\x.dcm": b"x"}), "leaves its folder"),
-        "link in a zip": ("link.zip", packed({"a.dcm": b"/etc/passwd"}, link), "link or device"),
+        "zip bomb": ("bomb.zip", packed({"a.dcm": bytes(60_000_000)}), "DICOM does not; pack it again"),
+        "name that climbs out": ("up.zip", packed({"../../up.dcm": b"x"}), "leaves its folder; pack"),
+        "absolute name": ("root.zip", packed({"/etc/cron.d/x": b"x"}), "leaves its folder; pack"),
+        "Windows name": ("drive.zip", packed({"C:\\x.dcm": b"x"}), "leaves its folder; pack"),
+        "link in a zip": ("link.zip", packed({"a.dcm": b"/etc/passwd"}, link), "link or device, no file; pack"),
         "zip in a zip": ("nested.zip", packed({"inner.zip": packed({"a.dcm": b"x"})}), "unpack it and give that file"),
         "NIfTI in a zip": ("volume.zip", packed({"a.nii.gz": b"x"}), "unpack it and give that file"),
         "encrypted zip": ("locked.zip", packed({"a.dcm": b"x"}, encrypted=True), "encrypted"),

@@ -103,7 +103,8 @@ def test_each_refusal_says_what_to_do_and_names_no_place(outcomes, home):
         "Give",
         "send",
         "unpack",
-        "pack",
+        "pack the",
+        "pack it",
         "convert",
         "expected",
         "repair",
@@ -125,6 +126,12 @@ def test_nothing_is_left_and_the_process_lives_on_in_little_memory(outcomes):
 def test_no_markup_of_a_name_or_header_reaches_the_page(outcomes):
     for kind, one in outcomes.items():
         assert "<img" not in fault_html(one["file"], one["said"]), kind
+
+
+def test_classes_keep_their_order(outcomes):
+    record = next(one["result"].record for one in outcomes.values() if one["said"] == ANSWERED)
+    assert tuple(record["probabilities"]) == CLASSES
+    assert record["origin"].endswith("(5 CN, 5 MCI, 5 LMCI, 5 AD)")
 
 
 def test_no_identifier_of_a_header_is_shown(outcomes):

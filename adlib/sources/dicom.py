@@ -135,15 +135,19 @@ def _refuse_unsafe(members: list[zipfile.ZipInfo], archive: Path) -> None:
         )
     if unpacked > MAX_RATIO * max(packed, 1):
         raise StudyError(
-            f"{archive.name} unpacks to {unpacked / max(packed, 1):.0f} times its size, not a DICOM series"
+            f"{archive.name} unpacks to {unpacked / max(packed, 1):.0f} times its size, DICOM does not; pack it again"
         )
     for member in members:
         name = PurePosixPath(member.filename.replace("\\", "/"))
         kind = stat.S_IFMT(member.external_attr >> 16)
         if name.is_absolute() or ".." in name.parts or re.match("[A-Za-z]:", str(name)):
-            raise StudyError(f"{archive.name} holds the name {member.filename!r}, which leaves its folder; refused")
+            raise StudyError(
+                f"{archive.name} holds the name {member.filename!r}, which leaves its folder; pack the series again"
+            )
         if kind not in (0, stat.S_IFREG):
-            raise StudyError(f"{archive.name} holds {member.filename!r}, a link or device instead of a file; refused")
+            raise StudyError(
+                f"{archive.name} holds {member.filename!r}, a link or device, no file; pack the files themselves"
+            )
         if member.filename.lower().endswith(PACKED):
             raise StudyError(
                 f"{archive.name} holds {name.name!r}, no DICOM but an archive or a volume; unpack it and give that file"
@@ -229,7 +233,7 @@ def choose(series: list[Series], source: Path) -> tuple[Series, list[tuple[Serie
     left = [(one, one.fault) for one in series if one.fault]
     if not usable:
         reasons = "; ".join(f"{one.title} left out: {reason}" for one, reason in left)
-        raise StudyError(f"{source.name} holds no 3-D T1w series: {reasons}")
+        raise StudyError(f"{source.name} holds no 3-D T1w series: {reasons}; give one T1w series")
     best, *others = usable
     if others and not best.rank[0]:
         titles = ", ".join(one.title for one in usable)

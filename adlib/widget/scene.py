@@ -24,7 +24,7 @@ class Scene(NiiVue):
     """
 
     def __init__(self, view: dict[str, np.ndarray], shown: str) -> None:
-        super().__init__(height=HEIGHT, multiplanar_show_render=ShowRender.ALWAYS, is_radiological_convention=False)
+        super().__init__(height=HEIGHT, multiplanar_show_render=ShowRender.ALWAYS, crosshair_width=0.3)
         parts: list[dict[str, Any]] = [{"colormap": "gray", "cal_min": 0, "cal_max": 255, **_bytes(view, "head")}]
         for title, (part, colours, opacity) in OVERLAYS.items():
             visible = opacity if title == shown else 0.0

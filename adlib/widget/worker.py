@@ -32,7 +32,7 @@ from adlib.explain.methods import TITLES, attribute
 from adlib.figures.prediction import plot_attribution
 from adlib.figures.theme import apply_theme
 from adlib.predict import draw, predict_file
-from adlib.records import StudyError, write_json
+from adlib.records import StudyError, write_text
 from adlib.widget.jobs import DRAWING, EXPLAINING
 
 Say = Callable[..., None]
@@ -114,7 +114,7 @@ def work(job: dict[str, Any], classifier: model_file.Classifier, settings: dict[
         job["path"], classifier, lambda words: say(stage=words), job["person"], coverage=settings["coverage"]
     )
     say(stage=DRAWING)
-    write_json(as_record(found), folder / "record.json")
+    write_text(json.dumps(as_record(found)), folder / "record.json")  # classes keep their order
     _save(draw(found), folder / "summary.png")
     np.savez_compressed(folder / "view.npz", **view_arrays(found))
     if job["explain"] and found.predicted:
