@@ -10,6 +10,7 @@ where a goal is missed.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -66,7 +67,8 @@ def judged(item: tuple[str, dict[str, Any]], model: str, voxel_mm: float) -> tup
     try:
         found = predict_image(nib.Nifti1Image(volume, affine), person["scan_id"], classifier(model))
     except StudyError as error:
-        return kind, True, (f"not prepared: {str(error).split(';')[0][:60]}",)
+        said = re.sub(r"\([^)]*\)|[\d.e+]*\d", "", str(error).removeprefix(f"{person['scan_id']}: "))
+        return kind, True, (f"not prepared: {said.split(';')[0].strip()}",)
     return kind, found.predicted is None, tuple(c.question for c in found.gate.checks if c.verdict == "refused")
 
 
