@@ -41,7 +41,7 @@ def test_ten_random_kills_end_with_the_same_weights(tmp_path):
     wait_for_training(process)
     began = time.monotonic()
     assert process.communicate() and process.returncode == 0
-    longest = (time.monotonic() - began) / KILLS  # so that all kills together leave half of the training undone
+    longest = (time.monotonic() - began) / (2 * KILLS)  # most of the training is left, also on a machine twice as fast
     moments = random.Random()
     seed = moments.randrange(2**32)
     moments.seed(seed)

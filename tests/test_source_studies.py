@@ -32,7 +32,7 @@ SMALL = {
 }
 CDR = ["CN", "MCI", "AD"]
 NAMED = r"(?P<participant>sub-\d+)_(?P<session>ses-\d+)"
-PEOPLE, EACH = 24, 6
+PEOPLE, EACH = 40, 10
 IN_ONE_SPACE = ("--only", "01", "--only", "02")
 
 
