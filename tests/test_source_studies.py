@@ -1,6 +1,7 @@
 """A small study from every layout: the same simulated cohort, written as archives would have it.
 
-What follows the images in one space is the same for all of them, so only some layouts go on to the report.
+What follows the reading is the same for all of them, so only some layouts go on: to one space those whose images come
+otherwise prepared, to the report those of each kind of cohort.
 """
 
 import json
@@ -33,7 +34,8 @@ SMALL = {
 CDR = ["CN", "MCI", "AD"]
 NAMED = r"(?P<participant>sub-\d+)_(?P<session>ses-\d+)"
 PEOPLE, EACH = 40, 10
-IN_ONE_SPACE = ("--only", "01", "--only", "02")
+READ = ("--only", "01")
+IN_ONE_SPACE = (*READ, "--only", "02")
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +54,16 @@ def run_study(folder, source, *options, **sections):
     return done.returncode, done.stdout + done.stderr, folder / "outputs" / "small"
 
 
-def judged(results):
-    """Scans of the manifest, after looking that all were brought into one space and judged."""
+def audited(results):
+    """Scans of the manifest, after looking that each has a participant and a diagnosis."""
     manifest = pd.read_csv(results / "manifest.tsv", sep="\t")
+    assert manifest[["participant_id", "diagnosis"]].notna().all(axis=None)
+    return manifest
+
+
+def judged(results):
+    """Audited scans, after looking that all were brought into one space and judged."""
+    manifest = audited(results)
     features = pd.read_csv(results / "features.tsv", sep="\t")
     assert set(features["scan_id"]) == set(manifest["scan_id"])
     assert (features["qc_verdict"] != "fail").mean() > 0.9
@@ -77,14 +86,14 @@ def scored(results):
     ("kind", "layout", "settings", "classes", "options", "look"),
     [
         ("bids", "bids", {}, None, (), scored),
-        ("adni", "adni", {}, None, IN_ONE_SPACE, judged),
-        ("adni", "adni_flat", {}, None, IN_ONE_SPACE, judged),
-        ("folders", "folders", {"participant": NAMED}, None, IN_ONE_SPACE, judged),
+        ("adni", "adni", {}, None, READ, audited),
+        ("adni", "adni_flat", {}, None, READ, audited),
+        ("folders", "folders", {"participant": NAMED}, None, READ, audited),
         ("caps", "caps", {"table": "people.csv"}, None, IN_ONE_SPACE, judged),
         ("dicom", "dicom", {"table": "people.csv"}, None, IN_ONE_SPACE, judged),
         ("oasis1", "oasis1", {}, CDR, (), scored),
-        ("oasis2", "oasis2", {}, CDR, IN_ONE_SPACE, judged),
-        ("oasis3", "oasis3", {}, CDR, IN_ONE_SPACE, judged),
+        ("oasis2", "oasis2", {}, CDR, READ, audited),
+        ("oasis3", "oasis3", {}, CDR, READ, audited),
     ],
 )
 def test_a_study_from_each_layout(cohort, tmp_path, kind, layout, settings, classes, options, look):
