@@ -198,9 +198,10 @@ def load_params(path: Path | str, settings: tuple[str, ...] = ()) -> StudyParams
         known = sorted(str(p) for p in path.parent.glob("*.yaml")) or "none in that folder"
         raise StudyError(f"params file {path} does not exist; there are: {known}")
     try:
-        content = yaml.safe_load(os.path.expandvars(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise StudyError(f"{path} is not readable yaml: {error}") from None
+    content = _from_yaml(os.path.expandvars(text), str(path))
     if not isinstance(content, dict):
         raise StudyError(f"{path} holds {type(content).__name__}, expected keys such as 'study:' and 'source:'")
     for setting in settings:
@@ -231,6 +232,8 @@ def validate_params(content: dict[str, Any], where: str) -> StudyParams:
     """
     try:
         return StudyParams.model_validate_json(json.dumps(content, default=str))
+    except TypeError as error:
+        raise StudyError(f"{where} has a key that is not a word: {error}") from None
     except ValidationError as error:
         lines = [_fault(item) for item in error.errors()]
         raise StudyError(f"{where} is not a valid study:\n  " + "\n  ".join(lines)) from None
@@ -239,6 +242,27 @@ def validate_params(content: dict[str, Any], where: str) -> StudyParams:
 def dump_params(params: StudyParams) -> str:
     """Yaml text from which `load_params` makes an equal study, defaults written out."""
     return yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Yaml without aliases, which could hold themselves or unfold to any size."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"an alias (*{event.anchor}) stands for other content; write it out", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+def _from_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _PlainLoader)  # noqa: S506
+    except RecursionError:
+        raise StudyError(f"{where} is not readable yaml: it is nested too deep") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise StudyError(f"{where} is not readable yaml: {error}") from None
 
 
 def _apply(content: dict[str, Any], setting: str) -> None:
@@ -250,7 +274,7 @@ def _apply(content: dict[str, Any], setting: str) -> None:
         content = content.setdefault(parent, {})
         if not isinstance(content, dict):
             raise StudyError(f"--set {setting}: {parent!r} is a value, not a section")
-    content[last] = yaml.safe_load(value)
+    content[last] = _from_yaml(value, f"--set {setting}")
 
 
 def _fault(item: dict[str, Any]) -> str:

@@ -65,3 +65,22 @@ def test_every_fault_is_named_at_once():
         validate_params({"study": "X Y", "source": {"kind": "phantom"}, "seed": -1}, "here")
     assert "study:" in str(error.value)
     assert "seed:" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("study: &a [*a]\n", "alias"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\n", "alias"),
+        ("[" * 5000, "nested too deep"),
+        ("study: 2020-13-45\n", "month"),
+        ("study: 0x_\n", "invalid literal"),
+        ("2020-01-02: x\n", "key that is not a word"),
+        ("study: [x\n", "not readable yaml"),
+    ],
+)
+def test_hostile_yaml_is_refused_in_words(tmp_path, text, words):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(StudyError, match=words):
+        load_params(path)
