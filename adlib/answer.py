@@ -9,6 +9,7 @@ import numpy as np
 
 from adlib import model_file
 from adlib.gate import Gate
+from adlib.neighbours import Neighbour
 from adlib.preprocess.pipeline import Preprocessed
 from adlib.reference import volume_percentiles
 
@@ -44,6 +45,8 @@ class Prediction:
         What the network saw.
     coverage : float
         How often the set of classes is to hold the truth.
+    nearest : list of Neighbour
+        Training scans that lie nearest to this one among the network's features, nearest first.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Prediction:
     person: dict[str, float] = field(default_factory=dict)
     seen: np.ndarray = field(default_factory=lambda: np.zeros((0, 3, 1, 1), np.float32))
     coverage: float = COVERAGE
+    nearest: list[Neighbour] = field(default_factory=list)
 
     @property
     def warning(self) -> str:
@@ -148,6 +152,7 @@ def as_record(prediction: Prediction) -> dict[str, Any]:
         "probabilities": prediction.probabilities,
         "agreement": prediction.agreement,
         "slice_probabilities": [dict(zip(card.classes, row, strict=True)) for row in prediction.slices.tolist()],
+        "nearest": [{k: v for k, v in vars(one).items() if k != "picture"} for one in prediction.nearest],
         "gate": [{**vars(check)} for check in prediction.gate.checks],
         "refused": list(prediction.refusals),
         "volumes": _plain(prepared.features),

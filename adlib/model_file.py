@@ -135,6 +135,11 @@ def save(classifier: Classifier, path: Path, *, half: bool = False) -> None:
         save_file(state, temporary, {FORMAT: classifier.card.to_json()})
 
 
+def weights_path(path: Path | str) -> Path:
+    """The weights file that a file or a folder with ``model.safetensors`` stands for."""
+    return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+
+
 def load(path: Path | str) -> Classifier:
     """Read a classifier that `save` wrote: a file, or a folder with ``model.safetensors``.
 
@@ -143,7 +148,7 @@ def load(path: Path | str) -> Classifier:
     StudyError
         If the file is missing, is no safetensors file, has no card, or its weights do not fit or are not finite.
     """
-    path = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    path = weights_path(path)
     state, metadata = read_state(path)
     if FORMAT not in metadata:
         raise StudyError(f"{path} has no {FORMAT!r} in its metadata; use a file that adlib wrote in this format")

@@ -110,6 +110,10 @@ class ClassifyParams(Section):
     """The interactive classifier."""
 
     examples: int = Field(4, ge=1, description="Test scans of the study offered as examples.")
+    nearest: int = Field(3, ge=0, description="Training scans shown beside an answer, nearest first.")
+    show_training: bool = Field(
+        False, description="Show training scans of people, too, with their ids; simulated ones are always shown."
+    )
     max_upload_mb: int = Field(1024, ge=1, description="All uploads that wait may hold so many MiB together.")
     max_scans: int = Field(20, ge=1, description="Scans classified at one press of the button.")
     timeout_s: int = Field(300, ge=1, description="A scan that takes longer, seconds, is stopped.")

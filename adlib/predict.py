@@ -11,7 +11,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from adlib import model_file
@@ -20,17 +19,19 @@ from adlib.compute import one_thread
 from adlib.dataset import scan_slices
 from adlib.figures.prediction import plot_prediction
 from adlib.figures.theme import apply_theme
-from adlib.folds import RUN
 from adlib.gate import judge
 from adlib.model import penultimate
-from adlib.params import StudyParams, load_params
-from adlib.pooling import pool_level, pool_slices
+from adlib.neighbours import Examples, nearest, read_examples
+from adlib.params import load_params
+from adlib.pooling import pool_slices
 from adlib.preprocess.normalise import percentiles, standard_slices
-from adlib.preprocess.pipeline import preprocess_image
-from adlib.records import MANIFEST, PREDICTIONS, TISSUE_MAPS, StudyError, atomic_path, read_table
+from adlib.preprocess.pipeline import Preprocessed, preprocess_image
+from adlib.preprocess.store import as_stored
+from adlib.records import StudyError, atomic_path
 from adlib.sources.scanfile import open_scan, scan_name
+from adlib.stored import find_model
 
-RELEASED = Path(__file__).resolve().parents[1] / "models"
+NEAREST = 3
 OUTSIDE_SD = 4.0  # a volume farther than this from the mean of every class is called outside the training cohort
 
 STAGES = (
@@ -43,23 +44,6 @@ STAGES = (
 Stage = Callable[[str], None]
 
 
-def find_model(params: StudyParams) -> Path:
-    """Weights of a study: those of its last run, else the released ones.
-
-    Raises
-    ------
-    StudyError
-        If there are neither.
-    """
-    places = (params.folder / "model.safetensors", RELEASED / params.study / "model.safetensors")
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise StudyError(
-            f"no model of the study {params.study!r} at {' or '.join(map(str, places))}; run the study first"
-        )
-    return found
-
-
 def predict_image(
     image: nib.Nifti1Image,
     name: str,
@@ -68,6 +52,8 @@ def predict_image(
     stage: Stage = lambda words: None,
     person: dict[str, float] | None = None,
     coverage: float = COVERAGE,
+    examples: Examples | None = None,
+    count: int = NEAREST,
 ) -> Prediction:
     """Preprocess a scan as the model's study did, see whether it may be answered, and classify its slices.
 
@@ -88,6 +74,9 @@ def predict_image(
         told them.
     coverage : float
         How often the set of classes is to hold the truth.
+    examples : Examples, optional
+        Training scans to look for the `count` nearest in.
+    count : int
 
     Returns
     -------
@@ -105,11 +94,10 @@ def predict_image(
     with one_thread():
         stage(STAGES[1])
         prepared = preprocess_image(image, card.preprocess, name)
-        cut = scan_slices(prepared.t1w, prepared.affine, card.input)
-        if card.landmarks:
-            cut = standard_slices(cut, percentiles(prepared.t1w, prepared.mask), card.landmarks)
+        cut = _slices(prepared, card)
         stage(STAGES[2])
-        gate = judge(prepared, penultimate(classifier.network, cut).mean(0), classifier)
+        features = penultimate(classifier.network, cut).mean(0)
+        gate = judge(prepared, features, classifier)
         stage(STAGES[3])
         slices, weights = model_file.classify_slices(classifier, cut, person)
     pooled = pool_slices(slices, weights, np.zeros(len(slices), int), card.input.pooling)[0]
@@ -119,8 +107,17 @@ def predict_image(
     about = {"gate": gate, "person": person or {}, "seen": cut, "coverage": coverage}
     if prepared.verdict == "fail" or not gate.accepted:
         return Prediction(name, None, {}, slices[:0], prepared, card, remarks, **about)
+    about["nearest"] = nearest(features, classifier, examples, count)
     probabilities = dict(zip(card.classes, pooled.tolist(), strict=True))
     return Prediction(name, card.classes[int(pooled.argmax())], probabilities, slices, prepared, card, remarks, **about)
+
+
+def _slices(prepared: Preprocessed, card: model_file.ModelCard) -> np.ndarray:
+    """The scan's slices (n, 3, size, size) float16 to the very bits that a study stores of it."""
+    cut = scan_slices(as_stored(prepared.t1w, prepared.affine), prepared.affine, card.input).astype(np.float16)
+    if not card.landmarks:
+        return cut
+    return standard_slices(cut, percentiles(prepared.t1w, prepared.mask), card.landmarks).astype(np.float16)
 
 
 def predict_file(
@@ -129,11 +126,13 @@ def predict_file(
     stage: Stage = lambda words: None,
     person: dict[str, float] | None = None,
     coverage: float = COVERAGE,
+    examples: Examples | None = None,
+    count: int = NEAREST,
 ) -> Prediction:
     """Read a scan file or DICOM folder and classify it; see `predict_image` and `adlib.sources.scanfile`."""
     stage(STAGES[0])
     scan = open_scan(path)
-    return predict_image(scan.image, scan.name, classifier, scan.notes, stage, person, coverage)
+    return predict_image(scan.image, scan.name, classifier, scan.notes, stage, person, coverage, examples, count)
 
 
 def outside_cohort(features: dict[str, float], cohort: dict[str, Any]) -> tuple[str, ...]:
@@ -146,48 +145,6 @@ def outside_cohort(features: dict[str, float], cohort: dict[str, Any]) -> tuple[
             means = ", ".join(f"{label} {mean:.4g} ± {sd:.3g}" for label, (mean, sd) in classes.items())
             remarks.append(f"{feature} {value:.4g} lies outside the training cohort ({means})")
     return tuple(remarks)
-
-
-def stored_answers(params: StudyParams) -> pd.DataFrame:
-    """What the study's network answered for each scan of its test participants.
-
-    Parameters
-    ----------
-    params : StudyParams
-
-    Returns
-    -------
-    DataFrame
-        Columns fold, participant_id, session_id, scan_id, ``p_<class>``, truth and answer; one row per scan.
-    """
-    table = read_table(params.folder / "predictions.parquet", PREDICTIONS)
-    tested = table[(table["run"] == RUN) & (table["split"] == "test")]
-    pooled = pool_level(tested, "scan", params.classes, params.input.pooling)
-    columns = [f"p_{name}" for name in params.classes]
-    return pooled.assign(answer=np.array(params.classes)[pooled[columns].to_numpy().argmax(axis=1)])
-
-
-def example_scans(params: StudyParams) -> pd.DataFrame:
-    """Test scans of the model's own fold, one class after the other, one per participant.
-
-    Returns
-    -------
-    DataFrame
-        Columns scan_id, path and diagnosis; at most `params.classify.examples` rows, none where the model takes no
-        heads.
-    """
-    answers = stored_answers(params)
-    scans = answers[answers["fold"] == 0].sort_values("scan_id").drop_duplicates("participant_id")
-    manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id")
-    if "space" in manifest:
-        scans = scans[~scans["scan_id"].map(manifest["space"]).eq(TISSUE_MAPS)]
-    turns = scans.assign(turn=scans.groupby("truth").cumcount(), order=scans["truth"].map(params.classes.index))
-    count = 0 if params.input.flat else params.classify.examples
-    chosen = turns.sort_values(["turn", "order"]).head(count)
-    paths = manifest["path"]
-    return pd.DataFrame(
-        {"scan_id": chosen["scan_id"], "path": chosen["scan_id"].map(paths), "diagnosis": chosen["truth"]}
-    ).reset_index(drop=True)
 
 
 def draw(prediction: Prediction) -> Figure:
@@ -208,17 +165,20 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         params = load_params(options.study)
-        classifier = model_file.load(options.model or find_model(params))
+        weights = model_file.weights_path(options.model or find_model(params))
+        classifier, examples = model_file.load(weights), read_examples(weights)
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     given = {"age": options.age, "sex": {"F": 1.0, "M": 0.0}.get(options.sex)}
     person = {name: value for name, value in given.items() if value is not None}
     folder = options.out or params.exec.outputs / "predictions"
+    settings = {"person": person, "coverage": params.evaluate.coverage, "examples": examples}
+    settings["count"] = params.classify.nearest
     failed, taken = 0, set()
     for path in options.files:
         try:
-            prediction = predict_file(path, classifier, person=person, coverage=params.evaluate.coverage)
+            prediction = predict_file(path, classifier, **settings)
         except StudyError as error:
             print(f"error: {path}: {error}", file=sys.stderr)
             failed += 1

@@ -181,6 +181,12 @@ PREDICTIONS = Schema(
     {},
     ("run", "fold", "scan_id", "slice"),
 )
+ANSWERS = Schema(
+    "answers",
+    {"fold": int, "participant_id": str, "session_id": str, "scan_id": str, "truth": str},
+    {},
+    ("fold", "scan_id"),
+)
 FIGURES = Schema(
     "figures",
     {"name": str, "notebook": str, "sources": str, "sha256": str, "caption": str},

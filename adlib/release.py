@@ -17,16 +17,29 @@ import pandas as pd
 from adlib import model_file
 from adlib.compute import map_scans
 from adlib.evaluate import NETWORK, score_run
+from adlib.neighbours import write_examples
 from adlib.params import StudyParams, dump_params, load_params
 from adlib.pooling import pool_level
-from adlib.predict import RELEASED, predict_file
-from adlib.records import MANIFEST, SPLITS, StudyError, content_digest, read_json, read_table, write_json, write_text
+from adlib.predict import predict_file
+from adlib.records import (
+    ANSWERS,
+    MANIFEST,
+    SPLITS,
+    StudyError,
+    content_digest,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+    write_text,
+)
 from adlib.report.cards import INDEXED, model_card
 from adlib.report.content import read_study
 from adlib.sources.phantom import draw_cohort, write_cohort
 from adlib.splits import make_splits
+from adlib.stored import RELEASED, SCORES, STORED, WEIGHTS
 
-WEIGHTS, CARD, HUB, SCORES, PARAMS = "model.safetensors", "README.md", "config.json", "scores.json", "params.yaml"
+CARD, HUB, PARAMS = "README.md", "config.json", "params.yaml"
 TOLERANCE = 0.01  # of a score, between processors
 
 
@@ -39,7 +52,8 @@ def release(params: StudyParams, folder: Path) -> pd.DataFrame:
     ----------
     params : StudyParams
     folder : path
-        Receives ``model.safetensors``, ``README.md``, ``config.json``, ``scores.json`` and ``params.yaml``.
+        Receives ``model.safetensors``, ``README.md``, ``config.json``, ``scores.json``, ``params.yaml`` and, for the
+        interactive classifier, ``answers.tsv`` of the test scans and ``examples.npz`` of training scans.
 
     Returns
     -------
@@ -62,7 +76,10 @@ def release(params: StudyParams, folder: Path) -> pd.DataFrame:
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST)
     tested = splits.query("fold == 0 and split == 'test'")["participant_id"]
     model_file.save(classifier, folder / WEIGHTS, half=True)
-    scores = score_scans(folder / WEIGHTS, manifest[manifest["participant_id"].isin(tested)], params)
+    answers = answer_scans(folder / WEIGHTS, manifest[manifest["participant_id"].isin(tested)], params)
+    scores = score_answers(answers, params)
+    write_table(answers.drop(columns=["slice", "temperature"]), folder / STORED, ANSWERS)
+    write_examples(params, folder / WEIGHTS, folder)
     write_json({"splits": content_digest(params.folder / "splits.tsv"), "entries": scores}, folder / SCORES)
     write_text(model_card(study, scores), folder / CARD)
     network = {"outputs": model_file.outputs(params.classes, params.input), "covariates": len(params.train.covariates)}
@@ -75,8 +92,8 @@ def _is_network(entry: dict[str, Any]) -> bool:
     return (entry["run"], entry["level"]) == (NETWORK, "subject")
 
 
-def score_scans(weights: Path, scans: pd.DataFrame, params: StudyParams) -> list[dict[str, Any]]:
-    """Scores by participant of a weights file on scan files, each prepared anew; those that fail checks are left out.
+def answer_scans(weights: Path, scans: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
+    """Answers of a weights file to scan files, each prepared anew; those that fail checks are left out.
 
     Parameters
     ----------
@@ -87,13 +104,17 @@ def score_scans(weights: Path, scans: pd.DataFrame, params: StudyParams) -> list
 
     Returns
     -------
-    list of dict
-        The scores that a model card carries, as entries of ``metrics.json``.
+    DataFrame
+        Schema `records.ANSWERS`, and what `adlib.pooling.pool_level` needs.
     """
     answer = partial(_answer, weights=str(weights))
     rows = map_scans(answer, scans.to_dict("records"), workers=params.exec.workers, label="classifying scans")
-    table = pd.DataFrame([row for row in rows if row]).assign(fold=0, slice=0, temperature=1.0)
-    entries = score_run(pool_level(table, "subject", params.classes), NETWORK, "subject", params)
+    return pd.DataFrame([row for row in rows if row]).assign(fold=0, slice=0, temperature=1.0)
+
+
+def score_answers(answers: pd.DataFrame, params: StudyParams) -> list[dict[str, Any]]:
+    """The scores by participant that a model card carries, as entries of ``metrics.json``."""
+    entries = score_run(pool_level(answers, "subject", params.classes), NETWORK, "subject", params)
     return [entry for entry in entries if (entry["metric"], entry.get("class")) in INDEXED]
 
 
@@ -153,7 +174,8 @@ def _simulated(folder: Path, params: StudyParams, seed: int, only: set[str] | No
         workers = params.exec.workers
         root = write_cohort(params.source, params.classes, seed, Path(place), workers=workers, only=only)
         files = cohort["participant_id"] + "/" + cohort["session_id"] + "/anat/" + cohort["scan_id"] + ".nii.gz"
-        return score_scans(folder / WEIGHTS, cohort.assign(path=[str(root / file) for file in files]), params)
+        scans = cohort.assign(path=[str(root / file) for file in files])
+        return score_answers(answer_scans(folder / WEIGHTS, scans, params), params)
 
 
 def compared(stored: list[dict[str, Any]], found: list[dict[str, Any]]) -> pd.DataFrame:

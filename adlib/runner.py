@@ -93,9 +93,19 @@ STEPS = (
     ),
     Step(
         "05_interactive_classifier",
-        ("classes", "input.pooling", "evaluate.coverage", "classify"),
-        ("manifest.tsv", "splits.tsv", "predictions.parquet", "model.safetensors", "metrics.json"),
+        ("classes", "source.kind", "input", "evaluate.coverage", "classify"),
+        (
+            "manifest.tsv",
+            "features.tsv",
+            "slices.npy",
+            "slices.tsv",
+            "splits.tsv",
+            "predictions.parquet",
+            "model.safetensors",
+            "metrics.json",
+        ),
         (),
+        ("examples.npz",),
     ),
 )
 

@@ -89,6 +89,12 @@ def distances(values: np.ndarray, space: Space) -> np.ndarray:
     return np.sqrt(((along**2 / space.variances).sum(1) + left / space.rest) / scaled.shape[1])
 
 
+def coordinates(values: np.ndarray, space: Space) -> np.ndarray:
+    """Places (n, k) float32 of scans (n, p) along the axes of a space, in standard deviations of training scans."""
+    along = _scaled(values, space.mean, space.sd) @ space.axes.T.astype(np.float64)
+    return _single(along / np.sqrt(space.variances))
+
+
 def farthest(values: np.ndarray, space: Space, count: int = 3) -> list[tuple[str, float, float, float]]:
     """Name, value, training mean and training standard deviation of the values (p,) that are farthest off."""
     off = np.abs(_scaled(values[None], space.mean, space.sd)[0])

@@ -27,11 +27,12 @@ from scipy import stats
 from adlib import model_file
 from adlib.compute import map_scans
 from adlib.params import load_params
-from adlib.predict import find_model, predict_image
+from adlib.predict import predict_image
 from adlib.records import StudyError
 from adlib.sources.phantom import SCANNERS, draw_cohort
 from adlib.sources.phantom_faults import add_noise, spoil
 from adlib.sources.phantom_head import Subject, image_head
+from adlib.stored import find_model
 
 OUTSIDE, INSIDE = 0.95, 0.05  # at least, at most
 SEED = 1_000_003  # away from every study's own

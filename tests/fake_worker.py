@@ -19,11 +19,16 @@ def answer(job):
     record = json.loads(Path(os.environ["FAKE_RECORD"]).read_text()) | {"name": name, "person": job["person"]}
     record["bytes"] = Path(job["path"]).stat().st_size if Path(job["path"]).exists() else None
     (folder / "record.json").write_text(json.dumps(record))
-    for picture in ("summary", *(["evidence"] if job["explain"] else [])):
+    asked = ["evidence"] if job["explain"] else []
+    for picture in ("summary", *asked, *(["nearest"] if record["nearest"] else [])):
         (folder / f"{picture}.png").write_bytes(Path(os.environ["FAKE_PICTURE"]).read_bytes())
     volume = np.zeros((6, 7, 5), np.uint8)
     volume[2:4, 2:5, 1:4] = 1
-    np.savez(folder / "view.npz", head=volume * 200, tissue=volume, mask=volume, affine=np.diag([3.0, 3, 3, 1]))
+    view = {"head": volume * 200, "tissue": volume, "mask": volume, "affine": np.diag([3.0, 3, 3, 1])}
+    if asked:
+        view["evidence"] = np.zeros(volume.shape, np.int16)
+        view["evidence"][1, 6, 2] = -127
+    np.savez(folder / "view.npz", **view)
 
 
 def serve(job):

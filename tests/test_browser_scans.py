@@ -3,12 +3,15 @@
 import shutil
 import zipfile
 
+import nbformat
 import nibabel as nib
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 from served import (  # noqa: F401
     MARKS,
     ROOT,
+    WAIT_MS,
     classify,
     give,
     open_browser,
@@ -20,7 +23,7 @@ from served import (  # noqa: F401
 )
 from test_scanfile import write_series
 
-from adlib.params import load_params
+from adlib.params import dump_params, load_params
 from adlib.sources.phantom import draw_cohort, write_cohort
 
 MODEL, SEED = ROOT / "models" / "phantom", 5
@@ -59,6 +62,21 @@ def form():
     shutil.rmtree(path.parent)
 
 
+@pytest.fixture(scope="module")
+def notebook():
+    """Notebook 05 of the default study before any run of it: the released model stands in."""
+    folder = ROOT / "outputs" / "browser_notebook"
+    folder.mkdir(parents=True, exist_ok=True)
+    params = folder / "phantom.yaml"
+    params.write_text(dump_params(load_params(ROOT / "params" / "phantom.yaml", (f"exec.outputs={folder}",))))
+    content = nbformat.read(ROOT / "notebooks" / "05_interactive_classifier.ipynb", as_version=4)
+    (given,) = [cell for cell in content.cells if cell.source.startswith("params_file =")]
+    given.source = f'params_file = "{params}"'
+    nbformat.write(content, folder / "notebook.ipynb")
+    yield folder / "notebook.ipynb"
+    shutil.rmtree(folder)
+
+
 def probabilities(page) -> list[str]:
     """What stands in the first table of probabilities on the page."""
     return page.locator("table", has_text="calibrated probabilities").first.locator("td").all_inner_texts()
@@ -82,6 +100,27 @@ def test_a_scan_of_each_class_and_a_zip_of_dicom_are_answered(serve, browser, fo
     shoot(page, f"{target}-dicom")
     page.close()
     assert not [path for path in temporary.rglob("*.nii*") if path.is_file()]
+
+
+def test_the_notebook_is_a_page_before_its_study_was_run(serve, browser, notebook, temporary):
+    page = opened(browser, serve("app", notebook))
+    example = page.get_by_label("or example")
+    example.select_option(index=1)
+    page.get_by_label("show where the network looked").check()
+    classify(page, 1)
+    near = page.get_by_role("heading", name="Training scans nearest to it")
+    near.scroll_into_view_if_needed()
+    shoot(page, "app-notebook")
+    assert page.get_by_role("heading", name="Where the network looked").count() == 1
+    page.get_by_label("overlay").select_option(label="evidence")
+    expect(page.get_by_text("Red or orange speaks for the answer")).to_be_visible(timeout=WAIT_MS)
+    page.get_by_text("Red or orange speaks for the answer").scroll_into_view_if_needed()
+    shoot(page, "app-evidence")
+    page.get_by_role("button", name="turn it with the mouse").click()
+    expect(page.locator("canvas").first).to_be_visible(timeout=WAIT_MS)
+    page.wait_for_timeout(3000)
+    shoot(page, "app-evidence-scene")
+    page.close()
 
 
 @pytest.mark.realdata

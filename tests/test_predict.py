@@ -11,7 +11,7 @@ import pytest
 import torch
 from made_head import made_head, random_affine
 
-from adlib import model, model_file, predict
+from adlib import model, model_file, predict, stored
 from adlib.compute import one_thread
 from adlib.dataset import scan_slices
 from adlib.figures.prediction import POSITIONS_MM
@@ -172,7 +172,7 @@ def test_picture_shows_every_slice_and_every_class(prediction):
 def test_no_model_says_run_the_study(tmp_path):
     params = load_params("params/smoke.yaml", (f"exec.outputs={tmp_path}", "study=nothing"))
     with pytest.raises(StudyError, match="run the study first"):
-        predict.find_model(params)
+        stored.find_model(params)
 
 
 def test_command_goes_on_after_a_bad_file(classifier, head, prediction, tmp_path, capsys):

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adlib import model_file, predict, widget
+from adlib import model_file, stored, widget
 from adlib.answer import Prediction, as_record
 from adlib.gate import Check, Gate
 from adlib.params import ClassifyParams, InputParams, PreprocessParams, load_params
@@ -365,7 +365,7 @@ def test_the_scene_takes_the_place_of_the_picture_and_gives_it_back(app):
     (viewer,) = [one for one in app.shown.children if hasattr(one, "sliders")]
     viewer.turn.value = True
     scene = viewer.scene
-    assert viewer.children == (viewer.row, scene) and viewer.sliders[0] not in viewer.row.children
+    assert viewer.children[:2] == (viewer.row, scene) and viewer.sliders[0] not in viewer.row.children
     head = nib.Nifti1Image.from_bytes(scene.volumes[0].data)
     assert np.array_equal(head.get_fdata(), viewer.view["head"])
     assert np.array_equal(head.affine, viewer.view["affine"])
@@ -373,7 +373,35 @@ def test_the_scene_takes_the_place_of_the_picture_and_gives_it_back(app):
     viewer.overlay.value = "tissues"
     assert [volume.opacity > 0 for volume in scene.volumes] == [True, False, True]
     viewer.turn.value = False
-    assert viewer.children == (viewer.row, viewer.picture) and viewer.scene is None
+    assert viewer.children[:2] == (viewer.row, viewer.picture) and viewer.scene is None
+
+
+def test_evidence_is_an_overlay_where_it_was_asked_for_and_is_shown_where_it_is_strongest(app):
+    app.explain.value = True
+    upload(app, "a.nii")
+    run(app)
+    (viewer,) = [one for one in app.shown.children if hasattr(one, "sliders")]
+    assert viewer.overlay.options == ("brain mask", "tissues", "evidence", "nothing")
+    viewer.turn.value = True
+    viewer.overlay.value = "evidence"
+    assert [volume.opacity > 0 for volume in viewer.scene.volumes] == [True, False, False, True]
+    assert nib.Nifti1Image.from_bytes(viewer.scene.volumes[3].data).get_fdata()[1, 6, 2] == -127
+    assert [slider.value for slider in viewer.sliders] == [1, 6, 2]
+    assert "x 3, y 18, z 6 mm" in viewer.picture.value
+    assert "where the network's slices were cut" in viewer.children[2].value
+    viewer.overlay.value = "nothing"
+    assert viewer.children[2].value == ""
+
+
+def test_the_nearest_training_scans_are_shown_with_their_diagnoses(app, tmp_path):
+    record = json.loads((tmp_path / "record.json").read_text())
+    near = {"scan_id": "sub-<7>", "diagnosis": "MCI", "age": 71.0, "sex": "F", "distance": 0.93}
+    for nearest, shown in (([], False), ([near], True)):
+        (tmp_path / "record.json").write_text(json.dumps(record | {"nearest": nearest}))
+        upload(app, "a.nii")
+        run(app)
+        page = app.shown.children[-1].value
+        assert ("sub-&lt;7&gt; (MCI, distance 0.9)" in page) == ("do not decide" in page) == shown
 
 
 def test_every_control_has_a_label(app):
@@ -418,23 +446,24 @@ def study(tmp_path):
         for who, truth, _, visit in scans
     ]  # fmt: skip
     write_table(pd.DataFrame(manifest), params.folder / "manifest.tsv", MANIFEST)
+    (params.folder / "model.safetensors").write_bytes(b"weights")
     return params
 
 
 def test_examples_are_unseen_and_cover_the_classes(study):
-    examples = predict.example_scans(study)
+    examples = stored.example_scans(study)
     assert examples["diagnosis"].tolist() == list(CLASSES)
     assert set(examples["scan_id"]) <= {f"sub-{i:02d}_ses-01" for i in range(8)}
     assert (examples["path"] == examples["scan_id"] + ".nii").all()
     flat = study.model_copy(update={"input": InputParams(plane="three_planes_2d")})
-    assert predict.example_scans(flat).empty
+    assert stored.example_scans(flat).empty
     path = study.folder / "manifest.tsv"
     write_table(read_table(path, MANIFEST).assign(space=TISSUE_MAPS), path, MANIFEST)
-    assert predict.example_scans(study).empty
+    assert stored.example_scans(study).empty
 
 
 def test_stored_answers_are_of_the_network_on_test_scans(study):
-    answers = predict.stored_answers(study)
+    answers = stored.stored_answers(study)
     assert len(answers) == 9
     assert (answers["answer"] == answers["truth"]).all()
 

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from adlib.answer import Prediction
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
+from adlib.neighbours import Neighbour, as_picture
 from adlib.preprocess.pipeline import Preprocessed
 from adlib.volume import extract_slice
 
@@ -114,6 +115,36 @@ def plot_attribution(prediction: Prediction, maps: np.ndarray, method: str) -> F
                 )
     figure.suptitle(f"Evidence for {prediction.predicted} (red) and against it (blue)\n{method}", fontsize="medium")
     return figure
+
+
+def plot_nearest(prediction: Prediction) -> Figure:
+    """Draw the scan's middle slice beside those of the training scans that are nearest to it.
+
+    Parameters
+    ----------
+    prediction : Prediction
+        With at least one of `Prediction.nearest`.
+
+    Returns
+    -------
+    matplotlib Figure
+        Above each training scan its diagnosis in the colour of its class, who it is, and how far off it lies.
+    """
+    found, colours = prediction.nearest, class_palette(prediction.card.classes)
+    figure, axes = plt.subplots(1, 1 + len(found), figsize=(2.1 * (1 + len(found)), 2.6), squeeze=False)
+    for axis, picture in zip(axes[0], [as_picture(prediction.seen), *(one.picture for one in found)], strict=True):
+        axis.set_axis_off()
+        axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="bilinear")
+    axes[0, 0].set_title("this scan\n", fontsize="small", fontweight="bold")
+    for axis, one in zip(axes[0, 1:], found, strict=True):
+        axis.set_title(_neighbour_title(one), fontsize="small", color=colours.get(one.diagnosis, NEUTRAL))
+    return figure
+
+
+def _neighbour_title(one: Neighbour) -> str:
+    person = ", ".join(filter(None, [one.sex, f"{one.age:.0f} years" if one.age is not None else ""]))
+    who = f"{one.diagnosis} ({person})" if person else one.diagnosis
+    return f"{who}\ndistance {one.distance:.1f}"
 
 
 def _mosaic(figure: SubFigure, prepared: Preprocessed) -> None:

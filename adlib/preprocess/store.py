@@ -115,7 +115,18 @@ def read_images(names: dict[str, Path], content: dict) -> dict[str, np.ndarray]:
     }
 
 
+def as_stored(t1w: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """What `read_images` gives of this t1w after `write_images`: float32 to the precision of 16 bits."""
+    image = _coded(t1w, affine, np.int16, float(np.abs(t1w).max()) or 1.0)
+    return nib.Nifti1Image.from_bytes(image.to_bytes()).get_fdata(dtype=np.float32)
+
+
 def _write_image(path: Path, array: np.ndarray, affine: np.ndarray, kind: type, top: float) -> None:
+    with atomic_path(path) as temporary:
+        nib.save(_coded(array, affine, kind, top), temporary)
+
+
+def _coded(array: np.ndarray, affine: np.ndarray, kind: type, top: float) -> nib.Nifti1Image:
     largest = LARGEST[np.dtype(kind)]
     factor = np.float32(1 if array.dtype == bool else largest / top)
     codes = np.empty(array.shape, dtype=kind, order="F")
@@ -126,5 +137,4 @@ def _write_image(path: Path, array: np.ndarray, affine: np.ndarray, kind: type, 
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, 4)
     image.set_qform(affine, 4)
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+    return image

@@ -13,9 +13,10 @@ import ipywidgets as widgets
 
 from adlib import model_file
 from adlib.params import StudyParams
-from adlib.predict import STAGES, example_scans, find_model
+from adlib.predict import STAGES
 from adlib.records import StudyError
 from adlib.sources.scanfile import scan_name
+from adlib.stored import example_scans, find_model
 from adlib.widget.download import links_html
 from adlib.widget.jobs import DRAWING, EXPLAINING, START, CancelledError, Result, Worker
 from adlib.widget.tables import batch_table, summary_table
@@ -25,6 +26,7 @@ from adlib.widget.views import (
     answer_html,
     checks_html,
     fault_html,
+    nearest_words,
     page,
     picture_html,
     remarks_html,
@@ -37,6 +39,9 @@ NOTHING_CHOSEN = (
     "(10 MB unless it was started by <code>make lab</code> or <code>make app</code>); give its path instead."
 )
 ALL_STAGES = (START, *STAGES, DRAWING, EXPLAINING)
+NEAREST_NOTE = (
+    "<p class='muted'>Nearest among the network's features, for comparison by eye; they do not decide the answer.</p>"
+)
 KEPT_PICTURES = 20  # of the latest results; older ones keep their numbers
 OLDEST, YOUNGEST = 120.0, 0.0
 WIDE = {"width": "38em", "max_width": "100%"}
@@ -271,6 +276,9 @@ def result_widgets(result: Result) -> list[widgets.Widget]:
     if "evidence" in result.pictures:
         words = f"{name}: evidence for {record['predicted']} on the slices that the network saw"
         parts += ["<h4>Where the network looked</h4>", picture_html(result.pictures["evidence"], words)]
+    if "nearest" in result.pictures:
+        parts += ["<h4>Training scans nearest to it</h4>", NEAREST_NOTE]
+        parts.append(picture_html(result.pictures["nearest"], nearest_words(record)))
     below = page(volumes_html(record), *parts, remarks_html(record))
     return [widgets.HTML(above), Viewer(result.view, name), widgets.HTML(below)]
 
@@ -298,9 +306,7 @@ def classifier_app(params: StudyParams) -> widgets.Widget:
     if card.refusal:
         words = f"This study's model {card.refusal}."
         return Form([widgets.HTML(words)], words)
-    stored = (params.folder / "predictions.parquet").is_file()
-    scans = example_scans(params).itertuples() if stored else ()
-    examples = {f"{scan.scan_id} ({scan.diagnosis})": scan.path for scan in scans}
+    examples = {f"{scan.scan_id} ({scan.diagnosis})": scan.path for scan in example_scans(params).itertuples()}
     inbox = Inbox(params.classify, open_home())
     worker = Worker(model, params.classify, inbox.home, params.evaluate.coverage, params.evaluate.attribution)
     return App(worker, inbox, examples).box

@@ -42,9 +42,9 @@ class Result:
     record : dict
         See `adlib.answer.as_record`.
     pictures : dict of str to bytes
-        PNG of ``summary`` and, on request, ``evidence``.
+        PNG of ``summary``, where there are training scans to show ``nearest``, and, on request, ``evidence``.
     view : dict of str to array
-        See `adlib.widget.worker.view_arrays`.
+        See `adlib.widget.worker.view_arrays`; on request with ``evidence``.
     """
 
     record: dict[str, Any]
@@ -95,7 +95,7 @@ class Worker:
             temporary = self.home / "tmp"
             temporary.mkdir(mode=0o700, exist_ok=True)
             settings = {"model": str(self.model.resolve()), "home": str(self.home), "coverage": self.coverage}
-            settings |= {"method": self.method, "memory_mb": self.limits.memory_mb}
+            settings |= {"method": self.method, "memory_mb": self.limits.memory_mb, "nearest": self.limits.nearest}
             paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
             own = {"TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(paths)} | dict.fromkeys(
                 THREAD_VARIABLES, "1"

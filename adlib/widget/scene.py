@@ -9,7 +9,13 @@ import numpy as np
 from ipyniivue import NiiVue, ShowRender
 
 HEIGHT = 420  # pixels
-OVERLAYS = {"brain mask": ("mask", "blue", 0.35), "tissues": ("tissue", "viridis", 0.45)}
+STRONGEST = 127  # evidence
+OVERLAYS = {
+    "brain mask": ("mask", 0.35, {"colormap": "blue", "cal_min": 0.5}),
+    "tissues": ("tissue", 0.45, {"colormap": "viridis", "cal_min": 0.5}),
+    "evidence": ("evidence", 0.8, {"colormap": "warm", "colormap_negative": "winter", "cal_min": STRONGEST / 4,
+                                   "cal_max": STRONGEST, "cal_min_neg": -STRONGEST, "cal_max_neg": -STRONGEST / 4}),
+}  # fmt: skip
 
 
 class Scene(NiiVue):
@@ -26,15 +32,21 @@ class Scene(NiiVue):
     def __init__(self, view: dict[str, np.ndarray], shown: str) -> None:
         super().__init__(height=HEIGHT, multiplanar_show_render=ShowRender.ALWAYS, crosshair_width=0.3)
         parts: list[dict[str, Any]] = [{"colormap": "gray", "cal_min": 0, "cal_max": 255, **_bytes(view, "head")}]
-        for title, (part, colours, opacity) in OVERLAYS.items():
-            visible = opacity if title == shown else 0.0
-            parts.append({"colormap": colours, "opacity": visible, "cal_min": 0.5, **_bytes(view, part)})
+        self.titles = overlays_of(view)
+        for title in self.titles:
+            part, opacity, drawn = OVERLAYS[title]
+            parts.append({**drawn, "opacity": opacity if title == shown else 0.0, **_bytes(view, part)})
         self.load_volumes(parts)
 
     def show(self, shown: str) -> None:
         """Draw one overlay, or none."""
-        for volume, (title, (_, _, opacity)) in zip(self.volumes[1:], OVERLAYS.items(), strict=True):
-            volume.opacity = opacity if title == shown else 0.0
+        for volume, title in zip(self.volumes[1:], self.titles, strict=True):
+            volume.opacity = OVERLAYS[title][1] if title == shown else 0.0
+
+
+def overlays_of(view: dict[str, np.ndarray]) -> list[str]:
+    """What can be drawn over this head."""
+    return [title for title, (part, *_) in OVERLAYS.items() if part in view]
 
 
 def _bytes(view: dict[str, np.ndarray], part: str) -> dict[str, Any]:

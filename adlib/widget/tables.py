@@ -9,16 +9,20 @@ import pandas as pd
 
 from adlib import model_file
 from adlib.answer import Prediction, as_record
+from adlib.neighbours import read_examples
 from adlib.params import StudyParams
-from adlib.predict import find_model, predict_file
+from adlib.predict import predict_file
+from adlib.stored import find_model
 
 Record = dict[str, Any]
 
 
 def classify_scans(params: StudyParams, paths: Iterable[str]) -> list[Prediction]:
     """Classify scans from their files, exactly as uploaded ones would be."""
-    classifier = model_file.load(find_model(params))
-    return [predict_file(path, classifier, coverage=params.evaluate.coverage) for path in paths]
+    weights = find_model(params)
+    classifier, examples = model_file.load(weights), read_examples(weights)
+    settings = {"coverage": params.evaluate.coverage, "examples": examples, "count": params.classify.nearest}
+    return [predict_file(path, classifier, **settings) for path in paths]
 
 
 def records(predictions: Iterable[Prediction | Record]) -> list[Record]:

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from adlib.figures.prediction import BRAIN_EDGE, VOLUME_LABELS, written_ml
-from adlib.widget.scene import OVERLAYS, Scene
+from adlib.widget.scene import STRONGEST, Scene, overlays_of
 from adlib.widget.tables import Record
 
 STYLE = """<style>
@@ -34,6 +34,7 @@ STYLE = """<style>
 </style>"""
 MARKS = {"passed": "✓ passed", "doubtful": "! doubtful", "refused": "✗ refused", "not checked": "– not checked"}
 TISSUE_COLOURS = {"grey matter": (1, "#56b4e9"), "white matter": (2, "#e69f00"), "fluid": (3, "#009e73")}
+EVIDENCE_NOTE = "Red or orange speaks for the answer, blue against it; known only where the network's slices were cut."
 PLANES = ("sagittal", "coronal", "axial")
 
 
@@ -105,6 +106,12 @@ def picture_html(png: bytes, words: str) -> str:
     return f"<img alt='{escape(words, quote=True)}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
 
 
+def nearest_words(record: Record) -> str:
+    """Which training scans are nearest, in words."""
+    found = [f"{one['scan_id']} ({one['diagnosis']}, distance {one['distance']:.1f})" for one in record["nearest"]]
+    return f"middle slice of {record['name']} beside its nearest training scans: {'; '.join(found)}"
+
+
 def fault_html(name: str, words: str) -> str:
     """Why a scan could not be classified at all."""
     text = f"<h3>{escape(name)}</h3><p class='answer refused' role='alert'>No answer</p><p>{escape(words)}</p>"
@@ -138,7 +145,7 @@ class Viewer(widgets.VBox):
             for k in range(3)
         ]  # fmt: skip
         self.overlay = widgets.Dropdown(
-            options=[*OVERLAYS, "nothing"], description="overlay", tooltip="what is drawn over the head",
+            options=[*overlays_of(view), "nothing"], description="overlay", tooltip="what is drawn over the head",
             layout={"width": "17em"},
         )  # fmt: skip
         self.turn = widgets.ToggleButton(
@@ -147,12 +154,13 @@ class Viewer(widgets.VBox):
         )  # fmt: skip
         self.turn.observe(self._turned, "value")
         self.scene: Scene | None = None
-        self.picture = widgets.HTML()
-        for control in (*self.sliders, self.overlay):
+        self.picture, self.note = widgets.HTML(), widgets.HTML()
+        self.overlay.observe(self._chosen, "value")
+        for control in self.sliders:
             control.observe(self._draw, "value")
         self._draw()
         self.row = widgets.Box([*self.sliders, self.overlay, self.turn], layout={"flex_flow": "row wrap"})
-        super().__init__([self.row, self.picture])
+        super().__init__([self.row, self.picture, self.note])
 
     def _turned(self, _: Any) -> None:
         """Put the scene in the place of the picture and its sliders, or the other way round."""
@@ -160,11 +168,27 @@ class Viewer(widgets.VBox):
             self.scene.close()
         self.scene = Scene(self.view, self.overlay.value) if self.turn.value else None
         self.row.children = (*([] if self.scene else self.sliders), self.overlay, self.turn)
-        self.children = (self.row, self.scene or self.picture)
+        self.children = (self.row, self.scene or self.picture, self.note)
+
+    def _chosen(self, change: dict[str, Any]) -> None:
+        """Draw another overlay; evidence where it is strongest, as most of the head was in no slice."""
+        if self.scene is not None:
+            self.scene.show(change["new"])
+        shown = change["new"] == "evidence"
+        if shown:
+            evidence = np.abs(self.view["evidence"])
+            self._move(np.unravel_index(evidence.argmax(), evidence.shape))
+        self._draw()
+        self.note.value = page(f"<p class='muted'>{EVIDENCE_NOTE}</p>") if shown else ""
+
+    def _move(self, at: tuple[np.intp, ...]) -> None:
+        """Set the sliders without drawing after each."""
+        for slider, position in zip(self.sliders, at, strict=True):
+            slider.unobserve(self._draw, "value")
+            slider.value = int(position)
+            slider.observe(self._draw, "value")
 
     def _draw(self, _: Any = None) -> None:
-        if self.scene is not None:
-            self.scene.show(self.overlay.value)
         at = [slider.value for slider in self.sliders]
         png = planes_png(self.view, at, self.overlay.value)
         mm = self.view["affine"] @ [*at, 1]
@@ -186,6 +210,10 @@ def planes_png(view: dict[str, np.ndarray], at: list[int], overlay: str) -> byte
         for part, colour in shown.get(overlay, []):
             if part.any():
                 axis.contour(part.astype(float), levels=[0.5], colors=colour, linewidths=0.8)
+        if overlay == "evidence":
+            evidence = np.take(view["evidence"], at[k], axis=k).T / STRONGEST
+            opacity = np.clip(2 * np.abs(evidence), 0, 0.8)
+            axis.imshow(evidence, cmap="RdBu_r", vmin=-1, vmax=1, alpha=opacity, origin="lower")
         across, up = [n for n in range(3) if n != k]
         axis.axvline(at[across], color="#888888", linewidth=0.5)
         axis.axhline(at[up], color="#888888", linewidth=0.5)

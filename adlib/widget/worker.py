@@ -29,11 +29,14 @@ from adlib import model_file
 from adlib.answer import Prediction, as_record
 from adlib.explain.maps import THREE_PLANES
 from adlib.explain.methods import TITLES, attribute
-from adlib.figures.prediction import plot_attribution
+from adlib.explain.space import in_volume, slice_voxels
+from adlib.figures.prediction import plot_attribution, plot_nearest
 from adlib.figures.theme import apply_theme
+from adlib.neighbours import read_examples
 from adlib.predict import draw, predict_file
 from adlib.records import StudyError, write_text
 from adlib.widget.jobs import DRAWING, EXPLAINING
+from adlib.widget.scene import STRONGEST
 
 Say = Callable[..., None]
 
@@ -50,7 +53,7 @@ def main() -> None:
         print(json.dumps(content), file=out, flush=True)
 
     try:
-        classifier = model_file.load(settings["model"])
+        classifier, examples = model_file.load(settings["model"]), read_examples(Path(settings["model"]))
     except StudyError as error:
         say(error=str(error))
         return
@@ -58,7 +61,7 @@ def main() -> None:
     limit_memory(settings["memory_mb"])
     say(ready=True)
     while True:
-        _serve(jobs.get(), classifier, settings, say)
+        _serve(jobs.get(), classifier, settings | {"examples": examples}, say)
 
 
 def _listen(jobs: queue.Queue[dict[str, Any]], home: Path) -> None:
@@ -105,22 +108,25 @@ def work(job: dict[str, Any], classifier: model_file.Classifier, settings: dict[
         ``path``, ``name``, ``person``, ``folder`` and whether to ``explain``.
     classifier : Classifier
     settings : dict
-        ``coverage`` and ``method`` of attribution.
+        ``coverage``, ``method`` of attribution, how many ``nearest`` and among which ``examples``.
     say : callable
         Told each stage.
     """
     folder = Path(job["folder"])
-    found = predict_file(
-        job["path"], classifier, lambda words: say(stage=words), job["person"], coverage=settings["coverage"]
-    )
+    asked = {"coverage": settings["coverage"], "examples": settings["examples"], "count": settings["nearest"]}
+    found = predict_file(job["path"], classifier, lambda words: say(stage=words), job["person"], **asked)
     say(stage=DRAWING)
     write_text(json.dumps(as_record(found)), folder / "record.json")  # classes keep their order
     _save(draw(found), folder / "summary.png")
-    np.savez_compressed(folder / "view.npz", **view_arrays(found))
+    if found.nearest:
+        _save(plot_nearest(found), folder / "nearest.png")
+    view = view_arrays(found)
     if job["explain"] and found.predicted:
         say(stage=EXPLAINING)
         explained = explain(found, classifier, settings["method"])
         _save(plot_attribution(found, explained, TITLES[settings["method"]]), folder / "evidence.png")
+        view["evidence"] = evidence_volume(found, explained)
+    np.savez_compressed(folder / "view.npz", **view)
 
 
 def explain(found: Prediction, classifier: model_file.Classifier, method: str) -> np.ndarray:
@@ -128,6 +134,12 @@ def explain(found: Prediction, classifier: model_file.Classifier, method: str) -
     card = found.card
     target, apart = card.classes.index(found.predicted), card.input.plane in THREE_PLANES
     return attribute(classifier.network, found.seen, target, method, apart)
+
+
+def evidence_volume(found: Prediction, explained: np.ndarray) -> np.ndarray:
+    """Evidence (n, 3, H, W) on the template's grid, int16: `STRONGEST` at most, 0 where no slice was cut."""
+    placed = in_volume(explained, slice_voxels(found.card), found.prepared.mask.shape)
+    return np.rint(placed / (float(np.abs(placed).max()) or 1.0) * STRONGEST).astype(np.int16)
 
 
 def view_arrays(found: Prediction) -> dict[str, np.ndarray]:
