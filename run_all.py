@@ -16,6 +16,7 @@ time: the next run goes on from there.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from adlib import publication
+from adlib.lock import locked
 from adlib.params import StudyParams, dump_params, load_params
 from adlib.records import StudyError, read_json, write_json, write_text
 from adlib.runner import STEPS, Step, StepState
@@ -43,6 +45,7 @@ EXIT_CODES = """exit codes:
 """
 DEFAULT_PARAMS = "params/phantom.yaml"
 HEARTBEAT_SECONDS = 30.0
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Console:
@@ -103,10 +106,19 @@ def main(arguments: list[str] | None = None) -> int:
             publication.accept(params, ROOT)
             console.say(f"figures/metrics.json and figures/provenance.json are now those of {params.study}")
             return OK
-        with _locked(params.folder):
+        with locked(params.folder):
             return run(params, steps, options.force, console)
     except StudyError as error:
         print(error, file=sys.stderr)
+        return UNUSABLE
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        print(
+            f"{error}: the study's folder must be on a disk that can be written and has room (exec.outputs); what is "
+            "finished is kept, run the same command again",
+            file=sys.stderr,
+        )
         return UNUSABLE
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on from here", file=sys.stderr)
@@ -236,25 +248,6 @@ def _expected(state: StepState) -> float | None:
     published = ROOT / publication.PUBLISHED / "provenance.json"
     history = read_json(published) if published.is_file() else {}
     return history["seconds"].get(state.step.name) if history.get("study") == state.params.study else None
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the study's folder for this process; the system lets go of it however the process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except OSError:
-            raise StudyError(
-                f"another run is at work in {folder}; wait for its end, or give this one a folder of its own "
-                "with --set exec.outputs=FOLDER"
-            ) from None
-        yield
 
 
 def _selected(options: argparse.Namespace) -> tuple[Step, ...]:

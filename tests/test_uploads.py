@@ -6,10 +6,10 @@
 import os
 import tempfile
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import psutil
 import pytest
 import torch
@@ -73,9 +73,16 @@ def outcomes(worker, home, tmp_path_factory):
         found[kind] = {"file": name, "expected": expected, "said": said, "result": result, "left": left, "rss": peak}
         found[kind]["process"] = worker._process.pid
     if folder := os.environ.get("ADLIB_SHOTS"):
-        table = pd.DataFrame(found).T[["file", "said", "rss"]].rename_axis("upload")
-        table.to_csv(Path(folder) / "uploads.tsv", sep="\t")
+        (Path(folder) / "uploads.md").write_text(as_markdown(found), encoding="utf-8")
     return found
+
+
+def as_markdown(found: dict) -> str:
+    """What a person sees after each upload, as a table."""
+    rows = [
+        f"| {kind} | `{one['file']}` | {escape(one['said']).replace('|', '&#124;')} |" for kind, one in found.items()
+    ]
+    return "\n".join(["| upload | file | what is shown |", "|---|---|---|", *rows, ""])
 
 
 def test_there_are_more_than_forty(outcomes):

@@ -10,7 +10,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("__init__", "records", "params", "keys", "runner", "execution", "publication")
+MODULES = ("__init__", "records", "params", "keys", "runner", "execution", "publication", "lock")
 STEPS = """
 from adlib import runner
 from adlib.runner import Step

@@ -1,0 +1,150 @@
+"""Faults of disks, locks, clocks and inputs while a study runs: the same results in the end, or a clear refusal."""
+
+import errno
+import fcntl
+import os
+import shutil
+import subprocess
+import time
+from contextlib import contextmanager
+
+import pytest
+from test_run_all import RESULTS, gone, outputs, ran, start, wait_for
+from throwaway import make_project, run
+
+from adlib.lock import locked
+from adlib.records import StudyError
+
+ONE_MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A project that has run once in peace."""
+    project = make_project(tmp_path_factory.mktemp("done") / "project")
+    assert run(project).returncode == 0
+    return project
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_project(tmp_path / "project")
+
+
+@contextmanager
+def small_disk(folder, size=8 * ONE_MIB, *options):
+    """A file system of its own, of so many bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    what = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *options]), "adlib-test", str(folder)]
+    if subprocess.run(what, capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_study_in_words_and_it_goes_on_when_there_is_room(done, project):
+    with small_disk(project / "outputs") as disk:
+        ballast = disk / "ballast"
+        process = start(project, SLOW="1")
+        wait_for(disk / "tiny" / "derivatives" / "0.txt")
+        subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=4k"], capture_output=True)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode in (1, 3) and "No space left on device" in errors
+        assert len(errors.splitlines()) < 40
+        ballast.unlink()
+        again = run(project)
+        assert again.returncode == 0 and ran(again)[-1] == "03_evaluation"
+        assert outputs(project) == outputs(done)
+        assert not [path for path in disk.rglob("*") if ".tmp" in path.name]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(project):
+    with small_disk(project / "outputs", ONE_MIB, "ro"):
+        refused = run(project)
+    assert refused.returncode == 3 and "Read-only file system" in refused.stderr
+    assert "exec.outputs" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_an_input_that_changes_while_it_is_read_is_read_again(done, finished):
+    manifest = finished / "outputs" / "tiny" / "manifest.tsv"
+    shutil.rmtree(manifest.parent / "derivatives")
+    process = start(finished, SLOW="1")
+    wait_for(manifest.parent / "derivatives" / "1.txt")
+    kept = manifest.read_text()
+    manifest.write_text("7")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "manifest.tsv changed while 02_preprocessing was at work" in errors
+    manifest.write_text(kept)
+    again = run(finished)
+    assert again.returncode == 0 and "02_preprocessing" in ran(again)
+    assert outputs(finished) == outputs(done)
+
+
+def test_an_input_that_is_deleted_while_a_step_runs_is_told(done, finished):
+    manifest = finished / "outputs" / "tiny" / "manifest.tsv"
+    shutil.rmtree(manifest.parent / "derivatives")
+    process = start(finished, SLOW="1")
+    wait_for(manifest.parent / "derivatives" / "1.txt")
+    manifest.unlink()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "manifest.tsv" in errors
+    again = run(finished)
+    assert again.returncode == 0 and outputs(finished) == outputs(done)
+
+
+@pytest.mark.parametrize("days", [-3650, 3650])
+def test_a_clock_that_jumps_makes_nothing_run_and_hides_nothing(done, finished, days):
+    folder = finished / "outputs" / "tiny"
+    moment = time.time() + days * 86400
+    for name in RESULTS:
+        os.utime(folder / name, (moment, moment))
+    assert ran(run(finished)) == []
+    (folder / "features.tsv").write_text("17")
+    os.utime(folder / "features.tsv", (moment, moment))
+    again = run(finished)
+    assert again.returncode == 0 and "02_preprocessing" in ran(again)
+    assert outputs(finished) == outputs(done)
+
+
+@pytest.fixture
+def finished(done, tmp_path):
+    """A copy of the project that has run."""
+    return shutil.copytree(done, tmp_path / "finished")
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system without locks."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def test_without_locks_a_second_run_is_refused_all_the_same(tmp_path, no_locks):
+    with locked(tmp_path):
+        with pytest.raises(StudyError, match=rf"{os.getpid()}.*is at work here.*delete that file"), locked(tmp_path):
+            pass
+        assert (tmp_path / ".running").is_file()
+    with locked(tmp_path):
+        pass
+    assert not (tmp_path / ".running").exists()
+
+
+def test_without_locks_what_a_killed_run_left_is_taken_over_but_not_that_of_another_computer(tmp_path, no_locks):
+    process = subprocess.Popen(["sleep", "60"])
+    mark = tmp_path / ".running"
+    mark.write_text(f"{os.uname().nodename} {process.pid}")
+    with pytest.raises(StudyError, match="is at work here"), locked(tmp_path):
+        pass
+    process.kill()
+    process.wait()
+    assert gone([process.pid])
+    with locked(tmp_path):
+        pass
+    mark.write_text("elsewhere 1")
+    with pytest.raises(StudyError, match="elsewhere 1"), locked(tmp_path):
+        pass
