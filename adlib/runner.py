@@ -182,15 +182,15 @@ class StepState:
         StudyError
             If a file that the step must write is not there, or one that it reads is not what it was at the beginning.
         """
+        absent = [name for name in self.step.writes if not (self.params.folder / name).exists()]
+        if absent:
+            raise StudyError(f"{self.step.name} ran to its end but did not write {', '.join(absent)}")
         inputs = self.key()["inputs"]
         if changed := [name for name, value in inputs.items() if value != key["inputs"].get(name)]:
             raise StudyError(
                 f"{', '.join(changed)} changed while {self.step.name} was at work, so its results may be of neither; "
                 "let no other program write there, and run the same command again"
             )
-        absent = [name for name in self.step.writes if not (self.params.folder / name).exists()]
-        if absent:
-            raise StudyError(f"{self.step.name} ran to its end but did not write {', '.join(absent)}")
         record = {
             "step": self.step.name,
             "key": key,
