@@ -228,7 +228,9 @@ def _run_step(state: StepState, title: str, reason: str, console: Console) -> No
             f"{state.step.name} reads {', '.join(missing)} in {state.params.folder}, not there yet; "
             "run the earlier steps first (leave out --from and --only)"
         )
-    from adlib import execution  # takes seconds to import, which a run that skips all steps need not spend
+    from adlib import disk, execution  # take seconds to import, which a run that skips all steps need not spend
+
+    disk.require_room(state.params, [*state.step.writes, *state.step.may_write])
 
     folder, expected, progress = state.params.folder, _expected(state), execution.LastLine()
     console.say(f"{title}  runs: {reason} ({f'about {clock(expected)}' if expected else 'first time'})")

@@ -102,6 +102,7 @@ def make_project(folder: Path) -> Path:
         shutil.copy(ROOT / name, folder)
     (folder / "tiny.py").write_text(STEPS + "import run_all, sys\nsys.exit(run_all.start())\n")
     (package / "science.py").write_text(SCIENCE)
+    (package / "disk.py").write_text("def require_room(params, writes):\n    pass\n")
     (package / "deep.py").write_text("def scale(value):\n    return value\n")
     (package / "figures" / "__init__.py").write_text("")
     (package / "figures" / "theme.py").write_text(THEME)
