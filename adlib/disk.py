@@ -11,7 +11,10 @@ from adlib.params import StudyParams
 from adlib.records import MANIFEST, StudyError, read_table
 
 HEAD_MM3 = 204 * 246 * 198  # field of view of a simulated head
-SOURCE_BYTES, DERIVATIVE_BYTES = 1.4, 1.9  # of each voxel, compressed; measured on the default study, see docs/cluster.md
+SOURCE_BYTES, DERIVATIVE_BYTES = (
+    1.4,
+    1.9,
+)  # of each voxel, compressed; measured on the default study
 TRAINING_BYTES = 600 * 2**20  # weights, their mean, and two moments of the optimiser, of one training at a time
 SPARE = 1.25  # noisier images are larger
 GIB = 2**30
