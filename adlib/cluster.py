@@ -42,6 +42,8 @@ _SETTINGS = {
     "distributed.admin.tick.limit": "1h",
 } | {f"distributed.nanny.pre-spawn-environ.{name}": 1 for name in THREAD_VARIABLES}
 
+_KEEP_ON = "export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False"
+
 
 class Gone(Exception):
     """The scheduler does not answer any more, or has no workers left."""
@@ -66,6 +68,7 @@ class Cluster:
         self.pool = pool
         self.size = float("inf") if pool.elsewhere else workers
         self._admitted: set[str] = set()
+        self._ending: set[str] = set()
         self._started: Any = None
         with dask.config.set(_SETTINGS):
             if pool.jobqueue.kind:
@@ -105,7 +108,8 @@ class Cluster:
             present = set(self.client.nthreads(callback_timeout=CONNECT_SECONDS))
             if new := present - self._admitted:
                 self._admitted |= self._admit(new)
-        return present & self._admitted
+        self._ending &= present
+        return (present & self._admitted) - self._ending
 
     def _admit(self, new: set[str]) -> set[str]:
         if self.pool.elsewhere:
@@ -124,7 +128,8 @@ class Cluster:
                 return None
 
     def restart(self, address: str) -> None:
-        """Have a worker killed and started anew, without waiting for it."""
+        """Have a worker killed and started anew, without waiting for it; it gets no more work."""
+        self._ending.add(address)
 
         def work() -> None:
             with suppress(Exception):  # a worker that cannot be restarted is not seen again, or times out again
@@ -199,8 +204,10 @@ def _close_idle() -> None:
 def _answering() -> Iterator[None]:
     try:
         yield
-    except (*AWAY, CancelledError) as error:
-        raise Gone(str(error) or type(error).__name__) from None
+    except CancelledError:
+        raise Gone("the connection to the scheduler is lost") from None
+    except AWAY as error:
+        raise Gone(str(error) or "the scheduler does not answer") from None
 
 
 @lru_cache(maxsize=1)
@@ -240,8 +247,9 @@ def _batch(jobs: JobQueueParams, folder: Path) -> Any:
         walltime=jobs.walltime,
         interface=jobs.interface or None,
         job_extra_directives=list(jobs.directives),
-        job_script_prologue=[f"export {name}=1" for name in THREAD_VARIABLES],
+        job_script_prologue=[f"export {name}=1" for name in THREAD_VARIABLES] + [_KEEP_ON],
         security=_certificate(),
+        scheduler_options={"dashboard_address": "127.0.0.1:0"},
         shared_temp_directory=str(folder.resolve()),
         silence_logs=logging.CRITICAL,
     )

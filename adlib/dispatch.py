@@ -73,7 +73,6 @@ class Dispatch(Generic[Item, Result]):
         self.deaths: Counter[int] = Counter()
         self.outgrown: set[int] = set()
         self.running: dict[str, _Task] = {}  # by the address of the worker
-        self.doomed: set[str] = set()
         self.done: queue.SimpleQueue[tuple[str, Future]] = queue.SimpleQueue()
         self.bundle = 1
         self.present: set[str] = set()
@@ -101,20 +100,19 @@ class Dispatch(Generic[Item, Result]):
             return
         self.looked = now
         self.present = self.cluster.workers()
-        self.doomed &= self.present
         for address in set(self.running) - self.present:
             self._died(address)
         limit = self.cluster.pool.scan_timeout_s
         for address, task in list(self.running.items()):
             if limit and now - task.began > limit:
                 self._overdue(address, limit)
-        if self.present - self.doomed:
+        if self.present:
             self.seen = now
         elif now - self.seen > self.cluster.patience_s:
             raise Gone(f"no worker for {self.cluster.patience_s:.0f} seconds")
 
     def _hand_out(self) -> None:
-        for address in sorted(self.present - self.doomed - set(self.running)):
+        for address in sorted(self.present - set(self.running)):
             if self.waiting:
                 self._send(address, self._next())
 
@@ -178,7 +176,7 @@ class Dispatch(Generic[Item, Result]):
         self._lose(index, reason)
 
     def _overdue(self, address: str, limit: float) -> None:
-        self.doomed.add(address)
+        self.present.discard(address)
         self.cluster.restart(address)
         task = self._drop(address)
         if task is not None:
