@@ -27,13 +27,21 @@ class Elsewhere:
         self.started: list[subprocess.Popen] = []
         self.file = folder / "scheduler.txt"
         self.scheduler = self.start(
-            "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", said=self.file.open("w")
+            "scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--no-dashboard",
+            "--idle-timeout",
+            "120s",
+            said=self.file.open("w"),
         )
         assert soon(lambda: "Scheduler at:" in self.file.read_text(), seconds=30), self.file.read_text()
         self.address = self.file.read_text().split("Scheduler at:")[1].split()[0]
 
     def work(self, code: Path = ROOT) -> None:
-        self.start("worker", self.address, "--nthreads", "1", "--nworkers", "2", "--no-dashboard", code=code)
+        self.start("worker", self.address, "--nthreads", "1", "--nworkers", "2", "--death-timeout", "30", code=code)
 
     def start(self, *arguments: str, code: Path = ROOT, said=subprocess.DEVNULL) -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code), str(ROOT / "tests")])}

@@ -26,7 +26,7 @@ from adlib.records import StudyError
         ("exec.memory_mb=100", "a worker alone takes up to 256 MiB"),
         ("exec.retries=-1", "greater than or equal to 0"),
         ("exec.jobqueue.kind=lsf", "'slurm' or 'pbs'"),
-        ("exec.jobqueue.walltime=01:00:00", "exec.jobqueue.walltime: Input should be a valid string (got 3600)"),
+        ("exec.jobqueue.walltime=1:00:00", "exec.jobqueue.walltime: Input should be a valid string (got 3600)"),
         ("exec.jobqueue.qeue=long", "did you mean 'queue'"),
         ("exec={scheduler: 'tcp://head:8786', jobqueue: {kind: slurm}}", "name two places to work"),
         ("exec={scheduler: 'tcp://head:8786', memory_mb: 4000}", "start `dask worker` with --memory-limit"),
@@ -48,7 +48,7 @@ def test_the_choice_of_workers_is_handed_on_whole():
         "exec.outputs=here",
     )
     pool = load_params("params/phantom.yaml", settings).exec.pool
-    assert pool == Pool(workers=3, scan_timeout_s=60, memory_mb=2000, retries=0, folder=Path("here"))
+    assert pool == Pool(workers=3, scan_timeout_s=60, memory_mb=2000, retries=0, folder=Path("h"))
     pool = load_params("params/phantom.yaml", ("exec.scheduler=tls://head-1.lab:8786",)).exec.pool
     assert pool.scheduler == "tls://head-1.lab:8786" and pool.elsewhere
     assert load_params("params/phantom.yaml", ("exec.jobqueue.kind=pbs",)).exec.pool.elsewhere
