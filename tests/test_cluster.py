@@ -26,22 +26,14 @@ class Elsewhere:
     def __init__(self, folder: Path) -> None:
         self.started: list[subprocess.Popen] = []
         self.file = folder / "scheduler.txt"
-        self.scheduler = self.start(
-            "scheduler",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-            "--no-dashboard",
-            "--idle-timeout",
-            "120s",
-            said=self.file.open("w"),
-        )
+        settings = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--idle-timeout", "120s"]
+        self.scheduler = self.start("scheduler", *settings, said=self.file.open("w"))
         assert soon(lambda: "Scheduler at:" in self.file.read_text(), seconds=30), self.file.read_text()
         self.address = self.file.read_text().split("Scheduler at:")[1].split()[0]
 
     def work(self, code: Path = ROOT) -> None:
-        self.start("worker", self.address, "--nthreads", "1", "--nworkers", "2", "--death-timeout", "30", code=code)
+        settings = ["--nthreads", "1", "--nworkers", "2", "--no-dashboard", "--death-timeout", "30"]
+        self.start("worker", self.address, *settings, code=code)
 
     def start(self, *arguments: str, code: Path = ROOT, said=subprocess.DEVNULL) -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code), str(ROOT / "tests")])}
