@@ -93,13 +93,14 @@ def measured(workers: int, scans: list[dict[str, Any]], folder: Path) -> list[Ru
 
 
 def timed(scan: dict[str, Any], derivatives: Path, code: str) -> dict[str, float]:
-    """Preprocess one scan; seconds it took, and the memory of this process, MB, at its highest and afterwards."""
-    start = time.perf_counter()
+    """Preprocess one scan; seconds it took, also of the processor, and the memory of this process, MB."""
+    start, processor = time.perf_counter(), time.process_time()
     verdict = preprocess_scan(scan, derivatives, PreprocessParams(), code)["verdict"]
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return {
         "worker": os.getpid(),
         "seconds": time.perf_counter() - start,
+        "processor": time.process_time() - processor,
         "peak_mb": highest,
         "after_mb": psutil.Process().memory_info().rss / 2**20,
         "failed": verdict == "fail",
@@ -117,11 +118,15 @@ def engine_seconds(workers: int, count: int = 60) -> float:
 
 def speed_up(runs: list[Run]) -> bool:
     """Print scans an hour, and how much faster several workers are on the same scans."""
-    print(f"\n{'workers':>7} {'scans':>6} {'start':>6} {'seconds':>8} {'s in a scan':>12} {'scans an hour':>14}")
+    print(
+        f"\n{'workers':>7} {'scans':>6} {'start':>6} {'seconds':>8} {'s in a scan':>12} {'of processor':>13} {'scans an hour':>14}"
+    )
     for run in runs:
-        inside = run.said["seconds"].median()
+        inside, busy = run.said["seconds"].median(), run.said["processor"].median()
         started, rate = "yes" if run.cold else "no", 3600 * run.scans / run.seconds
-        print(f"{run.workers:>7} {run.scans:>6} {started:>6} {run.seconds:>8.1f} {inside:>12.2f} {rate:>14.0f}")
+        print(
+            f"{run.workers:>7} {run.scans:>6} {started:>6} {run.seconds:>8.1f} {inside:>12.2f} {busy:>13.2f} {rate:>14.0f}"
+        )
     one, most = (max((run for run in runs if run.workers == n), key=lambda run: run.scans)
                  for n in sorted({run.workers for run in runs}))  # fmt: skip
     gained = one.seconds / most.seconds

@@ -48,7 +48,7 @@ def test_the_choice_of_workers_is_handed_on_whole():
         "exec.outputs=here",
     )
     pool = load_params("params/phantom.yaml", settings).exec.pool
-    assert pool == Pool(workers=3, scan_timeout_s=60, memory_mb=2000, retries=0, folder=Path("h"))
+    assert pool == Pool(workers=3, scan_timeout_s=60, memory_mb=2000, retries=0, folder=Path("here"))
     pool = load_params("params/phantom.yaml", ("exec.scheduler=tls://head-1.lab:8786",)).exec.pool
     assert pool.scheduler == "tls://head-1.lab:8786" and pool.elsewhere
     assert load_params("params/phantom.yaml", ("exec.jobqueue.kind=pbs",)).exec.pool.elsewhere
