@@ -111,7 +111,7 @@ def build_slices(params: StudyParams) -> pd.DataFrame:
     if usable.empty:
         raise StudyError(f"no scan of {params.folder / 'features.tsv'} passed preprocessing; look at its qc_reasons")
     cut = partial(_slices_of, input_params=params.input, derivatives=params.folder / "derivatives")
-    arrays = map_scans(cut, usable.to_dict("records"), workers=params.exec.workers, label="cutting slices")
+    arrays = map_scans(cut, usable.to_dict("records"), pool=params.exec.pool, label="cutting slices")
     with atomic_path(params.folder / "slices.npy") as temporary:
         np.save(temporary, np.concatenate(arrays).astype(np.float16))
     positions = params.input.positions_mm if params.input.plane in PLANES else [None]

@@ -6,8 +6,8 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
-from adlib.compute import keep_memory
 from adlib.params import StudyParams
+from adlib.threads import keep_memory
 
 
 def pick_device(name: str) -> torch.device:

@@ -14,6 +14,7 @@ from nilearn.maskers import NiftiMasker
 
 from adlib import atlas
 from adlib.compute import map_scans
+from adlib.exec_params import Pool
 from adlib.preprocess.store import file_names
 
 VOXEL_MM = 4.0
@@ -21,7 +22,7 @@ SMOOTHING_MM = 8.0  # full width at half maximum, as is usual: Klöppel et al. 2
 LEAST_GREY = 0.2  # of the template's map, where a voxel is taken
 
 
-def grey_matter_rows(scans: pd.DataFrame, derivatives: Path, workers: int) -> np.ndarray:
+def grey_matter_rows(scans: pd.DataFrame, derivatives: Path, pool: Pool) -> np.ndarray:
     """The grey-matter fractions of each scan in MNI152 space, smoothed, at the template's grey voxels.
 
     Parameters
@@ -29,7 +30,7 @@ def grey_matter_rows(scans: pd.DataFrame, derivatives: Path, workers: int) -> np
     scans : DataFrame
         Columns participant_id, session_id and scan_id; each preprocessed to `derivatives`.
     derivatives : path
-    workers : int
+    pool : Pool
 
     Returns
     -------
@@ -38,7 +39,7 @@ def grey_matter_rows(scans: pd.DataFrame, derivatives: Path, workers: int) -> np
     rows = map_scans(
         partial(_row, derivatives=derivatives),
         scans[["participant_id", "session_id", "scan_id"]].to_dict("records"),
-        workers=workers,
+        pool=pool,
         label="reading grey-matter maps",
     )
     return np.stack(rows)

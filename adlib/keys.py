@@ -31,7 +31,9 @@ NUMERIC_PACKAGES = (
     "torchio",
     "torchvision",
 )
-BOOKKEEPING = frozenset({"adlib.keys", "adlib.params", "adlib.runner"})  # decide when code runs, not what it computes
+BOOKKEEPING = frozenset(  # decide when and where code runs, not what it computes
+    f"{PACKAGE}.{name}" for name in ("cluster", "dispatch", "exec_params", "keys", "params", "runner")
+)
 
 
 def code_digest(*modules: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from adlib.exec_params import ExecParams
 from adlib.records import StudyError
 from adlib.source_params import KINDS, Section, Source
 from adlib.train_params import SearchParams, SplitParams, TrainParams
@@ -118,18 +119,6 @@ class ClassifyParams(Section):
     max_scans: int = Field(20, ge=1, description="Scans classified at one press of the button.")
     timeout_s: int = Field(300, ge=1, description="A scan that takes longer, seconds, is stopped.")
     memory_mb: int = Field(2048, ge=64, description="A scan that needs more memory, MiB, is refused.")
-
-
-class ExecParams(Section):
-    """Where and how fast it runs; never changes a result and is no part of any key."""
-
-    outputs: Path = Field(Path("outputs"), description="Folder that receives <study>/.")
-    workers: int = Field(0, ge=0, description="Worker processes for per-scan work; 0 takes every core.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device of the network.")
-    devices: int = Field(1, ge=1, description="Processes that train together on each node, one per device.")
-    nodes: int = Field(1, ge=1, description="Computers that train together; start the same command on each.")
-    rendezvous: str = Field("", description="host:port of the first node, where there are several.")
-    publish: bool = Field(False, description="Copy figures to figures/ when the run ends.")
 
 
 class StudyParams(Section):

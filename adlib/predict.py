@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from adlib import model_file
 from adlib.answer import COVERAGE, Prediction, as_record
-from adlib.compute import one_thread
 from adlib.dataset import scan_slices
 from adlib.figures.prediction import plot_prediction
 from adlib.figures.theme import apply_theme
@@ -30,6 +29,7 @@ from adlib.preprocess.store import as_stored
 from adlib.records import StudyError, atomic_path
 from adlib.sources.scanfile import open_scan, scan_name
 from adlib.stored import find_model
+from adlib.threads import one_thread
 
 NEAREST = 3
 OUTSIDE_SD = 4.0  # a volume farther than this from the mean of every class is called outside the training cohort

@@ -13,6 +13,8 @@ from typing import Any
 
 import pandas as pd
 
+LOST = "lost.json"  # in a study's folder: scans that the next run tries again, with the reasons
+
 
 class StudyError(Exception):
     """What went wrong, in words that say what was expected, what came, where, and what to do."""

@@ -108,7 +108,7 @@ def answer_scans(weights: Path, scans: pd.DataFrame, params: StudyParams) -> pd.
         Schema `records.ANSWERS`, and what `adlib.pooling.pool_level` needs.
     """
     answer = partial(_answer, weights=str(weights))
-    rows = map_scans(answer, scans.to_dict("records"), workers=params.exec.workers, label="classifying scans")
+    rows = map_scans(answer, scans.to_dict("records"), pool=params.exec.pool, label="classifying scans")
     return pd.DataFrame([row for row in rows if row]).assign(fold=0, slice=0, temperature=1.0)
 
 
@@ -171,8 +171,8 @@ def _simulated(folder: Path, params: StudyParams, seed: int, only: set[str] | No
     cohort = draw_cohort(params.source, params.classes, seed)
     cohort = cohort if only is None else cohort[cohort["participant_id"].isin(only)]
     with tempfile.TemporaryDirectory() as place:
-        workers = params.exec.workers
-        root = write_cohort(params.source, params.classes, seed, Path(place), workers=workers, only=only)
+        pool = params.exec.pool
+        root = write_cohort(params.source, params.classes, seed, Path(place), pool=pool, only=only)
         files = cohort["participant_id"] + "/" + cohort["session_id"] + "/anat/" + cohort["scan_id"] + ".nii.gz"
         scans = cohort.assign(path=[str(root / file) for file in files])
         return score_answers(answer_scans(folder / WEIGHTS, scans, params), params)

@@ -10,7 +10,7 @@ from typing import Any
 
 from adlib.keys import ROOT, code_digest, flat, notebook_digests, package_versions, path_digest
 from adlib.params import StudyParams
-from adlib.records import FIGURES, StudyError, read_json, read_table, write_json, write_table
+from adlib.records import FIGURES, LOST, StudyError, read_json, read_table, write_json, write_table
 
 __all__ = ["SOURCE", "STEPS", "Step", "StepState", "code_digest"]
 
@@ -35,6 +35,8 @@ class Step:
     reads, writes, may_write : tuple of str
         Files and folders relative to the study's folder; `SOURCE` stands for the images. What it `may_write`
         depends on the kind of study.
+    leaves : str
+        File that is there as long as scans are to be tried again.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Step:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     may_write: tuple[str, ...] = ()
+    leaves: str = ""
 
     @property
     def number(self) -> str:
@@ -66,6 +69,7 @@ STEPS = (
         ("manifest.tsv", SOURCE),
         ("features.tsv", "slices.npy", "slices.tsv"),
         (DERIVATIVES,),
+        LOST,
     ),
     Step(
         "03_training_resnet50",
@@ -160,8 +164,12 @@ class StepState:
             return "never run"
         if "finished" not in record:
             return "the last run did not finish"
-        changes = _changes(record["key"], self.key()) + _damage(record["outputs"], self.outputs())
+        changes = _changes(record["key"], self.key()) + _damage(record["outputs"], self.outputs()) + self._left()
         return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "") or None
+
+    def _left(self) -> list[str]:
+        path = self.params.folder / self.step.leaves
+        return ["scans that were lost are tried again"] if self.step.leaves and path.is_file() else []
 
     def missing_inputs(self) -> list[str]:
         """Files that an earlier step must write before this one can run."""

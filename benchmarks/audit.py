@@ -80,12 +80,13 @@ def measure(root: Path, workers: int) -> tuple[float, float]:
     The imports stand here because workers import this script anew, and would hold what they do not need.
     """
     from adlib.audit import run_audit
+    from adlib.exec_params import Pool
     from adlib.params import AuditParams
     from adlib.source_params import BidsSource
     from adlib.sources.bids import read_manifest
 
     start = time.perf_counter()
-    listed = read_manifest(BidsSource(kind="bids", root=root), workers=workers)
+    listed = read_manifest(BidsSource(kind="bids", root=root), pool=Pool(workers=workers))
     middle = time.perf_counter()
     run_audit(listed, CLASSES, AuditParams(), seed=1)
     return middle - start, time.perf_counter() - middle

@@ -23,6 +23,7 @@ from adlib import model_file, scores
 from adlib.calibration import fit_calibration
 from adlib.compute import map_scans
 from adlib.conformal import prediction_sets
+from adlib.exec_params import Pool
 from adlib.params import load_params
 from adlib.pooling import arrays, pool_level
 from adlib.predict import predict_file
@@ -57,11 +58,13 @@ def answers_of_others(args: argparse.Namespace) -> pd.DataFrame:
     source = params.source.model_copy(update={"participants_per_class": args.people})
     cohort = draw_cohort(source, params.classes, args.seed)
     with tempfile.TemporaryDirectory() as place:
-        root = write_cohort(source, params.classes, args.seed, Path(place), workers=args.workers)
+        root = write_cohort(source, params.classes, args.seed, Path(place), pool=Pool(workers=args.workers))
         files = cohort["participant_id"] + "/" + cohort["session_id"] + "/anat/" + cohort["scan_id"] + ".nii.gz"
         scans = cohort.assign(path=[str(root / file) for file in files]).to_dict("records")
         work = partial(answer, model=str(args.model))
-        return pd.concat(map_scans(work, scans, workers=args.workers, label="classifying scans"), ignore_index=True)
+        return pd.concat(
+            map_scans(work, scans, pool=Pool(workers=args.workers), label="classifying scans"), ignore_index=True
+        )
 
 
 def answer(scan: dict, model: str) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
+from adlib.exec_params import Pool
 from adlib.params import ClassifyParams, load_params
 from adlib.sources.phantom import draw_cohort, write_cohort
 from adlib.widget.jobs import Worker
@@ -46,7 +47,7 @@ def heads(model: Path, voxel_mm: float, place: Path) -> list[Path]:
     params = load_params(model / "params.yaml")
     changed = {"participants_per_class": 1, "followup_fraction": 0.0, "voxel_mm": voxel_mm}
     source = params.source.model_copy(update=changed)
-    root = write_cohort(source, params.classes, SEED, place, workers=2)
+    root = write_cohort(source, params.classes, SEED, place, pool=Pool(workers=2))
     cohort = draw_cohort(source, params.classes, SEED)
     return [next(root.rglob(f"{name}.nii.gz")) for name in cohort["scan_id"]]
 

@@ -26,6 +26,7 @@ from scipy import stats
 
 from adlib import model_file
 from adlib.compute import map_scans
+from adlib.exec_params import Pool
 from adlib.params import load_params
 from adlib.predict import predict_image
 from adlib.records import StudyError
@@ -55,7 +56,7 @@ def main() -> int:
     people = draw_cohort(source, params.classes, SEED).head(args.heads).to_dict("records")
     items = [(kind, person) for kind in KINDS for person in people]
     judge = partial(judged, model=str(args.model or find_model(params)), voxel_mm=params.source.voxel_mm)
-    found = map_scans(judge, items, workers=args.workers, label="simulated heads")
+    found = map_scans(judge, items, pool=Pool(workers=args.workers), label="simulated heads")
     table = pd.DataFrame(found, columns=["kind", "refused", "why"])
     return 0 if report(table) else 1
 

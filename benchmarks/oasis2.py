@@ -28,6 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from adlib import scores
+from adlib.exec_params import HERE
 from adlib.params import StudyParams, load_params
 from adlib.pretrain.fit import Pretrained, load_pretrained
 from adlib.pretrain.slices import adapted, network_input, read_slices, tell
@@ -114,7 +115,7 @@ def main() -> int:
 
 def listed(params: StudyParams, cache: Path) -> pd.DataFrame:
     """Sessions that have all three slices and a rating, by participant and time."""
-    table = read_manifest(params.source, cache / "slices", workers=1)
+    table = read_manifest(params.source, cache / "slices", pool=HERE)
     if "excluded" in table:
         table = table[table["excluded"].isna()]
     table = table[table["diagnosis"].isin(params.classes)]

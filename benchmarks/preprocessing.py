@@ -27,7 +27,7 @@ import numpy as np
 import peers
 from heads import easy, make, pose, pose_error
 
-from adlib.compute import THREAD_VARIABLES, one_thread
+from adlib.threads import THREAD_VARIABLES, one_thread
 
 FASTER, MEDIAN_MM, MEGABYTES = 5.0, 0.5, 1000.0
 WITHIN_MM, OVERLAP = 2.0, 0.9

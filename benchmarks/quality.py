@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from adlib.compute import map_scans
+from adlib.exec_params import Pool
 from adlib.params import PreprocessParams
 from adlib.preprocess import qc, qc_limits
 from adlib.preprocess.pipeline import preprocess_image
@@ -57,7 +58,7 @@ def main() -> int:
     args = parser.parse_args()
     kind = "learn" if args.learn else "report"
     work = partial(measured, kind=kind)
-    table = pd.DataFrame(map_scans(work, plan(args.scans), workers=args.workers, label=f"heads to {kind}"))
+    table = pd.DataFrame(map_scans(work, plan(args.scans), pool=Pool(workers=args.workers), label=f"heads to {kind}"))
     if args.keep:
         table.to_csv(args.keep, sep="\t", index=False)
     if args.learn:

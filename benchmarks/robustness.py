@@ -15,6 +15,7 @@ import numpy as np
 from heads import Setting, drawn, make, pose_error
 
 from adlib.compute import map_scans
+from adlib.exec_params import Pool
 from adlib.params import PreprocessParams
 from adlib.preprocess.pipeline import preprocess_image
 from adlib.records import StudyError
@@ -29,7 +30,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     settings = [drawn(seed) for seed in range(args.first, args.first + args.heads)]
-    found = map_scans(judged, settings, workers=args.workers, label="made heads")
+    found = map_scans(judged, settings, pool=Pool(workers=args.workers), label="made heads")
     errors = np.array([error for error, _, _ in found])
     passed = np.array([verdict == "pass" for _, verdict, _ in found])
     missed = errors > WITHIN_MM

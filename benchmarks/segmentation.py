@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from adlib import atlas
-from adlib.compute import one_thread
 from adlib.params import PreprocessParams
 from adlib.preprocess.pipeline import preprocess_image
 from adlib.source_params import PhantomSource
 from adlib.sources.phantom import SCANNERS, draw_cohort
 from adlib.sources.phantom_head import MEASURED, Subject, image_head_with_maps
+from adlib.threads import one_thread
 from adlib.volume import resample
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from adlib.exec_params import HERE
 from adlib.params import load_params
 from adlib.records import LISTING, MANIFEST, StudyError, check_table, digest, file_digest
 from adlib.source_params import AdniSource
@@ -46,7 +47,7 @@ def merge(root, *lines, name="ADNIMERGE_15Jan2024.csv"):
 
 
 def read(root, **settings):
-    table = adni.read_manifest(AdniSource(kind="adni", root=root, **settings), workers=1)
+    table = adni.read_manifest(AdniSource(kind="adni", root=root, **settings), pool=HERE)
     return check_table(table, LISTING, "test")
 
 

@@ -8,6 +8,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from adlib.atlas import template
 from adlib.baselines import feature_sets, predict_baselines
+from adlib.exec_params import HERE
 from adlib.grey_matter import grey_matter_rows, has_maps
 from adlib.params import validate_params
 from adlib.preprocess.store import file_names
@@ -111,7 +112,7 @@ def test_rows_are_smoothed_grey_matter_in_the_order_of_the_scans(scans, tmp_path
     write_maps(manifest, tmp_path, loss=0.4)
     assert has_maps(manifest, tmp_path)
     assert not has_maps(scans[0], tmp_path)
-    rows = grey_matter_rows(manifest, tmp_path, workers=1)
+    rows = grey_matter_rows(manifest, tmp_path, pool=HERE)
     assert manifest["diagnosis"].tolist() == list(CLASSES)
     assert np.all(np.diff(rows.mean(axis=1)) < 0)
     grey = template(4.0).gm

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from deno import find_deno_bin
 
+from adlib.exec_params import HERE
 from adlib.records import read_json, read_table, write_json
 from adlib.source_params import BidsSource, PhantomSource
 from adlib.sources import bids, phantom
@@ -40,7 +41,7 @@ def issues(root):
 def cohort(tmp_path_factory):
     """Four participants with two or three sessions each; of some, age, sex or score is missing."""
     folder = tmp_path_factory.mktemp("cohort")
-    root = phantom.write_cohort(SOURCE, CLASSES, 5, folder, workers=1)
+    root = phantom.write_cohort(SOURCE, CLASSES, 5, folder, pool=HERE)
     drawn = phantom.draw_cohort(SOURCE, CLASSES, 5)
     drawn.loc[drawn["participant_id"] == "sub-0001", ["age", "mmse"]] = np.nan
     drawn.loc[drawn["participant_id"] == "sub-0002", "sex"] = None
@@ -57,7 +58,7 @@ def test_a_written_cohort_has_no_error_and_no_warning_but_those_of_what_a_simula
 
 
 def test_the_cohort_is_read_back_with_what_is_missing_left_empty(cohort):
-    listed = bids.read_manifest(BidsSource(kind="bids", root=cohort), workers=1).set_index("participant_id")
+    listed = bids.read_manifest(BidsSource(kind="bids", root=cohort), pool=HERE).set_index("participant_id")
     truth = read_table(cohort.parent / "truth" / "truth.tsv", phantom.TRUTH)
     assert sorted(listed["scan_id"]) == sorted(truth["scan_id"])
     assert listed.loc["sub-0001", "age"].isna().all() and listed.loc["sub-0002", "sex"].isna().all()

@@ -23,6 +23,7 @@ from served import (  # noqa: F401
 )
 from test_scanfile import write_series
 
+from adlib.exec_params import Pool
 from adlib.params import dump_params, load_params
 from adlib.sources.phantom import draw_cohort, write_cohort
 
@@ -44,7 +45,7 @@ def scans(tmp_path_factory):
     """A simulated scan of each class, and one of them as a zip of DICOM."""
     folder, params = tmp_path_factory.mktemp("scans"), load_params(MODEL / "params.yaml")
     source = params.source.model_copy(update={"participants_per_class": 1, "followup_fraction": 0.0})
-    root = write_cohort(source, params.classes, SEED, folder, workers=2)
+    root = write_cohort(source, params.classes, SEED, folder, pool=Pool(workers=2))
     names = draw_cohort(source, params.classes, SEED)["scan_id"]
     files = [next(root.rglob(f"{name}.nii.gz")) for name in names]
     image = nib.load(files[0])

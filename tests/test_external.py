@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from made_head import made_head
 
-from adlib.compute import one_thread
 from adlib.params import PreprocessParams
 from adlib.preprocess.external import external_mask
 from adlib.preprocess.pipeline import preprocess_image
 from adlib.records import StudyError
+from adlib.threads import one_thread
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 SYNTHSTRIP = """#!{python}

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from adlib import source_params
+from adlib.exec_params import HERE
 from adlib.params import ExecParams, load_params
 from adlib.records import LISTING, MANIFEST, check_table, read_table
 from adlib.sources import bids, layouts, phantom
@@ -25,21 +26,21 @@ UNLIKE = {"path", "sha256", "label_source", "participant_source", "image_id"}
 def cohort(tmp_path_factory):
     """Two participants of each class at 4 mm, some with follow-ups."""
     source = source_params.PhantomSource(kind="phantom", participants_per_class=2, voxel_mm=4.0, followup_fraction=0.5)
-    return phantom.write_cohort(source, CLASSES, 3, tmp_path_factory.mktemp("cohort"), workers=1)
+    return phantom.write_cohort(source, CLASSES, 3, tmp_path_factory.mktemp("cohort"), pool=HERE)
 
 
 def read(kind, root, folder, **settings):
     source = source_params.KINDS[kind](kind=kind, root=root, **settings)
-    return check_table(READERS[kind](source, folder, workers=1), LISTING, kind)
+    return check_table(READERS[kind](source, folder, pool=HERE), LISTING, kind)
 
 
 def in_layout(cohort, kind, tmp_path):
-    return layouts.write_layout(cohort, kind, tmp_path / kind, workers=1)
+    return layouts.write_layout(cohort, kind, tmp_path / kind, pool=HERE)
 
 
 @pytest.fixture
 def listed(cohort):
-    return bids.read_manifest(source_params.BidsSource(kind="bids", root=cohort), workers=1)
+    return bids.read_manifest(source_params.BidsSource(kind="bids", root=cohort), pool=HERE)
 
 
 def facts(table):

@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import pytest
 
+from adlib.exec_params import Pool
 from adlib.params import dump_params, load_params, open_study, validate_params
 from adlib.records import StudyError
 
@@ -18,6 +21,15 @@ from adlib.records import StudyError
         ("evaluate.attribution=lime", "'integrated_gradients', 'gradient_shap', 'grad_cam' or 'occlusion'"),
         ("epochs", "--set takes key=value"),
         ("study.name=x", "is a value, not a section"),
+        ("exec.scheduler=10.0.0.1:8786", "expected tcp://host:port or tls://host:port"),
+        ("exec.scheduler=http://head:8786", "expected tcp://host:port or tls://host:port"),
+        ("exec.memory_mb=100", "a worker alone takes up to 256 MiB"),
+        ("exec.retries=-1", "greater than or equal to 0"),
+        ("exec.jobqueue.kind=lsf", "'slurm' or 'pbs'"),
+        ("exec.jobqueue.walltime=1:00:00", "exec.jobqueue.walltime: Input should be a valid string (got 3600)"),
+        ("exec.jobqueue.qeue=long", "did you mean 'queue'"),
+        ("exec={scheduler: 'tcp://head:8786', jobqueue: {kind: slurm}}", "name two places to work"),
+        ("exec={scheduler: 'tcp://head:8786', memory_mb: 4000}", "start `dask worker` with --memory-limit"),
         ("source.kind=nifti", "does not match any of the expected tags"),
     ],
 )
@@ -25,6 +37,21 @@ def test_wrong_params_are_refused_with_what_to_do(setting, words):
     with pytest.raises(StudyError) as error:
         load_params("params/phantom.yaml", (setting,))
     assert words in str(error.value)
+
+
+def test_the_choice_of_workers_is_handed_on_whole():
+    settings = (
+        "exec.workers=3",
+        "exec.scan_timeout_s=60",
+        "exec.memory_mb=2000",
+        "exec.retries=0",
+        "exec.outputs=here",
+    )
+    pool = load_params("params/phantom.yaml", settings).exec.pool
+    assert pool == Pool(workers=3, scan_timeout_s=60, memory_mb=2000, retries=0, folder=Path("here"))
+    pool = load_params("params/phantom.yaml", ("exec.scheduler=tls://head-1.lab:8786",)).exec.pool
+    assert pool.scheduler == "tls://head-1.lab:8786" and pool.elsewhere
+    assert load_params("params/phantom.yaml", ("exec.jobqueue.kind=pbs",)).exec.pool.elsewhere
 
 
 def test_settings_change_only_what_they_name():

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from adlib import atlas
+from adlib.exec_params import HERE, Pool
 from adlib.records import file_digest, read_table
 from adlib.source_params import PhantomSource
 from adlib.sources import phantom
@@ -18,7 +19,7 @@ SOURCE = PhantomSource(kind="phantom", participants_per_class=2, voxel_mm=4.0, f
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phantom")
-    phantom.write_cohort(SOURCE, CLASSES, 5, folder, workers=1)
+    phantom.write_cohort(SOURCE, CLASSES, 5, folder, pool=HERE)
     return folder
 
 
@@ -27,7 +28,7 @@ def files(folder):
 
 
 def test_the_cohort_is_the_same_whatever_the_number_of_workers(cohort, tmp_path):
-    phantom.write_cohort(SOURCE, CLASSES, 5, tmp_path, workers=2)
+    phantom.write_cohort(SOURCE, CLASSES, 5, tmp_path, pool=Pool(workers=2))
     assert files(tmp_path) == files(cohort)
 
 
@@ -37,16 +38,16 @@ def test_an_interrupted_cohort_is_completed_and_not_rewritten(cohort):
     scans[1].unlink()
     untouched = cohort / "bids" / "sub-0001" / "ses-01" / "anat" / "sub-0001_ses-01_T1w.nii.gz"
     stamp = untouched.stat().st_mtime_ns
-    phantom.write_cohort(SOURCE, CLASSES, 5, cohort, workers=1)
+    phantom.write_cohort(SOURCE, CLASSES, 5, cohort, pool=HERE)
     assert files(cohort) == before
     assert untouched.stat().st_mtime_ns == stamp
 
 
 def test_a_changed_seed_writes_another_cohort(cohort, tmp_path):
     small = SOURCE.model_copy(update={"participants_per_class": 1})
-    phantom.write_cohort(small, CLASSES, 5, tmp_path, workers=1)
+    phantom.write_cohort(small, CLASSES, 5, tmp_path, pool=HERE)
     first = files(tmp_path)
-    phantom.write_cohort(small, CLASSES, 6, tmp_path, workers=1)
+    phantom.write_cohort(small, CLASSES, 6, tmp_path, pool=HERE)
     assert files(tmp_path)["truth/truth.tsv"] != first["truth/truth.tsv"]
 
 

@@ -12,7 +12,6 @@ import torch
 from made_head import made_head, random_affine
 
 from adlib import model, model_file, predict, stored
-from adlib.compute import one_thread
 from adlib.dataset import scan_slices
 from adlib.figures.prediction import POSITIONS_MM
 from adlib.params import InputParams, PreprocessParams, load_params
@@ -20,6 +19,7 @@ from adlib.preprocess.cohort import load_preprocessed, preprocess_scan
 from adlib.preprocess.normalise import LANDMARKS, percentiles, standard_slices
 from adlib.preprocess.pipeline import preprocess_image
 from adlib.records import TISSUE_MAPS, StudyError
+from adlib.threads import one_thread
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")
 VOLUMES = {

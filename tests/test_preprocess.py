@@ -9,7 +9,6 @@ from made_head import made_head, pose_error, random_affine
 from scipy import ndimage
 
 from adlib import atlas
-from adlib.compute import one_thread
 from adlib.params import PreprocessParams
 from adlib.preprocess import brain, qc
 from adlib.preprocess.bias import bias_field
@@ -19,6 +18,7 @@ from adlib.preprocess.normalise import apply, brain_zscore
 from adlib.preprocess.pipeline import preprocess_image, preprocess_maps
 from adlib.preprocess.register import register
 from adlib.records import TISSUE_MAPS, StudyError
+from adlib.threads import one_thread
 from adlib.volume import resample, voxel_ml, voxel_sizes
 
 PARAMS = PreprocessParams(resolution_mm=3.0)

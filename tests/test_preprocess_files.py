@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -10,12 +11,12 @@ import pandas as pd
 import pytest
 from made_head import made_head
 
-from adlib.compute import one_thread
 from adlib.params import PreprocessParams, validate_params
 from adlib.preprocess import cohort
 from adlib.preprocess.cohort import load_preprocessed, preprocess_cohort, preprocess_scan
 from adlib.preprocess.pipeline import preprocess_image
-from adlib.records import FEATURES, StudyError, file_digest, read_table
+from adlib.records import FEATURES, LOST, StudyError, file_digest, read_json, read_table
+from adlib.threads import one_thread
 
 PARAMS = PreprocessParams(resolution_mm=3.0)
 STEM = "sub-01_ses-01_space-MNI152NLin2009aSym"
@@ -118,6 +119,30 @@ def test_a_cohort_goes_on_without_its_bad_scans(scan, tmp_path):
     assert description["DatasetType"] == "derivative"
     with pytest.raises(StudyError, match=r"sub-02_ses-01_T1w has no images: .*damaged"):
         load_preprocessed(manifest.iloc[1].to_dict(), params.folder / "derivatives")
+
+
+def stuck_on_two(scan, **settings):
+    if scan["participant_id"] == "sub-02":
+        time.sleep(1000)
+    return preprocess_scan(scan, **settings)
+
+
+def test_a_scan_that_never_ends_fails_alone_and_is_tried_again(scan, tmp_path, monkeypatch):
+    manifest = pd.DataFrame([scan, row(scan["path"], "02")])
+    limits = {"outputs": str(tmp_path / "out"), "workers": 2, "scan_timeout_s": 20}
+    study = {"study": "t", "source": {"kind": "phantom"}, "preprocess": {"resolution_mm": 3.0}, "exec": limits}
+    params = validate_params(study, "test")
+    monkeypatch.setattr(cohort, "preprocess_scan", stuck_on_two)
+    features = preprocess_cohort(manifest, params, "code")
+    assert features["qc_verdict"].tolist() == ["pass", "fail"]
+    assert "took longer than exec.scan_timeout_s, 20 seconds; the next run tries again" in features.loc[1, "qc_reasons"]
+    assert list(read_json(params.folder / LOST)) == ["sub-02_ses-01_T1w"]
+    kept = {path: path.stat().st_mtime_ns for path in params.folder.rglob("*.*") if path.is_file()}
+    monkeypatch.undo()
+    assert preprocess_cohort(manifest, params, "code")["qc_verdict"].tolist() == ["pass", "pass"]
+    assert not (params.folder / LOST).exists()
+    again = {path for path, when in kept.items() if path.exists() and path.stat().st_mtime_ns != when}
+    assert again == {params.folder / "features.tsv"}
 
 
 def test_an_unexpected_error_fails_one_scan_only(scan, tmp_path, monkeypatch):

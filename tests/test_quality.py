@@ -8,7 +8,6 @@ import pytest
 from made_head import made_head, random_affine
 
 from adlib import atlas
-from adlib.compute import one_thread
 from adlib.figures import preprocessing as step_figures
 from adlib.figures import quality, theme
 from adlib.params import PreprocessParams
@@ -18,6 +17,7 @@ from adlib.preprocess.qc_limits import LEARNT, REFERENCE
 from adlib.preprocess.qc_scan import scan_values
 from adlib.records import StudyError
 from adlib.sources.phantom_faults import FAULTS, add_noise, spoil
+from adlib.threads import one_thread
 
 PARAMS = PreprocessParams(resolution_mm=3.0)
 POSE = random_affine(1, degrees=8, shift=10, scale=0.02)

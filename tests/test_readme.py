@@ -19,20 +19,30 @@ def sections() -> list[tuple[str, type[Section]]]:
         if name == "source":
             found += [("source", kind) for kind in get_args(get_args(Source)[0])]
         elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            found.append((name, field.annotation))
+            found += [(name, field.annotation), *inner(name, field.annotation)]
     return found
+
+
+def inner(prefix: str, model: type[Section]) -> list[tuple[str, type[Section]]]:
+    """Sections inside a section."""
+    kinds = {name: field.annotation for name, field in model.model_fields.items()}
+    return [
+        (f"{prefix}.{name}", kind)
+        for name, kind in kinds.items()
+        if isinstance(kind, type) and issubclass(kind, Section)
+    ]
 
 
 def parameter_table() -> str:
     """Markdown table of every key, its default and its meaning."""
     lines = ["| key | default | meaning |", "|---|---|---|"]
     for prefix, model in sections():
-        kind = get_args(model.model_fields["kind"].annotation)[0] if "kind" in model.model_fields else ""
+        kind = get_args(model.model_fields["kind"].annotation)[0] if prefix == "source" else ""
         for name, field in model.model_fields.items():
             if name == "source" or isinstance(field.default, Section):
                 continue
             default = "required" if field.is_required() else f"`{written(field.default)}`"
-            meaning = f"`{kind}`: this kind of source." if name == "kind" else field.description or "Seed."
+            meaning = f"`{kind}`: this kind of source." if kind and name == "kind" else field.description or "Seed."
             meaning = meaning.replace("<", "&lt;").replace(">", "&gt;")
             lines.append(f"| `{prefix + '.' if prefix else ''}{name}` | {default} | {meaning} |")
     return "\n".join(lines) + "\n"

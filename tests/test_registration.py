@@ -11,7 +11,6 @@ import pytest
 from made_head import CENTRE, made_head, pose_error, random_affine, rotation
 
 from adlib.atlas import template
-from adlib.compute import one_thread
 from adlib.header import orientation_notes
 from adlib.params import PreprocessParams
 from adlib.preprocess import register as registration
@@ -20,6 +19,7 @@ from adlib.preprocess.cohort import preprocess_scan
 from adlib.preprocess.pipeline import preprocess_image, preprocess_maps
 from adlib.preprocess.register import register
 from adlib.records import StudyError
+from adlib.threads import one_thread
 from adlib.volume import resample
 
 PARAMS = PreprocessParams(resolution_mm=3.0)

@@ -7,6 +7,7 @@ from finished_study import make_finished
 from huggingface_hub import PyTorchModelHubMixin
 
 from adlib import model_file, release
+from adlib.exec_params import HERE
 from adlib.hub import HubNetwork
 from adlib.model import build_network
 from adlib.model_file import Classifier, ModelCard
@@ -27,7 +28,7 @@ def study(tmp_path_factory):
     cohort = draw_cohort(params.source, params.classes, params.seed)
     splits = make_splits(cohort, params.splits, params.seed)
     tested = set(splits.query("split == 'test'")["participant_id"])
-    root = write_cohort(params.source, params.classes, params.seed, params.folder / "source", workers=1, only=tested)
+    root = write_cohort(params.source, params.classes, params.seed, params.folder / "source", pool=HERE, only=tested)
     paths = [next(iter(root.rglob(f"{scan}.nii.gz")), "") for scan in cohort["scan_id"]]
     manifest = cohort[["participant_id", "session_id", "scan_id", "diagnosis"]].assign(path=paths, sha256="s")
     write_table(manifest.astype({"path": str}), params.folder / "manifest.tsv", MANIFEST)

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from throwaway import make_project, write_notebook
 
 from adlib.keys import code_digest, flat, module_digests, notebook_digests, package_versions, path_digest
 from adlib.params import load_params
-from adlib.records import StudyError
+from adlib.records import LOST, StudyError
 from adlib.runner import SOURCE, STEPS, WEIGHTS, Step, StepState
 
 STEP = Step(
@@ -127,6 +128,14 @@ def test_only_its_own_params_count(project, state):
     )
 
 
+def test_lost_scans_are_tried_again(state):
+    state = replace(state, step=replace(state.step, leaves=LOST))
+    (state.params.folder / LOST).write_text("{}")
+    assert state.why() == "scans that were lost are tried again"
+    (state.params.folder / LOST).unlink()
+    assert state.why() is None
+
+
 def test_inputs_and_outputs_are_watched(state):
     folder = state.params.folder
     (folder / "features.tsv").write_text("edited by hand")
@@ -206,7 +215,7 @@ def test_each_step_reads_what_an_earlier_one_writes():
 def test_code_digest_of_the_real_package():
     assert code_digest("adlib.compute") != code_digest("adlib.records")
     assert code_digest("adlib.compute", "adlib.records") == code_digest("adlib.records", "adlib.compute")
-    assert "adlib.records" in module_digests(["adlib.compute"])
+    assert "adlib.threads" in module_digests(["adlib.compute"])
     with pytest.raises(StudyError, match=r"adlib\.nosuch"):
         code_digest("adlib.nosuch")
 

@@ -6,7 +6,6 @@ import pytest
 from scipy import ndimage
 
 from adlib import atlas
-from adlib.compute import one_thread
 from adlib.params import PreprocessParams
 from adlib.preprocess import features, normalise
 from adlib.preprocess.cohort import preprocess_scan
@@ -15,6 +14,7 @@ from adlib.preprocess.segment import segment
 from adlib.records import TISSUE_MAPS, StudyError
 from adlib.sources.phantom import SCANNERS
 from adlib.sources.phantom_head import MEASURED, Subject, image_head, image_head_with_maps
+from adlib.threads import one_thread
 from adlib.volume import resample, voxel_ml
 
 EDGE_MM = 2.0

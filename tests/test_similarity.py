@@ -15,6 +15,7 @@ from adlib.audit import enforce, near_duplicates, pixel_facts, recover_groups, r
 from adlib.audit.findings import AuditStop
 from adlib.audit.fingerprint import thumbnail
 from adlib.audit.similarity import spanning_tree
+from adlib.exec_params import HERE
 from adlib.params import AuditParams
 from adlib.records import StudyError
 from adlib.source_params import FoldersSource
@@ -119,7 +120,7 @@ def test_the_pixel_digest_takes_no_notice_of_file_and_header(tmp_path):
     nib.save(other, tmp_path / "b.nii.gz")
     nib.save(nib.Nifti1Image(data + 1, np.eye(4)), tmp_path / "c.nii")
     paths = [str(tmp_path / name) for name in ("a.nii", "b.nii.gz", "c.nii")]
-    facts = pixel_facts(pd.DataFrame({"path": paths}), workers=1)
+    facts = pixel_facts(pd.DataFrame({"path": paths}), pool=HERE)
     assert facts["pixels_sha256"].duplicated(keep=False).tolist() == [True, True, False]
     assert facts["thumbnail"].iloc[0].shape == (1, 20, 20, 20)
 
@@ -131,7 +132,7 @@ def test_what_cannot_be_read_is_empty_and_stops_nothing(tmp_path):
     nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "nan.nii")
     nib.save(nib.Nifti1Image(np.ones((9, 9, 9), np.float32), np.eye(4)), tmp_path / "flat.nii")
     table = pd.DataFrame({"path": [str(tmp_path / n) for n in ("bad.nii", "gone.nii", "nan.nii", "flat.nii", "x.nii")]})
-    facts = pixel_facts(table.assign(excluded=[None] * 4 + ["left out"]).set_index(pd.Index(list("abcde"))), workers=1)
+    facts = pixel_facts(table.assign(excluded=[None] * 4 + ["left out"]).set_index(pd.Index(list("abcde"))), pool=HERE)
     assert facts.index.tolist() == list("abcde")
     assert facts["fault"].notna().tolist() == [True, True, False, False, False]
     assert facts["nan_share"].iloc[2] == pytest.approx(1 / 729)
@@ -145,7 +146,7 @@ def test_copies_across_people_stop_and_within_a_person_do_not(tmp_path):
     paths = save(images, tmp_path / "x")
     people = [f"sub-{k:02d}" for k in range(12)]
     table = listing(paths, participant_id=[*people, "sub-90", "sub-91", "sub-02"])
-    audit = audited(table, pixel_facts(table, workers=1))
+    audit = audited(table, pixel_facts(table, pool=HERE))
     assert {"same-pixels", "near-duplicate"} <= found(audit, "stop")
     assert "mirrored-scan" in found(audit, "warn")
     named = audit.findings.set_index("check")["subject"]
@@ -157,7 +158,7 @@ def test_copies_across_people_stop_and_within_a_person_do_not(tmp_path):
 def test_clean_pictures_have_no_finding_about_pixels(tmp_path):
     paths = save(heads(30), tmp_path / "x")
     table = listing(paths, participant_id=[f"sub-{k:02d}" for k in range(30)])
-    audit = audited(table, pixel_facts(table, workers=1))
+    audit = audited(table, pixel_facts(table, pool=HERE))
     assert found(audit, "stop") | found(audit, "warn") == set()
 
 
@@ -165,7 +166,7 @@ def test_constant_images_are_left_out_and_odd_values_reported(tmp_path):
     images = list(heads(20))
     images[3] = np.full((64, 64), 7, np.uint8)
     table = listing(save(images, tmp_path / "x"), participant_id=[f"sub-{k:02d}" for k in range(20)])
-    audit = audited(table, pixel_facts(table, workers=1).assign(nan_share=lambda facts: np.arange(20) == 5))
+    audit = audited(table, pixel_facts(table, pool=HERE).assign(nan_share=lambda facts: np.arange(20) == 5))
     assert {"constant", "nan-values"} <= found(audit, "warn")
     assert "s003" not in set(audit.manifest["scan_id"])
     assert audit.flow["scans"].tolist()[-1] == 19
@@ -176,7 +177,7 @@ def test_people_that_nobody_names_are_recovered_and_the_study_stops(tmp_path):
     split = ["train" if k % 16 < 12 else "test" for k in range(len(images))]
     diagnosis = [CLASSES[k // 16 % 2] for k in range(len(images))]
     table = listing(save(images, tmp_path / "x"), given_split=split).assign(diagnosis=diagnosis)
-    audit = audited(table, pixel_facts(table, workers=1))
+    audit = audited(table, pixel_facts(table, pool=HERE))
     assert found(audit, "stop") == {"participants-unknown", "given-split-leaks"}
     with pytest.raises(AuditStop, match="participants-unknown"):
         enforce(audit.findings)
@@ -185,7 +186,7 @@ def test_people_that_nobody_names_are_recovered_and_the_study_stops(tmp_path):
     value = audit.findings.set_index("check").loc["given-split-leaks", "value"]
     assert value.startswith("12 of 12 (100 %) groups in several parts; 48 of 48 (100 %) test scans")
     enforce(
-        audited(table, pixel_facts(table, workers=1), accept=("participants-unknown", "given-split-leaks")).findings
+        audited(table, pixel_facts(table, pool=HERE), accept=("participants-unknown", "given-split-leaks")).findings
     )
 
 

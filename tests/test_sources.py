@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from adlib.exec_params import HERE
 from adlib.records import MANIFEST, StudyError, check_table
 from adlib.source_params import BidsSource, Oasis2SlicesSource
 from adlib.sources import bids, oasis2_slices
@@ -28,7 +29,7 @@ def dataset(tmp_path):
 
 
 def test_bids_rows_carry_visit_labels_headers_and_sidecars(dataset):
-    listed = bids.read_manifest(BidsSource(kind="bids", root=dataset, label_column="group"), workers=1)
+    listed = bids.read_manifest(BidsSource(kind="bids", root=dataset, label_column="group"), pool=HERE)
     rows = listed.set_index("scan_id")
     assert rows.loc["sub-01_ses-b_T1w", ["diagnosis", "age"]].tolist() == ["MCI", "72"]
     assert rows.loc["sub-02_T1w", ["session_id", "shape", "voxel_z_mm"]].tolist() == ["ses-01", "4x5x6", 3.0]
@@ -39,12 +40,12 @@ def test_bids_rows_carry_visit_labels_headers_and_sidecars(dataset):
 
 def test_labels_are_renamed_by_params(dataset):
     source = BidsSource(kind="bids", root=dataset, label_column="group", labels={"AD": "demented"})
-    assert set(bids.read_manifest(source, workers=1)["diagnosis"].dropna()) == {"CN", "MCI", "demented"}
+    assert set(bids.read_manifest(source, pool=HERE)["diagnosis"].dropna()) == {"CN", "MCI", "demented"}
 
 
 def test_a_corrupt_image_is_listed_without_shape(dataset):
     (dataset / "sub-02" / "anat" / "sub-02_T1w.nii.gz").write_bytes(b"not gzip")
-    listed = bids.read_manifest(BidsSource(kind="bids", root=dataset, label_column="group"), workers=1)
+    listed = bids.read_manifest(BidsSource(kind="bids", root=dataset, label_column="group"), pool=HERE)
     assert listed.set_index("scan_id")["shape"].isna().tolist() == [False, False, True, False]
 
 
@@ -60,15 +61,15 @@ def test_a_corrupt_image_is_listed_without_shape(dataset):
 def test_broken_bids_datasets_say_what_is_wrong(dataset, change, words):
     change(dataset)
     with pytest.raises(StudyError, match=words):
-        bids.read_manifest(BidsSource(kind="bids", root=dataset, label_column="group"), workers=1)
+        bids.read_manifest(BidsSource(kind="bids", root=dataset, label_column="group"), pool=HERE)
 
 
 def test_a_wrong_label_column_names_those_there_are(dataset):
     (dataset / "sub-01" / "sub-01_sessions.tsv").unlink()
     with pytest.raises(StudyError, match=r"set source\.label_column"):
-        bids.read_manifest(BidsSource(kind="bids", root=dataset, label_column="dx"), workers=1)
+        bids.read_manifest(BidsSource(kind="bids", root=dataset, label_column="dx"), pool=HERE)
     with pytest.raises(StudyError, match="is not a folder"):
-        bids.read_manifest(BidsSource(kind="bids", root=dataset / "none"), workers=1)
+        bids.read_manifest(BidsSource(kind="bids", root=dataset / "none"), pool=HERE)
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def slices(tmp_path):
 
 def read_slices(root, tmp_path):
     source = Oasis2SlicesSource(kind="oasis2_slices", root=root)
-    return oasis2_slices.read_manifest(source, tmp_path / "u", workers=1)
+    return oasis2_slices.read_manifest(source, tmp_path / "u", pool=HERE)
 
 
 def test_oasis_sessions_with_three_planes_become_scans(slices, tmp_path):
@@ -120,7 +121,7 @@ def test_oasis_without_its_table_or_column_is_refused(slices, tmp_path):
     table = slices / "oasis_longitudinal_demographic.csv"
     table.write_text(table.read_text().replace("CDR", "Rating"))
     with pytest.raises(StudyError, match=r"lacks columns \['cdr'\]"):
-        oasis2_slices.read_manifest(Oasis2SlicesSource(kind="oasis2_slices", root=slices), tmp_path / "u", workers=1)
+        oasis2_slices.read_manifest(Oasis2SlicesSource(kind="oasis2_slices", root=slices), tmp_path / "u", pool=HERE)
     table.unlink()
     with pytest.raises(StudyError, match="longitudinal"):
-        oasis2_slices.read_manifest(Oasis2SlicesSource(kind="oasis2_slices", root=slices), tmp_path / "u", workers=1)
+        oasis2_slices.read_manifest(Oasis2SlicesSource(kind="oasis2_slices", root=slices), tmp_path / "u", pool=HERE)

@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import ndimage
 
 from adlib.compute import map_scans
+from adlib.exec_params import EVERY_CORE, Pool
 from adlib.sources.planes import PICTURES, SEPARATOR, read_plane
 from adlib.sources.scanfile import VOLUME_SUFFIXES
 from adlib.volume import to_canonical
@@ -24,14 +25,14 @@ FOREGROUND = 0.15  # of the way from the 1st to the 99th percentile of the value
 COLUMNS = ("pixels_sha256", "nan_share", "constant", "thumbnail", "fault")
 
 
-def pixel_facts(listed: pd.DataFrame, *, workers: int = 0) -> pd.DataFrame:
+def pixel_facts(listed: pd.DataFrame, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
     """Read every scan once and keep what the audit compares.
 
     Parameters
     ----------
     listed : DataFrame
         Schema `records.LISTING`; rows that the source left out are not read.
-    workers : int
+    pool : Pool
         See `compute.map_scans`.
 
     Returns
@@ -42,7 +43,7 @@ def pixel_facts(listed: pd.DataFrame, *, workers: int = 0) -> pd.DataFrame:
         `thumbnail`; ``fault``: why the scan could not be read. All empty where it was not read.
     """
     wanted = listed["path"].notna() & (listed["excluded"].isna() if "excluded" in listed else True)
-    facts = map_scans(_facts, list(listed.loc[wanted, "path"]), workers=workers, label="comparing pixels")
+    facts = map_scans(_facts, list(listed.loc[wanted, "path"]), pool=pool, label="comparing pixels", lost=_lost)
     table = pd.DataFrame(None, index=listed.index, columns=list(COLUMNS), dtype=object)
     for name in COLUMNS:
         values = np.empty(len(facts), dtype=object)
@@ -51,6 +52,10 @@ def pixel_facts(listed: pd.DataFrame, *, workers: int = 0) -> pd.DataFrame:
         column[wanted.to_numpy()] = values
         table[name] = pd.Series(column, index=listed.index, dtype=object)
     return table.assign(nan_share=table["nan_share"].astype(float))
+
+
+def _lost(_path: str, reason: str) -> dict[str, Any]:
+    return {"fault": f"reading it never ended: {reason}"}
 
 
 def _facts(path: str) -> dict[str, Any]:

@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 from nibabel.spatialimages import HeaderDataError
 
-from adlib.compute import give_back_memory, map_scans
+from adlib.compute import map_scans
 from adlib.params import PreprocessParams, StudyParams
 from adlib.preprocess import normalise, store
 from adlib.preprocess.pipeline import Preprocessed, preprocess_image, preprocess_maps
 from adlib.records import (
     FEATURES,
+    LOST,
     REGISTERED,
     TISSUE_MAPS,
     StudyError,
@@ -26,6 +27,7 @@ from adlib.records import (
     write_json,
     write_table,
 )
+from adlib.threads import give_back_memory
 
 
 def preprocess_scan(scan: dict[str, Any], derivatives: Path, params: PreprocessParams, code: str = "") -> dict:
@@ -84,13 +86,17 @@ def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams, code: str = "
     -------
     DataFrame
         By `records.FEATURES`, with a column for each feature and QC value, in the order of the manifest; scans that
-        failed keep their row, with the reasons and empty values.
+        failed keep their row, with the reasons and empty values. Those whose worker died or took too long are tried
+        again by the next call; until then `records.LOST` lists them.
     """
     root = params.folder / "derivatives"
-    write_json(_dataset_description(), root / "dataset_description.json")
+    _describe(root / "dataset_description.json")
     work = partial(preprocess_scan, derivatives=root, params=params.preprocess, code=code)
     scans = manifest[["participant_id", "session_id", "scan_id", "path", "sha256", "space"]].to_dict("records")
-    sidecars = map_scans(work, scans, workers=params.exec.workers, label="preprocessing")
+    sidecars = map_scans(work, scans, pool=params.exec.pool, label="preprocessing", lost=_lost)
+    _note_lost(
+        {scan["scan_id"]: done["lost"] for scan, done in zip(scans, sidecars, strict=True) if "lost" in done}, params
+    )
     rows = [_row(scan, sidecar) for scan, sidecar in zip(scans, sidecars, strict=True)]
     return write_table(pd.DataFrame(rows), params.folder / "features.tsv", FEATURES)
 
@@ -159,6 +165,18 @@ def _failure(reason: str) -> dict[str, Any]:
     return {"features": {}, "qc": {}, "verdict": "fail", "reasons": [reason], "steps": [], "scan_to_mni": None}
 
 
+def _lost(_scan: dict[str, Any], reason: str) -> dict[str, Any]:
+    """Stands for the sidecar of a scan that is lost, and is not stored: the next run tries it again."""
+    return _failure(f"not preprocessed: {reason}; the next run tries again") | {"lost": reason}
+
+
+def _note_lost(reasons: dict[str, str], params: StudyParams) -> None:
+    if reasons:
+        write_json(reasons, params.folder / LOST)
+    else:
+        (params.folder / LOST).unlink(missing_ok=True)
+
+
 def _row(scan: dict[str, Any], sidecar: dict[str, Any]) -> dict[str, Any]:
     who = {name: scan[name] for name in ("participant_id", "session_id", "scan_id")}
     judged = {"qc_verdict": sidecar["verdict"], "qc_reasons": "; ".join(sidecar["reasons"]) or None}
@@ -167,10 +185,13 @@ def _row(scan: dict[str, Any], sidecar: dict[str, Any]) -> dict[str, Any]:
     return {**who, **judged, **sidecar["features"], **sidecar["qc"], **own}
 
 
-def _dataset_description() -> dict[str, Any]:
-    return {
+def _describe(path: Path) -> None:
+    """Write what the folder holds, unless it says so; later steps would take a new date for a change."""
+    content = {
         "Name": "adlib preprocessing",
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "adlib", "Description": "adlib.preprocess.cohort"}],
     }
+    if not path.is_file() or read_json(path) != content:
+        write_json(content, path)

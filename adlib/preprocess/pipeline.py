@@ -8,7 +8,6 @@ import nibabel as nib
 import numpy as np
 
 from adlib import atlas
-from adlib.compute import give_back_memory
 from adlib.header import orientation_notes
 from adlib.params import PreprocessParams
 from adlib.preprocess import bias, brain, features, normalise, qc
@@ -20,6 +19,7 @@ from adlib.preprocess.register import register, rigid_part
 from adlib.preprocess.search import brain_centre
 from adlib.preprocess.segment import segment
 from adlib.records import StudyError
+from adlib.threads import give_back_memory
 from adlib.volume import block_mean, resample, voxel_sizes
 
 

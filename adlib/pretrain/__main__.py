@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from adlib.exec_params import Pool
 from adlib.pretrain.fit import Settings, pretrain
 from adlib.pretrain.planes import read_shards, write_shards
 
@@ -20,7 +21,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--workers", type=int, default=1, help="processes that simulate heads; 0 takes every core")
     options = parser.parse_args()
-    write_shards(options.out / "heads", options.heads, options.seed, workers=options.workers)
+    write_shards(options.out / "heads", options.heads, options.seed, pool=Pool(workers=options.workers))
     planes, facts = read_shards(options.out / "heads", options.heads)
     print(pretrain(planes, facts, options.out, Settings(images=options.images, seed=options.seed)))
 

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from adlib.compute import keep_memory, one_thread
 from adlib.device import takes_bf16
 from adlib.model import Network, read_state
 from adlib.pretrain.looks import images
 from adlib.pretrain.products import use_products
 from adlib.pretrain.targets import VOLUMES, Targets, make_targets
 from adlib.records import StudyError, atomic_path, digest
+from adlib.threads import keep_memory, one_thread
 
 FORMAT = "adlib-pretrained-1"
 CLIP_NORM = 5.0

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from adlib.compute import map_scans
+from adlib.exec_params import HERE, Pool
 from adlib.pretrain.heads import Head, displacement, draw_head, to_grid, volumes
 from adlib.records import StudyError, atomic_path, digest, read_json, write_json
 from adlib.sources.phantom_fields import sample
@@ -99,7 +100,7 @@ def head_planes(head: Head, moved: torch.Tensor, resolution_mm: float = 1.0, jit
     return (shares * 255).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def write_shards(folder: Path, count: int, seed: int, *, workers: int = 1, resolution_mm: float = 1.0) -> None:
+def write_shards(folder: Path, count: int, seed: int, *, pool: Pool = HERE, resolution_mm: float = 1.0) -> None:
     """Sample heads into ``shard-<n>.npz``, `SHARD` each; shards already there are kept.
 
     Raises
@@ -114,7 +115,7 @@ def write_shards(folder: Path, count: int, seed: int, *, workers: int = 1, resol
     write_json({"key": key}, stamp)
     wanted = [n for n in range(-(-count // SHARD)) if not shard_path(folder, n).is_file()]
     write = partial(_write_shard, folder=folder, seed=seed, resolution_mm=resolution_mm)
-    map_scans(write, wanted, workers=workers, label="simulating heads")
+    map_scans(write, wanted, pool=pool, label="simulating heads")
 
 
 def shard_path(folder: Path, number: int) -> Path:

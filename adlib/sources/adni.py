@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from adlib.compute import map_scans
+from adlib.exec_params import EVERY_CORE, Pool
 from adlib.records import StudyError, digest, file_digest
 from adlib.source_params import AdniSource
 from adlib.sources.adni_files import AdniImage, dicom_files, find_images, read_name
@@ -21,7 +22,7 @@ DAYS_PER_YEAR = 365.25
 Label = tuple[str | None, str]
 
 
-def read_manifest(source: AdniSource, _folder: Path | None = None, *, workers: int = 0) -> pd.DataFrame:
+def read_manifest(source: AdniSource, _folder: Path | None = None, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
     """List every image under an ADNI download, or any folder of files with ADNI names.
 
     Each image found has a row; one that is not to be used says why in ``excluded``, one without a label has an empty
@@ -31,7 +32,7 @@ def read_manifest(source: AdniSource, _folder: Path | None = None, *, workers: i
     Parameters
     ----------
     source : AdniSource
-    workers : int
+    pool : Pool
         Processes that read headers.
 
     Raises
@@ -55,7 +56,7 @@ def read_manifest(source: AdniSource, _folder: Path | None = None, *, workers: i
             f"the first, {rows[0]['path']}: {why}"
         )
     _report(images, tables)
-    facts = map_scans(_facts, [image.path for image in images], workers=workers, label="reading headers")
+    facts = map_scans(_facts, [image.path for image in images], pool=pool, label="reading headers")
     by_path = {str(image.path): about for image, about in zip(images, facts, strict=True)}
     return pd.DataFrame([by_path[row["path"]] | row for row in rows])
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 from bids2table import index_dataset, load_bids_metadata
 
 from adlib.compute import map_scans
+from adlib.exec_params import EVERY_CORE, Pool
 from adlib.records import StudyError
 from adlib.source_params import BidsSource
 from adlib.sources.facts import image_facts
@@ -19,7 +20,7 @@ from adlib.tables import read_user_table
 _ENTITIES = ("sub", "ses", "space", "desc", "part", "suffix", "ext", "path")
 
 
-def read_manifest(source: BidsSource, _folder: Path | None = None, *, workers: int = 0) -> pd.DataFrame:
+def read_manifest(source: BidsSource, _folder: Path | None = None, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
     """List every T1w scan of a BIDS dataset with its label, one row per scan.
 
     Rows without a label keep an empty diagnosis; the audit reports and drops them. A file that nibabel cannot open
@@ -44,7 +45,7 @@ def read_manifest(source: BidsSource, _folder: Path | None = None, *, workers: i
             f"no scan under {root} has a value in column {source.label_column!r} of participants.tsv "
             f"(columns {list(people.columns)}) or sessions.tsv; set source.label_column"
         )
-    facts = map_scans(_file_facts, [row["path"] for row in rows], workers=workers, label="reading headers")
+    facts = map_scans(_file_facts, [row["path"] for row in rows], pool=pool, label="reading headers")
     return pd.DataFrame([found | row for row, found in zip(rows, facts, strict=True)])
 
 

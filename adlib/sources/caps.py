@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from adlib.compute import map_scans
+from adlib.exec_params import EVERY_CORE, Pool
 from adlib.records import REGISTERED, StudyError
 from adlib.source_params import CapsSource
 from adlib.sources.facts import image_facts
@@ -20,7 +21,7 @@ _NAME = re.compile(
 )
 
 
-def read_manifest(source: CapsSource, _folder: Path | None = None, *, workers: int = 0) -> pd.DataFrame:
+def read_manifest(source: CapsSource, _folder: Path | None = None, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
     """List the t1-linear output of every session; of a cropped and an uncropped one the uncropped is used.
 
     References
@@ -46,7 +47,7 @@ def read_manifest(source: CapsSource, _folder: Path | None = None, *, workers: i
     for row, (_, found) in zip(rows, named, strict=True):
         if found["crop"] and row["scan_id"] in whole:
             row |= {"scan_id": f"{row['scan_id']}_desc-Crop", "excluded": "the uncropped image of the session is used"}
-    facts = map_scans(image_facts, [Path(row["path"]) for row in rows], workers=workers, label="reading headers")
+    facts = map_scans(image_facts, [Path(row["path"]) for row in rows], pool=pool, label="reading headers")
     return pd.DataFrame([found | row for row, found in zip(rows, facts, strict=True)])
 
 

@@ -11,6 +11,7 @@ import nibabel as nib
 import pandas as pd
 
 from adlib.compute import map_scans
+from adlib.exec_params import EVERY_CORE, Pool
 from adlib.records import StudyError, atomic_path, digest, file_digest, read_json, write_json
 from adlib.source_params import DicomSource
 from adlib.sources.dicom import choose, list_series
@@ -19,7 +20,7 @@ from adlib.sources.people import PeopleTable, bids_label, check_distinct, sessio
 from adlib.sources.sidecar import sidecar_facts
 
 
-def read_manifest(source: DicomSource, folder: Path, *, workers: int = 0) -> pd.DataFrame:
+def read_manifest(source: DicomSource, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
     """List every series of every session; the chosen one as NIfTI under `folder`, without anything that identifies.
 
     Raises
@@ -35,7 +36,7 @@ def read_manifest(source: DicomSource, folder: Path, *, workers: int = 0) -> pd.
     if not sessions:
         raise StudyError(f"no file under {root} has a path that source.participant {source.participant!r} matches")
     convert = partial(convert_session, folder=folder / "nifti")
-    found = map_scans(convert, sessions, workers=workers, label="converting DICOM")
+    found = map_scans(convert, sessions, pool=pool, label="converting DICOM")
     rows = [row for series in found for row in series]
     for row in rows:
         told = table.about(row["scan_id"], row["path"], row["participant_id"], row["session_id"])
@@ -66,7 +67,7 @@ def _sessions(root: Path, pattern: str) -> list[dict[str, str]]:
     return list(found.values())
 
 
-def convert_rows(listed: pd.DataFrame, folder: Path, *, workers: int = 0) -> pd.DataFrame:
+def convert_rows(listed: pd.DataFrame, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
     """Convert the rows of a listing whose path is a folder of DICOM, and add rows for the series left out.
 
     Parameters
@@ -83,7 +84,7 @@ def convert_rows(listed: pd.DataFrame, folder: Path, *, workers: int = 0) -> pd.
     """
     packed = listed["path"].map(lambda path: Path(path).is_dir()) & listed["excluded"].isna()
     rows = listed[packed].to_dict("records")
-    done = map_scans(partial(convert_session, folder=folder), rows, workers=workers, label="converting DICOM")
+    done = map_scans(partial(convert_session, folder=folder), rows, pool=pool, label="converting DICOM")
     converted = [
         found | {name: value for name, value in row.items() if not (name in ("path", "sha256") or pd.isna(value))}
         if found["scan_id"] == row["scan_id"]

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from adlib.compute import map_scans
+from adlib.exec_params import EVERY_CORE, Pool
 from adlib.records import StudyError
 from adlib.source_params import FoldersSource
 from adlib.sources import adni
@@ -21,7 +22,7 @@ _PARTS = {"train": "train", "training": "train", "test": "test", "testing": "tes
 _PARTS |= dict.fromkeys(("val", "valid", "validation"), "validation")
 
 
-def read_manifest(source: FoldersSource, _folder: Path | None = None, *, workers: int = 0) -> pd.DataFrame:
+def read_manifest(source: FoldersSource, _folder: Path | None = None, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
     """List every scan of a tree of class folders.
 
     A scan whose participant neither its name nor the table tells keeps an empty participant; the audit stops on that.
@@ -41,7 +42,7 @@ def read_manifest(source: FoldersSource, _folder: Path | None = None, *, workers
         raise StudyError(f"no {source.contents} under the class folders of {root}; set source.contents or source.parts")
     check_distinct((row.pop("name") for row in rows if "name" in row), root)
     _name(rows)
-    facts = map_scans(joined_facts, [row["path"] for row in rows], workers=workers, label="reading headers")
+    facts = map_scans(joined_facts, [row["path"] for row in rows], pool=pool, label="reading headers")
     return pd.DataFrame([found | row for row, found in zip(rows, facts, strict=True)])
 
 

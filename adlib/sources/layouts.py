@@ -18,6 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from adlib.compute import map_scans
+from adlib.exec_params import EVERY_CORE, Pool
 from adlib.records import atomic_path, read_table, write_json, write_text
 from adlib.source_params import BidsSource
 from adlib.sources import bids
@@ -32,7 +33,7 @@ _RATINGS = {"CN": 0.0, "SMC": 0.0, "EMCI": 0.5, "MCI": 0.5, "LMCI": 0.5, "AD": 1
 _OASIS_AXES = ("A", "S", "L")  # the order in which OASIS-1 stores its voxels, see adlib.sources.oasis
 
 
-def write_layout(cohort: Path, kind: str, root: Path, *, workers: int = 0) -> Path:
+def write_layout(cohort: Path, kind: str, root: Path, *, pool: Pool = EVERY_CORE) -> Path:
     """Write a BIDS cohort of `adlib.sources.phantom` under `root` in another layout.
 
     Parameters
@@ -43,19 +44,19 @@ def write_layout(cohort: Path, kind: str, root: Path, *, workers: int = 0) -> Pa
         One of `LAYOUTS`.
     root : path
         Empty or missing folder.
-    workers : int
+    pool : Pool
 
     Returns
     -------
     path
         What ``source.root`` is to name.
     """
-    listed = bids.read_manifest(BidsSource(kind="bids", root=cohort), workers=workers)
+    listed = bids.read_manifest(BidsSource(kind="bids", root=cohort), pool=pool)
     truth = read_table(Path(cohort).parent / "truth" / "truth.tsv", TRUTH)
     listed = listed.merge(truth[["scan_id", "scan_to_mni"]], on="scan_id", validate="one_to_one")
     rows = [_renamed(row) for row in listed.sort_values(["participant_id", "session_id"]).to_dict("records")]
     place, tables = LAYOUTS[kind]
-    map_scans(partial(place, root=Path(root)), rows, workers=workers, label=f"writing {kind}")
+    map_scans(partial(place, root=Path(root)), rows, pool=pool, label=f"writing {kind}")
     tables(rows, Path(root))
     return Path(root)
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from adlib.compute import map_scans
+from adlib.exec_params import EVERY_CORE, Pool
 from adlib.records import StudyError, atomic_path, file_digest
 from adlib.source_params import Oasis1Source, Oasis2Source
 from adlib.sources.facts import image_facts
@@ -25,16 +26,16 @@ _SESSION = re.compile(r"OAS(?P<release>[12])_(?P<number>\d{4})_MR(?P<visit>\d+)$
 _RANKS = ("SUBJ_111", "_mpr-1", "mpr-1", "_mpr-2", "mpr-2", "_mpr-3", "mpr-3", "_mpr-4", "mpr-4")
 
 
-def read_oasis1(source: Oasis1Source, folder: Path, *, workers: int = 0) -> pd.DataFrame:
+def read_oasis1(source: Oasis1Source, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
     """List the sessions of OASIS-1; see `_read_release`."""
     table = read_oasis_table(_checked(source.root), "*cross-sectional*.csv", "id")
-    return _read_release(Path(source.root), "1", table, source.cdr_labels, folder, workers)
+    return _read_release(Path(source.root), "1", table, source.cdr_labels, folder, pool)
 
 
-def read_oasis2(source: Oasis2Source, folder: Path, *, workers: int = 0) -> pd.DataFrame:
+def read_oasis2(source: Oasis2Source, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
     """List the sessions of OASIS-2; see `_read_release`."""
     table = read_oasis_table(_checked(source.root), "*longitudinal*.csv", "mriid")
-    return _read_release(Path(source.root), "2", table, source.cdr_labels, folder, workers)
+    return _read_release(Path(source.root), "2", table, source.cdr_labels, folder, pool)
 
 
 def _checked(root: Path) -> Path:
@@ -44,7 +45,7 @@ def _checked(root: Path) -> Path:
 
 
 def _read_release(
-    root: Path, release: str, table: pd.DataFrame, labels: dict[str, str], folder: Path, workers: int
+    root: Path, release: str, table: pd.DataFrame, labels: dict[str, str], folder: Path, pool: Pool
 ) -> pd.DataFrame:
     """One row per image; the chosen image of a session as NIfTI with its true orientation under `folder`.
 
@@ -59,7 +60,7 @@ def _read_release(
         raise StudyError(f"no OAS{release}_*_MR*/ folder with an image (.hdr and .img, or .nii) under {root}")
     print(f"OASIS-{release}: {len(sessions)} of the table's {len(table)} sessions are on disk")
     chosen = [row for row in rows if "excluded" not in row]
-    facts = map_scans(partial(_converted, folder=folder / "nifti"), chosen, workers=workers, label="reading images")
+    facts = map_scans(partial(_converted, folder=folder / "nifti"), chosen, pool=pool, label="reading images")
     for row, found in zip(chosen, facts, strict=True):
         row |= found
     return pd.DataFrame(rows)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from adlib.compute import map_scans
+from adlib.exec_params import EVERY_CORE, Pool
 from adlib.records import StudyError
 from adlib.source_params import Oasis2SlicesSource
 from adlib.sources.oasis_tables import read_oasis_table, visit_facts
@@ -17,7 +18,7 @@ from adlib.sources.planes import SEPARATOR, joined_facts
 PLANES = ("axl", "cor", "sag")
 
 
-def read_manifest(source: Oasis2SlicesSource, unpacked: Path, *, workers: int = 0) -> pd.DataFrame:
+def read_manifest(source: Oasis2SlicesSource, unpacked: Path, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
     """List the sessions of the table, with age, sex, CDR class, nWBV and eTIV.
 
     `path` of a row holds the three files, joined by ``|`` in the order axial, coronal, sagittal; its ``sha256`` is the
@@ -45,7 +46,7 @@ def read_manifest(source: Oasis2SlicesSource, unpacked: Path, *, workers: int = 
     whole = [row for row in rows if "excluded" not in row]
     if not whole:
         raise StudyError(f"none of the {len(table)} sessions of the table has slices axl/, cor/, sag/ under {slices}")
-    facts = map_scans(joined_facts, [row["path"] for row in whole], workers=workers, label="reading slices")
+    facts = map_scans(joined_facts, [row["path"] for row in whole], pool=pool, label="reading slices")
     for row, found in zip(whole, facts, strict=True):
         row |= found
     return pd.DataFrame(rows)

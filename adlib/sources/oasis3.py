@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from adlib.compute import map_scans
+from adlib.exec_params import EVERY_CORE, Pool
 from adlib.records import StudyError
 from adlib.source_params import Oasis3Source
 from adlib.sources.facts import image_facts
@@ -22,7 +23,7 @@ _SEXES = {"1": "M", "2": "F", "1.0": "M", "2.0": "F"}
 DAYS_PER_YEAR = 365.25
 
 
-def read_manifest(source: Oasis3Source, _folder: Path | None = None, *, workers: int = 0) -> pd.DataFrame:
+def read_manifest(source: Oasis3Source, _folder: Path | None = None, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
     """List every T1w image; its diagnosis is the Clinical Dementia Rating of the visit nearest in days.
 
     A scan without a visit inside the window keeps an empty diagnosis. Of several runs of a session the first is used,
@@ -46,7 +47,7 @@ def read_manifest(source: Oasis3Source, _folder: Path | None = None, *, workers:
     visits, people = _tables(root)
     rows = [_describe(path, found, visits, people, source) for path, found in named]
     _leave_out_repeats(rows)
-    facts = map_scans(image_facts, [Path(row["path"]) for row in rows], workers=workers, label="reading headers")
+    facts = map_scans(image_facts, [Path(row["path"]) for row in rows], pool=pool, label="reading headers")
     return pd.DataFrame([found | row for row, found in zip(rows, facts, strict=True)])
 
 

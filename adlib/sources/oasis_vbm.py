@@ -8,13 +8,14 @@ import pandas as pd
 from nilearn.datasets import fetch_oasis_vbm
 
 from adlib.compute import map_scans
+from adlib.exec_params import EVERY_CORE, Pool
 from adlib.records import TISSUE_MAPS, StudyError
 from adlib.source_params import OasisVbmSource
 from adlib.sources.oasis_tables import visit_facts
 from adlib.sources.planes import SEPARATOR, joined_facts
 
 
-def read_manifest(source: OasisVbmSource, _folder: Path | None = None, *, workers: int = 0) -> pd.DataFrame:
+def read_manifest(source: OasisVbmSource, _folder: Path | None = None, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
     """List the grey- and white-matter maps of every participant; they lie in MNI152 space.
 
     Raises
@@ -51,5 +52,5 @@ def read_manifest(source: OasisVbmSource, _folder: Path | None = None, *, worker
                 **visit_facts(table.loc[session], source.cdr_labels),
             }
         )
-    facts = map_scans(joined_facts, [row["path"] for row in rows], workers=workers, label="reading headers")
+    facts = map_scans(joined_facts, [row["path"] for row in rows], pool=pool, label="reading headers")
     return pd.DataFrame([found | row for row, found in zip(rows, facts, strict=True)])

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from adlib.compute import map_scans
+from adlib.exec_params import EVERY_CORE, Pool
 from adlib.records import Schema, StudyError, atomic_path, digest, read_json, write_json, write_table, write_text
 from adlib.source_params import BidsSource, PhantomSource
 from adlib.sources.phantom_head import Scanner, Subject, image_head
@@ -216,7 +217,7 @@ def write_cohort(
     seed: int,
     folder: Path,
     *,
-    workers: int = 0,
+    pool: Pool = EVERY_CORE,
     code: str = "",
     only: Collection[str] | None = None,
 ) -> Path:
@@ -238,7 +239,7 @@ def write_cohort(
         shutil.rmtree(folder, ignore_errors=True)
         write_json({"key": key}, folder / "key.json")
     write = partial(_write_scan, folder=folder, voxel_mm=source.voxel_mm)
-    truths = map_scans(write, cohort.to_dict("records"), workers=workers, label="simulating heads")
+    truths = map_scans(write, cohort.to_dict("records"), pool=pool, label="simulating heads")
     _write_tables(cohort, classes, folder / "bids")
     write_table(pd.DataFrame(truths), folder / "truth" / "truth.tsv", TRUTH)
     write_json(bayes_ceiling(source, classes), folder / "truth" / "ceiling.json")
@@ -338,7 +339,7 @@ def main() -> None:
     options = parser.parse_args()
     source = PhantomSource(kind="phantom", participants_per_class=options.n, voxel_mm=options.voxel_mm)
     classes = ("CN", "MCI", "LMCI", "AD")
-    print(write_cohort(source, classes, options.seed, options.out, workers=options.workers))
+    print(write_cohort(source, classes, options.seed, options.out, pool=Pool(workers=options.workers)))
 
 
 if __name__ == "__main__":

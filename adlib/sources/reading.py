@@ -36,10 +36,10 @@ def read_source(params: StudyParams, code: str = "") -> pd.DataFrame:
     DataFrame
         Schema `records.LISTING`; participant and diagnosis may still be unknown, diagnosis outside `params.classes`.
     """
-    source, workers = params.source, params.exec.workers
+    source, pool = params.source, params.exec.pool
     folder = params.folder / "source"
     if source.kind == "phantom":
-        root = phantom.write_cohort(source, params.classes, params.seed, folder, workers=workers, code=code)
+        root = phantom.write_cohort(source, params.classes, params.seed, folder, pool=pool, code=code)
         source = phantom.as_bids(root)
-    listed = check_table(READERS[source.kind](source, folder, workers=workers), LISTING, f"source {source.kind}")
-    return check_table(dicom_tree.convert_rows(listed, folder / "nifti", workers=workers), LISTING, "DICOM conversion")
+    listed = check_table(READERS[source.kind](source, folder, pool=pool), LISTING, f"source {source.kind}")
+    return check_table(dicom_tree.convert_rows(listed, folder / "nifti", pool=pool), LISTING, "DICOM conversion")

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from adlib.compute import THREAD_VARIABLES
 from adlib.params import ClassifyParams
 from adlib.predict import STAGES
 from adlib.records import StudyError, read_json
+from adlib.threads import THREAD_VARIABLES
 
 COMMAND = (sys.executable, "-m", "adlib.widget.worker")
 START, DRAWING, EXPLAINING = "starting", "drawing", "explaining where the network looked"

@@ -1,0 +1,329 @@
+"""The Dask workers that scans are sent to: of this computer, of a batch system, or of a scheduler that runs already."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Client, Future, LocalCluster, Security
+from tqdm import tqdm
+
+from adlib.exec_params import JobQueueParams, Pool
+from adlib.records import StudyError
+from adlib.task import leave_interrupts_to_the_parent
+from adlib.threads import THREAD_VARIABLES
+
+CONNECT_SECONDS = 30
+FETCH_SECONDS = 0.5
+PATIENCE_SECONDS = 60.0  # how long a cluster may be without any worker
+IDLE_SECONDS = 30.0  # how long workers are kept for the next map
+MEMORY_EVENTS = "worker-restart-memory"
+AWAY = (OSError, asyncio.TimeoutError)
+_SETTINGS = {
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": 1.0,
+    "distributed.worker.profile.enabled": False,
+    "distributed.scheduler.work-stealing": False,
+    "distributed.admin.tick.limit": "1h",
+} | {f"distributed.nanny.pre-spawn-environ.{name}": 1 for name in THREAD_VARIABLES}
+
+_KEEP_ON = "export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False"
+
+
+class Gone(Exception):
+    """The scheduler does not answer any more, or has no workers left."""
+
+
+class Cluster:
+    """A connection to workers, checked before they get work.
+
+    Parameters
+    ----------
+    pool : Pool
+    workers : int
+        How many to start, where they are processes of this computer.
+
+    Raises
+    ------
+    StudyError
+        If no scheduler answers, or dask-jobqueue is wanted and missing.
+    """
+
+    def __init__(self, pool: Pool, workers: int) -> None:
+        self.pool = pool
+        self.size = float("inf") if pool.elsewhere else workers
+        self._admitted: set[str] = set()
+        self._ending: set[str] = set()
+        self._started: Any = None
+        with dask.config.set(_SETTINGS):
+            if pool.jobqueue.kind:
+                self._started = _batch(pool.jobqueue, pool.folder)
+            elif not pool.scheduler:
+                self._started = _local(pool, workers)
+        try:
+            self.client = Client(self._started or pool.scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+        except AWAY as error:
+            raise StudyError(
+                f"no Dask scheduler answers at {pool.scheduler} ({error}); start `dask scheduler` there, "
+                f"or set exec.scheduler to its address"
+            ) from None
+        if find_spec("bokeh") and self.client.dashboard_link:
+            tqdm.write(f"dashboard of the workers: {self.client.dashboard_link}", file=sys.stderr)
+
+    @property
+    def where(self) -> str:
+        """The cluster in words."""
+        return self.pool.scheduler or self.pool.jobqueue.kind or "this computer"
+
+    @property
+    def patience_s(self) -> float:
+        """How long there may be no worker; jobs may wait in their queue as long as they must."""
+        return float("inf") if self.pool.jobqueue.kind else PATIENCE_SECONDS
+
+    def workers(self) -> set[str]:
+        """Addresses of the workers that may be given work now.
+
+        Raises
+        ------
+        Gone
+        StudyError
+            If a worker has other code or other packages than this process, or does not see the study's folder.
+        """
+        with _answering():
+            present = set(self.client.nthreads(callback_timeout=CONNECT_SECONDS))
+            if new := present - self._admitted:
+                self._admitted |= self._admit(new)
+        self._ending &= present
+        return (present & self._admitted) - self._ending
+
+    def _admit(self, new: set[str]) -> set[str]:
+        if self.pool.elsewhere:
+            return _compared(self.client, new, self.pool.folder)
+        ready = self.client.run(leave_interrupts_to_the_parent, workers=list(new), on_error="return")
+        return {address for address, answer in ready.items() if answer is True}
+
+    def fetch(self, future: Future) -> Any:
+        """Result of a finished task; None where its worker does not send it at once."""
+        if future.status == "error":
+            return future.result()
+        with _answering():
+            try:
+                return future.result(timeout=FETCH_SECONDS)
+            except TimeoutError:
+                return None
+
+    def restart(self, address: str) -> None:
+        """Have a worker killed and started anew, without waiting for it; it gets no more work."""
+        self._ending.add(address)
+
+        def work() -> None:
+            with suppress(Exception):  # a worker that cannot be restarted is not seen again, or times out again
+                self.client.restart_workers([address], timeout=CONNECT_SECONDS, raise_for_error=False)
+
+        threading.Thread(target=work, daemon=True).start()
+
+    def outgrew(self, address: str) -> bool:
+        """Whether a worker was stopped for its memory."""
+        with _answering():
+            events = self.client.get_events(MEMORY_EVENTS)
+        return any(event.get("worker") == address for _, event in events)
+
+    def close(self) -> None:
+        """Leave the scheduler, and end what was started here."""
+        for part in (self.client, self._started):
+            if part is not None:
+                with suppress(Exception):
+                    part.close()
+
+
+_OPEN: list[Cluster] = []
+_LOCK = threading.RLock()
+_IDLE: list[threading.Timer] = []
+
+
+@contextmanager
+def cluster_for(pool: Pool, workers: int) -> Iterator[Cluster]:
+    """Lend the cluster of a pool, started or left over from the last map.
+
+    It is closed when nothing was asked of it for a while, when another one is asked for, after an error, and at exit.
+
+    Parameters
+    ----------
+    pool : Pool
+    workers : int
+        How many the work can keep busy.
+    """
+    with _LOCK:
+        while _IDLE:
+            _IDLE.pop().cancel()
+        if _OPEN and (_OPEN[0].pool != pool or _OPEN[0].size < workers):
+            close_clusters()
+        if not _OPEN:
+            _OPEN.append(Cluster(pool, workers))
+        try:
+            yield _OPEN[0]
+        except BaseException:
+            close_clusters()
+            raise
+        timer = threading.Timer(IDLE_SECONDS, _close_idle)
+        timer.daemon = True
+        _IDLE.append(timer)
+        timer.start()
+
+
+@atexit.register
+def close_clusters() -> None:
+    """End the workers that were kept for another map."""
+    with _LOCK:
+        while _OPEN:
+            _OPEN.pop().close()
+
+
+def _close_idle() -> None:
+    with _LOCK:
+        if threading.current_thread() in _IDLE:
+            close_clusters()
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except CancelledError:
+        raise Gone("the connection to the scheduler is lost") from None
+    except AWAY as error:
+        raise Gone(str(error) or "the scheduler does not answer") from None
+
+
+@lru_cache(maxsize=1)
+def _certificate() -> Security:
+    """Keys of this process: who does not have them can neither send work nor see any."""
+    return Security.temporary()
+
+
+def _local(pool: Pool, workers: int) -> LocalCluster:
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=True,
+        host="tls://127.0.0.1",
+        security=_certificate(),  # other users of this computer cannot send work
+        dashboard_address="127.0.0.1:0",
+        memory_limit=pool.memory_mb * 2**20,
+        silence_logs=logging.CRITICAL,
+    )
+
+
+def _batch(jobs: JobQueueParams, folder: Path) -> Any:
+    try:
+        import dask_jobqueue
+    except ImportError:
+        raise StudyError(
+            "exec.jobqueue needs the package dask-jobqueue; install it (pip install dask-jobqueue), "
+            "or leave exec.jobqueue.kind empty"
+        ) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = {"slurm": dask_jobqueue.SLURMCluster, "pbs": dask_jobqueue.PBSCluster}[jobs.kind]
+    cluster = kind(
+        queue=jobs.queue or None,
+        cores=jobs.cores,
+        processes=jobs.cores,
+        memory=jobs.memory,
+        walltime=jobs.walltime,
+        interface=jobs.interface or None,
+        job_extra_directives=list(jobs.directives),
+        job_script_prologue=[f"export {name}=1" for name in THREAD_VARIABLES] + [_KEEP_ON],
+        security=_certificate(),
+        scheduler_options={"dashboard_address": "127.0.0.1:0"},
+        shared_temp_directory=str(folder.resolve()),
+        silence_logs=logging.CRITICAL,
+    )
+    cluster.adapt(minimum_jobs=jobs.jobs, maximum_jobs=jobs.jobs)  # a job that ends is followed by another
+    return cluster
+
+
+def _compared(client: Client, new: set[str], folder: Path) -> set[str]:
+    """Those of the new workers that answered, all of them with this process's code, packages and files."""
+    _same_python(client, new)
+    with _marker(folder) as marker:
+        state = _state_of(marker, Path.cwd())
+        answers = client.run(state, workers=list(new), on_error="return")
+        here = state()
+    for address, there in answers.items():
+        if isinstance(there, Exception):
+            continue
+        if not there["sees the study's folder"]:
+            raise StudyError(
+                f"worker {address} does not see {folder.resolve()} and {Path.cwd()} as this process does; "
+                "put study, data and working folder on a file system that all computers share, under one path"
+            )
+        for name, value in here.items():
+            if there[name] != value:
+                raise StudyError(
+                    f"worker {address} has {name} {there[name]}, this process has {value}; results would depend on "
+                    "who computes them. Start the workers from this very installation, and again after each change"
+                )
+    return {address for address, there in answers.items() if not isinstance(there, Exception)}
+
+
+def _same_python(client: Client, new: set[str]) -> None:
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for address, facts in client.get_versions()["workers"].items():
+        there = ".".join(str(facts["host"]["python"]).split(".")[:2]) if address in new else here
+        if there != here:
+            raise StudyError(
+                f"worker {address} runs Python {there}, this process {here}; start it with this very installation"
+            )
+
+
+def _state_of(marker: Path, folder: Path) -> Callable[[], dict[str, Any]]:
+    """A function that travels as its own code, since a worker's adlib may be another one."""
+
+    def state() -> dict[str, Any]:
+        import hashlib
+        from importlib import metadata
+        from importlib.util import find_spec
+
+        found = {"sees the study's folder": marker.is_file() and folder.is_dir()}
+        for name in ("numpy", "scipy", "nibabel", "nilearn", "SimpleITK", "torch"):
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                found[name] = "not at all"
+        package = find_spec("adlib")
+        if package is None:
+            return found | {"adlib code": "not at all"}
+        root = type(marker)(package.origin).parent
+        code = hashlib.sha256()
+        for file in sorted(root.rglob("*.py")):
+            code.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+        return found | {"adlib code": code.hexdigest()[:12]}
+
+    return state
+
+
+@contextmanager
+def _marker(folder: Path) -> Iterator[Path]:
+    """A file for a moment, by which others show that they see the same folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".seen-", dir=folder.resolve())
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)

@@ -1,0 +1,177 @@
+"""What preprocessing of simulated heads of 2 mm costs with one and with two workers, and what many scans would cost.
+
+    python benchmarks/scaling.py [--scans 24] [--most 2] [--keep runs.tsv]
+
+Prints the speed-up (goal: at least 1.8 with two), the peak memory of a worker and how it grows from scan to scan (goal:
+under 1.5 GB, flat), and what handing out a scan costs beside the scan (goal: under 2 %). Then it fits
+
+    seconds of a run = start of the workers + seconds of a scan x scans / workers
+
+to all runs and says with it what 10,000 and 100,000 scans take. Run it on a computer that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+
+from adlib.compute import map_scans
+from adlib.exec_params import Pool
+from adlib.params import PreprocessParams
+from adlib.preprocess.cohort import preprocess_scan
+from adlib.source_params import PhantomSource
+from adlib.sources import bids, phantom
+
+CLASSES = ("CN", "MCI", "LMCI", "AD")
+FAR = 8192  # a limit that is not met, so that one worker is a process of its own too
+WAIT_SECONDS = 0.3
+GOALS = {"speed-up": 1.8, "memory": 1500.0, "growth": 2.0, "engine": 0.02}
+MANY = (10_000, 100_000)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One map: workers, scans, whether the workers were started for it, seconds, and what each scan said."""
+
+    workers: int
+    scans: int
+    cold: bool
+    seconds: float
+    said: pd.DataFrame
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scans", type=int, default=24, help="of the longest run")
+    parser.add_argument("--most", type=int, default=2, help="workers that are compared with one")
+    parser.add_argument("--keep", type=Path, help="table of all runs")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="adlib-scaling-") as name:
+        folder = Path(name)
+        scans = simulated(args.scans, folder, args.most)
+        runs = [run for workers in (1, args.most) for run in measured(workers, scans, folder)]
+        stored = sum(file.stat().st_size for file in (folder / "out").rglob("*") if file.is_file())
+    waiting = engine_seconds(args.most)
+    if args.keep:
+        pd.DataFrame([vars(run) for run in runs]).drop(columns="said").to_csv(args.keep, sep="\t", index=False)
+    met = [speed_up(runs), memory(runs), engine(waiting, runs)]
+    forecast(runs, stored / 2**20 / len(scans))
+    return 0 if all(met) else 1
+
+
+def simulated(count: int, folder: Path, workers: int) -> list[dict[str, Any]]:
+    """Rows of a manifest, of heads that are written under `folder`."""
+    source = PhantomSource(kind="phantom", participants_per_class=-(-count // 4), voxel_mm=2.0, followup_fraction=0.0)
+    pool = Pool(workers=workers)
+    root = phantom.write_cohort(source, CLASSES, 7, folder / "source", pool=pool)
+    listed = bids.read_manifest(phantom.as_bids(root), pool=pool)
+    rows = listed[["participant_id", "session_id", "scan_id", "path", "sha256"]].assign(space=None)
+    return rows.to_dict("records")[:count]
+
+
+def measured(workers: int, scans: list[dict[str, Any]], folder: Path) -> list[Run]:
+    """A run that starts the workers, and longer and longer ones with workers that are warm."""
+    pool, runs = Pool(workers=workers, memory_mb=FAR), []
+    for number, count in enumerate((workers, len(scans) // 4, len(scans) // 2, len(scans))):
+        work = partial(timed, derivatives=folder / "out", code=f"{workers}-{number}")
+        start = time.perf_counter()
+        said = map_scans(work, scans[:count], pool=pool, label=f"{workers} workers, {count} scans")
+        runs.append(Run(workers, count, number == 0, time.perf_counter() - start, pd.DataFrame(said)))
+    return runs
+
+
+def timed(scan: dict[str, Any], derivatives: Path, code: str) -> dict[str, float]:
+    """Preprocess one scan; seconds it took, also of the processor, and the memory of this process, MB."""
+    start, processor = time.perf_counter(), time.process_time()
+    verdict = preprocess_scan(scan, derivatives, PreprocessParams(), code)["verdict"]
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return {
+        "worker": os.getpid(),
+        "seconds": time.perf_counter() - start,
+        "processor": time.process_time() - processor,
+        "peak_mb": highest,
+        "after_mb": psutil.Process().memory_info().rss / 2**20,
+        "failed": verdict == "fail",
+    }
+
+
+def engine_seconds(workers: int, count: int = 60) -> float:
+    """What one item costs beside the work, seconds: from a map of items that only wait."""
+    pool = Pool(workers=workers, memory_mb=FAR)
+    map_scans(time.sleep, [WAIT_SECONDS] * workers, pool=pool, label="starting")
+    start = time.perf_counter()
+    map_scans(time.sleep, [WAIT_SECONDS] * count, pool=pool, label="waiting")
+    return (time.perf_counter() - start) * workers / count - WAIT_SECONDS
+
+
+def speed_up(runs: list[Run]) -> bool:
+    """Print scans an hour, and how much faster several workers are on the same scans."""
+    print(
+        f"\n{'workers':>7} {'scans':>6} {'start':>6} {'seconds':>8} {'s in a scan':>12} {'of processor':>13} {'scans an hour':>14}"
+    )
+    for run in runs:
+        inside, busy = run.said["seconds"].median(), run.said["processor"].median()
+        started, rate = "yes" if run.cold else "no", 3600 * run.scans / run.seconds
+        print(
+            f"{run.workers:>7} {run.scans:>6} {started:>6} {run.seconds:>8.1f} {inside:>12.2f} {busy:>13.2f} {rate:>14.0f}"
+        )
+    one, most = (max((run for run in runs if run.workers == n), key=lambda run: run.scans)
+                 for n in sorted({run.workers for run in runs}))  # fmt: skip
+    gained = one.seconds / most.seconds
+    failed = int(sum(run.said["failed"].sum() for run in runs))
+    print(f"\nspeed-up of {most.workers} workers: {gained:.2f} (goal: at least {GOALS['speed-up']}); failed: {failed}")
+    return gained >= GOALS["speed-up"] and not failed
+
+
+def memory(runs: list[Run]) -> bool:
+    """Print the peak of each worker, and the slope of what it holds after each scan, but for the first three."""
+    flat, highest = True, 0.0
+    for workers in sorted({run.workers for run in runs}):
+        said = pd.concat([run.said for run in runs if run.workers == workers])
+        for number, (_, own) in enumerate(said.groupby("worker", sort=False), start=1):
+            held = own["after_mb"].to_numpy()[3:]
+            slope = float(np.polyfit(np.arange(len(held)), held, 1)[0]) if len(held) > 2 else float("nan")
+            highest, flat = max(highest, own["peak_mb"].max()), flat and not slope > GOALS["growth"]
+            print(f"worker {number} of {workers}: peak {own['peak_mb'].max():.0f} MB, {slope:+.2f} MB a scan")
+    print(f"goal: under {GOALS['memory']:.0f} MB, and no more than {GOALS['growth']:.0f} MB a scan")
+    return flat and highest < GOALS["memory"]
+
+
+def engine(waiting: float, runs: list[Run]) -> bool:
+    """Print what handing out a scan costs, as a share of the scan."""
+    share = waiting / pd.concat([run.said for run in runs])["seconds"].median()
+    print(f"handing out: {1000 * waiting:.1f} ms a scan, {share:.2%} of it (goal: under {GOALS['engine']:.0%})")
+    return share < GOALS["engine"]
+
+
+def forecast(runs: list[Run], stored_mb: float) -> None:
+    """Fit the cost model, print how far each run is from it, and what many scans would take."""
+    terms = np.array([[float(run.cold), run.scans / run.workers] for run in runs])
+    seconds = np.array([run.seconds for run in runs])
+    (start, each), *_ = np.linalg.lstsq(terms, seconds, rcond=None)
+    left = seconds - terms @ (start, each)
+    print(f"\nmodel: {start:.1f} s to start + {each:.2f} s x scans / workers; measured less model, s:")
+    print("  " + ", ".join(f"{run.scans}/{run.workers}: {rest:+.1f}" for run, rest in zip(runs, left, strict=True)))
+    print(f"  largest {np.abs(left).max():.1f} s, or {np.abs(left / seconds).max():.0%} of a run")
+    peak = max(run.said["peak_mb"].max() for run in runs)
+    print(f"\n{'scans':>8} {'core-hours':>11} {'days with 16':>13} {'storage GB':>11} {'memory of 16, GB':>17}")
+    for count in MANY:
+        hours = count * each / 3600
+        stored, held = count * stored_mb / 1024, 16 * peak / 1024
+        print(f"{count:>8} {hours:>11.1f} {hours / 16 / 24:>13.2f} {stored:>11.1f} {held:>17.1f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
