@@ -118,15 +118,14 @@ def engine_seconds(workers: int, count: int = 60) -> float:
 
 def speed_up(runs: list[Run]) -> bool:
     """Print scans an hour, and how much faster several workers are on the same scans."""
-    print(
-        f"\n{'workers':>7} {'scans':>6} {'start':>6} {'seconds':>8} {'s in a scan':>12} {'of processor':>13} {'scans an hour':>14}"
-    )
+    rows = []
     for run in runs:
         inside, busy = run.said["seconds"].median(), run.said["processor"].median()
-        started, rate = "yes" if run.cold else "no", 3600 * run.scans / run.seconds
-        print(
-            f"{run.workers:>7} {run.scans:>6} {started:>6} {run.seconds:>8.1f} {inside:>12.2f} {busy:>13.2f} {rate:>14.0f}"
+        row = {"workers": run.workers, "scans": run.scans, "start": "yes" if run.cold else "no", "seconds": run.seconds}
+        rows.append(
+            row | {"s in a scan": inside, "of processor": busy, "scans an hour": 3600 * run.scans / run.seconds}
         )
+    print(pd.DataFrame(rows).round(2).to_string(index=False))
     one, most = (max((run for run in runs if run.workers == n), key=lambda run: run.scans)
                  for n in sorted({run.workers for run in runs}))  # fmt: skip
     gained = one.seconds / most.seconds

@@ -19,6 +19,7 @@ from adlib.splits import make_splits
 from adlib.train import train_study
 from adlib.widget.jobs import Worker
 
+pytestmark = [pytest.mark.studies, pytest.mark.timeout(900)]
 SMALL = (
     "classes=[CN, AD]", "source.severity_mean=[0.1, 1.0]", "evaluate.binary={negative: [CN], positive: [AD]}",
     "source.participants_per_class=5", "source.followup_fraction=0", "splits.validation_fraction=0.3",

@@ -127,15 +127,17 @@ def stuck_on_two(scan, **settings):
     return preprocess_scan(scan, **settings)
 
 
+@pytest.mark.studies
+@pytest.mark.timeout(600)
 def test_a_scan_that_never_ends_fails_alone_and_is_tried_again(scan, tmp_path, monkeypatch):
     manifest = pd.DataFrame([scan, row(scan["path"], "02")])
-    limits = {"outputs": str(tmp_path / "out"), "workers": 2, "scan_timeout_s": 20}
+    limits = {"outputs": str(tmp_path / "out"), "workers": 2, "scan_timeout_s": 60}
     study = {"study": "t", "source": {"kind": "phantom"}, "preprocess": {"resolution_mm": 3.0}, "exec": limits}
     params = validate_params(study, "test")
     monkeypatch.setattr(cohort, "preprocess_scan", stuck_on_two)
     features = preprocess_cohort(manifest, params, "code")
     assert features["qc_verdict"].tolist() == ["pass", "fail"]
-    assert "took longer than exec.scan_timeout_s, 20 seconds; the next run tries again" in features.loc[1, "qc_reasons"]
+    assert "took longer than exec.scan_timeout_s, 60 seconds; the next run tries again" in features.loc[1, "qc_reasons"]
     assert list(read_json(params.folder / LOST)) == ["sub-02_ses-01_T1w"]
     kept = {path: path.stat().st_mtime_ns for path in params.folder.rglob("*.*") if path.is_file()}
     monkeypatch.undo()
@@ -152,3 +154,43 @@ def test_an_unexpected_error_fails_one_scan_only(scan, tmp_path, monkeypatch):
     monkeypatch.setattr(cohort, "preprocess_image", explode)
     sidecar = preprocess_scan(scan, tmp_path, PARAMS, "code")
     assert sidecar["verdict"] == "fail" and sidecar["reasons"] == ["unexpected RuntimeError: ITK: out of range"]
+
+
+def test_a_file_that_comes_back_is_tried_again(scan, tmp_path):
+    path = tmp_path / "away.nii.gz"
+    shutil.copy(scan["path"], path)
+    one = row(path, "05")
+    path.rename(tmp_path / "elsewhere")
+    with one_thread():
+        assert "does not exist" in preprocess_scan(one, tmp_path, PARAMS, "code")["reasons"][0]
+        assert "does not exist" in preprocess_scan(one, tmp_path, PARAMS, "code")["reasons"][0]
+        (tmp_path / "elsewhere").rename(path)
+        assert preprocess_scan(one, tmp_path, PARAMS, "code")["verdict"] == "pass"
+
+
+def test_what_was_made_of_other_bytes_is_not_used_though_the_manifest_names_the_right_ones(scan, tmp_path):
+    path = tmp_path / "changing.nii.gz"
+    shutil.copy(scan["path"], path)
+    one = row(path, "06")
+    nib.save(made_head(8, voxel_mm=(3.0, 3.0, 3.0)).image, path)
+    with one_thread():
+        wrong = preprocess_scan(one, tmp_path, PARAMS, "code")
+        shutil.copy(scan["path"], path)
+        right = preprocess_scan(one, tmp_path, PARAMS, "code")
+    assert wrong["key"] == right["key"] and wrong["features"] != right["features"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_run(scan, tmp_path, monkeypatch):
+    path = tmp_path / "changing.nii.gz"
+    shutil.copy(scan["path"], path)
+
+    def meanwhile(*arguments, **more):
+        path.write_bytes(path.read_bytes() + b" ")
+        return preprocess_image(*arguments, **more)
+
+    one = row(path, "07")
+    monkeypatch.setattr(cohort, "preprocess_image", meanwhile)
+    with one_thread():
+        found = preprocess_scan(one, tmp_path, PARAMS, "code")
+    assert found["verdict"] == "fail" and "changed while it was read" in found["reasons"][0]
+    assert not list(tmp_path.rglob("*_T1w.json"))

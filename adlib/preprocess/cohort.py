@@ -23,6 +23,7 @@ from adlib.records import (
     TISSUE_MAPS,
     StudyError,
     digest,
+    file_digest,
     read_json,
     write_json,
     write_table,
@@ -50,22 +51,25 @@ def preprocess_scan(scan: dict[str, Any], derivatives: Path, params: PreprocessP
         outputs; it never stops a cohort.
     """
     names = store.file_names(scan, derivatives)
-    key = scan_key(scan, params, code)
+    key, read = scan_key(scan, params, code), _bytes_of(scan)
     stored = store.stored_sidecar(names, key)
-    if stored is not None:
+    if stored is not None and stored.get("input_sha256") == read:
         return stored
     names["sidecar"].unlink(missing_ok=True)
     give_back_memory()
     try:
         result = _preprocessed(scan, params)
     except StudyError as error:
-        return store.write_sidecar(names, scan, key, {}, _failure(str(error)))
+        return store.write_sidecar(names, scan, key, {}, _failure(str(error)) | {"input_sha256": read})
     except Exception as error:
         last = traceback.format_exception_only(error)[-1].strip()
-        return store.write_sidecar(names, scan, key, {}, _failure(f"unexpected {last}"))
+        return store.write_sidecar(names, scan, key, {}, _failure(f"unexpected {last}") | {"input_sha256": read})
+    if _bytes_of(scan) != read:
+        return _lost(scan, f"{scan['path']} changed while it was read")
     outputs = store.write_images(names, result)
     kept = ("features", "qc", "verdict", "reasons", "steps", "scan_to_mni")
     facts = {part: getattr(result, part) for part in kept} | {"scan_to_mni": result.scan_to_mni.tolist()}
+    facts["input_sha256"] = read
     facts["brain_percentiles"] = normalise.percentiles(result.t1w, result.mask)
     return store.write_sidecar(names, scan, key, outputs, facts)
 
@@ -134,6 +138,14 @@ def load_preprocessed(scan: dict[str, Any], derivatives: Path) -> Preprocessed:
         steps=tuple(content["steps"]),
         **store.read_images(names, content),
     )
+
+
+def _bytes_of(scan: dict[str, Any]) -> str | None:
+    """Digest of the files that a scan is read from; None where they cannot be read."""
+    try:
+        return digest([file_digest(Path(path)) for path in str(scan["path"]).split("|")])
+    except OSError:
+        return None
 
 
 def scan_key(scan: dict[str, Any], params: PreprocessParams, code: str) -> str:

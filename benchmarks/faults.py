@@ -1,0 +1,249 @@
+"""Break a study while it runs, for real, and see that its results are the same as those of a run left in peace.
+
+    python benchmarks/faults.py study [--kills 20]              # kill -9 of run_all.py, of its kernel, of all
+    python benchmarks/faults.py workers [--scans 500] [--every 60]   # kill -9 of a worker, again and again
+    python benchmarks/faults.py hosts [--set key=value ...]     # two hosts, one of them cut off in the middle
+
+``hosts`` makes two network namespaces on this computer, each with an address of its own, and needs root and iproute2;
+``study`` and ``hosts`` run `params/smoke.yaml`. The exit code is 1 where a result differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+
+from adlib.keys import code_digest
+from adlib.params import StudyParams, load_params
+from adlib.preprocess.cohort import preprocess_cohort
+from adlib.records import MANIFEST, file_digest, write_table
+from adlib.sources.reading import read_source
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE = ROOT / "params" / "smoke.yaml"
+VICTIMS = ("run_all.py", "its kernel", "everything")
+ALIKE = 10  # scans prepared again without a fault
+HOSTS = {"adlib-a": "10.77.0.1", "adlib-b": "10.77.0.2"}
+PORT = 8786
+CUT_AFTER = 8  # scans
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("study", "workers", "hosts"))
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--scans", type=int, default=500)
+    parser.add_argument("--every", type=float, default=60.0, help="seconds between kills of a worker")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--set", dest="sets", action="append", default=[], help="of the study, as for run_all.py")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        done = {"study": killed_study, "workers": killed_workers, "hosts": cut_host}[args.what](args, Path(place))
+    print("the same" if done else "NOT the same")
+    return int(not done)
+
+
+def start(outputs: Path, sets: list[str], host: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    """The smoke study, as a process with a log beside its outputs."""
+    outputs.mkdir(parents=True, exist_ok=True)
+    options = [part for one in (f"exec.outputs={outputs}", *sets) for part in ("--set", one)]
+    command = [*host, sys.executable, str(ROOT / "run_all.py"), "--params", str(SMOKE), *options]
+    with (outputs / "log.txt").open("ab") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+
+
+def finished(outputs: Path, sets: list[str], host: tuple[str, ...] = ()) -> float:
+    """Run the study to its end; seconds that it took."""
+    began = time.monotonic()
+    code = start(outputs, sets, host).wait()
+    if code:
+        raise SystemExit(f"the study ended with {code}:\n{(outputs / 'log.txt').read_text()[-3000:]}")
+    return time.monotonic() - began
+
+
+def metrics(outputs: Path) -> str:
+    return file_digest(outputs / "smoke" / "metrics.json")
+
+
+def killed_study(args: argparse.Namespace, place: Path) -> bool:
+    """Kill the study at random instants, spread over its whole length, and let it end."""
+    rng, whole, cut = random.Random(args.seed), place / "whole", place / "cut"
+    seconds = finished(whole, args.sets)
+    print(f"undisturbed: {seconds:.0f} s")
+    killed: Counter[str] = Counter()
+    while killed.total() < args.kills:
+        process, victim = start(cut, args.sets), rng.choice(VICTIMS)
+        try:
+            process.wait(rng.uniform(0.05, 2 * seconds / args.kills))
+        except subprocess.TimeoutExpired:
+            killed[victim] += kill(process, victim)
+            print(f"{killed.total():3} killed {victim}, in {_last_step(cut)}", flush=True)
+        else:
+            break
+    finished(cut, args.sets)
+    print(f"killed {killed.total()} times: {dict(killed)}")
+    return metrics(whole) == metrics(cut) and killed.total() == args.kills
+
+
+def kill(process: subprocess.Popen[bytes], victim: str) -> bool:
+    """Kill part of a study with SIGKILL and wait until all of it has ended; False where that part did not exist."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    kernels = [child for child in children if "ipykernel_launcher" in " ".join(_line(child))]
+    targets = {VICTIMS[0]: [process], VICTIMS[1]: kernels[:1], VICTIMS[2]: [*children, process]}[victim]
+    for one in targets or [process]:
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            one.send_signal(signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(children, timeout=60)
+    return True
+
+
+def _line(process: psutil.Process) -> list[str]:
+    with suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+def _last_step(outputs: Path) -> str:
+    told = [line for line in (outputs / "log.txt").read_text().splitlines() if line.startswith("[")]
+    return told[-1].split("  ")[0] if told else "its start"
+
+
+def killed_workers(args: argparse.Namespace, place: Path) -> bool:
+    """Prepare many scans while a worker is killed again and again; every scan must be done, once, and alike."""
+    sets = (f"exec.outputs={place}", f"source.participants_per_class={args.scans // 4}", "source.followup_fraction=0")
+    params = load_params(SMOKE, (*sets, "exec.workers=2", *args.sets))
+    manifest = write_table(read_source(params), params.folder / "manifest.tsv", MANIFEST)
+    began, over, kills = time.monotonic(), threading.Event(), []
+    thread = threading.Thread(target=_kill_workers, args=(args, over, kills))
+    thread.start()
+    features = preprocess_cohort(manifest, params, code_digest("adlib.preprocess.cohort"))
+    over.set()
+    thread.join()
+    lost = features["qc_reasons"].str.contains("worker|longer", na=False).sum()
+    sidecars = len(list((params.folder / "derivatives").rglob("*desc-preproc_T1w.json")))
+    once = features["scan_id"].is_unique and set(features["scan_id"]) == set(manifest["scan_id"])
+    print(
+        f"{len(manifest)} scans in {time.monotonic() - began:.0f} s, {len(kills)} workers killed: {len(features)} rows, "
+        f"each scan {'once' if once else 'NOT once'}, {sidecars} sidecars, {lost} lost"
+    )
+    return once and not lost and sidecars == len(manifest) and bool(kills) and _alike(manifest, features, params, place)
+
+
+def _kill_workers(args: argparse.Namespace, over: threading.Event, kills: list[int]) -> None:
+    rng = random.Random(args.seed)
+    while not over.wait(args.every):
+        children = psutil.Process().children(recursive=True)
+        workers = [child for child in children if "spawn_main" in " ".join(_line(child))]
+        if workers:
+            victim = rng.choice(workers)
+            with suppress(psutil.NoSuchProcess):
+                victim.kill()
+                kills.append(victim.pid)
+
+
+def _alike(manifest: pd.DataFrame, features: pd.DataFrame, params: StudyParams, place: Path) -> bool:
+    """Whether some scans give the same values in this process, without a fault."""
+    some = manifest.sample(ALIKE, random_state=1)
+    peace = params.model_copy(
+        update={"exec": params.exec.model_copy(update={"outputs": place / "peace", "workers": 1})}
+    )
+    again = preprocess_cohort(some, peace, code_digest("adlib.preprocess.cohort")).set_index("scan_id")
+    known = features.set_index("scan_id").loc[again.index, again.columns]
+    numbers = again.select_dtypes("number").columns
+    return bool(np.array_equal(again[numbers], known[numbers], equal_nan=True))
+
+
+def cut_host(args: argparse.Namespace, place: Path) -> bool:
+    """The study in peace on this computer, on two hosts, and on two hosts of which one is cut off."""
+    seconds = finished(place / "alone", args.sets)
+    print(f"on this computer: {seconds:.0f} s", flush=True)
+    first, same = next(iter(HOSTS)), []
+    for name, cut in (("two", False), ("cut", True)):
+        with hosts(), cluster():
+            outputs = place / name
+            sets = [*args.sets, f"exec.scheduler=tcp://{HOSTS[first]}:{PORT}"]
+            over = threading.Event()
+            if cut:
+                threading.Thread(target=_cut, args=(outputs, over), daemon=True).start()
+            seconds = finished(outputs, sets, inside(first))
+            same.append(metrics(outputs) == metrics(place / "alone"))
+            was = f", one of them cut off: {over.is_set()}" if cut else ""
+            print(f"on two hosts{was}: {seconds:.0f} s, metrics {'the same' if same[-1] else 'DIFFER'}", flush=True)
+            same.append(over.is_set() == cut)
+    return all(same)
+
+
+def _cut(outputs: Path, over: threading.Event) -> None:
+    """Take the second host's network away when some scans are done."""
+    while len(list((outputs / "smoke" / "derivatives").rglob("*desc-preproc_T1w.json"))) < CUT_AFTER:
+        time.sleep(0.2)
+    run("ip", "-n", list(HOSTS)[1], "link", "set", "eth", "down")
+    over.set()
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True)
+
+
+def inside(host: str) -> tuple[str, ...]:
+    return ("ip", "netns", "exec", host)
+
+
+@contextmanager
+def hosts() -> Iterator[None]:
+    """Two network namespaces with a cable between them."""
+    (one, first), (two, second) = HOSTS.items()
+    try:
+        for name in HOSTS:
+            run("ip", "netns", "add", name)
+            run("ip", "-n", name, "link", "set", "lo", "up")
+        run("ip", "link", "add", "eth", "netns", one, "type", "veth", "peer", "name", "eth", "netns", two)
+        for name, address in ((one, first), (two, second)):
+            run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", "eth")
+            run("ip", "-n", name, "link", "set", "eth", "up")
+        yield
+    finally:
+        for name in HOSTS:
+            subprocess.run(["ip", "netns", "del", name], check=False)
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """A scheduler on the first host, a worker on each."""
+    (one, first), *_ = HOSTS.items()
+    dask = [sys.executable, "-m", "dask"]
+    address, started = f"tcp://{first}:{PORT}", []
+    own = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    lines = [[*inside(one), *dask, "scheduler", "--host", first, "--port", str(PORT), "--no-dashboard"]]
+    lines += [[*inside(name), *dask, "worker", address, "--nthreads", "1", "--no-dashboard"] for name in HOSTS]
+    try:
+        for line in lines:
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            started.append(subprocess.Popen(line, env=own, cwd=ROOT, start_new_session=True, **quiet))
+        time.sleep(10)
+        yield
+    finally:
+        for process in started:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
