@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -82,16 +81,17 @@ def metrics(outputs: Path) -> str:
 
 def killed_study(args: argparse.Namespace, place: Path) -> bool:
     """Kill the study at random instants, spread over its whole length, and let it end."""
-    rng, whole, cut = random.Random(args.seed), place / "whole", place / "cut"
+    rng, whole, cut = np.random.default_rng(args.seed), place / "whole", place / "cut"
     seconds = finished(whole, args.sets)
     print(f"undisturbed: {seconds:.0f} s")
     killed: Counter[str] = Counter()
     while killed.total() < args.kills:
-        process, victim = start(cut, args.sets), rng.choice(VICTIMS)
+        process, victim = start(cut, args.sets), str(rng.choice(VICTIMS))
         try:
             process.wait(rng.uniform(0.05, 2 * seconds / args.kills))
         except subprocess.TimeoutExpired:
-            killed[victim] += kill(process, victim)
+            kill(process, victim)
+            killed[victim] += 1
             print(f"{killed.total():3} killed {victim}, in {_last_step(cut)}", flush=True)
         else:
             break
@@ -100,8 +100,8 @@ def killed_study(args: argparse.Namespace, place: Path) -> bool:
     return metrics(whole) == metrics(cut) and killed.total() == args.kills
 
 
-def kill(process: subprocess.Popen[bytes], victim: str) -> bool:
-    """Kill part of a study with SIGKILL and wait until all of it has ended; False where that part did not exist."""
+def kill(process: subprocess.Popen[bytes], victim: str) -> None:
+    """Kill part of a study with SIGKILL, or all where there is no such part, and wait until all of it has ended."""
     children = psutil.Process(process.pid).children(recursive=True)
     kernels = [child for child in children if "ipykernel_launcher" in " ".join(_line(child))]
     targets = {VICTIMS[0]: [process], VICTIMS[1]: kernels[:1], VICTIMS[2]: [*children, process]}[victim]
@@ -110,7 +110,6 @@ def kill(process: subprocess.Popen[bytes], victim: str) -> bool:
             one.send_signal(signal.SIGKILL)
     process.wait()
     psutil.wait_procs(children, timeout=60)
-    return True
 
 
 def _line(process: psutil.Process) -> list[str]:
@@ -138,20 +137,18 @@ def killed_workers(args: argparse.Namespace, place: Path) -> bool:
     lost = features["qc_reasons"].str.contains("worker|longer", na=False).sum()
     sidecars = len(list((params.folder / "derivatives").rglob("*desc-preproc_T1w.json")))
     once = features["scan_id"].is_unique and set(features["scan_id"]) == set(manifest["scan_id"])
-    print(
-        f"{len(manifest)} scans in {time.monotonic() - began:.0f} s, {len(kills)} workers killed: {len(features)} rows, "
-        f"each scan {'once' if once else 'NOT once'}, {sidecars} sidecars, {lost} lost"
-    )
+    print(f"{len(manifest)} scans in {time.monotonic() - began:.0f} s, {len(kills)} workers killed")
+    print(f"{len(features)} rows, each scan {'once' if once else 'NOT once'}, {sidecars} sidecars, {lost} lost")
     return once and not lost and sidecars == len(manifest) and bool(kills) and _alike(manifest, features, params, place)
 
 
 def _kill_workers(args: argparse.Namespace, over: threading.Event, kills: list[int]) -> None:
-    rng = random.Random(args.seed)
+    rng = np.random.default_rng(args.seed)
     while not over.wait(args.every):
         children = psutil.Process().children(recursive=True)
         workers = [child for child in children if "spawn_main" in " ".join(_line(child))]
         if workers:
-            victim = rng.choice(workers)
+            victim = workers[rng.integers(len(workers))]
             with suppress(psutil.NoSuchProcess):
                 victim.kill()
                 kills.append(victim.pid)
