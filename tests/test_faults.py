@@ -3,10 +3,12 @@
 import errno
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from test_run_all import RESULTS, gone, outputs, ran, start, wait_for
@@ -148,3 +150,10 @@ def test_without_locks_what_a_killed_run_left_is_taken_over_but_not_that_of_anot
     mark.write_text("elsewhere 1")
     with pytest.raises(StudyError, match="elsewhere 1"), locked(tmp_path):
         pass
+
+
+def test_each_test_that_the_table_of_faults_names_exists():
+    here = Path(__file__).parent
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", (here.parent / "docs" / "faults.md").read_text())
+    assert len(named) > 20
+    assert [one for one in named if f"def {one[1]}(" not in (here / one[0]).read_text()] == []
