@@ -84,7 +84,7 @@ def simulated(count: int, folder: Path, workers: int) -> list[dict[str, Any]]:
 def measured(workers: int, scans: list[dict[str, Any]], folder: Path) -> list[Run]:
     """A run that starts the workers, and longer and longer ones with workers that are warm."""
     pool, runs = Pool(workers=workers, memory_mb=FAR), []
-    for number, count in enumerate((workers, len(scans) // 4, len(scans) // 2, len(scans))):
+    for number, count in enumerate((workers, max(1, len(scans) // 4), max(1, len(scans) // 2), len(scans))):
         work = partial(timed, derivatives=folder / "out", code=f"{workers}-{number}")
         start = time.perf_counter()
         said = map_scans(work, scans[:count], pool=pool, label=f"{workers} workers, {count} scans")
@@ -118,14 +118,13 @@ def engine_seconds(workers: int, count: int = 60) -> float:
 
 def speed_up(runs: list[Run]) -> bool:
     """Print scans an hour, and how much faster several workers are on the same scans."""
-    rows = []
+    titles = ("workers", "scans", "start", "seconds", "s a scan", "of processor", "scans an hour")
+    print("\n" + " ".join(f"{title:>13}" for title in titles))
     for run in runs:
-        inside, busy = run.said["seconds"].median(), run.said["processor"].median()
-        row = {"workers": run.workers, "scans": run.scans, "start": "yes" if run.cold else "no", "seconds": run.seconds}
-        rows.append(
-            row | {"s in a scan": inside, "of processor": busy, "scans an hour": 3600 * run.scans / run.seconds}
-        )
-    print(pd.DataFrame(rows).round(2).to_string(index=False))
+        inside, busy = (f"{run.said[name].median():.2f}" for name in ("seconds", "processor"))
+        started, rate = "yes" if run.cold else "no", f"{3600 * run.scans / run.seconds:.0f}"
+        row = (run.workers, run.scans, started, f"{run.seconds:.1f}", inside, busy, rate)
+        print(" ".join(f"{value:>13}" for value in row))
     one, most = (max((run for run in runs if run.workers == n), key=lambda run: run.scans)
                  for n in sorted({run.workers for run in runs}))  # fmt: skip
     gained = one.seconds / most.seconds
