@@ -23,6 +23,7 @@ def params_in(folder, *sets):
     return load_params("params/smoke.yaml", (*SMALL, f"exec.outputs={folder}", *sets))
 
 
+@pytest.mark.studies
 def test_the_prediction_is_near_what_a_study_writes(tmp_path):
     params = params_in(tmp_path)
     manifest = write_table(read_source(params), params.folder / "manifest.tsv", MANIFEST)

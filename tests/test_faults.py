@@ -46,6 +46,7 @@ def small_disk(folder, size=8 * ONE_MIB, *options):
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.studies
 def test_a_full_disk_stops_the_study_in_words_and_it_goes_on_when_there_is_room(done, project):
     with small_disk(project / "outputs") as disk:
         ballast = disk / "ballast"
@@ -69,6 +70,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(project):
     assert "exec.outputs" in refused.stderr and "Traceback" not in refused.stderr
 
 
+@pytest.mark.studies
 def test_an_input_that_changes_while_it_is_read_is_read_again(done, finished):
     manifest = finished / "outputs" / "tiny" / "manifest.tsv"
     shutil.rmtree(manifest.parent / "derivatives")
@@ -84,6 +86,7 @@ def test_an_input_that_changes_while_it_is_read_is_read_again(done, finished):
     assert outputs(finished) == outputs(done)
 
 
+@pytest.mark.studies
 def test_an_input_that_is_deleted_while_a_step_runs_is_told(done, finished):
     manifest = finished / "outputs" / "tiny" / "manifest.tsv"
     shutil.rmtree(manifest.parent / "derivatives")
@@ -96,6 +99,7 @@ def test_an_input_that_is_deleted_while_a_step_runs_is_told(done, finished):
     assert again.returncode == 0 and outputs(finished) == outputs(done)
 
 
+@pytest.mark.studies
 @pytest.mark.parametrize("days", [-3650, 3650])
 def test_a_clock_that_jumps_makes_nothing_run_and_hides_nothing(done, finished, days):
     folder = finished / "outputs" / "tiny"

@@ -22,6 +22,7 @@ from adlib.widget.jobs import Result, Worker
 from adlib.widget.uploads import Inbox, open_home
 from adlib.widget.views import fault_html
 
+pytestmark = [pytest.mark.studies, pytest.mark.timeout(900)]
 CLASSES = ("CN", "MCI", "LMCI", "AD")
 MEMORY_MB = 2048
 
