@@ -1,7 +1,12 @@
-"""Start a training on several devices or computers, and say in words when one of its processes is lost."""
+"""Start a training on several devices or computers, and say in words when one of its processes is lost.
+
+``python -m adlib.launch --params FILE`` joins, on every computer but the first, the training that step 03 of
+``run_all.py`` begins on the first with the same params.
+"""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import os
 import signal
@@ -9,10 +14,11 @@ import subprocess
 import sys
 from collections import deque
 
-from adlib.params import StudyParams, dump_params
+from adlib.keys import code_digest
+from adlib.params import StudyParams, dump_params, load_params
 from adlib.records import StudyError, write_text
 
-JOB = "adlib.train_job"
+JOB, CODE = "adlib.train_job", "adlib.train"
 KEPT_LINES = 12
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG, linux/prctl.h
 
@@ -70,3 +76,24 @@ def command(params: StudyParams) -> list[str]:
 def _end_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Join a training on a further computer; 1 where it failed."""
+    parser = argparse.ArgumentParser(prog="python -m adlib.launch", description=__doc__)
+    parser.add_argument("--params", required=True, help="of the study, as for run_all.py on the first computer")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="the same, too")
+    options = parser.parse_args(arguments)
+    try:
+        params = load_params(options.params, tuple(options.set))
+        if params.exec.nodes == 1:
+            raise StudyError("exec.nodes is 1: there is no training of several computers to join")
+        launch(params, code_digest(CODE))
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,5 +1,8 @@
 """Two processes train as one does, and a lost one is said in words and gone on from."""
 
+import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,8 +13,9 @@ import torch
 from tiny_study import make_study
 
 from adlib import launch, train
+from adlib.keys import code_digest
 from adlib.model_file import load
-from adlib.params import load_params
+from adlib.params import dump_params, load_params
 from adlib.records import StudyError, read_json
 
 TOGETHER = ("train.micro_batches=2", "train.epochs=2", "train.controls=[]", "train.batch_size=12", "train.warmup=0.5")
@@ -68,3 +72,22 @@ def test_several_computers_need_a_place_to_meet():
         launch.command(load_params("params/phantom.yaml", sets))
     found = launch.command(load_params("params/phantom.yaml", (*sets, "exec.rendezvous=head:29500")))
     assert {"--nnodes=2", "--nproc-per-node=4", "--rdzv-endpoint=head:29500"} <= set(found)
+    assert launch.main(["--params", "params/phantom.yaml"]) == 1
+
+
+@pytest.mark.studies
+def test_a_second_computer_joins_and_the_training_is_that_of_two_processes(tmp_path):
+    """Both agents of torchrun run here, each as on a computer of its own."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        place = f"exec.rendezvous=127.0.0.1:{found.getsockname()[1]}"
+    two = make_study(tmp_path / "two", *TOGETHER, "exec.devices=2")
+    apart = make_study(tmp_path / "apart", *TOGETHER, "exec.nodes=2", place)
+    (tmp_path / "apart.yaml").write_text(dump_params(apart))
+    command = [sys.executable, "-m", "adlib.launch", "--params", str(tmp_path / "apart.yaml")]
+    second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    code = code_digest(launch.CODE)
+    first = train.train_study(apart, code)
+    assert second.communicate(timeout=120)[0] and second.returncode == 0
+    together = train.train_study(two, code)
+    np.testing.assert_allclose(first[["p_CN", "p_AD"]], together[["p_CN", "p_AD"]], atol=1e-6)
