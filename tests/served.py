@@ -122,7 +122,8 @@ def give(page, *files: Path) -> None:
 
 
 def classify(page, count: int) -> None:
-    """Press the button and wait for as many answers, given or refused."""
+    """Press the button and wait for as many answers, given or refused, that were not there before."""
+    page.evaluate("document.querySelectorAll('p.answer').forEach(one => one.dataset.old = '')")
     page.get_by_role("button", name="Classify").click()
-    expect(page.locator("p.answer")).to_have_count(count, timeout=WAIT_MS)
+    expect(page.locator("p.answer:not([data-old])")).to_have_count(count, timeout=WAIT_MS)
     expect(page.get_by_role("button", name="Classify")).to_be_enabled(timeout=WAIT_MS)
