@@ -47,7 +47,11 @@ def cohort(tmp_path_factory):
 
 def run_study(folder, source, *options, **sections):
     """Exit code, printed text and results folder of a small study from a source."""
-    content = SMALL | {"study": "small", "source": source, "exec": {"outputs": str(folder / "outputs")}} | sections
+    content = (
+        SMALL
+        | {"study": "small", "source": source, "exec": {"outputs": str(folder / "outputs"), "workers": 1}}
+        | sections
+    )
     (folder / "small.yaml").write_text(yaml.safe_dump(content))
     command = [sys.executable, str(ROOT / "run_all.py"), "--params", str(folder / "small.yaml"), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
