@@ -11,10 +11,8 @@ from adlib.params import StudyParams
 from adlib.records import MANIFEST, StudyError, read_table
 
 HEAD_MM3 = 204 * 246 * 198  # field of view of a simulated head
-SOURCE_BYTES, DERIVATIVE_BYTES = (
-    1.4,
-    1.9,
-)  # of each voxel, compressed; measured on the default study
+SOURCE_BYTES = 1.4  # of each voxel, compressed; this and the next measured on the default study
+DERIVATIVE_BYTES = 1.9
 TRAINING_BYTES = 600 * 2**20  # weights, their mean, and two moments of the optimiser, of one training at a time
 SPARE = 1.25  # noisier images are larger
 GIB = 2**30

@@ -70,12 +70,18 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(project):
     assert "exec.outputs" in refused.stderr and "Traceback" not in refused.stderr
 
 
+def at_work(project):
+    """The run of a project in the middle of a step that has read the manifest, and that manifest."""
+    manifest = project / "outputs" / "tiny" / "manifest.tsv"
+    shutil.rmtree(manifest.parent / "derivatives")
+    process = start(project, SLOW="1")
+    wait_for(manifest.parent / "derivatives" / "1.txt")
+    return process, manifest
+
+
 @pytest.mark.studies
 def test_an_input_that_changes_while_it_is_read_is_read_again(done, finished):
-    manifest = finished / "outputs" / "tiny" / "manifest.tsv"
-    shutil.rmtree(manifest.parent / "derivatives")
-    process = start(finished, SLOW="1")
-    wait_for(manifest.parent / "derivatives" / "1.txt")
+    process, manifest = at_work(finished)
     kept = manifest.read_text()
     manifest.write_text("7")
     _, errors = process.communicate(timeout=60)
@@ -88,10 +94,7 @@ def test_an_input_that_changes_while_it_is_read_is_read_again(done, finished):
 
 @pytest.mark.studies
 def test_an_input_that_is_deleted_while_a_step_runs_is_told(done, finished):
-    manifest = finished / "outputs" / "tiny" / "manifest.tsv"
-    shutil.rmtree(manifest.parent / "derivatives")
-    process = start(finished, SLOW="1")
-    wait_for(manifest.parent / "derivatives" / "1.txt")
+    process, manifest = at_work(finished)
     manifest.unlink()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "manifest.tsv" in errors
