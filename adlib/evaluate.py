@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from adlib.subgroups import divided, groups_of_people
 NETWORK = "resnet50"
 LEAK = "slice_split"  # the control that shows what a split without regard to participants adds
 CEILING = "bayes_ceiling"
+Scores = dict[Any, np.ndarray]  # by metric, or metric and class: (weightings,)
 SOURCES = ("manifest.tsv", "features.tsv", "splits.tsv", "predictions.parquet", "model.safetensors")
 
 
@@ -106,7 +108,15 @@ def _pooled(table: pd.DataFrame, level: str, params: StudyParams) -> pd.DataFram
 def score_run(pooled: pd.DataFrame, run: str, level: str, params: StudyParams) -> list[dict[str, Any]]:
     """All scores of one run at one level, each with its 95 % percentile interval over participants."""
     y, p, groups = arrays(pooled, params.classes)
-    weights = scores.cluster_weights(groups, params.evaluate.bootstrap, params.seed)
+    found = _resampled(lambda weights: _scores(y, p, weights, params), groups, params)
+    return [_entry(run, level, metric, label, len(y), values) for (metric, label), values in found.items()]
+
+
+def _resampled(score: Callable[[np.ndarray], Scores], groups: np.ndarray, params: StudyParams) -> Scores:
+    return scores.resampled(score, groups, params.evaluate.bootstrap, params.seed)
+
+
+def _scores(y: np.ndarray, p: np.ndarray, weights: np.ndarray, params: StudyParams) -> Scores:
     matrix = scores.confusion(y, p, weights)
     found = scores.from_confusion(matrix, params.classes)
     found |= {("kappa_linear", None): scores.kappa(matrix), ("matthews", None): scores.matthews(matrix)}
@@ -119,7 +129,7 @@ def score_run(pooled: pd.DataFrame, run: str, level: str, params: StudyParams) -
     found["log_loss", None] = scores.log_loss(y, p, weights)
     found["brier", None] = scores.brier(y, p, weights)
     found["calibration_error", None] = scores.calibration_error(y, p, weights, params.evaluate.calibration_bins)
-    return [_entry(run, level, metric, label, len(y), values) for (metric, label), values in found.items()]
+    return found
 
 
 def _sets(table: pd.DataFrame, run: str, params: StudyParams) -> list[dict[str, Any]]:
@@ -127,18 +137,22 @@ def _sets(table: pd.DataFrame, run: str, params: StudyParams) -> list[dict[str, 
     validation, tested = (_pooled(table[table["split"] == part], "subject", params) for part in ("validation", "test"))
     y, _, groups = arrays(tested, params.classes)
     sets = prediction_sets(validation, tested, params.classes, params.evaluate.coverage)
-    found = set_scores(y, sets, scores.cluster_weights(groups, params.evaluate.bootstrap, params.seed), params.classes)
+    found = _resampled(lambda weights: set_scores(y, sets, weights, params.classes), groups, params)
     return [_entry(run, "subject", metric, label, len(y), values) for (metric, label), values in found.items()]
 
 
 def _before_calibration(table: pd.DataFrame, run: str, params: StudyParams) -> list[dict[str, Any]]:
     """Log loss and calibration error of participants as the network itself says them."""
     y, p, groups = arrays(_pooled(uncalibrated(table), "subject", params), params.classes)
-    weights = scores.cluster_weights(groups, params.evaluate.bootstrap, params.seed)
-    found = {
-        "log_loss_uncalibrated": scores.log_loss(y, p, weights),
-        "calibration_error_uncalibrated": scores.calibration_error(y, p, weights, params.evaluate.calibration_bins),
-    }
+    bins = params.evaluate.calibration_bins
+    found = _resampled(
+        lambda weights: {
+            "log_loss_uncalibrated": scores.log_loss(y, p, weights),
+            "calibration_error_uncalibrated": scores.calibration_error(y, p, weights, bins),
+        },
+        groups,
+        params,
+    )
     return [_entry(run, "subject", metric, None, len(y), values) for metric, values in found.items()]
 
 
@@ -158,14 +172,19 @@ def _subgroups(
     return entries, small
 
 
-def _group_scores(pooled: pd.DataFrame, params: StudyParams) -> dict[str, np.ndarray]:
+def _group_scores(pooled: pd.DataFrame, params: StudyParams) -> Scores:
     """As `_two_scores`, but NaN where they would mislead.
 
     Without one of the classes balanced accuracy has another chance level; with a handful of participants on one side of
     the binary view its AUC is often 1 in every resample.
     """
     y, p, groups = arrays(pooled, params.classes)
-    weights = scores.cluster_weights(groups, params.evaluate.bootstrap, params.seed)
+    return _resampled(lambda weights: _scores_where_complete(pooled, y, p, weights, params), groups, params)
+
+
+def _scores_where_complete(
+    pooled: pd.DataFrame, y: np.ndarray, p: np.ndarray, weights: np.ndarray, params: StudyParams
+) -> Scores:
     complete = (weights @ np.eye(len(params.classes))[y] > 0).all(1)
     balanced = np.full(len(weights), np.nan)
     matrix = scores.confusion(y, p, weights[complete])
@@ -230,14 +249,15 @@ def _p_value(run: str, metric: str, n: int, value: float) -> dict[str, Any]:
     return {"run": run, "level": "subject", "metric": metric, "class": None, "n": n, "point": value, "ci95": None}
 
 
-def _two_scores(pooled: pd.DataFrame, params: StudyParams) -> dict[str, np.ndarray]:
+def _two_scores(pooled: pd.DataFrame, params: StudyParams) -> Scores:
     y, p, groups = arrays(pooled, params.classes)
-    weights = scores.cluster_weights(groups, params.evaluate.bootstrap, params.seed)
-    balanced = scores.from_confusion(scores.confusion(y, p, weights), params.classes)["balanced_accuracy", None]
-    return {
-        "balanced_accuracy": balanced,
-        "roc_auc_binary": binary_auc(y, p, weights, params.classes, params.evaluate),
-    }
+
+    def both(weights: np.ndarray) -> Scores:
+        balanced = scores.from_confusion(scores.confusion(y, p, weights), params.classes)["balanced_accuracy", None]
+        area = binary_auc(y, p, weights, params.classes, params.evaluate)
+        return {"balanced_accuracy": balanced, "roc_auc_binary": area}
+
+    return _resampled(both, groups, params)
 
 
 def _confusion(table: pd.DataFrame, params: StudyParams) -> list[list[int]]:

@@ -90,8 +90,7 @@ def pool_level(predictions: pd.DataFrame, level: str, classes: tuple[str, ...], 
         table = _scans(table, columns, method)
     keys = LEVELS[level]
     pooled = table.groupby(keys, sort=True)[columns].mean().reset_index()
-    truth = table.groupby(keys, sort=True)["truth"].agg(_most_frequent).reset_index()
-    return pooled.merge(truth, on=keys)
+    return pooled.merge(_most_frequent_truth(table, keys), on=keys)
 
 
 def _scans(table: pd.DataFrame, columns: list[str], method: str) -> pd.DataFrame:
@@ -115,9 +114,10 @@ def uncalibrated(predictions: pd.DataFrame) -> pd.DataFrame:
     return predictions.drop(columns=predictions.filter(regex="^bias_").columns).assign(temperature=1.0)
 
 
-def _most_frequent(labels: pd.Series) -> str:
-    counts = labels.value_counts()
-    return labels[labels.isin(counts[counts == counts.max()].index)].iloc[-1]
+def _most_frequent_truth(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The label that most rows of each item have, of equally frequent ones that of the latest row."""
+    counted = table.assign(row=np.arange(len(table))).groupby([*keys, "truth"])["row"].agg(["size", "max"])
+    return counted.sort_values(["size", "max"]).reset_index().drop_duplicates(keys, keep="last")[[*keys, "truth"]]
 
 
 def arrays(pooled: pd.DataFrame, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Iterator
+from typing import TypeVar
+
 import numpy as np
 from scipy.stats import binomtest
 
-CHUNK = 250
+Name = TypeVar("Name", bound=Hashable)
+BLOCK = 2**23  # weights held at once, 64 MB
 
 
 def confusion(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -104,15 +108,23 @@ def average_precision(positive: np.ndarray, score: np.ndarray, weights: np.ndarr
     score : (n,) float
     weights : (B, n) float
     """
-    order = np.argsort(-score, kind="stable")
-    ends = np.r_[np.flatnonzero(np.diff(score[order]) < 0), len(score) - 1]
-    found = []
-    for part in np.array_split(weights[:, order], max(1, len(weights) // CHUNK)):
-        hits, taken = (np.cumsum(values, axis=1)[:, ends] for values in (part * positive[order], part))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            precision = np.where(taken > 0, hits / taken, 0)
-            found.append((np.diff(hits, axis=1, prepend=0) * precision).sum(1) / hits[:, -1])
-    return np.concatenate(found)
+    if not positive.any():
+        return np.full(len(weights), np.nan)
+    thresholds, hits = _running(positive, -score, weights)
+    ends = np.r_[np.flatnonzero(np.diff(thresholds)), len(thresholds) - 1]
+    others, false = _running(~positive, -score, weights)
+    hits, false = hits[:, 1:][:, ends], false[:, np.searchsorted(others, thresholds[ends], side="right")]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.where(hits > 0, hits / (hits + false), 0)
+        return (np.diff(hits, axis=1, prepend=0) * precision).sum(1) / hits[:, -1]
+
+
+def _running(chosen: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rising scores (m,) of the chosen items, and the weight (B, m + 1) of the first 0, 1, ... m of them."""
+    items = np.flatnonzero(chosen)[np.argsort(score[chosen], kind="stable")]
+    sums = np.zeros((len(weights), len(items) + 1))
+    np.cumsum(weights[:, items], axis=1, out=sums[:, 1:])
+    return score[items], sums
 
 
 def roc_auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -129,16 +141,11 @@ def roc_auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.
     (B,) float64
         NaN where a weighting has no positive or no negative item.
     """
-    order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
-    areas = []
-    for part in np.array_split(weights[:, order], max(1, len(weights) // CHUNK)):
-        up = np.add.reduceat(part * positive[order], starts, axis=1)
-        down = np.add.reduceat(part * ~positive[order], starts, axis=1)
-        below = np.cumsum(down, 1) - down / 2
-        with np.errstate(invalid="ignore", divide="ignore"):
-            areas.append((up * below).sum(1) / (up.sum(1) * down.sum(1)))
-    return np.concatenate(areas)
+    others, sums = _running(~positive, score, weights)
+    below, upto = (sums[:, np.searchsorted(others, score[positive], side)] for side in ("left", "right"))
+    up = weights[:, positive]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.einsum("ij,ij->i", up, (below + upto) / 2) / (up.sum(1) * sums[:, -1])
 
 
 def log_loss(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -212,6 +219,35 @@ def cluster_weights(groups: np.ndarray, resamples: int, seed: int) -> np.ndarray
         First row all ones (the sample itself), then one row per resample. The draw depends on G and the seed only, so
         that two runs on the same participants are resampled together.
     """
-    count = int(groups.max()) + 1
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    return np.vstack([np.ones((1, len(groups))), draws[:, groups].astype(float)])
+    return np.vstack(list(_weight_blocks(groups, resamples, seed)))
+
+
+def resampled(
+    score: Callable[[np.ndarray], dict[Name, np.ndarray]], groups: np.ndarray, resamples: int, seed: int
+) -> dict[Name, np.ndarray]:
+    """The scores under all weightings of `cluster_weights`, of which no more than `BLOCK` weights are held at once.
+
+    Parameters
+    ----------
+    score : callable
+        From weights (b, n) to named values (b,).
+    groups, resamples, seed
+        As of `cluster_weights`.
+
+    Returns
+    -------
+    dict
+        Name to (resamples + 1,) float64.
+    """
+    blocks = [score(weights) for weights in _weight_blocks(groups, resamples, seed)]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def _weight_blocks(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    rng, count = np.random.default_rng(seed), int(groups.max()) + 1
+    rows = max(1, BLOCK // len(groups))
+    for start in range(0, resamples + 1, rows):
+        stop = min(start + rows, resamples + 1)
+        draws = rng.multinomial(count, np.full(count, 1 / count), size=stop - max(start, 1))
+        weights = draws[:, groups].astype(float)
+        yield weights if start else np.vstack([np.ones((1, len(groups))), weights])

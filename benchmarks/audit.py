@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import sys
 import tempfile
 import time
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from apart import apart
 
 SECONDS, MEGABYTES, GROWTH = 120.0, 1000.0, 1.5
 CLASSES = ("CN", "MCI", "LMCI", "AD")
@@ -33,7 +32,7 @@ def main() -> int:
     for count in args.scans:
         with tempfile.TemporaryDirectory(prefix="adlib-audit-") as folder:
             write_dataset(Path(folder), count)
-            listing, audit, peak = apart(measure, Path(folder), args.workers)
+            (listing, audit), peak = apart(measure, Path(folder), args.workers)
         spent.append(listing + audit)
         peaks.append(peak)
         print(f"{count:7d} {listing:10.1f} {audit:9.1f} {peak:9.0f} {1000 * spent[-1] / count:10.2f}", flush=True)
@@ -90,47 +89,6 @@ def measure(root: Path, workers: int) -> tuple[float, float]:
     middle = time.perf_counter()
     run_audit(listed, CLASSES, AuditParams(), seed=1)
     return middle - start, time.perf_counter() - middle
-
-
-def apart(function, *arguments):
-    """Call in a fresh process; return its result and the peak memory of it and its workers, MB.
-
-    Memory is the proportional set size of the whole process tree, sampled five times a second: it counts shared pages
-    once, which the sum of resident set sizes does not.
-    """
-    receive, send = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_answer, args=(send, function, arguments))
-    process.start()
-    send.close()
-    peak = 0.0
-    try:
-        while not receive.poll(0.2):
-            peak = max(peak, sum(_proportional_mb(one) for one in _tree(process.pid)))
-        return *receive.recv(), peak
-    finally:
-        process.join()
-
-
-def _answer(send, function, arguments) -> None:
-    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 (progress lines of a measured run)
-    send.send(function(*arguments))
-
-
-def _tree(pid: int) -> list[int]:
-    try:
-        tasks = Path(f"/proc/{pid}/task").iterdir()
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    except OSError:
-        return [pid]
-    return [pid, *(one for child in children for one in _tree(child))]
-
-
-def _proportional_mb(pid: int) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from adlib.exec_params import Pool
 from adlib.params import PreprocessParams
 from adlib.preprocess.cohort import preprocess_scan
 from adlib.source_params import PhantomSource
-from adlib.sources import bids, phantom
+from adlib.sources import bids
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")
 FAR = 8192  # a limit that is not met, so that one worker is a process of its own too
@@ -72,7 +72,12 @@ def main() -> int:
 
 
 def simulated(count: int, folder: Path, workers: int) -> list[dict[str, Any]]:
-    """Rows of a manifest, of heads that are written under `folder`."""
+    """Rows of a manifest, of heads that are written under `folder`.
+
+    The import stands here because workers import this script anew, and would hold what preprocessing does not need.
+    """
+    from adlib.sources import phantom
+
     source = PhantomSource(kind="phantom", participants_per_class=-(-count // 4), voxel_mm=2.0, followup_fraction=0.0)
     pool = Pool(workers=workers)
     root = phantom.write_cohort(source, CLASSES, 7, folder / "source", pool=pool)

@@ -98,6 +98,21 @@ def test_whole_participants_are_drawn():
     assert (weights[:, [0, 3, 4]].sum(1) == 3).all()
 
 
+def test_weights_held_in_blocks_give_the_same_scores(monkeypatch):
+    groups = np.repeat(np.arange(40), 3)
+    truth, score = groups % 2 == 0, np.random.default_rng(3).random(120)
+
+    def both(weights):
+        return {"auc": scores.roc_auc(truth, score, weights), "rows": np.full(len(weights), len(weights))}
+
+    whole = scores.resampled(both, groups, 200, 5)
+    monkeypatch.setattr(scores, "BLOCK", 120 * 7)
+    parts = scores.resampled(both, groups, 200, 5)
+    assert whole["rows"].max() == 201 and parts["rows"].max() == 7
+    np.testing.assert_array_equal(parts["auc"], whole["auc"])
+    np.testing.assert_array_equal(scores.roc_auc(truth, score, scores.cluster_weights(groups, 200, 5)), whole["auc"])
+
+
 def test_cluster_bootstrap_covers_the_truth_where_scans_repeat():
     """With five identical scans each, intervals over participants cover the true 0.7; intervals over scans do not."""
     rng, hits, naive_hits = np.random.default_rng(0), 0, 0
