@@ -24,7 +24,7 @@ from tqdm import tqdm
 from adlib.exec_params import JobQueueParams, Pool
 from adlib.records import StudyError
 from adlib.task import leave_interrupts_to_the_parent
-from adlib.threads import THREAD_VARIABLES
+from adlib.threads import MEMORY_VARIABLES, THREAD_VARIABLES
 
 CONNECT_SECONDS = 30
 FETCH_SECONDS = 0.5
@@ -40,7 +40,9 @@ _SETTINGS = {
     "distributed.worker.profile.enabled": False,
     "distributed.scheduler.work-stealing": False,
     "distributed.admin.tick.limit": "1h",
-} | {f"distributed.nanny.pre-spawn-environ.{name}": 1 for name in THREAD_VARIABLES}
+}
+_ENVIRONMENT = dict.fromkeys(THREAD_VARIABLES, "1") | MEMORY_VARIABLES
+_SETTINGS |= {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in _ENVIRONMENT.items()}
 
 _KEEP_ON = "export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False"
 
@@ -247,7 +249,7 @@ def _batch(jobs: JobQueueParams, folder: Path) -> Any:
         walltime=jobs.walltime,
         interface=jobs.interface or None,
         job_extra_directives=list(jobs.directives),
-        job_script_prologue=[f"export {name}=1" for name in THREAD_VARIABLES] + [_KEEP_ON],
+        job_script_prologue=[f"export {name}={value}" for name, value in _ENVIRONMENT.items()] + [_KEEP_ON],
         security=_certificate(),
         scheduler_options={"dashboard_address": "127.0.0.1:0"},
         shared_temp_directory=str(folder.resolve()),
