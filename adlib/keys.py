@@ -37,7 +37,7 @@ BOOKKEEPING = frozenset(  # decide when and where code runs, not what it compute
 
 
 def code_digest(*modules: str) -> str:
-    """SHA-256 of the given adlib modules and of all adlib modules that they import.
+    """SHA-256 of the given adlib modules, of all adlib modules that they import, and of the packages' versions.
 
     Docstrings, comments and layout do not count, nor do the modules of `BOOKKEEPING` (parameter values enter a key
     by themselves).
@@ -52,7 +52,7 @@ def code_digest(*modules: str) -> str:
     StudyError
         If a module does not exist.
     """
-    return digest(module_digests(modules))
+    return digest([module_digests(modules), package_versions()])
 
 
 def module_digests(modules: Iterable[str], root: Path = ROOT) -> dict[str, str]:

@@ -220,6 +220,13 @@ def test_code_digest_of_the_real_package():
         code_digest("adlib.nosuch")
 
 
+def test_another_version_of_a_library_is_other_code(monkeypatch):
+    before = code_digest("adlib.preprocess.cohort")
+    versions = package_versions() | {"SimpleITK": "0.0"}
+    monkeypatch.setattr("adlib.keys.package_versions", lambda: versions)
+    assert code_digest("adlib.preprocess.cohort") != before
+
+
 def test_a_notebook_with_magics_is_refused(project):
     write_notebook(project / "notebooks" / "magic.ipynb", ["%matplotlib inline"])
     with pytest.raises(StudyError, match="plain Python"):
