@@ -12,13 +12,14 @@ from numpy.lib.format import open_memmap
 
 from adlib.compute import map_scans
 from adlib.params import InputParams, StudyParams
-from adlib.preprocess.cohort import load_preprocessed
+from adlib.preprocess.cohort import load_t1w
 from adlib.preprocess.normalise import LANDMARKS, standard_slices
 from adlib.records import FEATURES, MANIFEST, SLICES, StudyError, atomic_path, read_table, write_table
 from adlib.sources.planes import SEPARATOR, read_plane
 from adlib.volume import extract_slice, fit_square
 
 CLIP_SD = 5.0
+TOGETHER = 2000  # scans whose slices are held in memory at once
 PLANES = ("axial", "coronal", "sagittal")  # the channels of three_planes
 
 
@@ -110,29 +111,37 @@ def build_slices(params: StudyParams) -> pd.DataFrame:
     usable = manifest[manifest["scan_id"].isin(features.loc[features["qc_verdict"] != "fail", "scan_id"])]
     if usable.empty:
         raise StudyError(f"no scan of {params.folder / 'features.tsv'} passed preprocessing; look at its qc_reasons")
-    cut = partial(_slices_of, input_params=params.input, derivatives=params.folder / "derivatives")
-    arrays = map_scans(cut, usable.to_dict("records"), pool=params.exec.pool, label="cutting slices")
-    with atomic_path(params.folder / "slices.npy") as temporary:
-        np.save(temporary, np.concatenate(arrays).astype(np.float16))
+    scans = usable.to_dict("records")
     positions = params.input.positions_mm if params.input.plane in PLANES else [None]
+    _write_slices(scans, len(positions), params)
     rows = [
         {
             "slice": k,
             "position_mm": mm,
             **{n: scan[n] for n in ("participant_id", "session_id", "scan_id", "diagnosis")},
         }
-        for scan in usable.to_dict("records")
+        for scan in scans
         for k, mm in enumerate(positions)
     ]
     table = pd.DataFrame(rows).assign(row=np.arange(len(rows)))
     return write_table(table, params.folder / "slices.tsv", SLICES)
 
 
+def _write_slices(scans: list[dict[str, Any]], items: int, params: StudyParams) -> None:
+    cut = partial(_slices_of, input_params=params.input, derivatives=params.folder / "derivatives")
+    shape = (len(scans) * items, 3, params.input.size, params.input.size)
+    with atomic_path(params.folder / "slices.npy") as temporary:
+        stored = open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        for start in range(0, len(scans), TOGETHER):
+            arrays = map_scans(cut, scans[start : start + TOGETHER], pool=params.exec.pool, label="cutting slices")
+            stored[start * items : (start + len(arrays)) * items] = np.concatenate(arrays)
+        stored.flush()
+
+
 def _slices_of(scan: dict[str, Any], input_params: InputParams, derivatives: Path) -> np.ndarray:
     if input_params.flat:
-        return plane_slices(scan["path"], input_params)
-    done = load_preprocessed(scan, derivatives)
-    return scan_slices(done.t1w, done.affine, input_params)
+        return plane_slices(scan["path"], input_params).astype(np.float16)
+    return scan_slices(*load_t1w(scan, derivatives), input_params).astype(np.float16)
 
 
 def check_planes(params: StudyParams) -> pd.DataFrame:

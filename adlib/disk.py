@@ -11,8 +11,8 @@ from adlib.params import StudyParams
 from adlib.records import MANIFEST, StudyError, read_table
 
 HEAD_MM3 = 204 * 246 * 198  # field of view of a simulated head
-SOURCE_BYTES = 1.4  # of each voxel, compressed; this and the next measured on the default study
-DERIVATIVE_BYTES = 1.9
+SOURCE_BYTES = 1.4  # of each voxel, compressed; these measured on the default study
+BRAIN_BYTES, KEPT_BYTES = 0.58, {"head": 0.77, "tissues": 0.55}  # of brain with its mask, and of what may be kept
 TRAINING_BYTES = 600 * 2**20  # weights, their mean, and two moments of the optimiser, of one training at a time
 SPARE = 1.25  # noisier images are larger
 GIB = 2**30
@@ -30,7 +30,8 @@ def predicted_bytes(params: StudyParams, scans: int) -> dict[str, float]:
     if params.source.kind == "phantom":
         found["source"] = scans * SOURCE_BYTES * HEAD_MM3 / params.source.voxel_mm**3
     if not params.input.flat:
-        found["derivatives"] = scans * DERIVATIVE_BYTES * atlas.template(params.preprocess.resolution_mm).mask.size
+        each = BRAIN_BYTES + sum(KEPT_BYTES[part] for part in set(params.derivatives.keep))
+        found["derivatives"] = scans * each * atlas.template(params.preprocess.resolution_mm).mask.size
     items = 1 if params.input.plane.startswith("three_planes") else len(params.input.positions_mm)
     found["slices.npy"] = scans * items * 3 * params.input.size**2 * 2
     return found

@@ -53,6 +53,16 @@ class PreprocessParams(Section):
     )
 
 
+class DerivativesParams(Section):
+    """What stays of a preprocessed scan."""
+
+    keep: tuple[Literal["head", "tissues"], ...] = Field(
+        ("head", "tissues"),
+        description="Images stored beside the brain and its mask: the whole head (pictures of quality control, control "
+        "`background`) and the tissue fractions (baseline of grey-matter maps).",
+    )
+
+
 class InputParams(Section):
     """What the network sees of a scan."""
 
@@ -130,6 +140,7 @@ class StudyParams(Section):
     source: Source
     audit: AuditParams = AuditParams()
     preprocess: PreprocessParams = PreprocessParams()
+    derivatives: DerivativesParams = DerivativesParams()
     input: InputParams = InputParams()
     splits: SplitParams = SplitParams()
     search: SearchParams = SearchParams()
@@ -160,6 +171,8 @@ class StudyParams(Section):
             raise ValueError(f"three_planes takes three input.positions_mm (z, y, x), got {self.input.positions_mm}")
         if self.train.mixup and self.input.pooling == "attention":
             raise ValueError("train.mixup mixes single slices; with input.pooling attention set it to 0")
+        if "background" in self.train.controls and "head" not in self.derivatives.keep:
+            raise ValueError("the control background cuts the brain out of heads; add head to derivatives.keep")
         together = self.exec.devices * self.exec.nodes
         if self.train.micro_batches % together:
             raise ValueError(

@@ -65,7 +65,7 @@ STEPS = (
     ),
     Step(
         "02_preprocessing",
-        ("classes", "seed", "source.kind", "preprocess", *SLICES),
+        ("classes", "seed", "source.kind", "preprocess", "derivatives", *SLICES),
         ("manifest.tsv", SOURCE),
         ("features.tsv", "slices.npy", "slices.tsv"),
         (DERIVATIVES,),

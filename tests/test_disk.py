@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adlib import disk
-from adlib.dataset import build_slices
+from adlib import dataset, disk
+from adlib.dataset import build_slices, load_slices
 from adlib.keys import code_digest
 from adlib.params import load_params
 from adlib.preprocess.cohort import preprocess_cohort
-from adlib.records import MANIFEST, StudyError, write_table
+from adlib.records import FEATURES, MANIFEST, StudyError, write_table
 from adlib.runner import STEPS
 from adlib.sources.reading import read_source
 
@@ -33,6 +33,27 @@ def test_the_prediction_is_near_what_a_study_writes(tmp_path):
     for name in ("source", "derivatives", "slices.npy"):
         written = disk._size(params.folder / name)
         assert 0.7 * written < predicted[name] < 1.6 * written, name
+    fewer = params_in(tmp_path, "derivatives.keep=[]", "train.controls=[]")
+    preprocess_cohort(manifest, fewer, code_digest("adlib.preprocess.cohort"))
+    written, predicted = disk._size(params.folder / "derivatives"), disk.predicted_bytes(fewer, len(manifest))
+    assert 0.7 * written < predicted["derivatives"] < 1.6 * written
+
+
+def test_slices_cut_part_by_part_are_those_cut_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "_slices_of", lambda scan, **_: np.full((2, 3, 64, 64), int(scan["scan_id"][-2:])))
+    params = params_in(tmp_path, "input.positions_mm=[-20.0, 0.0]", "input.size=64")
+    names = [f"sub-{k:02d}" for k in range(11)]
+    table = pd.DataFrame({"participant_id": names, "session_id": "ses-1", "scan_id": names, "path": names})
+    write_table(table.assign(sha256="0", diagnosis="CN"), params.folder / "manifest.tsv", MANIFEST)
+    write_table(table.assign(qc_verdict="pass"), params.folder / "features.tsv", FEATURES)
+    stored = []
+    for together in (100, 4):
+        monkeypatch.setattr(dataset, "TOGETHER", together)
+        build_slices(params)
+        stored.append((params.folder / "slices.npy").read_bytes())
+    slices, rows = load_slices(params)
+    assert stored[0] == stored[1] and slices.dtype == np.float16
+    assert [int(values[0, 0, 0]) for values in slices] == [int(name[-2:]) for name in rows["scan_id"]]
 
 
 def test_a_disk_without_room_is_refused_with_what_is_missing_and_what_is_there_counts(tmp_path, monkeypatch):
@@ -67,3 +88,5 @@ def test_every_part_that_is_predicted_is_written_by_one_step():
     assert all(written.count(name) == 1 for name in disk.predicted_bytes(params, 10))
     sizes = [disk.predicted_bytes(params, scans)["derivatives"] for scans in (10, 100_000)]
     assert np.isclose(sizes[1], 1e4 * sizes[0])
+    fewer = load_params("params/phantom.yaml", ("derivatives.keep=[]", "train.controls=[]"))
+    assert disk.predicted_bytes(fewer, 10)["derivatives"] < 0.4 * sizes[0]

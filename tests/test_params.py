@@ -30,6 +30,8 @@ from adlib.records import StudyError
         ("exec.jobqueue.qeue=long", "did you mean 'queue'"),
         ("exec={scheduler: 'tcp://head:8786', jobqueue: {kind: slurm}}", "name two places to work"),
         ("exec={scheduler: 'tcp://head:8786', memory_mb: 4000}", "start `dask worker` with --memory-limit"),
+        ("derivatives={keep: [tissues]}", "add head to derivatives.keep"),
+        ("derivatives.keep=[mask]", "derivatives.keep.0"),
         ("source.kind=nifti", "does not match any of the expected tags"),
     ],
 )

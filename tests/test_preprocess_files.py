@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from made_head import made_head
 
-from adlib.params import PreprocessParams, validate_params
+from adlib.params import PreprocessParams, load_params, validate_params
 from adlib.preprocess import cohort
 from adlib.preprocess.cohort import load_preprocessed, preprocess_cohort, preprocess_scan
 from adlib.preprocess.pipeline import preprocess_image
@@ -193,3 +193,37 @@ def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_run(scan, tmp
         found = preprocess_scan(one, tmp_path, PARAMS, "code")
     assert found["verdict"] == "fail" and "changed while it was read" in found["reasons"][0]
     assert not list(tmp_path.rglob("*_T1w.json"))
+
+
+def test_only_the_kept_images_are_stored_and_fewer_need_no_new_computing(scan, tmp_path, monkeypatch):
+    with one_thread():
+        full = preprocess_scan(scan, tmp_path, PARAMS, "code")
+    folder = tmp_path / "sub-01" / "ses-01" / "anat"
+    head, tissues = folder / f"{STEM}_desc-head_T1w.nii.gz", folder / f"{STEM}_probseg.nii.gz"
+    assert head.is_file() and tissues.is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(cohort, "preprocess_image", lambda *_, **__: pytest.fail("computed again"))
+        fewer = preprocess_scan(scan, tmp_path, PARAMS, "code", keep=("tissues",))
+        assert preprocess_scan(scan, tmp_path, PARAMS, "code", keep=("tissues",)) == fewer
+    assert not head.exists() and tissues.is_file()
+    assert set(full["outputs"]) - set(fewer["outputs"]) == {head.name}
+    stored = load_preprocessed(scan, tmp_path)
+    assert stored.native is None and stored.tissues is not None and stored.features == full["features"]
+    with one_thread():
+        again = preprocess_scan(scan, tmp_path, PARAMS, "code")
+    assert head.is_file() and again["outputs"] == full["outputs"]
+
+
+def test_what_was_not_kept_is_there_when_asked_for(scan, computed, tmp_path):
+    sets = (f"exec.outputs={tmp_path}", "preprocess.resolution_mm=3.0", "derivatives.keep=[]", "train.controls=[]")
+    params = load_params("params/smoke.yaml", sets)
+    with one_thread():
+        preprocess_cohort(pd.DataFrame([scan]), params, "code")
+        whole = cohort.all_parts(scan, params)
+    np.testing.assert_array_equal(whole.tissues, computed.tissues)
+    np.testing.assert_array_equal(whole.native, computed.native)
+    assert load_preprocessed(scan, params.folder / "derivatives").native is None
+    t1w, affine = cohort.load_t1w(scan, params.folder / "derivatives")
+    np.testing.assert_array_equal(t1w, load_preprocessed(scan, params.folder / "derivatives").t1w)
+    np.testing.assert_array_equal(affine, computed.affine)
+    assert not list(tmp_path.rglob("*head*")) + list(tmp_path.rglob("*probseg*"))

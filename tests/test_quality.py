@@ -1,5 +1,7 @@
 """Quality control notices planted faults for the right reason, and leaves out what makes no sense for a scan."""
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
@@ -215,6 +217,9 @@ def test_the_page_shows_the_worst_first_with_reason_and_place(clean):
     assert second.get_xlabel().startswith("ghost 2: 8 % of scans no better\nexpected at most")
     assert second.get_xlabel().endswith("and 1 more")
     assert third.get_xlabel().startswith(f"edge {1.02 * LEARNT['qc_edge'][0]:.4g}: 8 %")
+    bare = replace(clean, native=None, tissues=None)
+    drawn = quality.plot_quality_page(ranked.tail(1), {ranked["scan_id"].iloc[2]: bare}).axes[0].images[0].get_array()
+    assert drawn.min() == 0 < drawn.std()
     with pytest.raises(StudyError, match="no scan to draw"):
         quality.plot_quality_page(ranked.head(0), {})
 

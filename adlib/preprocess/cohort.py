@@ -31,7 +31,13 @@ from adlib.records import (
 from adlib.threads import give_back_memory
 
 
-def preprocess_scan(scan: dict[str, Any], derivatives: Path, params: PreprocessParams, code: str = "") -> dict:
+def preprocess_scan(
+    scan: dict[str, Any],
+    derivatives: Path,
+    params: PreprocessParams,
+    code: str = "",
+    keep: tuple[str, ...] = store.OPTIONAL,
+) -> dict:
     """Preprocess one scan of a manifest to files, unless that was done before.
 
     Parameters
@@ -42,6 +48,8 @@ def preprocess_scan(scan: dict[str, Any], derivatives: Path, params: PreprocessP
     params : PreprocessParams
     code : str
         Digest of the code that does it; part of the key under which results are kept.
+    keep : tuple of str
+        Images stored beside brain and mask, as ``derivatives.keep``.
 
     Returns
     -------
@@ -52,7 +60,7 @@ def preprocess_scan(scan: dict[str, Any], derivatives: Path, params: PreprocessP
     """
     names = store.file_names(scan, derivatives)
     key, read = scan_key(scan, params, code), _bytes_of(scan)
-    stored = store.stored_sidecar(names, key)
+    stored = store.stored_sidecar(names, key, keep)
     if stored is not None and stored.get("input_sha256") == read:
         return stored
     names["sidecar"].unlink(missing_ok=True)
@@ -66,7 +74,7 @@ def preprocess_scan(scan: dict[str, Any], derivatives: Path, params: PreprocessP
         return store.write_sidecar(names, scan, key, {}, _failure(f"unexpected {last}") | {"input_sha256": read})
     if _bytes_of(scan) != read:
         return _lost(scan, f"{scan['path']} changed while it was read")
-    outputs = store.write_images(names, result)
+    outputs = store.write_images(names, result, keep)
     kept = ("features", "qc", "verdict", "reasons", "steps", "scan_to_mni")
     facts = {part: getattr(result, part) for part in kept} | {"scan_to_mni": result.scan_to_mni.tolist()}
     facts["input_sha256"] = read
@@ -95,7 +103,8 @@ def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams, code: str = "
     """
     root = params.folder / "derivatives"
     _describe(root / "dataset_description.json")
-    work = partial(preprocess_scan, derivatives=root, params=params.preprocess, code=code)
+    keep = params.derivatives.keep
+    work = partial(preprocess_scan, derivatives=root, params=params.preprocess, code=code, keep=keep)
     scans = manifest[["participant_id", "session_id", "scan_id", "path", "sha256", "space"]].to_dict("records")
     sidecars = map_scans(work, scans, pool=params.exec.pool, label="preprocessing", lost=_lost)
     _note_lost(
@@ -117,17 +126,15 @@ def load_preprocessed(scan: dict[str, Any], derivatives: Path) -> Preprocessed:
     Returns
     -------
     Preprocessed
-        To the precision of the stored images: 16 bits for t1w, 8 bits for tissues and native.
+        To the precision of the stored images: 16 bits for t1w, 8 bits for tissues and native, which are None where
+        ``derivatives.keep`` leaves them out.
 
     Raises
     ------
     StudyError
         If the scan was not processed, failed, or its files changed since.
     """
-    names = store.file_names(scan, derivatives)
-    content = read_json(names["sidecar"])
-    if not content["outputs"]:
-        raise StudyError(f"{scan['scan_id']} has no images: {'; '.join(content['reasons'])}")
+    names, content = _sidecar_of(scan, derivatives)
     return Preprocessed(
         name=str(scan["scan_id"]),
         scan_to_mni=np.array(content["scan_to_mni"]),
@@ -138,6 +145,25 @@ def load_preprocessed(scan: dict[str, Any], derivatives: Path) -> Preprocessed:
         steps=tuple(content["steps"]),
         **store.read_images(names, content),
     )
+
+
+def load_t1w(scan: dict[str, Any], derivatives: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The t1w of `load_preprocessed` and the affine of its grid, without reading the other images."""
+    return store.read_t1w(*_sidecar_of(scan, derivatives))
+
+
+def all_parts(scan: dict[str, Any], params: StudyParams) -> Preprocessed:
+    """As `load_preprocessed`, from a manifest row; what was not kept is computed anew and not stored."""
+    stored = load_preprocessed(scan, params.folder / "derivatives")
+    return _preprocessed(scan, params.preprocess) if stored.native is None or stored.tissues is None else stored
+
+
+def _sidecar_of(scan: dict[str, Any], derivatives: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+    names = store.file_names(scan, derivatives)
+    content = read_json(names["sidecar"])
+    if not content["outputs"]:
+        raise StudyError(f"{scan['scan_id']} has no images: {'; '.join(content['reasons'])}")
+    return names, content
 
 
 def _bytes_of(scan: dict[str, Any]) -> str | None:

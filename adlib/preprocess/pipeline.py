@@ -34,10 +34,10 @@ class Preprocessed:
         Bias-corrected, normalised intensities; 0 outside the brain.
     mask : (X, Y, Z) bool
         Brain with its fluid.
-    tissues : (X, Y, Z, 3) float32
-        Fractions of GM, WM and CSF.
-    native : (X, Y, Z) float32
-        The head as it came, resampled to the grid, before correction and extraction.
+    tissues : (X, Y, Z, 3) float32 or None
+        Fractions of GM, WM and CSF; None where read back and not kept.
+    native : (X, Y, Z) float32 or None
+        The head as it came, resampled to the grid, before correction and extraction; None as above.
     affine : (4, 4) float64
         Voxel indices of the grid to MNI152, RAS mm.
     scan_to_mni : (4, 4) float64
@@ -57,8 +57,8 @@ class Preprocessed:
     name: str
     t1w: np.ndarray
     mask: np.ndarray
-    tissues: np.ndarray
-    native: np.ndarray
+    tissues: np.ndarray | None
+    native: np.ndarray | None
     affine: np.ndarray
     scan_to_mni: np.ndarray
     features: dict[str, float]

@@ -13,6 +13,7 @@ from adlib.atlas import SPACE
 from adlib.records import StudyError, atomic_path, file_digest, read_json, write_json, write_text
 
 LABELS = ("GM", "WM", "CSF")
+OPTIONAL = ("head", "tissues")  # parts of a result that need not be kept
 TOOLS = ("nibabel", "nilearn", "numpy", "scikit-learn", "scipy", "SimpleITK")
 LARGEST = {np.dtype(np.int16): 32000, np.dtype(np.uint8): 255}
 
@@ -40,20 +41,24 @@ def file_names(scan: dict[str, Any], derivatives: Path) -> dict[str, Path]:
     return {part: folder / f"{stem}_{name}" for part, name in names.items()}
 
 
-def write_images(names: dict[str, Path], result: Any) -> dict[str, str]:
+def write_images(names: dict[str, Path], result: Any, keep: tuple[str, ...] = OPTIONAL) -> dict[str, str]:
     """Write the images and the transform of a `Preprocessed`; return the SHA-256 of each, by part.
 
-    The T1w is stored in 16 bits, the head and the tissue fractions in 8, each with a scale factor.
+    The T1w is stored in 16 bits, the head and the tissue fractions in 8, each with a scale factor. Of `OPTIONAL` parts
+    only those in `keep` are written.
     """
     span = float(np.abs(result.t1w).max()) or 1.0
     bright = float(result.native.max()) or 1.0
     _write_image(names["t1w"], result.t1w, result.affine, np.int16, span)
-    _write_image(names["head"], result.native, result.affine, np.uint8, bright)
     _write_image(names["mask"], result.mask, result.affine, np.uint8, 255.0)
-    _write_image(names["tissues"], result.tissues, result.affine, np.uint8, 1.0)
+    if "head" in keep:
+        _write_image(names["head"], result.native, result.affine, np.uint8, bright)
+    if "tissues" in keep:
+        _write_image(names["tissues"], result.tissues, result.affine, np.uint8, 1.0)
     rows = "\n".join(" ".join(f"{value:.9f}" for value in row) for row in result.scan_to_mni)
     write_text(f"# scan world (RAS mm) to {SPACE} (RAS mm), row by row\n{rows}\n", names["transform"])
-    return {part: file_digest(path) for part, path in names.items() if part != "sidecar"}
+    left_out = {"sidecar", *OPTIONAL} - set(keep)
+    return {part: file_digest(path) for part, path in names.items() if part not in left_out}
 
 
 def write_sidecar(names: dict[str, Path], scan: dict[str, Any], key: str, outputs: dict[str, str], facts: dict) -> dict:
@@ -72,8 +77,11 @@ def write_sidecar(names: dict[str, Path], scan: dict[str, Any], key: str, output
     return read_json(names["sidecar"])
 
 
-def stored_sidecar(names: dict[str, Path], key: str) -> dict | None:
-    """The sidecar of a finished scan if its key is the given one and its files are still what it says; else None."""
+def stored_sidecar(names: dict[str, Path], key: str, keep: tuple[str, ...] = OPTIONAL) -> dict | None:
+    """The sidecar of a finished scan if its key is the given one and its files are still what it says; else None.
+
+    Where a part of `keep` was not stored it is None, too; a part that is stored and not in `keep` is deleted.
+    """
     if not names["sidecar"].is_file():
         return None
     try:
@@ -81,7 +89,21 @@ def stored_sidecar(names: dict[str, Path], key: str) -> dict | None:
         check_outputs(names, content)
     except StudyError:
         return None
-    return content if content.get("key") == key else None
+    outputs = content.get("outputs", {})
+    if content.get("key") != key or (outputs and any(names[part].name not in outputs for part in keep)):
+        return None
+    return _without(names, content, [part for part in OPTIONAL if part not in keep and names[part].name in outputs])
+
+
+def _without(names: dict[str, Path], content: dict, parts: list[str]) -> dict:
+    """The sidecar without some parts, whose files are deleted once it says so."""
+    if parts:
+        gone = {names[part].name for part in parts}
+        content["outputs"] = {name: sha for name, sha in content["outputs"].items() if name not in gone}
+        write_json(content, names["sidecar"])
+    for part in parts:
+        names[part].unlink(missing_ok=True)
+    return content
 
 
 def check_outputs(names: dict[str, Path], content: dict, parts: tuple[str, ...] | None = None) -> None:
@@ -102,17 +124,26 @@ def check_outputs(names: dict[str, Path], content: dict, parts: tuple[str, ...] 
             raise StudyError(f"{path} is not what {names['sidecar'].name} says was written; run preprocessing again")
 
 
-def read_images(names: dict[str, Path], content: dict) -> dict[str, np.ndarray]:
-    """Read t1w, head, mask and tissues and the affine of their grid, after checking their sums."""
+def read_images(names: dict[str, Path], content: dict) -> dict[str, np.ndarray | None]:
+    """Read t1w, head, mask and tissues and the affine of their grid, after checking their sums; None where not kept."""
     check_outputs(names, content)
     t1w = nib.load(names["t1w"])
+    kept = {part: nib.load(names[part]) for part in OPTIONAL if names[part].name in content["outputs"]}
+    optional = {part: image.get_fdata(dtype=np.float32) for part, image in kept.items()}
     return {
         "t1w": t1w.get_fdata(dtype=np.float32),
-        "native": nib.load(names["head"]).get_fdata(dtype=np.float32),
+        "native": optional.get("head"),
         "mask": np.asarray(nib.load(names["mask"]).dataobj) > 0,
-        "tissues": nib.load(names["tissues"]).get_fdata(dtype=np.float32),
+        "tissues": optional.get("tissues"),
         "affine": t1w.affine,
     }
+
+
+def read_t1w(names: dict[str, Path], content: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Only the t1w, float32, and the affine of its grid, after checking its sum."""
+    check_outputs(names, content, ("t1w",))
+    image = nib.load(names["t1w"])
+    return image.get_fdata(dtype=np.float32), image.affine
 
 
 def as_stored(t1w: np.ndarray, affine: np.ndarray) -> np.ndarray:
