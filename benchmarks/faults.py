@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import subprocess
 import sys
@@ -19,13 +18,13 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import psutil
+from two_hosts import FIRST, SCHEDULER, SECOND, cut_off, inside, two_hosts
 
 from adlib.keys import code_digest
 from adlib.params import StudyParams, load_params
@@ -37,8 +36,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT / "params" / "smoke.yaml"
 VICTIMS = ("run_all.py", "its kernel", "everything")
 ALIKE = 10  # scans prepared again without a fault
-HOSTS = {"adlib-a": "10.77.0.1", "adlib-b": "10.77.0.2"}
-PORT = 8786
 CUT_AFTER = 8  # scans
 
 
@@ -170,15 +167,15 @@ def cut_host(args: argparse.Namespace, place: Path) -> bool:
     """The study in peace on this computer, on two hosts, and on two hosts of which one is cut off."""
     seconds = finished(place / "alone", args.sets)
     print(f"on this computer: {seconds:.0f} s", flush=True)
-    first, same = next(iter(HOSTS)), []
+    same = []
     for name, cut in (("two", False), ("cut", True)):
-        with hosts(), cluster():
+        with two_hosts():
             outputs = place / name
-            sets = [*args.sets, f"exec.scheduler=tcp://{HOSTS[first]}:{PORT}"]
+            sets = [*args.sets, f"exec.scheduler={SCHEDULER}"]
             over = threading.Event()
             if cut:
                 threading.Thread(target=_cut, args=(outputs, over), daemon=True).start()
-            seconds = finished(outputs, sets, inside(first))
+            seconds = finished(outputs, sets, inside(FIRST))
             same.append(metrics(outputs) == metrics(place / "alone"))
             was = f", one of them cut off: {over.is_set()}" if cut else ""
             print(f"on two hosts{was}: {seconds:.0f} s, metrics {'the same' if same[-1] else 'DIFFER'}", flush=True)
@@ -190,56 +187,8 @@ def _cut(outputs: Path, over: threading.Event) -> None:
     """Take the second host's network away when some scans are done."""
     while len(list((outputs / "smoke" / "derivatives").rglob("*desc-preproc_T1w.json"))) < CUT_AFTER:
         time.sleep(0.2)
-    run("ip", "-n", list(HOSTS)[1], "link", "set", "eth", "down")
+    cut_off(SECOND)
     over.set()
-
-
-def run(*command: str) -> None:
-    subprocess.run(command, check=True)
-
-
-def inside(host: str) -> tuple[str, ...]:
-    return ("ip", "netns", "exec", host)
-
-
-@contextmanager
-def hosts() -> Iterator[None]:
-    """Two network namespaces with a cable between them."""
-    (one, first), (two, second) = HOSTS.items()
-    try:
-        for name in HOSTS:
-            run("ip", "netns", "add", name)
-            run("ip", "-n", name, "link", "set", "lo", "up")
-        run("ip", "link", "add", "eth", "netns", one, "type", "veth", "peer", "name", "eth", "netns", two)
-        for name, address in ((one, first), (two, second)):
-            run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", "eth")
-            run("ip", "-n", name, "link", "set", "eth", "up")
-        yield
-    finally:
-        for name in HOSTS:
-            subprocess.run(["ip", "netns", "del", name], check=False)
-
-
-@contextmanager
-def cluster() -> Iterator[None]:
-    """A scheduler on the first host, a worker on each."""
-    (one, first), *_ = HOSTS.items()
-    dask = [sys.executable, "-m", "dask"]
-    address, started = f"tcp://{first}:{PORT}", []
-    own = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    lines = [[*inside(one), *dask, "scheduler", "--host", first, "--port", str(PORT), "--no-dashboard"]]
-    lines += [[*inside(name), *dask, "worker", address, "--nthreads", "1", "--no-dashboard"] for name in HOSTS]
-    try:
-        for line in lines:
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            started.append(subprocess.Popen(line, env=own, cwd=ROOT, start_new_session=True, **quiet))
-        time.sleep(10)
-        yield
-    finally:
-        for process in started:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What preprocessing of simulated heads of 2 mm costs with one and with two workers, and what many scans would cost.
 
-    python benchmarks/scaling.py [--scans 24] [--most 2] [--keep runs.tsv]
+    python benchmarks/scaling.py [--scans 24] [--most 2] [--keep runs.tsv] [--hosts]
 
+With ``--hosts`` it also measures two hosts of a worker each, made of network namespaces on this computer (root only).
 Prints the speed-up (goal: at least 1.8 with two), the peak memory of a worker and how it grows from scan to scan (goal:
 under 1.5 GB, flat), and what handing out a scan costs beside the scan (goal: under 2 %). Then it fits
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil
+from two_hosts import FIRST, SCHEDULER, inside, two_hosts
 
 from adlib.compute import map_scans
 from adlib.exec_params import Pool
@@ -43,8 +46,9 @@ MANY = (10_000, 100_000)
 
 @dataclass(frozen=True)
 class Run:
-    """One map: workers, scans, whether the workers were started for it, seconds, and what each scan said."""
+    """One map: where, workers, scans, whether they were started for it, seconds, and what each scan said."""
 
+    where: str
     workers: int
     scans: int
     cold: bool
@@ -57,11 +61,19 @@ def main() -> int:
     parser.add_argument("--scans", type=int, default=24, help="of the longest run")
     parser.add_argument("--most", type=int, default=2, help="workers that are compared with one")
     parser.add_argument("--keep", type=Path, help="table of all runs")
+    parser.add_argument("--hosts", action="store_true", help="two hosts, too")
+    parser.add_argument("--scheduler", help="measure the two workers of this scheduler, too")
     args = parser.parse_args()
+    if args.hosts:
+        with two_hosts():
+            again = [sys.executable, *(part for part in sys.argv if part != "--hosts"), "--scheduler", SCHEDULER]
+            return subprocess.run([*inside(FIRST), *again], check=False).returncode
+    pools = [("here", workers, Pool(workers=workers, memory_mb=FAR)) for workers in (1, args.most)]
+    pools += [("hosts", 2, Pool(scheduler=args.scheduler))] if args.scheduler else []
     with tempfile.TemporaryDirectory(prefix="adlib-scaling-") as name:
         folder = Path(name)
         scans = simulated(args.scans, folder, args.most)
-        runs = [run for workers in (1, args.most) for run in measured(workers, scans, folder)]
+        runs = [run for pool in pools for run in measured(*pool, scans, folder)]
         stored = sum(file.stat().st_size for file in (folder / "out").rglob("*") if file.is_file())
     waiting = engine_seconds(args.most)
     if args.keep:
@@ -86,14 +98,16 @@ def simulated(count: int, folder: Path, workers: int) -> list[dict[str, Any]]:
     return rows.to_dict("records")[:count]
 
 
-def measured(workers: int, scans: list[dict[str, Any]], folder: Path) -> list[Run]:
+def measured(where: str, workers: int, pool: Pool, scans: list[dict[str, Any]], folder: Path) -> list[Run]:
     """A run that starts the workers, and longer and longer ones with workers that are warm."""
-    pool, runs = Pool(workers=workers, memory_mb=FAR), []
+    import scaling  # by its name, so that workers on other hosts find it
+
+    runs = []
     for number, count in enumerate((workers, max(1, len(scans) // 4), max(1, len(scans) // 2), len(scans))):
-        work = partial(timed, derivatives=folder / "out", code=f"{workers}-{number}")
+        work = partial(scaling.timed, derivatives=folder / "out", code=f"{where}-{workers}-{number}")
         start = time.perf_counter()
-        said = map_scans(work, scans[:count], pool=pool, label=f"{workers} workers, {count} scans")
-        runs.append(Run(workers, count, number == 0, time.perf_counter() - start, pd.DataFrame(said)))
+        said = map_scans(work, scans[:count], pool=pool, label=f"{workers} workers {where}, {count} scans")
+        runs.append(Run(where, workers, count, number == 0, time.perf_counter() - start, pd.DataFrame(said)))
     return runs
 
 
@@ -123,31 +137,38 @@ def engine_seconds(workers: int, count: int = 60) -> float:
 
 def speed_up(runs: list[Run]) -> bool:
     """Print scans an hour, and how much faster several workers are on the same scans."""
-    titles = ("workers", "scans", "start", "seconds", "s a scan", "of processor", "scans an hour")
+    titles = ("where", "workers", "scans", "start", "seconds", "s a scan", "of processor", "scans an hour")
     print("\n" + " ".join(f"{title:>13}" for title in titles))
     for run in runs:
         inside, busy = (f"{run.said[name].median():.2f}" for name in ("seconds", "processor"))
         started, rate = "yes" if run.cold else "no", f"{3600 * run.scans / run.seconds:.0f}"
-        row = (run.workers, run.scans, started, f"{run.seconds:.1f}", inside, busy, rate)
+        row = (run.where, run.workers, run.scans, started, f"{run.seconds:.1f}", inside, busy, rate)
         print(" ".join(f"{value:>13}" for value in row))
-    one, most = (max((run for run in runs if run.workers == n), key=lambda run: run.scans)
-                 for n in sorted({run.workers for run in runs}))  # fmt: skip
-    gained = one.seconds / most.seconds
+    one, *others = (max(own, key=lambda run: run.scans) for own in _by_workers(runs).values())
+    gained = [one.seconds / most.seconds for most in others]
     failed = int(sum(run.said["failed"].sum() for run in runs))
-    print(f"\nspeed-up of {most.workers} workers: {gained:.2f} (goal: at least {GOALS['speed-up']}); failed: {failed}")
-    return gained >= GOALS["speed-up"] and not failed
+    print()
+    for most, gain in zip(others, gained, strict=True):
+        print(f"speed-up of {most.workers} workers, {most.where}: {gain:.2f} (goal: at least {GOALS['speed-up']})")
+    print(f"failed: {failed}")
+    return min(gained) >= GOALS["speed-up"] and not failed
+
+
+def _by_workers(runs: list[Run]) -> dict[tuple[str, int], list[Run]]:
+    keys = dict.fromkeys((run.where, run.workers) for run in runs)
+    return {key: [run for run in runs if (run.where, run.workers) == key] for key in keys}
 
 
 def memory(runs: list[Run]) -> bool:
     """Print the peak of each worker, and the slope of what it holds after each scan, but for the first three."""
     flat, highest = True, 0.0
-    for workers in sorted({run.workers for run in runs}):
-        said = pd.concat([run.said for run in runs if run.workers == workers])
+    for (where, workers), those in _by_workers(runs).items():
+        said = pd.concat([run.said for run in those])
         for number, (_, own) in enumerate(said.groupby("worker", sort=False), start=1):
             held = own["after_mb"].to_numpy()[3:]
             slope = float(np.polyfit(np.arange(len(held)), held, 1)[0]) if len(held) > 2 else float("nan")
             highest, flat = max(highest, own["peak_mb"].max()), flat and not slope > GOALS["growth"]
-            print(f"worker {number} of {workers}: peak {own['peak_mb'].max():.0f} MB, {slope:+.2f} MB a scan")
+            print(f"worker {number} of {workers} {where}: peak {own['peak_mb'].max():.0f} MB, {slope:+.2f} MB a scan")
     print(f"goal: under {GOALS['memory']:.0f} MB, and no more than {GOALS['growth']:.0f} MB a scan")
     return flat and highest < GOALS["memory"]
 
@@ -166,7 +187,10 @@ def forecast(runs: list[Run], stored_mb: float) -> None:
     (start, each), *_ = np.linalg.lstsq(terms, seconds, rcond=None)
     left = seconds - terms @ (start, each)
     print(f"\nmodel: {start:.1f} s to start + {each:.2f} s x scans / workers; measured less model, s:")
-    print("  " + ", ".join(f"{run.scans}/{run.workers}: {rest:+.1f}" for run, rest in zip(runs, left, strict=True)))
+    print(
+        "  "
+        + ", ".join(f"{run.scans}/{run.workers} {run.where}: {rest:+.1f}" for run, rest in zip(runs, left, strict=True))
+    )
     print(f"  largest {np.abs(left).max():.1f} s, or {np.abs(left / seconds).max():.0%} of a run")
     peak = max(run.said["peak_mb"].max() for run in runs)
     print(f"\n{'scans':>8} {'core-hours':>11} {'days with 16':>13} {'storage GB':>11} {'memory of 16, GB':>17}")
