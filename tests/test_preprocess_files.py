@@ -212,6 +212,9 @@ def test_only_the_kept_images_are_stored_and_fewer_need_no_new_computing(scan, t
     with one_thread():
         again = preprocess_scan(scan, tmp_path, PARAMS, "code")
     assert head.is_file() and again["outputs"] == full["outputs"]
+    with one_thread():
+        other = preprocess_scan(scan, tmp_path, PARAMS, "other code", keep=())
+    assert not head.exists() and not tissues.exists() and len(other["outputs"]) == len(full["outputs"]) - 2
 
 
 def test_what_was_not_kept_is_there_when_asked_for(scan, computed, tmp_path):

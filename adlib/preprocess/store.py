@@ -45,7 +45,7 @@ def write_images(names: dict[str, Path], result: Any, keep: tuple[str, ...] = OP
     """Write the images and the transform of a `Preprocessed`; return the SHA-256 of each, by part.
 
     The T1w is stored in 16 bits, the head and the tissue fractions in 8, each with a scale factor. Of `OPTIONAL` parts
-    only those in `keep` are written.
+    only those in `keep` are written, and older files of the others deleted.
     """
     span = float(np.abs(result.t1w).max()) or 1.0
     bright = float(result.native.max()) or 1.0
@@ -58,6 +58,8 @@ def write_images(names: dict[str, Path], result: Any, keep: tuple[str, ...] = OP
     rows = "\n".join(" ".join(f"{value:.9f}" for value in row) for row in result.scan_to_mni)
     write_text(f"# scan world (RAS mm) to {SPACE} (RAS mm), row by row\n{rows}\n", names["transform"])
     left_out = {"sidecar", *OPTIONAL} - set(keep)
+    for part in left_out - {"sidecar"}:
+        names[part].unlink(missing_ok=True)
     return {part: file_digest(path) for part, path in names.items() if part not in left_out}
 
 
