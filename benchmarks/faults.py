@@ -35,6 +35,7 @@ from adlib.sources.reading import read_source
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT / "params" / "smoke.yaml"
 VICTIMS = ("run_all.py", "its kernel", "everything")
+LOST_SECONDS = 12.0  # that a killed run needs to be where it was
 ALIKE = 10  # scans prepared again without a fault
 CUT_AFTER = 8  # scans
 
@@ -85,7 +86,7 @@ def killed_study(args: argparse.Namespace, place: Path) -> bool:
     while killed.total() < args.kills:
         process, victim = start(cut, args.sets), str(rng.choice(VICTIMS))
         try:
-            process.wait(rng.uniform(0.05, 2 * seconds / args.kills))
+            process.wait(rng.uniform(0.05, 2 * (seconds / args.kills + LOST_SECONDS)))
         except subprocess.TimeoutExpired:
             kill(process, victim)
             killed[victim] += 1
@@ -116,7 +117,7 @@ def _line(process: psutil.Process) -> list[str]:
 
 
 def _last_step(outputs: Path) -> str:
-    told = [line for line in (outputs / "log.txt").read_text().splitlines() if line.startswith("[")]
+    told = [line for line in (outputs / "log.txt").read_text().splitlines() if line.startswith("[") and "/" in line]
     return told[-1].split("  ")[0] if told else "its start"
 
 
