@@ -152,10 +152,11 @@ def test_an_error_keeps_its_type_and_names_the_item(pool):
 
 def test_limits_cost_only_the_items_that_break_them():
     """Also with one worker: this process cannot end what it does itself."""
-    pool = Pool(workers=2, retries=0, scan_timeout_s=4, memory_mb=700)
+    pool = Pool(workers=2, retries=0, scan_timeout_s=4)
     found = map_scans(hang_on_one, range(6), pool=pool, label="reading", lost=lost)
     assert found[1] == ("lost", 1, "it took longer than exec.scan_timeout_s, 4 seconds")
     assert found[0] == 0 and found[2:] == [2, 3, 4, 5]
+    pool = Pool(workers=2, retries=0, memory_mb=700)
     found = map_scans(grow_on_one, range(6), pool=pool, label="reading", lost=lost)
     assert found[1][:2] == ("lost", 1) and "more memory than a worker may take" in found[1][2]
     assert found[0] == 0 and found[2:] == [2, 3, 4, 5]
