@@ -60,8 +60,8 @@ def handled(count: int, bootstrap: int, folder: Path) -> tuple[float, float, flo
         ROOT / "params" / "bids.yaml", (f"exec.outputs={folder}", f"evaluate.bootstrap={bootstrap}", "splits.folds=5")
     )
     params.folder.mkdir(parents=True)
-    times, listed = [time.perf_counter()], made_listing(count, params)
-    times[0] = time.perf_counter()
+    listed = made_listing(count, params)
+    times = [time.perf_counter()]
     audit = run_audit(listed, params.classes, AuditParams(), params.seed)
     stops = tuple(sorted(audit.findings.query("severity == 'stop'")["check"]))
     if stops != PLANTED:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from adlib.threads import MEMORY_VARIABLES
+
 ROOT = Path(__file__).resolve().parents[1]
 HOSTS = {"adlib-a": "10.77.0.1", "adlib-b": "10.77.0.2"}
 FIRST, SECOND = HOSTS
@@ -54,7 +56,7 @@ def two_hosts() -> Iterator[None]:
 @contextmanager
 def _cluster() -> Iterator[None]:
     dask = [sys.executable, "-m", "dask"]
-    own = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"} | _heap()
+    own = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"} | MEMORY_VARIABLES
     lines = [[*inside(FIRST), *dask, "scheduler", "--host", HOSTS[FIRST], "--port", str(PORT), "--no-dashboard"]]
     lines += [[*inside(name), *dask, "worker", SCHEDULER, "--nthreads", "1", "--no-dashboard"] for name in HOSTS]
     started = []
@@ -69,9 +71,3 @@ def _cluster() -> Iterator[None]:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def _heap() -> dict[str, str]:
-    from adlib.threads import MEMORY_VARIABLES
-
-    return MEMORY_VARIABLES

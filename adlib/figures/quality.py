@@ -97,12 +97,16 @@ def _tile(axis: Axes, row: dict, scan: Preprocessed | None) -> None:
         reason = textwrap.fill(str(row["qc_reasons"]), REASON_WIDTH, max_lines=6, placeholder=" …")
         axis.text(0.5, 0.5, reason, fontsize=5.5, ha="center", va="center", transform=axis.transAxes)
         return
-    brain = np.where(scan.mask, scan.t1w - scan.t1w[scan.mask].min(initial=0), 0)
-    picture = strip(brain if scan.native is None else scan.native, scan.affine)
+    picture = strip(_brain(scan) if scan.native is None else scan.native, scan.affine)
     bright = np.percentile(picture[picture > 0], 99.5) if (picture > 0).any() else 1
     axis.imshow(picture, cmap="gray", vmin=0, vmax=bright)
     axis.contour(strip(scan.mask.astype(np.float32), scan.affine), [0.5], colors=OUTLINE, linewidths=0.6)
     axis.set_xlabel(_reason(row), fontsize=5.5, labelpad=2)
+
+
+def _brain(scan: Preprocessed) -> np.ndarray:
+    """The brain from 0 up, for scans whose head was not kept."""
+    return np.where(scan.mask, scan.t1w - scan.t1w[scan.mask].min(initial=0), 0)
 
 
 def _reason(row: dict) -> str:
