@@ -7,8 +7,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from adlib.records import FIGURES, atomic_path, file_digest, read_table, write_table
 
@@ -38,7 +40,7 @@ def class_palette(classes: tuple[str, ...]) -> dict[str, tuple[float, float, flo
     return dict(zip(classes, sns.color_palette("viridis_r", len(classes) + 1)[1:], strict=True))
 
 
-def save_figure(figure: Figure, folder: Path, name: str, *, notebook: str, sources: str, caption: str) -> Figure:
+def save_figure(figure: Figure, folder: Path, name: str, *, notebook: str, sources: str, caption: str) -> Image:
     """Write `<name>.png` and `<name>.svg` and register them in `figures.tsv` of the same folder.
 
     Parameters
@@ -53,13 +55,14 @@ def save_figure(figure: Figure, folder: Path, name: str, *, notebook: str, sourc
 
     Returns
     -------
-    matplotlib Figure
-        The same figure, so that a notebook cell can end with this call and show it.
+    IPython Image
+        The picture as stored, with the caption as its text for those who cannot see it, so that a notebook cell can
+        end with this call and show it.
     """
-    folder = Path(folder)
+    folder, box = Path(folder), _settled(figure)
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         with atomic_path(folder / f"{name}.{suffix}") as temporary:
-            figure.savefig(temporary, metadata=metadata, bbox_inches="tight")
+            figure.savefig(temporary, metadata=metadata, bbox_inches=box)
     register = folder / "figures.tsv"
     row = {"name": name, "notebook": notebook, "sources": sources, "caption": caption}
     row["sha256"] = file_digest(folder / f"{name}.png")
@@ -67,7 +70,15 @@ def save_figure(figure: Figure, folder: Path, name: str, *, notebook: str, sourc
     table = pd.concat([known[known["name"] != name], pd.DataFrame([row])], ignore_index=True)
     write_table(table.sort_values("name"), register, FIGURES)
     plt.close(figure)
-    return figure
+    return Image(folder / f"{name}.png", width=round(box.width * plt.rcParams["figure.dpi"]), alt=caption)
+
+
+def _settled(figure: Figure) -> Bbox:
+    """Lay the figure out, once for all its files; the box around all that it shows, in inches."""
+    figure.set_dpi(plt.rcParams["savefig.dpi"])
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
 
 
 def leave_panel(axis: Axes, words: str) -> None:
