@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from adlib.audit import AuditStop, enforce, run_audit
+from adlib.audit.identity import check_people
 from adlib.params import AuditParams
 from adlib.records import LISTING, check_table
 
@@ -77,6 +78,12 @@ def _crossing_twins(table, rng):
     return table
 
 
+def _renamed(table):
+    """Three people stand in the table a second time, under other names, as from another release."""
+    again = table.iloc[[3, 7, 11]].assign(image_id=["a", "b", "c"], sha256=["a", "b", "c"], scan_id=["a", "b", "c"])
+    return pd.concat([table, again.assign(participant_id=["old-1", "old-2", "old-3"])], ignore_index=True)
+
+
 def _leak(table, rng):
     """85 % of the test scans are of people whose other scan is trained on."""
     tested = table.groupby("participant_id").head(1)
@@ -144,6 +151,7 @@ WARNS = {
         participant_id=lambda x: x["participant_id"] + "x", scan_id=lambda x: x["scan_id"] + "x",
         image_id=lambda x: x["image_id"] + "x", sha256=lambda x: x["sha256"] + "x")], ignore_index=True),
     "age-missing": lambda t, r: _some(t, r, age=np.nan),
+    "same-person": lambda t, r: _renamed(t.assign(icv_ml=r.normal(1450, 150, len(t)))),
     "followups": lambda t, r: t,
     "label-changes": lambda t, r: t.assign(diagnosis=t["diagnosis"].mask(t["session_id"] == "ses-02", "AD")),
 }  # fmt: skip
@@ -228,3 +236,39 @@ def test_intervals_hold_the_association_and_narrow_with_the_cohort():
     for row in (small, large):
         assert 0 <= row["ci_low"] <= row["association"] <= row["ci_high"] <= 1
     assert large["ci_high"] - large["ci_low"] < small["ci_high"] - small["ci_low"]
+
+
+def test_people_under_two_names_are_told_with_how_many_chance_would_give():
+    rng = np.random.default_rng(3)
+    n = 3000
+    people = pd.DataFrame(
+        {
+            "participant_id": [f"sub-{k}" for k in range(n)],
+            "sex": rng.choice(["F", "M"], n),
+            "age": rng.integers(60, 90, n).astype(float),
+            "icv_ml": rng.normal(1450, 150, n).round(),
+        }
+    )
+    equal = sum(k * (k - 1) / 2 for k in people.groupby(["sex", "age", "icv_ml"]).size())
+    expected = 2 * 30 * (n / 60) ** 2 / 2 / (2 * 150 * np.sqrt(np.pi))
+    told = check_people(pd.concat([people, people.iloc[:40].assign(participant_id=[f"x-{k}" for k in range(40)])]))
+    by_chance = float(told[0]["value"].split("; ")[1].split(" ")[0])
+    assert abs(by_chance - expected) < 0.15 * expected and abs(equal - expected) < 4 * np.sqrt(expected)
+    assert int(told[0]["value"].split(" ")[0]) >= 40 and "sub-0 = x-0" in told[0]["subject"]
+    assert check_people(people.drop(columns="icv_ml")) == [] == check_people(people.drop_duplicates(["age", "sex"]))
+
+
+@pytest.mark.realdata
+def test_people_of_one_oasis_release_are_recognised_in_the_other(realdata):
+    first = (
+        pd.read_csv(realdata / "oasis1_axial_slices" / "subjects.csv").drop_duplicates("subject").dropna(subset="Age")
+    )
+    visits = realdata / "oasis2_mid_slices" / "oasis_longitudinal_demographic.csv"
+    second = pd.read_csv(visits, sep=";", decimal=",").rename(columns={"Subject ID": "oasis"})
+    names = {"oasis": "participant_id", "M/F": "sex", "Age": "age", "eTIV": "icv_ml"}
+    first, second = (table.rename(columns=names)[[*names.values(), "CDR", "MMSE"]] for table in (first, second))
+    both = first.merge(second, on=["sex", "age", "icv_ml"], suffixes=("", "_2"))
+    (told,) = check_people(pd.concat([first, second]))
+    assert told["value"] == f"{len(both)} visits of two names or more; 2.5 expected by chance" and len(both) == 49
+    assert (both["CDR"] == both["CDR_2"]).all() and (both["MMSE"] == both["MMSE_2"]).all()
+    assert check_people(first) == [] == check_people(second)

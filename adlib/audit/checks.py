@@ -76,6 +76,12 @@ CHECKS: dict[str, Check] = {
         "Two scans of one person match only when one is mirrored: left and right, or up and down, are swapped in one.",
         "Check the orientation in the header against the source.",
     ),
+    "same-person": Check(
+        ("warn",),
+        "Several participants agree in sex, age and intracranial volume at a visit; beyond what chance explains they "
+        f"are one person under several names, whom no split keeps on one side. {_OWN}",
+        "Compare their other facts and images, and give them one participant_id.",
+    ),
     "participants-unknown": Check(
         ("stop",),
         "Nobody says who is shown, so no split can keep a person on one side. Groups recovered by similarity stand in "

@@ -11,6 +11,7 @@ from adlib.params import AuditParams
 
 RECOVERED = "recovered by similarity"
 ALONE = "unknown: each image by itself"
+NEAR_ML = 50  # of intracranial volume: within it, differences between two people are about equally frequent
 
 
 def check_labels(scans: pd.DataFrame) -> list[dict[str, str]]:
@@ -97,6 +98,40 @@ def _near(scans: pd.DataFrame, thumbnails: pd.Series, params: AuditParams) -> li
             kinds = [f"{n} pairs {how}" for how, n in pairs.loc[chosen, "how"].value_counts().items()]
             found.append(finding(check, severity, named(who), ", ".join(kinds), limit))
     return found
+
+
+def check_people(scans: pd.DataFrame) -> list[dict[str, str]]:
+    """Find participants who may be one person under two names: of equal sex, age and intracranial volume at a visit.
+
+    Releases of one study number their people anew, and images of one visit differ between them, so that neither names
+    nor pixels need to agree. How many pairs would agree by chance is said beside.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Schema `records.MANIFEST`; nothing is looked for without the columns sex, age (years) and icv_ml.
+    """
+    if not {"sex", "age", "icv_ml"} <= set(scans.columns):
+        return []
+    facts = scans[["participant_id", "sex", "age", "icv_ml"]].dropna()
+    facts = facts.round({"age": 1, "icv_ml": 0}).drop_duplicates()
+    alike = facts[facts.duplicated(["sex", "age", "icv_ml"], keep=False)]
+    if alike.empty:
+        return []
+    names = alike.groupby(["sex", "age", "icv_ml"])["participant_id"].agg(" = ".join)
+    value = f"{len(names)} visits of two names or more; {_by_chance(facts):.1f} expected by chance"
+    return [finding("same-person", "warn", named(names), value, "as many as by chance")]
+
+
+def _by_chance(facts: pd.DataFrame) -> float:
+    """Pairs of equal volume to expect among those of equal sex and age, from how many differ by a little."""
+    near = 0
+    for _, people in facts.drop_duplicates(["participant_id", "age"]).groupby(["sex", "age"]):
+        volumes = np.sort(people["icv_ml"].to_numpy())
+        near += (
+            np.searchsorted(volumes, volumes + NEAR_ML, "right") - np.searchsorted(volumes, volumes, "right")
+        ).sum()
+    return near / (2 * NEAR_ML)
 
 
 def _recovered(scans: pd.DataFrame) -> bool:

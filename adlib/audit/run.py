@@ -10,7 +10,7 @@ from adlib.audit.cohort import check_cohort
 from adlib.audit.confounds import associations, check_confounds
 from adlib.audit.findings import check_accepted, decided, finding, named
 from adlib.audit.geometry import check_geometry
-from adlib.audit.identity import assign_participants, check_copies, check_given_split, check_labels
+from adlib.audit.identity import assign_participants, check_copies, check_given_split, check_labels, check_people
 from adlib.audit.sequence import check_sequence
 from adlib.params import AuditParams
 from adlib.records import LISTING, MANIFEST, StudyError, check_table
@@ -78,7 +78,7 @@ def run_audit(
     flow.append(("with values that vary", kept))
     kept, unknown = assign_participants(kept, _rows(pixels, kept), params, seed)
     findings += sequence + unknown + check_given_split(kept) + check_labels(kept)
-    findings += check_copies(kept, _rows(pixels, kept), params) + geometry
+    findings += check_copies(kept, _rows(pixels, kept), params) + check_people(kept) + geometry
     manifest = _manifest(kept)
     findings += check_cohort(manifest, classes, params) + check_confounds(manifest, params, seed)
     return Audit(manifest, decided(findings, params), _flow_table(flow), associations(manifest, seed))
