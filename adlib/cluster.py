@@ -14,6 +14,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.util import find_spec
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ PATIENCE_SECONDS = 60.0  # how long a cluster may be without any worker
 IDLE_SECONDS = 30.0  # how long workers are kept for the next map
 MEMORY_EVENTS = "worker-restart-memory"
 AWAY = (OSError, asyncio.TimeoutError)
+UNGUARDED = (
+    "Workers import the script that starts them: in a script of your own, keep what calls adlib under "
+    "`if __name__ == '__main__':`, or use one process (exec.workers: 1)"
+)
 _SETTINGS = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
@@ -219,16 +224,21 @@ def _certificate() -> Security:
 
 
 def _local(pool: Pool, workers: int) -> LocalCluster:
-    return LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        host="tls://127.0.0.1",
-        security=_certificate(),  # other users of this computer cannot send work
-        dashboard_address="127.0.0.1:0",
-        memory_limit=pool.memory_mb * 2**20,
-        silence_logs=logging.CRITICAL,
-    )
+    if getattr(current_process(), "_inheriting", False):  # a worker that is still importing the script that started it
+        raise StudyError(UNGUARDED)
+    try:
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="tls://127.0.0.1",
+            security=_certificate(),  # other users of this computer cannot send work
+            dashboard_address="127.0.0.1:0",
+            memory_limit=pool.memory_mb * 2**20,
+            silence_logs=logging.CRITICAL,
+        )
+    except RuntimeError as error:
+        raise StudyError(f"no worker process could be started on this computer ({error}). {UNGUARDED}") from None
 
 
 def _batch(jobs: JobQueueParams, folder: Path) -> Any:

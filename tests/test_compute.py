@@ -201,6 +201,24 @@ def test_workers_end_soon_after_the_parent_is_killed_or_interrupted(tmp_path, ki
     assert soon(lambda: not any(alive(int(path.name)) for path in started.iterdir()), seconds=10)
 
 
+def test_a_script_that_its_own_workers_cannot_import_is_told_what_to_change(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "from adlib.compute import map_scans\nfrom adlib.exec_params import Pool\n"
+        "map_scans(abs, [-1, 2], pool=Pool(workers=2), label='x')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (
+        ended.returncode and "keep what calls adlib under `if __name__ == '__main__':`" in ended.stderr.splitlines()[-1]
+    )
+
+
 def alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
