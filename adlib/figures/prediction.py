@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -152,25 +153,24 @@ def _mosaic(figure: SubFigure, prepared: Preprocessed) -> None:
     axes = figure.subplots(len(POSITIONS_MM), columns, gridspec_kw={"wspace": 0, "hspace": 0})
     inside = prepared.native[prepared.mask]
     top = float(np.percentile(inside, 99.5)) * 1.2 if inside.size else float(prepared.native.max())
+    head = prepared.native.astype(np.float32)
+    edges = {TISSUE_EDGE: prepared.tissues[..., 1].astype(np.float32), BRAIN_EDGE: prepared.mask.astype(np.float32)}
     for row, (plane, positions) in zip(axes, POSITIONS_MM.items(), strict=True):
         for axis, position in zip(row, positions, strict=True):
-            _slice(axis, prepared, plane, position, top)
+            cut = partial(extract_slice, affine=prepared.affine, plane=plane, position_mm=position)
+            axis.set_axis_off()
+            axis.imshow(cut(head), cmap="gray", vmin=0, vmax=top, interpolation="bilinear")
+            _outline(axis, {colour: cut(volume) for colour, volume in edges.items()})
+            words = f"{'zyx'[list(POSITIONS_MM).index(plane)]} = {position:+.0f}"
+            axis.text(0.02, 0.98, words, transform=axis.transAxes, color="white", va="top", fontsize="small")
     axes[0, 0].text(0.02, 0.5, "L", transform=axes[0, 0].transAxes, color="white", va="center")
     axes[0, 0].text(0.98, 0.5, "R", transform=axes[0, 0].transAxes, color="white", va="center", ha="right")
 
 
-def _slice(axis: Axes, prepared: Preprocessed, plane: str, position: float, top: float) -> None:
-    def cut(volume: np.ndarray) -> np.ndarray:
-        return extract_slice(volume.astype(np.float32), prepared.affine, plane, position)
-
-    axis.set_axis_off()
-    axis.imshow(cut(prepared.native), cmap="gray", vmin=0, vmax=top, interpolation="bilinear")
-    for volume, colour in ((prepared.tissues[..., 1], TISSUE_EDGE), (prepared.mask, BRAIN_EDGE)):
-        image = cut(volume)
+def _outline(axis: Axes, images: dict[str, np.ndarray]) -> None:
+    for colour, image in images.items():
         if image.min() < 0.5 < image.max():
             axis.contour(image, levels=[0.5], colors=colour, linewidths=0.6)
-    millimetres = f"{'zyx'[list(POSITIONS_MM).index(plane)]} = {position:+.0f}"
-    axis.text(0.02, 0.98, millimetres, transform=axis.transAxes, color="white", va="top", fontsize="small")
 
 
 def _probabilities(axis: Axes, pooled: np.ndarray, slices: np.ndarray, classes: tuple[str, ...]) -> None:

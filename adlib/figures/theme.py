@@ -77,7 +77,8 @@ def _settled(figure: Figure) -> Bbox:
     """Lay the figure out, once for all its files; the box around all that it shows, in inches."""
     figure.set_dpi(plt.rcParams["savefig.dpi"])
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    with plt.rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):
+        figure.set_layout_engine(None)
     return figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
 
 

@@ -114,7 +114,7 @@ def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams, code: str = "
     return write_table(pd.DataFrame(rows), params.folder / "features.tsv", FEATURES)
 
 
-def load_preprocessed(scan: dict[str, Any], derivatives: Path) -> Preprocessed:
+def load_preprocessed(scan: dict[str, Any], derivatives: Path, parts: tuple[str, ...] = store.OPTIONAL) -> Preprocessed:
     """Read back what `preprocess_scan` wrote.
 
     Parameters
@@ -122,12 +122,14 @@ def load_preprocessed(scan: dict[str, Any], derivatives: Path) -> Preprocessed:
     scan : dict
         A manifest or features row: participant_id, session_id, scan_id.
     derivatives : path
+    parts : tuple of str
+        What is read beside t1w and mask: head, tissues.
 
     Returns
     -------
     Preprocessed
         To the precision of the stored images: 16 bits for t1w, 8 bits for tissues and native, which are None where
-        ``derivatives.keep`` leaves them out.
+        `parts` or ``derivatives.keep`` leave them out.
 
     Raises
     ------
@@ -143,7 +145,7 @@ def load_preprocessed(scan: dict[str, Any], derivatives: Path) -> Preprocessed:
         verdict=content["verdict"],
         reasons=tuple(content["reasons"]),
         steps=tuple(content["steps"]),
-        **store.read_images(names, content),
+        **store.read_images(names, content, parts),
     )
 
 

@@ -126,11 +126,13 @@ def check_outputs(names: dict[str, Path], content: dict, parts: tuple[str, ...] 
             raise StudyError(f"{path} is not what {names['sidecar'].name} says was written; run preprocessing again")
 
 
-def read_images(names: dict[str, Path], content: dict) -> dict[str, np.ndarray | None]:
-    """Read t1w, head, mask and tissues and the affine of their grid, after checking their sums; None where not kept."""
-    check_outputs(names, content)
+def read_images(
+    names: dict[str, Path], content: dict, parts: tuple[str, ...] = OPTIONAL
+) -> dict[str, np.ndarray | None]:
+    """Read t1w, mask and `parts` and the affine of their grid, after checking their sums; None where not kept."""
+    check_outputs(names, content, ("t1w", "mask", *parts))
     t1w = nib.load(names["t1w"])
-    kept = {part: nib.load(names[part]) for part in OPTIONAL if names[part].name in content["outputs"]}
+    kept = {part: nib.load(names[part]) for part in parts if names[part].name in content["outputs"]}
     optional = {part: image.get_fdata(dtype=np.float32) for part, image in kept.items()}
     return {
         "t1w": t1w.get_fdata(dtype=np.float32),
