@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--params", default="params/oasis2_slices.yaml")
     parser.add_argument("--networks", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--size", type=int, default=64, help="edge of the images, pixels")
     parser.add_argument("--keep-shared", action="store_true")
     parser.add_argument("--cache", type=Path, default=Path("outputs/oasis1"))
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def settings(args: argparse.Namespace) -> tuple[str, ...]:
-    train = {"weights": f"path:{args.weights}", "epochs": args.epochs, "augment": "mri", "controls": "[]"}
+    train = {"weights": f"path:{args.weights}", "epochs": args.epochs, "controls": "[]"}
     return (f"input.size={args.size}", *(f"train.{name}={value}" for name, value in train.items()))
 
 
