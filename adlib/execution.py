@@ -29,6 +29,10 @@ OFFLINE_TEMPLATE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_mathjax %}{% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}
 {% block jupyter_widgets %}{% endblock %}
+{% block data_png scoped %}
+{%- set words = output | get_metadata('alt', 'image/png') or 'figure without a caption' -%}
+{{ super() | replace('<img ', '<img alt="' ~ (words | escape_html) ~ '" ', 1) }}
+{% endblock %}
 """
 
 

@@ -75,7 +75,8 @@ def save_figure(figure: Figure, folder: Path, name: str, *, notebook: str, sourc
 
 def _settled(figure: Figure) -> Bbox:
     """Lay the figure out, once for all its files; the box around all that it shows, in inches."""
-    figure.set_dpi(plt.rcParams["savefig.dpi"])
+    if (dpi := plt.rcParams["savefig.dpi"]) != "figure":
+        figure.set_dpi(dpi)
     figure.draw_without_rendering()
     with plt.rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):
         figure.set_layout_engine(None)
