@@ -52,7 +52,7 @@ class Gate:
     def refusals(self) -> tuple[str, ...]:
         """Why it may not and what to do, a sentence for each question that it fails."""
         return tuple(
-            f"{check.question}: {check.found}. {check.advice}" for check in self.checks if check.verdict == REFUSED
+            f"{check.question} No: {check.found}. {check.advice}" for check in self.checks if check.verdict == REFUSED
         )
 
 

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from adlib import atlas
 from adlib.explain.maps import AttributionMaps
@@ -54,6 +55,14 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
         theme.save_figure(figure, tmp_path / name, "x", notebook="01", sources="t", caption="c")
     for suffix in ("png", "svg"):
         assert (tmp_path / "a" / f"x.{suffix}").read_bytes() == (tmp_path / "b" / f"x.{suffix}").read_bytes()
+
+
+def test_a_figure_is_laid_out_once_for_both_of_its_files(tmp_path, monkeypatch):
+    laid_out, lay_out = [], ConstrainedLayoutEngine.execute
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *args: laid_out.append(lay_out(*args)))
+    theme.apply_theme()
+    theme.save_figure(plt.subplots()[0], tmp_path, "01_x", notebook="01", sources="t", caption="c")
+    assert len(laid_out) == 1
 
 
 def test_class_colours_are_distinct_and_ordered_from_light_to_dark():

@@ -20,6 +20,7 @@ from adlib.preprocess.normalise import LANDMARKS, percentiles, standard_slices
 from adlib.preprocess.pipeline import preprocess_image
 from adlib.records import TISSUE_MAPS, StudyError
 from adlib.threads import one_thread
+from adlib.volume import extract_slice
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")
 VOLUMES = {
@@ -163,7 +164,10 @@ def test_models_of_other_images_refuse_heads(classifier, head, change, words):
 def test_picture_shows_every_slice_and_every_class(prediction):
     figure = predict.draw(prediction)
     mosaic, answer, foot = figure.subfigs
-    assert len(mosaic.axes) == sum(map(len, POSITIONS_MM.values()))
+    for axis, letter, (plane, positions) in zip(mosaic.axes, "zyx", POSITIONS_MM.items(), strict=True):
+        cuts = [extract_slice(prediction.prepared.native, prediction.prepared.affine, plane, at) for at in positions]
+        np.testing.assert_array_equal(axis.images[0].get_array(), np.hstack(cuts))
+        assert {f"{letter} = {at:+.0f}" for at in positions} <= {text.get_text() for text in axis.texts}
     bars = [bar.get_height() for bar in answer.axes[0].patches]
     assert bars == pytest.approx(list(prediction.probabilities.values()))
     assert foot.texts[0].get_text() == prediction.warning

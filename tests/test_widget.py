@@ -401,7 +401,7 @@ def test_the_nearest_training_scans_are_shown_with_their_diagnoses(app, tmp_path
         upload(app, "a.nii")
         run(app)
         page = app.shown.children[-1].value
-        assert ("sub-&lt;7&gt; (MCI, distance 0.9)" in page) == ("do not decide" in page) == shown
+        assert ("sub-&lt;7&gt; (MCI, distance 0.93)" in page) == ("do not decide" in page) == shown
 
 
 def test_every_control_has_a_label(app):

@@ -17,6 +17,7 @@ from adlib.records import FIGURES, atomic_path, file_digest, read_table, write_t
 COLUMN_WIDTH = 6.3  # inches, the text width of an A4 page
 NEUTRAL = "#5f6368"
 ACCENT = "#0072b2"
+FIXED = {"figure.constrained_layout.use": False, "figure.autolayout": False}  # or each file is laid out again
 
 
 def apply_theme() -> None:
@@ -59,10 +60,12 @@ def save_figure(figure: Figure, folder: Path, name: str, *, notebook: str, sourc
         The picture as stored, with the caption as its text for those who cannot see it, so that a notebook cell can
         end with this call and show it.
     """
-    folder, box = Path(folder), _settled(figure)
-    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-        with atomic_path(folder / f"{name}.{suffix}") as temporary:
-            figure.savefig(temporary, metadata=metadata, bbox_inches=box)
+    folder = Path(folder)
+    with plt.rc_context(FIXED):
+        box = _settled(figure)
+        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            with atomic_path(folder / f"{name}.{suffix}") as temporary:
+                figure.savefig(temporary, metadata=metadata, bbox_inches=box)
     register = folder / "figures.tsv"
     row = {"name": name, "notebook": notebook, "sources": sources, "caption": caption}
     row["sha256"] = file_digest(folder / f"{name}.png")
@@ -78,8 +81,7 @@ def _settled(figure: Figure) -> Bbox:
     if (dpi := plt.rcParams["savefig.dpi"]) != "figure":
         figure.set_dpi(dpi)
     figure.draw_without_rendering()
-    with plt.rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):
-        figure.set_layout_engine(None)
+    figure.set_layout_engine(None)
     return figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
 
 

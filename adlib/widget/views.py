@@ -108,7 +108,7 @@ def picture_html(png: bytes, words: str) -> str:
 
 def nearest_words(record: Record) -> str:
     """Which training scans are nearest, in words."""
-    found = [f"{one['scan_id']} ({one['diagnosis']}, distance {one['distance']:.1f})" for one in record["nearest"]]
+    found = [f"{one['scan_id']} ({one['diagnosis']}, distance {one['distance']:.2f})" for one in record["nearest"]]
     return f"middle slice of {record['name']} beside its nearest training scans: {'; '.join(found)}"
 
 
