@@ -30,6 +30,7 @@ from adlib.threads import MEMORY_VARIABLES, THREAD_VARIABLES
 CONNECT_SECONDS = 30
 FETCH_SECONDS = 0.5
 PATIENCE_SECONDS = 60.0  # how long a cluster may be without any worker
+START_SECONDS = 300.0  # the same on this computer, which may be too busy to start one sooner
 IDLE_SECONDS = 30.0  # how long workers are kept for the next map
 MEMORY_EVENTS = "worker-restart-memory"
 AWAY = (OSError, asyncio.TimeoutError)
@@ -100,7 +101,9 @@ class Cluster:
     @property
     def patience_s(self) -> float:
         """How long there may be no worker; jobs may wait in their queue as long as they must."""
-        return float("inf") if self.pool.jobqueue.kind else PATIENCE_SECONDS
+        if self.pool.jobqueue.kind:
+            return float("inf")
+        return PATIENCE_SECONDS if self.pool.elsewhere else START_SECONDS
 
     def workers(self) -> set[str]:
         """Addresses of the workers that may be given work now.
@@ -113,6 +116,8 @@ class Cluster:
         """
         with _answering():
             present = set(self.client.nthreads(callback_timeout=CONNECT_SECONDS))
+            if not self.pool.elsewhere and len(present) < self.size:
+                self._started.scale(self.size)  # Dask gives up for good on a worker that restarts slowly
             if new := present - self._admitted:
                 self._admitted |= self._admit(new)
         self._ending &= present

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
@@ -130,6 +131,15 @@ def test_a_killed_worker_costs_nothing_but_another_try(tmp_path):
     assert map_scans(die_once, items, pool=TWO, label="reading") == list(range(10))
     tries = {int(path.name): len(path.read_text().splitlines()) for path in tmp_path.iterdir()}
     assert tries == {index: 2 if index in (3, 7) else 1 for index in range(10)}
+
+
+def test_workers_that_are_slow_to_come_back_are_not_given_up(tmp_path):
+    close_clusters()
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "200ms"}):
+        items = [(index, tmp_path) for index in (3, 7, *range(10, 20))]
+        assert map_scans(die_once, items, pool=TWO, label="reading") == [index for index, _ in items]
+        processes = map_scans(late_first, range(8), pool=TWO, label="counting")
+    assert len({pid for _, pid in processes}) == 2
 
 
 def test_an_item_that_crashes_every_worker_is_lost_alone():
