@@ -129,9 +129,11 @@ def killed_workers(args: argparse.Namespace, place: Path) -> bool:
     began, over, kills = time.monotonic(), threading.Event(), []
     thread = threading.Thread(target=_kill_workers, args=(args, over, kills))
     thread.start()
-    features = preprocess_cohort(manifest, params, code_digest("adlib.preprocess.cohort"))
-    over.set()
-    thread.join()
+    try:
+        features = preprocess_cohort(manifest, params, code_digest("adlib.preprocess.cohort"))
+    finally:
+        over.set()
+        thread.join()
     lost = features["qc_reasons"].str.contains("worker|longer", na=False).sum()
     sidecars = len(list((params.folder / "derivatives").rglob("*desc-preproc_T1w.json")))
     once = features["scan_id"].is_unique and set(features["scan_id"]) == set(manifest["scan_id"])
