@@ -149,7 +149,7 @@ def _neighbour_title(one: Neighbour) -> str:
 
 
 def _mosaic(figure: SubFigure, prepared: Preprocessed) -> None:
-    """A row of slices per plane, each row one picture: fifteen axes would take three times as long to draw."""
+    """The slices of each plane side by side in one picture, which is less to lay out than axes for each."""
     axes = figure.subplots(len(POSITIONS_MM), 1, gridspec_kw={"hspace": 0})
     inside = prepared.native[prepared.mask]
     top = float(np.percentile(inside, 99.5)) * 1.2 if inside.size else float(prepared.native.max())
@@ -163,8 +163,8 @@ def _mosaic(figure: SubFigure, prepared: Preprocessed) -> None:
         for column, position in enumerate(positions):
             _label(axis, (column + 0.02) / len(positions), 0.98, f"{letter} = {position:+.0f}", va="top")
     first = 1 / len(POSITIONS_MM["axial"])
-    _label(axes[0], 0.02 * first, 0.5, "L", va="center")
-    _label(axes[0], 0.98 * first, 0.5, "R", va="center", ha="right")
+    _label(axes[0], 0.02 * first, 0.02, "L", va="bottom")
+    _label(axes[0], 0.98 * first, 0.02, "R", va="bottom", ha="right")
 
 
 def _row(volume: np.ndarray, affine: np.ndarray, plane: str, positions: tuple[float, ...]) -> np.ndarray:
