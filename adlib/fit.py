@@ -109,7 +109,7 @@ def fit(
         If the loss is no longer finite.
     """
     settings = params.train
-    torch.use_deterministic_algorithms(True, warn_only=fabric.device.type != "cpu")
+    repeat_exactly(fabric.device)
     torch.manual_seed(params.seed + fold.number + 1000 * member)
     network, origin = initial_network(fold, params)
     steps = len(epoch_rows(fold, params, np.random.default_rng(0)))
@@ -144,6 +144,12 @@ def fit(
     if settings.micro_batches > 1:
         _settle(progress.used, fold, params, steps)
     return _without_auxiliary(progress.used, outputs(params.classes, params.input)), origin
+
+
+def repeat_exactly(device: torch.device) -> None:
+    """Let the same training give the same bits; no operation here reads memory before it is written."""
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def initial_network(fold: Fold, params: StudyParams) -> tuple[nn.Module, str]:

@@ -155,6 +155,7 @@ def study_epoch(fold: Fold, args: argparse.Namespace, augment: str = "none") -> 
     """One epoch of the study's own loop; returns its loss and the share of time it waited."""
     params = study_of(args, augment)
     fabric = make_fabric(params)
+    fit.repeat_exactly(fabric.device)
     network, _ = fit.initial_network(fold, params)
     network = network.to(fabric.device, memory_format=torch.channels_last)
     progress = fit._progress(network, params, args.steps * 100)
