@@ -268,16 +268,22 @@ def inner_auc(variant: Variant, views: dict[bool, View], people: People, train: 
     return float(np.mean(found))
 
 
+def shown(name: str, rows: np.ndarray, people: People, weights: np.ndarray) -> float:
+    """Print the mean area under the ROC curve of repetitions (R, P), its interval and its range; give it back."""
+    each = np.stack([scores.roc_auc(people.demented, row, weights) for row in rows])  # (R, resamples + 1)
+    points, (low, high) = each[:, 0], np.nanpercentile(each.mean(0)[1:], [2.5, 97.5])
+    print(f"{name:<72} {points.mean():>6.3f}  {low:.3f} to {high:.3f}  {points.min():.3f} to {points.max():.3f}")
+    return float(points.mean())
+
+
 def report(found: dict[str, np.ndarray], chosen: list[str], people: People, repeats: int, params: StudyParams) -> int:
     """Print the table, what was chosen, and the goal; the exit code."""
     weights = scores.cluster_weights(np.arange(len(people.ids)), params.evaluate.bootstrap, params.seed)
     print(f"{'variant':<72} {'AUC':>6}  95 % interval   range over repetitions")
     reached = 0.0
     for name, rows in found.items():
-        each = np.stack([scores.roc_auc(people.demented, row, weights) for row in rows])  # (repeats, resamples + 1)
-        points, (low, high) = each[:, 0], np.nanpercentile(each.mean(0)[1:], [2.5, 97.5])
-        print(f"{name:<72} {points.mean():>6.3f}  {low:.3f} to {high:.3f}  {points.min():.3f} to {points.max():.3f}")
-        reached = float(points.mean()) if name == NESTED else reached
+        point = shown(name, rows, people, weights)
+        reached = point if name == NESTED else reached
     counts = pd.Series(chosen).value_counts()
     print("chosen in", ", ".join(f"{count} folds: {name}" for name, count in counts.items()))
     print(ACKNOWLEDGEMENT)
