@@ -94,8 +94,11 @@ def killed_study(args: argparse.Namespace, place: Path) -> bool:
         else:
             break
     finished(cut, args.sets)
-    print(f"killed {killed.total()} times: {dict(killed)}")
-    return metrics(whole) == metrics(cut) and killed.total() == args.kills
+    print(f"killed {killed.total()} times of {args.kills}: {dict(killed)}")
+    same = metrics(whole) == metrics(cut)
+    if killed.total() < args.kills:
+        sys.exit(f"metrics {'' if same else 'NOT '}the same, but the study ended too soon; give more kills or another seed")
+    return same
 
 
 def kill(process: subprocess.Popen[bytes], victim: str) -> None:
