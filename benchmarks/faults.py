@@ -97,7 +97,9 @@ def killed_study(args: argparse.Namespace, place: Path) -> bool:
     print(f"killed {killed.total()} times of {args.kills}: {dict(killed)}")
     same = metrics(whole) == metrics(cut)
     if killed.total() < args.kills:
-        sys.exit(f"metrics {'' if same else 'NOT '}the same, but the study ended too soon; give more kills or another seed")
+        sys.exit(
+            f"metrics {'' if same else 'NOT '}the same, but the study ended too soon; give more kills or another seed"
+        )
     return same
 
 
