@@ -33,6 +33,7 @@ from adlib.sources.dicom_writer import write_series
 from adlib.sources.scanfile import open_scan
 from adlib.tables import read_user_table
 
+SLOW = "took"
 SLOW_SECONDS, ROOM_BYTES = 20.0, 2 * 2**30
 HOSTILE = (
     b"-1", b"1e999", b"nan", b"[", b"{", b'"', b"\x00", b"\t", b"\n", b"../../x", b"!!python/object:os.system",
@@ -116,7 +117,15 @@ def damaged(content: bytes, rng: np.random.Generator, text: bool) -> bytes:
 
 
 def trial(target: Target, path: Path) -> str | None:
-    """Read a damaged file; what went wrong, or None where it was read or refused in words."""
+    """Read a damaged file; what went wrong, or None where it was read or refused in words.
+
+    What is slow is read once more: a busy computer can stop the clock of any reading, but not twice of the same.
+    """
+    fault = attempt(target, path)
+    return attempt(target, path) if fault and fault.startswith(SLOW) else fault
+
+
+def attempt(target: Target, path: Path) -> str | None:
     started = time.monotonic()
     try:
         with warnings.catch_warnings():
@@ -127,7 +136,7 @@ def trial(target: Target, path: Path) -> str | None:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     passed = time.monotonic() - started
-    return f"took {passed:.0f} s" if passed > SLOW_SECONDS else None
+    return f"{SLOW} {passed:.0f} s" if passed > SLOW_SECONDS else None
 
 
 def fuzz(name: str, folder: Path, seed: int, seconds: float = 1e9, trials: int = 10**9) -> tuple[int, dict[str, Path]]:
