@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -19,7 +20,7 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from papermill.exceptions import PapermillExecutionError
 
-from adlib.records import StudyError, write_text
+from adlib.records import DASHBOARD, StudyError, write_text
 
 logging.getLogger("papermill").addHandler(logging.NullHandler())  # failures are told by NotebookFailure
 PARAMETER = "params_file"
@@ -51,13 +52,22 @@ class NotebookFailure(StudyError):
 
 
 class LastLine:
-    """A text stream that remembers only its last line: what a progress bar shows now."""
+    """A text stream that remembers only its last line: what a progress bar shows now.
 
-    def __init__(self) -> None:
-        self.text = ""
+    Parameters
+    ----------
+    tell : callable
+        Told the address of a dashboard as soon as there is one.
+    """
+
+    def __init__(self, tell: Callable[[str], None] = lambda line: None) -> None:
+        self.text, self.tell = "", tell
 
     def write(self, text: str) -> int:
         lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
+        for line in lines:
+            if line.startswith(DASHBOARD):
+                self.tell(line)
         self.text = lines[-1] if lines else self.text
         return len(text)
 
