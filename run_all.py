@@ -31,7 +31,7 @@ from typing import NoReturn
 from adlib import publication
 from adlib.lock import locked
 from adlib.params import StudyParams, dump_params, load_params
-from adlib.records import StudyError, read_json, write_json, write_text
+from adlib.records import StudyError, clear_unfinished, read_json, write_json, write_text
 from adlib.runner import STEPS, Step, StepState
 
 ROOT = Path(__file__).resolve().parent
@@ -128,6 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(params: StudyParams, steps: tuple[Step, ...], force: bool, console: Console) -> int:
     """Execute the steps that need it, then write provenance, publish the figures and write the report."""
     started, start = _now(), time.monotonic()
+    clear_unfinished(params.folder)
     write_text(dump_params(params), params.folder / "params.yaml")
     ran = 0
     for step in steps:
@@ -232,7 +233,7 @@ def _run_step(state: StepState, title: str, reason: str, console: Console) -> No
 
     disk.require_room(state.params, [*state.step.writes, *state.step.may_write])
 
-    folder, expected, progress = state.params.folder, _expected(state), execution.LastLine()
+    folder, expected, progress = state.params.folder, _expected(state), execution.LastLine(console.say)
     console.say(f"{title}  runs: {reason} ({f'about {clock(expected)}' if expected else 'first time'})")
     start, key = time.monotonic(), state.key()
     state.begin()

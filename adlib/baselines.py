@@ -90,7 +90,7 @@ def make_baselines(scans: pd.DataFrame, params: StudyParams) -> list[Baseline]:
         found.append(Baseline(name, scans[list(columns)], _regression))
     derivatives = params.folder / "derivatives"
     if not params.input.flat and has_maps(scans, derivatives):
-        maps = pd.DataFrame(grey_matter_rows(scans, derivatives, params.exec.pool), index=scans.index)
+        maps = pd.DataFrame(grey_matter_rows(scans, derivatives, params.pool), index=scans.index)
         found.append(Baseline("grey_matter_svm", maps, _map_model))
     return found
 

@@ -23,7 +23,7 @@ from distributed import Client, Future, LocalCluster, Security
 from tqdm import tqdm
 
 from adlib.exec_params import JobQueueParams, Pool
-from adlib.records import StudyError
+from adlib.records import DASHBOARD, StudyError
 from adlib.task import leave_interrupts_to_the_parent
 from adlib.threads import MEMORY_VARIABLES, THREAD_VARIABLES
 
@@ -91,7 +91,7 @@ class Cluster:
                 f"or set exec.scheduler to its address"
             ) from None
         if find_spec("bokeh") and self.client.dashboard_link:
-            tqdm.write(f"dashboard of the workers: {self.client.dashboard_link}", file=sys.stderr)
+            tqdm.write(f"{DASHBOARD} {self.client.dashboard_link}", file=sys.stderr)
 
     @property
     def where(self) -> str:
@@ -112,7 +112,7 @@ class Cluster:
         ------
         Gone
         StudyError
-            If a worker has other code or other packages than this process, or does not see the study's folder.
+            If a worker has other code or other packages than this process, or does not see the study's folder and data.
         """
         with _answering():
             present = set(self.client.nthreads(callback_timeout=CONNECT_SECONDS))
@@ -125,7 +125,7 @@ class Cluster:
 
     def _admit(self, new: set[str]) -> set[str]:
         if self.pool.elsewhere:
-            return _compared(self.client, new, self.pool.folder)
+            return _compared(self.client, new, self.pool)
         ready = self.client.run(leave_interrupts_to_the_parent, workers=list(new), on_error="return")
         return {address for address, answer in ready.items() if answer is True}
 
@@ -274,19 +274,21 @@ def _batch(jobs: JobQueueParams, folder: Path) -> Any:
     return cluster
 
 
-def _compared(client: Client, new: set[str], folder: Path) -> set[str]:
+def _compared(client: Client, new: set[str], pool: Pool) -> set[str]:
     """Those of the new workers that answered, all of them with this process's code, packages and files."""
     _same_python(client, new)
-    with _marker(folder) as marker:
-        state = _state_of(marker, Path.cwd())
+    with _marker(pool.folder) as marker:
+        shared = {pool.folder.resolve(): marker, Path.cwd(): Path.cwd()} | _witness(pool.data)
+        state = _state_of(shared)
         answers = client.run(state, workers=list(new), on_error="return")
         here = state()
+        del here["unseen"]
     for address, there in answers.items():
         if isinstance(there, Exception):
             continue
-        if not there["sees the study's folder"]:
+        if unseen := there.pop("unseen"):
             raise StudyError(
-                f"worker {address} does not see {folder.resolve()} and {Path.cwd()} as this process does; "
+                f"worker {address} does not see {' and '.join(unseen)} as this process does; "
                 "put study, data and working folder on a file system that all computers share, under one path"
             )
         for name, value in here.items():
@@ -308,15 +310,22 @@ def _same_python(client: Client, new: set[str]) -> None:
             )
 
 
-def _state_of(marker: Path, folder: Path) -> Callable[[], dict[str, Any]]:
+def _witness(data: Path | None) -> dict[Path, Path]:
+    """A file or folder of the images: a node without the disk may well have an empty folder where it belongs."""
+    found = next(data.absolute().iterdir(), None) if data is not None and data.is_dir() else None
+    return {data.absolute(): found} if found else {}
+
+
+def _state_of(shared: dict[Path, Path]) -> Callable[[], dict[str, Any]]:
     """A function that travels as its own code, since a worker's adlib may be another one."""
 
     def state() -> dict[str, Any]:
         import hashlib
         from importlib import metadata
         from importlib.util import find_spec
+        from pathlib import Path
 
-        found = {"sees the study's folder": marker.is_file() and folder.is_dir()}
+        found: dict[str, Any] = {"unseen": [str(path) for path, inside in shared.items() if not inside.exists()]}
         for name in ("numpy", "scipy", "nibabel", "nilearn", "SimpleITK", "torch"):
             try:
                 found[name] = metadata.version(name)
@@ -325,7 +334,7 @@ def _state_of(marker: Path, folder: Path) -> Callable[[], dict[str, Any]]:
         package = find_spec("adlib")
         if package is None:
             return found | {"adlib code": "not at all"}
-        root = type(marker)(package.origin).parent
+        root = Path(package.origin).parent
         code = hashlib.sha256()
         for file in sorted(root.rglob("*.py")):
             code.update(file.relative_to(root).as_posix().encode() + file.read_bytes())

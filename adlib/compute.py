@@ -34,7 +34,8 @@ def map_scans(
     items : iterable
         Arguments, one per call; they and the results travel by pickle.
     pool : Pool
-        Which processes do it, see `exec_params.ExecParams.pool`; with one worker and no limits it is this one.
+        Which processes do it, see `params.StudyParams.pool`; with ``workers=1`` and no limits it is this one, and
+        otherwise none is, so that an item that crashes its process does not end this one.
     label : str
         What is being done, for the progress line and for errors.
     lost : callable, optional
@@ -60,7 +61,7 @@ def map_scans(
     items = list(items)
     workers = min(pool.workers or cpu_count(), len(items))
     with tqdm(total=len(items), desc=label, unit="scan", mininterval=PROGRESS_SECONDS) as progress:
-        if not items or (workers == 1 and not pool.elsewhere and not pool.limited):
+        if not items or (pool.workers == 1 and not pool.elsewhere and not pool.limited):
             return _in_process(function, items, label, progress)
         return _by_workers(function, items, workers, pool, label, lost, progress)
 

@@ -84,7 +84,7 @@ def _background(fold: Fold, params: StudyParams) -> Fold:
     if params.input.flat or (scans["space"] == TISSUE_MAPS).any():
         raise StudyError("train.controls names background, which needs 3-D heads; leave it out")
     cut = partial(_background_of, input_params=params.input, derivatives=params.folder / "derivatives")
-    arrays = map_scans(cut, scans.to_dict("records"), pool=params.exec.pool, label="cutting backgrounds")
+    arrays = map_scans(cut, scans.to_dict("records"), pool=params.pool, label="cutting backgrounds")
     by_scan = dict(zip(scans["scan_id"], arrays, strict=True))
     pairs = zip(fold.table["scan_id"], fold.table["slice"], strict=True)
     return replace(fold, slices=np.stack([by_scan[scan][k] for scan, k in pairs]).astype(np.float16))

@@ -133,7 +133,7 @@ def _write_slices(scans: list[dict[str, Any]], items: int, params: StudyParams) 
     with atomic_path(params.folder / "slices.npy") as temporary:
         stored = open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
         for start in range(0, len(scans), TOGETHER):
-            arrays = map_scans(cut, scans[start : start + TOGETHER], pool=params.exec.pool, label="cutting slices")
+            arrays = map_scans(cut, scans[start : start + TOGETHER], pool=params.pool, label="cutting slices")
             stored[start * items : (start + len(arrays)) * items] = np.concatenate(arrays)
         stored.flush()
 
@@ -150,7 +150,8 @@ def check_planes(params: StudyParams) -> pd.DataFrame:
     A 2-D slice has no orientation, mask or tissue volume to compute, so the steps of a 3-D scan do not apply.
     """
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST)
-    reasons = [_plane_fault(path, params.input) for path in manifest["path"]]
+    fault = partial(_plane_fault, params=params.input)
+    reasons = map_scans(fault, manifest["path"], pool=params.pool, label="reading slices")
     table = manifest[["participant_id", "session_id", "scan_id"]].assign(
         qc_verdict=["fail" if reason else "pass" for reason in reasons], qc_reasons=reasons
     )

@@ -35,7 +35,7 @@ NO_JOBS = JobQueueParams()
 
 @dataclass(frozen=True)
 class Pool:
-    """Which processes do per-scan work, and what they may take; made by `ExecParams.pool`.
+    """Which processes do per-scan work, and what they may take; made by `params.StudyParams.pool`.
 
     Attributes
     ----------
@@ -52,7 +52,9 @@ class Pool:
     retries : int
         How often a scan is tried again that a worker died of.
     folder : path
-        Must be seen by the workers of other computers too.
+        Study's folder, which the workers of other computers must see too.
+    data : path or None
+        Folder of the images, likewise.
     """
 
     workers: int = 0
@@ -62,6 +64,7 @@ class Pool:
     memory_mb: int = 0
     retries: int = 2
     folder: Path = Path()
+    data: Path | None = None
 
     @property
     def elsewhere(self) -> bool:
@@ -103,19 +106,6 @@ class ExecParams(Section):
     nodes: int = Field(1, ge=1, description="Computers that train together; all but the first join by adlib.launch.")
     rendezvous: str = Field("", description="host:port of the first node, where there are several.")
     publish: bool = Field(False, description="Copy figures to figures/ when the run ends.")
-
-    @property
-    def pool(self) -> Pool:
-        """The processes that do per-scan work, for `compute.map_scans`."""
-        return Pool(
-            workers=self.workers,
-            scheduler=self.scheduler,
-            jobqueue=self.jobqueue,
-            scan_timeout_s=self.scan_timeout_s,
-            memory_mb=self.memory_mb,
-            retries=self.retries,
-            folder=self.outputs,
-        )
 
     @field_validator("scheduler")
     @classmethod

@@ -19,11 +19,16 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "adlib"
 NUMERIC_PACKAGES = (
     "captum",
+    "dcm2niix",
     "lightning-fabric",
     "nibabel",
     "nilearn",
     "numpy",
+    "optuna",
     "pandas",
+    "pillow",
+    "pyarrow",
+    "pydicom",
     "scikit-learn",
     "scipy",
     "SimpleITK",
@@ -104,7 +109,14 @@ def path_digest(path: Path) -> str | None:
 def package_versions(names: Iterable[str] = NUMERIC_PACKAGES) -> dict[str, str]:
     """Installed version of each package, and of Python."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return {"python": python} | {name: metadata.version(name) for name in names}
+    return {"python": python} | {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def flat(content: Any, prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from adlib.exec_params import ExecParams
+from adlib.exec_params import ExecParams, Pool
 from adlib.records import StudyError
 from adlib.source_params import KINDS, Section, Source
 from adlib.train_params import SearchParams, SplitParams, TrainParams
@@ -153,6 +153,13 @@ class StudyParams(Section):
     def folder(self) -> Path:
         """Folder of everything that the study makes."""
         return self.exec.outputs / self.study
+
+    @property
+    def pool(self) -> Pool:
+        """The processes that do per-scan work, for `compute.map_scans`."""
+        where = ("workers", "scheduler", "jobqueue", "scan_timeout_s", "memory_mb", "retries")
+        data = getattr(self.source, "root", None)
+        return Pool(**{name: getattr(self.exec, name) for name in where}, folder=self.exec.outputs, data=data)
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyParams:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from matplotlib.figure import Figure
 
 from adlib import model_file
 from adlib.answer import COVERAGE, Prediction, as_record
+from adlib.compute import map_scans
 from adlib.dataset import scan_slices
+from adlib.exec_params import HERE
 from adlib.figures.prediction import plot_prediction
 from adlib.figures.theme import apply_theme
 from adlib.gate import judge
@@ -165,27 +168,45 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         params = load_params(options.study)
-        weights = model_file.weights_path(options.model or find_model(params))
-        classifier, examples = model_file.load(weights), read_examples(weights)
+        weights = str(model_file.weights_path(options.model or find_model(params)))
+        _loaded(weights)
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     given = {"age": options.age, "sex": {"F": 1.0, "M": 0.0}.get(options.sex)}
     person = {name: value for name, value in given.items() if value is not None}
     folder = options.out or params.exec.outputs / "predictions"
-    settings = {"person": person, "coverage": params.evaluate.coverage, "examples": examples}
-    settings["count"] = params.classify.nearest
-    failed, taken = 0, set()
-    for path in options.files:
-        try:
-            prediction = predict_file(path, classifier, **settings)
-        except StudyError as error:
-            print(f"error: {path}: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        picture = write_summary(prediction, folder / f"{_free_name(scan_name(path), taken)}_summary.png")
-        print(json.dumps(as_record(prediction) | {"summary": str(picture)}, indent=2, allow_nan=False))
-    return int(failed > 0)
+    settings = {"person": person, "coverage": params.evaluate.coverage, "count": params.classify.nearest}
+    taken: set[str] = set()
+    scans = [(path, folder / f"{_free_name(scan_name(path), taken)}_summary.png") for path in options.files]
+    classify = partial(_classified, weights=weights, **settings)
+    pool = params.pool if len(scans) > 1 else HERE
+    records = map_scans(classify, scans, pool=pool, label="classifying", lost=_unclassified)
+    for (path, _), record in zip(scans, records, strict=True):
+        if "error" in record:
+            print(f"error: {path}: {record['error']}", file=sys.stderr)
+        else:
+            print(json.dumps(record, indent=2, allow_nan=False))
+    return int(any("error" in record for record in records))
+
+
+@cache
+def _loaded(weights: str) -> tuple[model_file.Classifier, Examples | None]:
+    return model_file.load(weights), read_examples(weights)
+
+
+def _classified(scan: tuple[Path, Path], weights: str, **settings: Any) -> dict[str, Any]:
+    path, picture = scan
+    classifier, examples = _loaded(weights)
+    try:
+        prediction = predict_file(path, classifier, examples=examples, **settings)
+    except StudyError as error:
+        return {"error": str(error)}
+    return as_record(prediction) | {"summary": str(write_summary(prediction, picture))}
+
+
+def _unclassified(_scan: tuple[Path, Path], reason: str) -> dict[str, Any]:
+    return {"error": reason}
 
 
 def _free_name(name: str, taken: set[str]) -> str:

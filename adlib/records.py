@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import pandas as pd
@@ -16,8 +16,23 @@ import pandas as pd
 LOST = "lost.json"  # in a study's folder: scans that the next run tries again, with the reasons
 
 
+DASHBOARD = "dashboard of the workers:"  # begins the line that gives its address
+
+
 class StudyError(Exception):
     """What went wrong, in words that say what was expected, what came, where, and what to do."""
+
+
+class TryAgain(StudyError):
+    """What stopped the work may be gone the next time, and says nothing about the scan: nothing is stored of it."""
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether an error may be gone the next time: want of memory, or what the system says of a file, a disk, a program.
+
+    An `OSError` without a number is not of the system: gzip raises such for damaged bytes.
+    """
+    return isinstance(error, MemoryError | TryAgain) or (isinstance(error, OSError) and error.errno is not None)
 
 
 @contextmanager
@@ -28,12 +43,18 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".part-{token_hex(4)}-{path.name}")
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Delete what writers that were killed left of `atomic_path` under a folder that nobody writes in now."""
+    for path in folder.rglob(".part-*"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(text: str, path: Path | str) -> Path:

@@ -108,7 +108,7 @@ def answer_scans(weights: Path, scans: pd.DataFrame, params: StudyParams) -> pd.
         Schema `records.ANSWERS`, and what `adlib.pooling.pool_level` needs.
     """
     answer = partial(_answer, weights=str(weights))
-    rows = map_scans(answer, scans.to_dict("records"), pool=params.exec.pool, label="classifying scans")
+    rows = map_scans(answer, scans.to_dict("records"), pool=params.pool, label="classifying scans")
     return pd.DataFrame([row for row in rows if row]).assign(fold=0, slice=0, temperature=1.0)
 
 
@@ -171,7 +171,7 @@ def _simulated(folder: Path, params: StudyParams, seed: int, only: set[str] | No
     cohort = draw_cohort(params.source, params.classes, seed)
     cohort = cohort if only is None else cohort[cohort["participant_id"].isin(only)]
     with tempfile.TemporaryDirectory() as place:
-        pool = params.exec.pool
+        pool = params.pool
         root = write_cohort(params.source, params.classes, seed, Path(place), pool=pool, only=only)
         files = cohort["participant_id"] + "/" + cohort["session_id"] + "/anat/" + cohort["scan_id"] + ".nii.gz"
         scans = cohort.assign(path=[str(root / file) for file in files])

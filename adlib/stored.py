@@ -122,7 +122,7 @@ def _simulated(params: StudyParams, participants: set[str]) -> dict[str, str]:
     """Paths by scan_id of the scans of some participants of a simulated study."""
     known, classes, seed = params.source, params.classes, params.seed
     folder = params.folder / "examples"
-    root = write_cohort(known, classes, seed, folder, pool=params.exec.pool, only=participants)
+    root = write_cohort(known, classes, seed, folder, pool=params.pool, only=participants)
     cohort = draw_cohort(known, classes, seed)
     cohort = cohort[cohort["participant_id"].isin(participants)]
     return {

@@ -31,13 +31,13 @@ class Elsewhere:
         assert soon(lambda: "Scheduler at:" in self.file.read_text(), seconds=30), self.file.read_text()
         self.address = self.file.read_text().split("Scheduler at:")[1].split()[0]
 
-    def work(self, code: Path = ROOT) -> None:
+    def work(self, code: Path = ROOT, inside: tuple[str, ...] = ()) -> None:
         settings = ["--nthreads", "1", "--nworkers", "2", "--no-dashboard", "--death-timeout", "30"]
-        self.start("worker", self.address, *settings, code=code)
+        self.start("worker", self.address, *settings, code=code, inside=inside)
 
-    def start(self, *arguments: str, code: Path = ROOT, said=subprocess.DEVNULL) -> subprocess.Popen:
+    def start(self, *arguments, code: Path = ROOT, said=subprocess.DEVNULL, inside=()) -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code), str(ROOT / "tests")])}
-        command = [sys.executable, "-m", "dask", *arguments]
+        command = [*inside, sys.executable, "-m", "dask", *arguments]
         self.started.append(
             subprocess.Popen(command, cwd=code, env=environment, stdout=said, stderr=said, start_new_session=True)
         )
@@ -88,6 +88,22 @@ def test_workers_with_other_code_are_refused_in_words(tmp_path):
         place.work(code=tmp_path / "other")
         with pytest.raises(StudyError, match=r"worker tcp://.* has adlib code .*, this process has .*installation"):
             map_scans(double, range(4), pool=Pool(scheduler=place.address, folder=tmp_path), label="doubling")
+    finally:
+        place.end()
+
+
+def test_workers_without_the_disk_of_the_images_are_refused_in_words(tmp_path):
+    data = tmp_path / "data"
+    (data / "sub-01").mkdir(parents=True)
+    empty = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(data))
+    if subprocess.run([*empty, "true"], capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    place = Elsewhere(tmp_path)
+    try:
+        place.work(inside=empty)
+        pool = Pool(scheduler=place.address, folder=tmp_path / "study", data=data)
+        with pytest.raises(StudyError, match=rf"worker tcp://.* does not see {data} as this process does; put study"):
+            map_scans(double, range(4), pool=pool, label="doubling")
     finally:
         place.end()
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import dask
@@ -16,6 +17,7 @@ from threadpoolctl import threadpool_info
 from adlib.cluster import close_clusters
 from adlib.compute import map_scans
 from adlib.exec_params import HERE, Pool
+from adlib.execution import LastLine
 from adlib.records import StudyError
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +72,10 @@ def crash_on_three(index):
     return ctypes.string_at(0) if index == 3 else index
 
 
+def crash(_):
+    return ctypes.string_at(0)
+
+
 def crash_on_300(index):
     return ctypes.string_at(0) if index == 300 else index
 
@@ -120,6 +126,27 @@ def test_one_thread_everywhere_and_only_while_mapping():
     assert map_scans(threads, range(2), pool=HERE, label="threads") == [1, 1]
     assert map_scans(threads, range(2), pool=TWO, label="threads") == [1, 1]
     assert (torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")) == before
+
+
+def test_an_item_alone_that_crashes_does_not_end_this_process():
+    assert map_scans(crash, [5], pool=Pool(retries=0), label="reading", lost=lost) == [
+        ("lost", 5, "its worker process died")
+    ]
+
+
+def test_the_address_of_the_dashboard_is_told_once_and_answers(capsys):
+    pytest.importorskip("bokeh")
+    close_clusters()
+    told = []
+    stream = LastLine(told.append)
+    map_scans(double, range(4), pool=TWO, label="doubling")
+    stream.write(capsys.readouterr().err)
+    (line,) = told
+    assert line.startswith("dashboard of the workers: http://127.0.0.1:")
+    with urllib.request.urlopen(line.split()[-1]) as page:
+        assert b"Dask" in page.read()
+    map_scans(double, range(4), pool=TWO, label="doubling")
+    assert "dashboard" not in capsys.readouterr().err
 
 
 def test_no_items():

@@ -10,7 +10,7 @@ from made_head import made_head
 from adlib.params import PreprocessParams
 from adlib.preprocess.external import external_mask
 from adlib.preprocess.pipeline import preprocess_image
-from adlib.records import StudyError
+from adlib.records import StudyError, TryAgain
 from adlib.threads import one_thread
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -82,8 +82,14 @@ def test_a_program_that_does_not_do_its_work_is_named(install, volume, code, wor
         external_mask(volume, AFFINE, "synthstrip", "a scan")
 
 
+def test_a_program_that_was_killed_is_to_be_tried_again(install, volume):
+    install("mri_synthstrip", "#!{python}\nimport os; os.kill(os.getpid(), 9)")
+    with pytest.raises(TryAgain, match="a scan: mri_synthstrip was ended by signal 9"):
+        external_mask(volume, AFFINE, "synthstrip", "a scan")
+
+
 def test_a_program_that_is_not_installed_is_named(install, volume):
-    with pytest.raises(StudyError, match="'hd-bet' is not on the PATH; install it"):
+    with pytest.raises(TryAgain, match="'hd-bet' is not on the PATH; install it"):
         external_mask(volume, AFFINE, "hd-bet", "a scan")
 
 

@@ -10,12 +10,18 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import nibabel as nib
 import pytest
+from made_head import made_head
 from test_run_all import RESULTS, gone, outputs, ran, start, wait_for
 from throwaway import make_project, run
 
+from adlib.audit.fingerprint import pixel_facts
 from adlib.lock import locked
+from adlib.params import validate_params
+from adlib.preprocess.cohort import preprocess_cohort
 from adlib.records import StudyError
+from adlib.sources.reading import read_source
 
 ONE_MIB = 2**20
 
@@ -60,7 +66,7 @@ def test_a_full_disk_stops_the_study_in_words_and_it_goes_on_when_there_is_room(
         again = run(project)
         assert again.returncode == 0 and ran(again)[-1] == "03_evaluation"
         assert outputs(project) == outputs(done)
-        assert not [path for path in disk.rglob("*") if ".tmp" in path.name]
+        assert not [path for path in disk.rglob("*") if path.name.startswith(".part-")]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(project):
@@ -68,6 +74,22 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(project):
         refused = run(project)
     assert refused.returncode == 3 and "Read-only file system" in refused.stderr
     assert "exec.outputs" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_images_on_a_disk_that_cannot_be_written_are_read_all_the_same(tmp_path):
+    with small_disk(tmp_path / "images", 32 * ONE_MIB) as images:
+        anat = images / "sub-01" / "anat"
+        anat.mkdir(parents=True)
+        nib.save(made_head(7, voxel_mm=(3.0, 3.0, 3.0)).image, anat / "sub-01_T1w.nii.gz")
+        (images / "participants.tsv").write_text("participant_id\tdiagnosis\nsub-01\tCN\n")
+        (images / "dataset_description.json").write_text('{"Name": "made", "BIDSVersion": "1.10.0"}')
+        subprocess.run(["mount", "-o", "remount,ro", str(images)], check=True)
+        assert not os.access(images, os.W_OK)
+        study = {"study": "t", "source": {"kind": "bids", "root": str(images)}, "preprocess": {"resolution_mm": 3.0}}
+        params = validate_params(study | {"exec": {"outputs": str(tmp_path / "out"), "workers": 1}}, "test")
+        listed = read_source(params)
+        assert pixel_facts(listed, pool=params.pool).notna().any(axis=None)
+        assert preprocess_cohort(listed, params)["qc_verdict"].tolist() == ["pass"]
 
 
 def at_work(project):
@@ -157,6 +179,15 @@ def test_without_locks_what_a_killed_run_left_is_taken_over_but_not_that_of_anot
     mark.write_text("elsewhere 1")
     with pytest.raises(StudyError, match="elsewhere 1"), locked(tmp_path):
         pass
+
+
+def test_what_a_killed_writer_left_is_cleared_away(done, finished):
+    folder = finished / "outputs" / "tiny"
+    left = [folder / ".part-1a2b-features.tsv", folder / "derivatives" / ".part-3c4d-0.txt"]
+    for path in left:
+        path.write_text("half")
+    assert ran(run(finished)) == []
+    assert not any(path.exists() for path in left) and outputs(finished) == outputs(done)
 
 
 def test_each_test_that_the_table_of_faults_names_exists():

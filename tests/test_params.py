@@ -49,11 +49,11 @@ def test_the_choice_of_workers_is_handed_on_whole():
         "exec.retries=0",
         "exec.outputs=here",
     )
-    pool = load_params("params/phantom.yaml", settings).exec.pool
+    pool = load_params("params/phantom.yaml", settings).pool
     assert pool == Pool(workers=3, scan_timeout_s=60, memory_mb=2000, retries=0, folder=Path("here"))
-    pool = load_params("params/phantom.yaml", ("exec.scheduler=tls://head-1.lab:8786",)).exec.pool
+    pool = load_params("params/phantom.yaml", ("exec.scheduler=tls://head-1.lab:8786",)).pool
     assert pool.scheduler == "tls://head-1.lab:8786" and pool.elsewhere
-    assert load_params("params/phantom.yaml", ("exec.jobqueue.kind=pbs",)).exec.pool.elsewhere
+    assert load_params("params/phantom.yaml", ("exec.jobqueue.kind=pbs",)).pool.elsewhere
 
 
 def test_settings_change_only_what_they_name():

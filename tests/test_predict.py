@@ -195,6 +195,7 @@ def test_command_goes_on_after_a_bad_file(classifier, head, prediction, tmp_path
 def test_command_ends_well_and_keeps_pictures_apart(classifier, prediction, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(predict.model_file, "load", lambda path: classifier)
     monkeypatch.setattr(predict, "predict_file", lambda path, classifier, **known: prediction)
+    monkeypatch.setattr(predict, "map_scans", lambda function, items, **_: [function(item) for item in items])
     files = ["a/made.nii.gz", "b/made.nii.gz"]
     assert predict.main([*files, "--model", "any", "--out", str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"made_summary.png", "made_2_summary.png"}

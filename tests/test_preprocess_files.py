@@ -1,5 +1,6 @@
 """What preprocessing leaves on disk: names, sums, reuse, and scans that fail."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from adlib.params import PreprocessParams, load_params, validate_params
 from adlib.preprocess import cohort
 from adlib.preprocess.cohort import load_preprocessed, preprocess_cohort, preprocess_scan
 from adlib.preprocess.pipeline import preprocess_image
-from adlib.records import FEATURES, LOST, StudyError, file_digest, read_json, read_table
+from adlib.records import FEATURES, LOST, StudyError, TryAgain, file_digest, read_json, read_table
 from adlib.threads import one_thread
 
 PARAMS = PreprocessParams(resolution_mm=3.0)
@@ -153,6 +154,73 @@ def test_an_unexpected_error_fails_one_scan_only(scan, tmp_path, monkeypatch):
     monkeypatch.setattr(cohort, "preprocess_image", explode)
     sidecar = preprocess_scan(scan, tmp_path, PARAMS, "code")
     assert sidecar["verdict"] == "fail" and sidecar["reasons"] == ["unexpected RuntimeError: ITK: out of range"]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no room for 300 MiB"), OSError(errno.EIO, "Input/output error"), TryAgain("killed")]
+)
+def test_what_is_not_the_scans_fault_is_not_stored_and_tried_again(scan, done, tmp_path, monkeypatch, error):
+    def explode(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cohort, "preprocess_image", explode)
+        found = preprocess_scan(scan, tmp_path, PARAMS, "code")
+    assert found["verdict"] == "fail" and "the next run tries again" in found["reasons"][0]
+    assert str(error) in found["lost"] and not list(tmp_path.rglob("*.json"))
+    with one_thread():
+        assert preprocess_scan(scan, tmp_path, PARAMS, "code") == done[1]
+
+
+def test_a_disk_that_fails_in_the_middle_of_a_file_is_not_the_files_fault(scan, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nib.Nifti1Image, "get_fdata", broken)
+        assert "Input/output error" in preprocess_scan(scan, tmp_path, PARAMS, "code")["lost"]
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_result_is_kept_while_its_file_is_away(scan, done, tmp_path, monkeypatch):
+    folder = tmp_path / "derivatives"
+    shutil.copytree(done[0], folder)
+    path = Path(shutil.copy(scan["path"], tmp_path / "here.nii.gz"))
+    here = scan | {"path": str(path)}
+    monkeypatch.setattr(cohort, "preprocess_image", lambda *_, **__: pytest.fail("computed again"))
+    path.rename(tmp_path / "away")
+    assert "here.nii.gz does not exist" in preprocess_scan(here, folder, PARAMS, "code")["lost"]
+    (tmp_path / "away").rename(path)
+    assert preprocess_scan(here, folder, PARAMS, "code") == done[1]
+
+
+def test_a_cohort_of_which_no_file_is_there_stops_and_loses_nothing(scan, tmp_path):
+    path = Path(shutil.copy(scan["path"], tmp_path / "here.nii.gz"))
+    study = {"study": "t", "source": {"kind": "phantom"}, "preprocess": {"resolution_mm": 3.0}}
+    params = validate_params(study | {"exec": {"outputs": str(tmp_path / "out"), "workers": 1}}, "test")
+    manifest = pd.DataFrame([row(path, "01")])
+    preprocess_cohort(manifest, params, "code")
+    before = {file: file.read_bytes() for file in params.folder.rglob("*.*")}
+    path.rename(tmp_path / "away")
+    with pytest.raises(StudyError, match=r"none of the 1 scans .*here.nii.gz does not exist.*run again"):
+        preprocess_cohort(manifest, params, "code")
+    assert {file: file.read_bytes() for file in params.folder.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize(
+    "edit", [lambda text: text.replace('"gm_ml": ', '"gm_ml": 1'), lambda _: "null", lambda t: t[:99]]
+)
+def test_a_sidecar_that_was_changed_is_not_believed(scan, done, tmp_path, edit):
+    shutil.copytree(done[0], tmp_path, dirs_exist_ok=True)
+    sidecar = next(tmp_path.rglob("*_T1w.json"))
+    text = sidecar.read_text()
+    sidecar.write_text(edit(text))
+    assert sidecar.read_text() != text
+    with pytest.raises(StudyError, match=r"_T1w.json is not (what was written|readable JSON)"):
+        load_preprocessed(scan, tmp_path)
+    with one_thread():
+        assert preprocess_scan(scan, tmp_path, PARAMS, "code") == done[1]
+    assert sidecar.read_text() == text
 
 
 def test_a_file_that_comes_back_is_tried_again(scan, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 
-from adlib.records import StudyError
+from adlib.records import StudyError, is_passing
 from adlib.volume import to_canonical, voxel_sizes, world_box
 
 VOXEL_MM = (0.2, 8.0)
@@ -88,8 +88,12 @@ def _intensities(image: nib.Nifti1Image, name: str) -> np.ndarray:
     try:
         with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused for it
             return image.get_fdata(dtype=np.float32, caching="unchanged")
-    except (OSError, EOFError, ValueError, MemoryError, ArithmeticError) as error:
+    except (OSError, EOFError, ValueError, ArithmeticError) as error:
+        if is_passing(error):
+            raise
         raise StudyError(f"{name}: the voxels cannot be read ({error}); the file is damaged, fetch it again") from None
+    except MemoryError:
+        raise
     except Exception as error:
         raise StudyError(f"{name}: the voxels cannot be read ({type(error).__name__}: {error})") from None
 

@@ -22,8 +22,10 @@ from adlib.records import (
     REGISTERED,
     TISSUE_MAPS,
     StudyError,
+    TryAgain,
     digest,
     file_digest,
+    is_passing,
     read_json,
     write_json,
     write_table,
@@ -56,24 +58,24 @@ def preprocess_scan(
     dict
         The scan's sidecar: features, qc, verdict, reasons, steps, key, Sources, outputs, and the percentiles of the
         normalised brain for `normalise.fit_landmarks`. A scan that cannot be processed has the verdict ``fail`` and no
-        outputs; it never stops a cohort.
+        outputs; it never stops a cohort. Where that is not the scan's fault, such as a file that cannot be read or want
+        of memory, the reason stands in ``lost`` too and nothing is stored.
     """
-    names = store.file_names(scan, derivatives)
-    key, read = scan_key(scan, params, code), _bytes_of(scan)
-    stored = store.stored_sidecar(names, key, keep)
-    if stored is not None and stored.get("input_sha256") == read:
-        return stored
-    names["sidecar"].unlink(missing_ok=True)
-    give_back_memory()
+    names, key = store.file_names(scan, derivatives), scan_key(scan, params, code)
     try:
+        read = _bytes_of(scan)
+        stored = store.stored_sidecar(names, key, keep)
+        if stored is not None and stored["input_sha256"] == read:
+            return stored
+        names["sidecar"].unlink(missing_ok=True)
+        give_back_memory()
         result = _preprocessed(scan, params)
-    except StudyError as error:
-        return store.write_sidecar(names, scan, key, {}, _failure(str(error)) | {"input_sha256": read})
+        if _bytes_of(scan) != read:
+            raise TryAgain(f"{scan['path']} changed while it was read")
     except Exception as error:
-        last = traceback.format_exception_only(error)[-1].strip()
-        return store.write_sidecar(names, scan, key, {}, _failure(f"unexpected {last}") | {"input_sha256": read})
-    if _bytes_of(scan) != read:
-        return _lost(scan, f"{scan['path']} changed while it was read")
+        if is_passing(error):
+            return _lost(scan, _words(error))
+        return store.write_sidecar(names, scan, key, {}, _failure(_words(error)) | {"input_sha256": read})
     outputs = store.write_images(names, result, keep)
     kept = ("features", "qc", "verdict", "reasons", "steps", "scan_to_mni")
     facts = {part: getattr(result, part) for part in kept} | {"scan_to_mni": result.scan_to_mni.tolist()}
@@ -98,18 +100,27 @@ def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams, code: str = "
     -------
     DataFrame
         By `records.FEATURES`, with a column for each feature and QC value, in the order of the manifest; scans that
-        failed keep their row, with the reasons and empty values. Those whose worker died or took too long are tried
-        again by the next call; until then `records.LOST` lists them.
+        failed keep their row, with the reasons and empty values. Those whose worker died or took too long, or whose
+        file could not be read, are tried again by the next call; until then `records.LOST` lists them.
+
+    Raises
+    ------
+    StudyError
+        If every scan is to be tried again: data, programs or computers are at fault, and no scan.
     """
     root = params.folder / "derivatives"
     _describe(root / "dataset_description.json")
     keep = params.derivatives.keep
     work = partial(preprocess_scan, derivatives=root, params=params.preprocess, code=code, keep=keep)
     scans = manifest[["participant_id", "session_id", "scan_id", "path", "sha256", "space"]].to_dict("records")
-    sidecars = map_scans(work, scans, pool=params.exec.pool, label="preprocessing", lost=_lost)
-    _note_lost(
-        {scan["scan_id"]: done["lost"] for scan, done in zip(scans, sidecars, strict=True) if "lost" in done}, params
-    )
+    sidecars = map_scans(work, scans, pool=params.pool, label="preprocessing", lost=_lost)
+    lost = {scan["scan_id"]: done["lost"] for scan, done in zip(scans, sidecars, strict=True) if "lost" in done}
+    if lost and len(lost) == len(scans):
+        raise StudyError(
+            f"none of the {len(scans)} scans could be preprocessed; the first one: {next(iter(lost.values()))}. "
+            "See to that and run again"
+        )
+    _note_lost(lost, params)
     rows = [_row(scan, sidecar) for scan, sidecar in zip(scans, sidecars, strict=True)]
     return write_table(pd.DataFrame(rows), params.folder / "features.tsv", FEATURES)
 
@@ -162,18 +173,18 @@ def all_parts(scan: dict[str, Any], params: StudyParams) -> Preprocessed:
 
 def _sidecar_of(scan: dict[str, Any], derivatives: Path) -> tuple[dict[str, Path], dict[str, Any]]:
     names = store.file_names(scan, derivatives)
-    content = read_json(names["sidecar"])
+    content = store.read_sidecar(names)
     if not content["outputs"]:
         raise StudyError(f"{scan['scan_id']} has no images: {'; '.join(content['reasons'])}")
     return names, content
 
 
-def _bytes_of(scan: dict[str, Any]) -> str | None:
-    """Digest of the files that a scan is read from; None where they cannot be read."""
+def _bytes_of(scan: dict[str, Any]) -> str:
+    """Digest of the files that a scan is read from."""
     try:
-        return digest([file_digest(Path(path)) for path in str(scan["path"]).split("|")])
-    except OSError:
-        return None
+        return digest([file_digest(path) for path in str(scan["path"]).split("|")])
+    except FileNotFoundError as error:
+        raise TryAgain(f"{error.filename} does not exist; put it back, or run the audit again") from None
 
 
 def scan_key(scan: dict[str, Any], params: PreprocessParams, code: str) -> str:
@@ -195,10 +206,16 @@ def _preprocessed(scan: dict[str, Any], params: PreprocessParams) -> Preprocesse
 def _load(path: Path | str) -> nib.Nifti1Image:
     try:
         return nib.load(path)
-    except FileNotFoundError:
-        raise StudyError(f"{path} does not exist; check the manifest and run the audit again") from None
     except (nib.filebasedimages.ImageFileError, HeaderDataError, OSError, EOFError, ValueError) as error:
+        if is_passing(error):
+            raise
         raise StudyError(f"{path} cannot be read as an image ({error}); fetch or convert it again") from None
+
+
+def _words(error: Exception) -> str:
+    """What is said of an error; one that adlib did not raise is told with its kind."""
+    last = traceback.format_exception_only(error)[-1].strip()
+    return str(error) if isinstance(error, StudyError) else f"unexpected {last}"
 
 
 def _failure(reason: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from adlib.records import StudyError
+from adlib.records import StudyError, TryAgain
 
 SCAN, BRAIN, MASK = "scan.nii.gz", "brain.nii.gz", "brain_bet.nii.gz"  # HD-BET adds _bet to the name of the brain
 SECONDS = 1800.0
@@ -43,7 +43,9 @@ def external_mask(volume: np.ndarray, affine: np.ndarray, tool: str, name: str) 
     Raises
     ------
     StudyError
-        If the program is not installed, fails, takes over half an hour, or leaves no mask that fits the scan.
+        If the program fails or leaves no mask that fits the scan.
+    TryAgain
+        If it is not installed, is killed, or takes over half an hour.
 
     References
     ----------
@@ -52,7 +54,7 @@ def external_mask(volume: np.ndarray, affine: np.ndarray, tool: str, name: str) 
     """
     words = COMMANDS[tool]
     if shutil.which(words[0]) is None:
-        raise StudyError(
+        raise TryAgain(
             f"preprocess.brain_extraction is {tool}, but {words[0]!r} is not on the PATH; install it, or set "
             "brain_extraction to template"
         )
@@ -74,9 +76,11 @@ def _run(words: tuple[str, ...], folder: str, name: str) -> None:
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        raise StudyError(f"{name}: {words[0]} was stopped after {SECONDS / 60:.0f} minutes without a mask") from None
+        raise TryAgain(f"{name}: {words[0]} was stopped after {SECONDS / 60:.0f} minutes without a mask") from None
     except OSError as error:
-        raise StudyError(f"{name}: {words[0]} cannot be run: {error}") from None
+        raise TryAgain(f"{name}: {words[0]} cannot be run: {error}") from None
+    if done.returncode < 0:
+        raise TryAgain(f"{name}: {words[0]} was ended by signal {-done.returncode}; does it have memory enough?")
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
         raise StudyError(f"{name}: {words[0]} failed with exit code {done.returncode}: {said}")

@@ -10,9 +10,10 @@ import nibabel as nib
 import numpy as np
 
 from adlib.atlas import SPACE
-from adlib.records import StudyError, atomic_path, file_digest, read_json, write_json, write_text
+from adlib.records import StudyError, atomic_path, digest, file_digest, read_json, write_json, write_text
 
 LABELS = ("GM", "WM", "CSF")
+SEAL = "content_sha256"  # of all else that a sidecar says
 OPTIONAL = ("head", "tissues")  # parts of a result that need not be kept
 TOOLS = ("nibabel", "nilearn", "numpy", "scikit-learn", "scipy", "SimpleITK")
 LARGEST = {np.dtype(np.int16): 32000, np.dtype(np.uint8): 255}
@@ -75,8 +76,30 @@ def write_sidecar(names: dict[str, Path], scan: dict[str, Any], key: str, output
         "labels": list(LABELS),
         **facts,
     }
-    write_json(content, names["sidecar"])
-    return read_json(names["sidecar"])
+    return _write_sealed(content, names["sidecar"])
+
+
+def read_sidecar(names: dict[str, Path]) -> dict[str, Any]:
+    """What a scan's sidecar says.
+
+    Raises
+    ------
+    StudyError
+        If it is missing, or is not what was written.
+    """
+    content = read_json(names["sidecar"])
+    if not isinstance(content, dict) or content.get(SEAL) != _seal(content):
+        raise StudyError(f"{names['sidecar']} is not what was written; run the preprocessing step again")
+    return content
+
+
+def _write_sealed(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    write_json(content | {SEAL: _seal(content)}, path)
+    return read_json(path)
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return digest({name: value for name, value in content.items() if name != SEAL})
 
 
 def stored_sidecar(names: dict[str, Path], key: str, keep: tuple[str, ...] = OPTIONAL) -> dict | None:
@@ -87,12 +110,12 @@ def stored_sidecar(names: dict[str, Path], key: str, keep: tuple[str, ...] = OPT
     if not names["sidecar"].is_file():
         return None
     try:
-        content = read_json(names["sidecar"])
+        content = read_sidecar(names)
         check_outputs(names, content)
     except StudyError:
         return None
-    outputs = content.get("outputs", {})
-    if content.get("key") != key or (outputs and any(names[part].name not in outputs for part in keep)):
+    outputs = content["outputs"]
+    if content["key"] != key or (outputs and any(names[part].name not in outputs for part in keep)):
         return None
     return _without(names, content, [part for part in OPTIONAL if part not in keep and names[part].name in outputs])
 
@@ -102,7 +125,7 @@ def _without(names: dict[str, Path], content: dict, parts: list[str]) -> dict:
     if parts:
         gone = {names[part].name for part in parts}
         content["outputs"] = {name: sha for name, sha in content["outputs"].items() if name not in gone}
-        write_json(content, names["sidecar"])
+        content = _write_sealed(content, names["sidecar"])
     for part in parts:
         names[part].unlink(missing_ok=True)
     return content
@@ -117,7 +140,7 @@ def check_outputs(names: dict[str, Path], content: dict, parts: tuple[str, ...] 
         If a file is missing or was changed since it was written.
     """
     for path in (names[part] for part in parts or names):
-        expected = content.get("outputs", {}).get(path.name)
+        expected = content["outputs"].get(path.name)
         if expected is None:
             continue
         if not path.is_file():

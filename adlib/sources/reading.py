@@ -36,7 +36,7 @@ def read_source(params: StudyParams, code: str = "") -> pd.DataFrame:
     DataFrame
         Schema `records.LISTING`; participant and diagnosis may still be unknown, diagnosis outside `params.classes`.
     """
-    source, pool = params.source, params.exec.pool
+    source, pool = params.source, params.pool
     folder = params.folder / "source"
     if source.kind == "phantom":
         root = phantom.write_cohort(source, params.classes, params.seed, folder, pool=pool, code=code)
