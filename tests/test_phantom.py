@@ -43,6 +43,27 @@ def test_an_interrupted_cohort_is_completed_and_not_rewritten(cohort):
     assert untouched.stat().st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize("damage", ["deleted", "cut", "record", "record cut", "sidecar"])
+def test_a_head_that_is_not_as_it_was_written_is_written_again(cohort, damage):
+    before = files(cohort)
+    head = cohort / "bids" / "sub-0002" / "ses-01" / "anat" / "sub-0002_ses-01_T1w.nii.gz"
+    record = cohort / "truth" / "scans" / "sub-0002_ses-01_T1w.json"
+    sidecar = head.with_name("sub-0002_ses-01_T1w.json")
+    if damage == "deleted":
+        head.unlink()
+    elif damage == "cut":
+        head.write_bytes(head.read_bytes()[:-1000])
+    elif damage == "record":
+        record.write_text(record.read_text().replace('"severity": 0.', '"severity": 7.'))
+    elif damage == "record cut":
+        record.write_text(record.read_text()[:100])
+    else:
+        sidecar.unlink()
+    assert files(cohort) != before
+    phantom.write_cohort(SOURCE, CLASSES, 5, cohort, pool=HERE)
+    assert files(cohort) == before
+
+
 def test_a_changed_seed_writes_another_cohort(cohort, tmp_path):
     small = SOURCE.model_copy(update={"participants_per_class": 1})
     phantom.write_cohort(small, CLASSES, 5, tmp_path, pool=HERE)

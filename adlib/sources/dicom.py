@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -20,6 +21,7 @@ import nibabel as nib
 import numpy as np
 
 from adlib.records import StudyError, read_json
+from adlib.sources.conversion import MachineFault, raise_fault_of_machine
 from adlib.sources.sequence import CONTRAST, NOT_T1W, REFORMATTED, T1W
 
 MAX_FILES = 20_000
@@ -31,6 +33,7 @@ TIMEOUT_S = 300
 PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".nii", ".mgz", ".mgh")
 
 _GAP = "slice distance varies"
+_MACHINE_CODES = {5: "it cannot read its input folder", 6: "its output folder is gone", 7: "it cannot write its output"}
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def unpack(archive: Path, folder: Path) -> None:
     ------
     StudyError
         If it is no zip, is damaged or encrypted, holds too much, or holds links or names that leave the folder.
+    MachineFault
+        If the disk cannot be read or written.
     """
     try:
         with zipfile.ZipFile(archive) as contents:
@@ -119,6 +124,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 with contents.open(member) as source, (folder / f"{number:06d}").open("xb") as target:
                     shutil.copyfileobj(source, target, 2**20)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise_fault_of_machine(error, archive)
         raise StudyError(f"{archive.name} is not a readable zip ({error}); pack the DICOM folder again") from None
 
 
@@ -166,6 +172,13 @@ def run_dcm2niix(incoming: Path, converted: Path, source: Path) -> set[str]:
     set of str
         File stems of the volumes whose slices are not evenly spaced: some are missing.
 
+    Raises
+    ------
+    StudyError
+        If no series could be converted.
+    MachineFault
+        If the conversion was killed, took too long, or could not use its folders.
+
     References
     ----------
     Li et al. 2016, doi:10.1016/j.jneumeth.2016.03.001.
@@ -176,10 +189,31 @@ def run_dcm2niix(incoming: Path, converted: Path, source: Path) -> set[str]:
         home = os.environ | {"HOME": str(converted)}
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, env=home)
     except subprocess.TimeoutExpired:
-        raise StudyError(f"{source.name}: DICOM conversion took over {TIMEOUT_S} s; give only the T1w series") from None
+        raise MachineFault(
+            f"{source.name}: DICOM conversion took over {TIMEOUT_S} s; give only the T1w series, or a faster disk"
+        ) from None
+    _refuse_stopped(done.returncode, source)
     if not any(converted.glob("*.nii")):
         raise StudyError(f"{source.name} holds no DICOM image series; {_hint(incoming)}")
     return _gapped(done.stdout)
+
+
+def _refuse_stopped(code: int, source: Path) -> None:
+    """Refuse what dcm2niix left when the machine stopped it; its other codes tell of files that it could not convert.
+
+    References
+    ----------
+    https://github.com/rordenlab/dcm2niix/blob/master/ERRORS.md
+    """
+    if code < 0:
+        raise MachineFault(
+            f"{source}: dcm2niix was ended by signal {-code} ({signal.strsignal(-code)}), perhaps for lack of memory; "
+            "run again with fewer workers, and move the folder away if that happens each time"
+        )
+    if code in _MACHINE_CODES:
+        raise MachineFault(
+            f"{source}: dcm2niix ended with code {code}, {_MACHINE_CODES[code]}; see to the disk and run again"
+        )
 
 
 def _gapped(log: str) -> set[str]:

@@ -12,8 +12,9 @@ import pandas as pd
 
 from adlib.compute import map_scans
 from adlib.exec_params import EVERY_CORE, Pool
-from adlib.records import StudyError, atomic_path, digest, file_digest, read_json, write_json
+from adlib.records import StudyError, atomic_path, digest
 from adlib.source_params import DicomSource
+from adlib.sources.conversion import MachineFault, code_of, converted
 from adlib.sources.dicom import choose, list_series
 from adlib.sources.facts import image_facts
 from adlib.sources.people import PeopleTable, bids_label, check_distinct, session_label
@@ -96,7 +97,7 @@ def convert_rows(listed: pd.DataFrame, folder: Path, *, pool: Pool = EVERY_CORE)
 
 
 def convert_session(session: dict[str, str], folder: Path) -> list[dict[str, Any]]:
-    """Choose and convert the T1w series of one session's folder, unless that was done and its files are the same.
+    """Choose and convert the T1w series of one session's folder, unless that was done; see `conversion.converted`.
 
     Parameters
     ----------
@@ -109,31 +110,32 @@ def convert_session(session: dict[str, str], folder: Path) -> list[dict[str, Any
     -------
     list of dict
         One row per series, by `records.LISTING`; all but the chosen one carry ``excluded``.
+
+    Raises
+    ------
+    MachineFault
+        If the machine stopped the conversion.
     """
     where = Path(session["path"])
     name = session.get("scan_id") or f"{session['participant_id']}_{session['session_id']}_T1w"
     target, record = folder / f"{name}.nii.gz", folder / f"{name}.json"
-    key = _folder_digest(where)
-    if record.is_file():
-        stored = read_json(record)
-        if stored["key"] == key and (not target.is_file() or file_digest(target) == stored["sha256"]):
-            return stored["rows"]
     base = {name: session[name] for name in ("participant_id", "session_id")}
-    rows = [base | row for row in _convert(where, name, target)]
-    sha256 = file_digest(target) if target.is_file() else None
-    write_json({"key": key, "sha256": sha256, "rows": rows}, record)
-    return rows
+    key = digest([base, str(where), str(target), _state(where), code_of(__name__, "dcm2niix")])
+    return converted(target, record, key, lambda: [base | row for row in _convert(where, name, target)])
 
 
-def _folder_digest(where: Path) -> str:
+def _state(where: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file: reading all their bytes would take as long as the conversion."""
     files = sorted(path for path in where.rglob("*") if path.is_file()) if where.is_dir() else [where]
-    return digest([(str(path.relative_to(where)), path.stat().st_size, path.stat().st_mtime_ns) for path in files])
+    return [(str(path.relative_to(where)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 def _convert(where: Path, name: str, target: Path) -> list[dict[str, Any]]:
     try:
         series = list_series(where)
         taken, left = choose(series, where)
+    except MachineFault:
+        raise
     except StudyError as error:
         return [{"scan_id": name, "path": str(where), "excluded": str(error)}]
     with atomic_path(target) as temporary:

@@ -17,8 +17,9 @@ import pandas as pd
 
 from adlib.compute import map_scans
 from adlib.exec_params import EVERY_CORE, Pool
-from adlib.records import StudyError, atomic_path, file_digest
+from adlib.records import StudyError, atomic_path, digest, file_digest
 from adlib.source_params import Oasis1Source, Oasis2Source
+from adlib.sources.conversion import code_of, converted, raise_fault_of_machine
 from adlib.sources.facts import image_facts
 from adlib.sources.oasis_tables import read_oasis_table, visit_facts
 
@@ -97,20 +98,36 @@ def _kind(image: Path) -> str:
 
 
 def _converted(row: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Write a session's image as NIfTI unless that was done, and say what its header says."""
-    source = Path(row["path"])
-    target = folder / f"{row['scan_id']}.nii.gz"
-    try:
-        image = nib.load(source.with_suffix(".img") if source.suffix == ".hdr" else source)
-        data = np.squeeze(np.asanyarray(image.dataobj))
-        if data.ndim == 3 and not target.is_file():
-            with atomic_path(target) as temporary:
-                nib.save(nib.Nifti1Image(data, _affine(image, data.shape)), temporary)
-    except Exception as error:  # nibabel meets arbitrary bytes here and raises whatever its parsers raise
-        return {"sha256": file_digest(source), "excluded": f"{source.name} cannot be read: {error}"}
-    if not target.is_file():
-        return {"sha256": file_digest(source), "excluded": f"{source.name} has shape {data.shape}, not one volume"}
+    """Write a session's image as NIfTI unless that was done, and say what its header says.
+
+    Raises
+    ------
+    MachineFault
+        If the disk or the memory does not suffice.
+    """
+    source, target, record = Path(row["path"]), *(folder / f"{row['scan_id']}{end}" for end in (".nii.gz", ".json"))
+    voxels = source.with_suffix(".img") if source.suffix == ".hdr" else source
+    state = [file_digest(path) for path in sorted({source, voxels}) if path.is_file()]
+    key = digest([source.name, state, code_of(__name__)])
+    fault = converted(target, record, key, partial(_write_nifti, voxels, source.name, target))
+    if fault:
+        return {"sha256": file_digest(source), "excluded": fault}
     return {"path": str(target)} | image_facts(target)
+
+
+def _write_nifti(source: Path, name: str, target: Path) -> str:
+    """Write one volume with its true affine, or say why it is none."""
+    try:
+        image = nib.load(source)
+        data = np.squeeze(np.asanyarray(image.dataobj))
+        if data.ndim != 3:
+            return f"{name} has shape {data.shape}, not one volume"
+        with atomic_path(target) as temporary:
+            nib.save(nib.Nifti1Image(data, _affine(image, data.shape)), temporary)
+    except Exception as error:  # nibabel meets arbitrary bytes here and raises whatever its parsers raise
+        raise_fault_of_machine(error, source)
+        return f"{name} cannot be read: {error}"
+    return ""
 
 
 def _affine(image: nib.spatialimages.SpatialImage, shape: tuple[int, int, int]) -> np.ndarray:

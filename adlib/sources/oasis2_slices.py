@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,16 @@ import pandas as pd
 
 from adlib.compute import map_scans
 from adlib.exec_params import EVERY_CORE, Pool
-from adlib.records import StudyError
+from adlib.records import StudyError, digest, file_digest
 from adlib.source_params import Oasis2SlicesSource
+from adlib.sources.conversion import code_of, converted
 from adlib.sources.oasis_tables import read_oasis_table, visit_facts
 from adlib.sources.planes import SEPARATOR, joined_facts
 
 PLANES = ("axl", "cor", "sag")
 
 
-def read_manifest(source: Oasis2SlicesSource, unpacked: Path, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
+def read_manifest(source: Oasis2SlicesSource, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
     """List the sessions of the table, with age, sex, CDR class, nWBV and eTIV.
 
     `path` of a row holds the three files, joined by ``|`` in the order axial, coronal, sagittal; its ``sha256`` is the
@@ -29,8 +31,8 @@ def read_manifest(source: Oasis2SlicesSource, unpacked: Path, *, pool: Pool = EV
     Parameters
     ----------
     source : Oasis2SlicesSource
-    unpacked : path
-        Folder that receives the slices where the root holds them as a zip.
+    folder : path
+        Receives the slices in ``slices/`` where the root holds them as a zip.
 
     Raises
     ------
@@ -41,7 +43,7 @@ def read_manifest(source: Oasis2SlicesSource, unpacked: Path, *, pool: Pool = EV
     if not root.is_dir():
         raise StudyError(f"source.root {root} is not a folder; give the folder of the OASIS-2 slices and their table")
     table = read_oasis_table(root, "*longitudinal*.csv", "mriid")
-    slices = _slice_folder(root, unpacked)
+    slices = _slice_folder(root, folder)
     rows = [_session(str(name), visit, slices, source) for name, visit in table.iterrows()]
     whole = [row for row in rows if "excluded" not in row]
     if not whole:
@@ -52,19 +54,22 @@ def read_manifest(source: Oasis2SlicesSource, unpacked: Path, *, pool: Pool = EV
     return pd.DataFrame(rows)
 
 
-def _slice_folder(root: Path, unpacked: Path) -> Path:
+def _slice_folder(root: Path, folder: Path) -> Path:
     if (root / PLANES[0]).is_dir():
         return root
     archives = sorted(root.glob("*.zip"))
     if len(archives) != 1:
         raise StudyError(f"expected folders {PLANES} or one zip of them in {root}, found {[p.name for p in archives]}")
-    if not (unpacked / PLANES[0]).is_dir():
-        partial = unpacked.with_name(unpacked.name + ".part")
-        partial.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(archives[0]) as archive:
-            archive.extractall(partial)
-        partial.rename(unpacked)
-    return unpacked
+    slices = folder / "slices"
+    key = digest([file_digest(archives[0]), code_of(__name__)])
+    converted(slices, folder / "slices.json", key, partial(_unpack, archives[0], slices))
+    return slices
+
+
+def _unpack(archive: Path, slices: Path) -> None:
+    slices.mkdir(parents=True)
+    with zipfile.ZipFile(archive) as contents:
+        contents.extractall(slices)
 
 
 def _session(name: str, visit: pd.Series, slices: Path, source: Oasis2SlicesSource) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from adlib.compute import map_scans
 from adlib.exec_params import EVERY_CORE, Pool
 from adlib.records import Schema, StudyError, atomic_path, digest, read_json, write_json, write_table, write_text
 from adlib.source_params import BidsSource, PhantomSource
+from adlib.sources.conversion import converted
 from adlib.sources.phantom_head import Scanner, Subject, image_head
 
 TRUTH = Schema(
@@ -223,7 +224,8 @@ def write_cohort(
 ) -> Path:
     """Write the cohort as BIDS under ``<folder>/bids`` with its truth under ``<folder>/truth``.
 
-    Scans already written for the same params, seed and code are kept, so an interrupted call goes on where it stopped.
+    Scans already written for the same params, seed and code are kept while they are as they were written, so an
+    interrupted call goes on where it stopped.
     With `only`, these participants alone are written, the same as they are in the whole cohort.
 
     Returns
@@ -259,20 +261,21 @@ def _stored_key(folder: Path) -> str | None:
 
 
 def _write_scan(row: dict[str, Any], folder: Path, voxel_mm: float) -> dict[str, Any]:
-    record = folder / "truth" / "scans" / f"{row['scan_id']}.json"
-    if record.is_file():
-        return read_json(record)
-    torch.set_num_threads(1)
+    """Write one head with its sidecar, unless it is there as it was written, and tell its truth."""
     scanner = next(s for s in SCANNERS if s.site == row["site"])
+    anat = folder / "bids" / row["participant_id"] / row["session_id"] / "anat"
+    write_json(_sidecar(scanner), anat / f"{row['scan_id']}.json")
+    image, record = anat / f"{row['scan_id']}.nii.gz", folder / "truth" / "scans" / f"{row['scan_id']}.json"
+    return converted(image, record, digest([row, voxel_mm]), partial(_simulate, row, scanner, voxel_mm, image))
+
+
+def _simulate(row: dict[str, Any], scanner: Scanner, voxel_mm: float, image: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
     subject = Subject(row["severity"], row["brain_age"], np.array(row["to_mni"]), row["shape_seed"], row["scan_seed"])
     volume, affine, truth = image_head(subject, scanner, voxel_mm)
-    anat = folder / "bids" / row["participant_id"] / row["session_id"] / "anat"
-    _write_image(volume, affine, scanner, anat / f"{row['scan_id']}.nii.gz")
-    write_json(_sidecar(scanner), anat / f"{row['scan_id']}.json")
+    _write_image(volume, affine, scanner, image)
     kept = ("participant_id", "session_id", "scan_id", "diagnosis", "age", "sex", "site", "severity", "brain_age")
-    truth = {name: row[name] for name in kept} | truth | {"scan_to_mni": json.dumps(truth["scan_to_mni"])}
-    write_json(truth, record)
-    return read_json(record)
+    return {name: row[name] for name in kept} | truth | {"scan_to_mni": json.dumps(truth["scan_to_mni"])}
 
 
 def _write_image(volume: np.ndarray, affine: np.ndarray, scanner: Scanner, path: Path) -> None:
