@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterator
@@ -30,9 +31,11 @@ class TryAgain(StudyError):
 def is_passing(error: Exception) -> bool:
     """Whether an error may be gone the next time: want of memory, or what the system says of a file, a disk, a program.
 
-    An `OSError` without a number is not of the system: gzip raises such for damaged bytes.
+    An `OSError` without a number is not of the system: gzip raises such for damaged bytes, and EINVAL is what a header
+    leads to that points before the file.
     """
-    return isinstance(error, MemoryError | TryAgain) or (isinstance(error, OSError) and error.errno is not None)
+    system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+    return system or isinstance(error, MemoryError | TryAgain)
 
 
 @contextmanager

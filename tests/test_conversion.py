@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -49,7 +50,6 @@ def pixels(row):
     ("line", "words"),
     [
         ("kill -9 $$", "signal 9"),
-        ("exec sleep 60", "took over"),
         ("exit 5", "code 5"),
         ("exit 6", "code 6"),
         ("exit 7", "code 7"),
@@ -58,12 +58,39 @@ def pixels(row):
 def test_a_stopped_converter_stops_the_run_and_the_next_run_converts(session, tmp_path, monkeypatch, line, words):
     with monkeypatch.context() as patched:
         converter(patched, tmp_path / "converter", line)
-        patched.setattr(dicom, "TIMEOUT_S", 0.5 if "sleep" in line else 30)
         with pytest.raises(StudyError, match=words):
             dicom_tree.convert_session(session, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (row,) = dicom_tree.convert_session(session, tmp_path / "out")
     assert "excluded" not in row and np.array_equal(pixels(row), np.sort(VOLUME, axis=None))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("kill -SEGV $$", "dcm2niix crashed .Segmentation fault.*export"), ("exec sleep 60", "took over")],
+)
+def test_a_session_that_crashes_or_hangs_the_converter_is_left_out_alone_and_tried_again(
+    session, tmp_path, monkeypatch, line, words
+):
+    with monkeypatch.context() as patched:
+        converter(patched, tmp_path / "converter", line)
+        patched.setattr(dicom, "TIMEOUT_S", 0.5 if "sleep" in line else 30)
+        (row,) = dicom_tree.convert_session(session, tmp_path / "out")
+    assert re.search(words, row["excluded"]) and row["participant_id"] == "sub-1"
+    (row,) = dicom_tree.convert_session(session, tmp_path / "out")
+    assert "excluded" not in row
+
+
+def test_half_of_an_analyze_pair_is_left_out_until_the_other_half_is_there(tmp_path):
+    session = tmp_path / "OAS1_0001_MR1" / "RAW"
+    session.mkdir(parents=True)
+    image = nib.Spm99AnalyzeImage(VOLUME, AFFINE)
+    nib.save(image, session / "OAS1_0001_MR1_mpr-1.img")
+    (session / "OAS1_0001_MR1_mpr-1.img").rename(tmp_path / "away")
+    row = {"scan_id": "one", "path": str(session / "OAS1_0001_MR1_mpr-1.hdr")}
+    assert "half of a pair" in oasis._converted(row, tmp_path / "out")["excluded"]
+    (tmp_path / "away").rename(session / "OAS1_0001_MR1_mpr-1.img")
+    assert "excluded" not in oasis._converted(row, tmp_path / "out")
 
 
 def test_what_a_killed_converter_left_is_not_taken(session, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Callable
 from functools import lru_cache
@@ -10,25 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from adlib.keys import code_digest, package_versions
-from adlib.records import StudyError, digest, file_digest, read_json, write_json
-
-_OF_THE_FILE = (None, errno.EINVAL)  # what readers raise at damaged bytes: no number, or a seek to nowhere
+from adlib.records import StudyError, TryAgain, digest, file_digest, is_passing, read_json, write_json
 
 
-class MachineFault(StudyError):
-    """The machine, not the file, kept a conversion from its end: nothing may be concluded about the scan."""
-
-
-def raise_fault_of_machine(error: BaseException, path: Path) -> None:
+def raise_if_passing(error: Exception, path: Path) -> None:
     """Return if `error` may come from the bytes of `path`.
 
     Raises
     ------
-    MachineFault
+    TryAgain
         If it tells of the disk, the memory or the permissions.
     """
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in _OF_THE_FILE):
-        raise MachineFault(
+    if is_passing(error):
+        raise TryAgain(
             f"{path} could not be read or converted ({type(error).__name__}: {error}); "
             "see to the disk, the memory and the permissions of this machine, then run again"
         ) from error

@@ -20,8 +20,8 @@ import dcm2niix
 import nibabel as nib
 import numpy as np
 
-from adlib.records import StudyError, read_json
-from adlib.sources.conversion import MachineFault, raise_fault_of_machine
+from adlib.records import StudyError, TryAgain, read_json
+from adlib.sources.conversion import raise_if_passing
 from adlib.sources.sequence import CONTRAST, NOT_T1W, REFORMATTED, T1W
 
 MAX_FILES = 20_000
@@ -33,7 +33,12 @@ TIMEOUT_S = 300
 PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".nii", ".mgz", ".mgh")
 
 _GAP = "slice distance varies"
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 _MACHINE_CODES = {5: "it cannot read its input folder", 6: "its output folder is gone", 7: "it cannot write its output"}
+
+
+class Stopped(TryAgain):
+    """The converter crashed or hung at these files, which costs them and not the run."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ def unpack(archive: Path, folder: Path) -> None:
     ------
     StudyError
         If it is no zip, is damaged or encrypted, holds too much, or holds links or names that leave the folder.
-    MachineFault
+    TryAgain
         If the disk cannot be read or written.
     """
     try:
@@ -124,7 +129,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 with contents.open(member) as source, (folder / f"{number:06d}").open("xb") as target:
                     shutil.copyfileobj(source, target, 2**20)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise_fault_of_machine(error, archive)
+        raise_if_passing(error, archive)
         raise StudyError(f"{archive.name} is not a readable zip ({error}); pack the DICOM folder again") from None
 
 
@@ -176,8 +181,10 @@ def run_dcm2niix(incoming: Path, converted: Path, source: Path) -> set[str]:
     ------
     StudyError
         If no series could be converted.
-    MachineFault
-        If the conversion was killed, took too long, or could not use its folders.
+    Stopped
+        If the conversion crashed or took too long.
+    TryAgain
+        If it was killed, or could not use its folders.
 
     References
     ----------
@@ -189,7 +196,7 @@ def run_dcm2niix(incoming: Path, converted: Path, source: Path) -> set[str]:
         home = os.environ | {"HOME": str(converted)}
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, env=home)
     except subprocess.TimeoutExpired:
-        raise MachineFault(
+        raise Stopped(
             f"{source.name}: DICOM conversion took over {TIMEOUT_S} s; give only the T1w series, or a faster disk"
         ) from None
     _refuse_stopped(done.returncode, source)
@@ -205,13 +212,15 @@ def _refuse_stopped(code: int, source: Path) -> None:
     ----------
     https://github.com/rordenlab/dcm2niix/blob/master/ERRORS.md
     """
+    if -code in _CRASHES:
+        raise Stopped(f"{source.name}: dcm2niix crashed ({signal.strsignal(-code)}); export the series again")
     if code < 0:
-        raise MachineFault(
+        raise TryAgain(
             f"{source}: dcm2niix was ended by signal {-code} ({signal.strsignal(-code)}), perhaps for lack of memory; "
-            "run again with fewer workers, and move the folder away if that happens each time"
+            "run again, with fewer workers"
         )
     if code in _MACHINE_CODES:
-        raise MachineFault(
+        raise TryAgain(
             f"{source}: dcm2niix ended with code {code}, {_MACHINE_CODES[code]}; see to the disk and run again"
         )
 

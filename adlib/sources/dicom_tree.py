@@ -12,10 +12,10 @@ import pandas as pd
 
 from adlib.compute import map_scans
 from adlib.exec_params import EVERY_CORE, Pool
-from adlib.records import StudyError, atomic_path, digest
+from adlib.records import StudyError, TryAgain, atomic_path, digest
 from adlib.source_params import DicomSource
-from adlib.sources.conversion import MachineFault, code_of, converted
-from adlib.sources.dicom import choose, list_series
+from adlib.sources.conversion import code_of, converted
+from adlib.sources.dicom import Stopped, choose, list_series
 from adlib.sources.facts import image_facts
 from adlib.sources.people import PeopleTable, bids_label, check_distinct, session_label
 from adlib.sources.sidecar import sidecar_facts
@@ -109,11 +109,12 @@ def convert_session(session: dict[str, str], folder: Path) -> list[dict[str, Any
     Returns
     -------
     list of dict
-        One row per series, by `records.LISTING`; all but the chosen one carry ``excluded``.
+        One row per series, by `records.LISTING`; all but the chosen one carry ``excluded``. A session at which the
+        converter crashes or takes too long is left out, which is not stored: the next call tries it again.
 
     Raises
     ------
-    MachineFault
+    TryAgain
         If the machine stopped the conversion.
     """
     where = Path(session["path"])
@@ -121,7 +122,10 @@ def convert_session(session: dict[str, str], folder: Path) -> list[dict[str, Any
     target, record = folder / f"{name}.nii.gz", folder / f"{name}.json"
     base = {name: session[name] for name in ("participant_id", "session_id")}
     key = digest([base, str(where), str(target), _state(where), code_of(__name__, "dcm2niix")])
-    return converted(target, record, key, lambda: [base | row for row in _convert(where, name, target)])
+    try:
+        return converted(target, record, key, lambda: [base | row for row in _convert(where, name, target)])
+    except Stopped as error:
+        return [base | {"scan_id": name, "path": str(where), "excluded": str(error)}]
 
 
 def _state(where: Path) -> list[tuple[str, int, int]]:
@@ -134,7 +138,7 @@ def _convert(where: Path, name: str, target: Path) -> list[dict[str, Any]]:
     try:
         series = list_series(where)
         taken, left = choose(series, where)
-    except MachineFault:
+    except TryAgain:
         raise
     except StudyError as error:
         return [{"scan_id": name, "path": str(where), "excluded": str(error)}]

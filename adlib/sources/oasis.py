@@ -19,7 +19,7 @@ from adlib.compute import map_scans
 from adlib.exec_params import EVERY_CORE, Pool
 from adlib.records import StudyError, atomic_path, digest, file_digest
 from adlib.source_params import Oasis1Source, Oasis2Source
-from adlib.sources.conversion import code_of, converted, raise_fault_of_machine
+from adlib.sources.conversion import code_of, converted, raise_if_passing
 from adlib.sources.facts import image_facts
 from adlib.sources.oasis_tables import read_oasis_table, visit_facts
 
@@ -102,7 +102,7 @@ def _converted(row: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     Raises
     ------
-    MachineFault
+    TryAgain
         If the disk or the memory does not suffice.
     """
     source, target, record = Path(row["path"]), *(folder / f"{row['scan_id']}{end}" for end in (".nii.gz", ".json"))
@@ -117,6 +117,8 @@ def _converted(row: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _write_nifti(source: Path, name: str, target: Path) -> str:
     """Write one volume with its true affine, or say why it is none."""
+    if not source.is_file():
+        return f"{name} is half of a pair: {source.name} is missing"
     try:
         image = nib.load(source)
         data = np.squeeze(np.asanyarray(image.dataobj))
@@ -125,7 +127,7 @@ def _write_nifti(source: Path, name: str, target: Path) -> str:
         with atomic_path(target) as temporary:
             nib.save(nib.Nifti1Image(data, _affine(image, data.shape)), temporary)
     except Exception as error:  # nibabel meets arbitrary bytes here and raises whatever its parsers raise
-        raise_fault_of_machine(error, source)
+        raise_if_passing(error, source)
         return f"{name} cannot be read: {error}"
     return ""
 
