@@ -193,7 +193,7 @@ def forecast(runs: list[Run], stored_mb: float) -> None:
     )
     print(f"  largest {np.abs(left).max():.1f} s, or {np.abs(left / seconds).max():.0%} of a run")
     peak = max(run.said["peak_mb"].max() for run in runs)
-    print(f"\n{'scans':>8} {'core-hours':>11} {'days with 16':>13} {'storage GB':>11} {'memory of 16, GB':>17}")
+    print(f"\n{'scans':>8} {'core-hours':>11} {'days with 16':>13} {'storage GiB':>11} {'memory of 16, GiB':>17}")
     for count in MANY:
         hours = count * each / 3600
         stored, held = count * stored_mb / 1024, 16 * peak / 1024

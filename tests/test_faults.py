@@ -1,7 +1,5 @@
 """Faults of disks, locks, clocks and inputs while a study runs: the same results in the end, or a clear refusal."""
 
-import errno
-import fcntl
 import os
 import re
 import shutil
@@ -13,14 +11,12 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 from made_head import made_head
-from test_run_all import RESULTS, gone, outputs, ran, start, wait_for
+from test_run_all import RESULTS, children, gone, outputs, ran, start, wait_for
 from throwaway import make_project, run
 
 from adlib.audit.fingerprint import pixel_facts
-from adlib.lock import locked
 from adlib.params import validate_params
 from adlib.preprocess.cohort import preprocess_cohort
-from adlib.records import StudyError
 from adlib.sources.reading import read_source
 
 ONE_MIB = 2**20
@@ -146,39 +142,42 @@ def finished(done, tmp_path):
 
 
 @pytest.fixture
-def no_locks(monkeypatch):
-    """A file system without locks."""
-
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-
-
-def test_without_locks_a_second_run_is_refused_all_the_same(tmp_path, no_locks):
-    with locked(tmp_path):
-        with pytest.raises(StudyError, match=rf"{os.getpid()}.*is at work here.*delete that file"), locked(tmp_path):
-            pass
-        assert (tmp_path / ".running").is_file()
-    with locked(tmp_path):
-        pass
-    assert not (tmp_path / ".running").exists()
+def on(finished):
+    """The environment of a computer whose locks do not reach others; the study that has run is to run again."""
+    shutil.rmtree(finished / "outputs" / "tiny" / "derivatives")
+    (finished / "sitecustomize.py").write_text(
+        "import fcntl, os, socket\nfcntl.flock = lambda *_: None\nsocket.gethostname = lambda: os.environ['HOST']\n"
+    )
+    return lambda name: {"HOST": name, "PYTHONPATH": str(finished), "SLOW": "1.5"}
 
 
-def test_without_locks_what_a_killed_run_left_is_taken_over_but_not_that_of_another_computer(tmp_path, no_locks):
-    process = subprocess.Popen(["sleep", "60"])
-    mark = tmp_path / ".running"
-    mark.write_text(f"{os.uname().nodename} {process.pid}")
-    with pytest.raises(StudyError, match="is at work here"), locked(tmp_path):
-        pass
-    process.kill()
-    process.wait()
-    assert gone([process.pid])
-    with locked(tmp_path):
-        pass
-    mark.write_text("elsewhere 1")
-    with pytest.raises(StudyError, match="elsewhere 1"), locked(tmp_path):
-        pass
+@pytest.mark.studies
+def test_a_run_of_another_computer_in_a_study_at_work_is_refused_and_changes_nothing(done, finished, on):
+    first = start(finished, **on("first"))
+    mark = finished / "outputs" / "tiny" / ".running"
+    wait_for(mark.parent / "derivatives" / "1.txt")
+    refused = run(finished, **on("second"))
+    assert refused.returncode == 3 and f"at work in outputs/tiny (first, process {first.pid})" in refused.stderr
+    assert mark.read_text().startswith(f"first {first.pid} ")
+    first.communicate(timeout=60)
+    assert first.returncode == 0 and outputs(finished) == outputs(done)
+    assert ran(run(finished)) == [] and not list(mark.parent.glob(".running*"))
+
+
+@pytest.mark.studies
+def test_a_study_whose_mark_is_lost_stops_with_its_kernel_and_the_next_run_ends_with_the_same(done, finished, on):
+    process = start(finished, **on("first"))
+    mark = finished / "outputs" / "tiny" / ".running"
+    wait_for(mark.parent / "derivatives" / "0.txt")
+    kernels = children(process.pid)
+    mark.write_text("second 7")
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 3 and "another (second, process 7) took over outputs/tiny" in errors
+    assert kernels and gone(kernels) and not (mark.parent / "derivatives" / "4.txt").exists()
+    assert mark.read_text() == "second 7"
+    mark.unlink()
+    again = run(finished)
+    assert again.returncode == 0 and outputs(finished) == outputs(done)
 
 
 def test_what_a_killed_writer_left_is_cleared_away(done, finished):
