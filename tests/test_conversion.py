@@ -239,6 +239,12 @@ def slices(tmp_path):
     return write
 
 
+def test_a_zip_of_slices_that_is_damaged_is_named(tmp_path):
+    (tmp_path / "slices.zip").write_bytes(b"no zip")
+    with pytest.raises(StudyError, match=r"slices.zip is not a readable zip of slices \(.*fetch it again"):
+        oasis2_slices._slice_folder(tmp_path, tmp_path / "out")
+
+
 def test_slices_of_a_replaced_zip_and_damaged_ones_are_unpacked_again(slices, tmp_path):
     def values(root):
         source = Oasis2SlicesSource(kind="oasis2_slices", root=root)

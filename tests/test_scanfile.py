@@ -285,6 +285,15 @@ def test_a_member_without_a_name_is_no_crash(tmp_path):
         read_scan(archive)
 
 
+def test_a_zip_whose_names_are_no_text_is_refused(tmp_path):
+    path, name = tmp_path / "names.zip", "é1.dcm"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, b"DICM")
+    path.write_bytes(path.read_bytes().replace(name.encode(), b"\xff" + name.encode()[1:], 1))
+    with pytest.raises(StudyError, match=r"names.zip is not a readable zip \(.*0xff"):
+        open_scan(path)
+
+
 def test_empty_zip_is_refused(tmp_path):
     zipfile.ZipFile(tmp_path / "a.zip", "w").close()
     with pytest.raises(StudyError, match="empty zip"):

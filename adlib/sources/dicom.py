@@ -10,7 +10,6 @@ import stat
 import subprocess
 import tempfile
 import zipfile
-import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -128,7 +127,9 @@ def unpack(archive: Path, folder: Path) -> None:
             for number, member in enumerate(members):
                 with contents.open(member) as source, (folder / f"{number:06d}").open("xb") as target:
                     shutil.copyfileobj(source, target, 2**20)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except StudyError:
+        raise
+    except Exception as error:  # zipfile meets arbitrary bytes here and raises whatever its parsers raise
         raise_if_passing(error, archive)
         raise StudyError(f"{archive.name} is not a readable zip ({error}); pack the DICOM folder again") from None
 

@@ -13,7 +13,7 @@ from adlib.compute import map_scans
 from adlib.exec_params import EVERY_CORE, Pool
 from adlib.records import StudyError, digest, file_digest
 from adlib.source_params import Oasis2SlicesSource
-from adlib.sources.conversion import code_of, converted
+from adlib.sources.conversion import code_of, converted, raise_if_passing
 from adlib.sources.oasis_tables import read_oasis_table, visit_facts
 from adlib.sources.planes import SEPARATOR, joined_facts
 
@@ -68,8 +68,12 @@ def _slice_folder(root: Path, folder: Path) -> Path:
 
 def _unpack(archive: Path, slices: Path) -> None:
     slices.mkdir(parents=True)
-    with zipfile.ZipFile(archive) as contents:
-        contents.extractall(slices)
+    try:
+        with zipfile.ZipFile(archive) as contents:
+            contents.extractall(slices)
+    except Exception as error:  # zipfile meets arbitrary bytes here and raises whatever its parsers raise
+        raise_if_passing(error, archive)
+        raise StudyError(f"{archive} is not a readable zip of slices ({error}); fetch it again") from None
 
 
 def _session(name: str, visit: pd.Series, slices: Path, source: Oasis2SlicesSource) -> dict[str, Any]:
