@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from importlib.util import find_spec
+from http import HTTPStatus
 from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import dask
 from distributed import Client, Future, LocalCluster, Security
@@ -29,6 +30,7 @@ from adlib.threads import MEMORY_VARIABLES, THREAD_VARIABLES
 
 CONNECT_SECONDS = 30
 FETCH_SECONDS = 0.5
+DASHBOARD_SECONDS = 5
 PATIENCE_SECONDS = 60.0  # how long a cluster may be without any worker
 START_SECONDS = 300.0  # the same on this computer, which may be too busy to start one sooner
 IDLE_SECONDS = 30.0  # how long workers are kept for the next map
@@ -90,8 +92,8 @@ class Cluster:
                 f"no Dask scheduler answers at {pool.scheduler} ({error}); start `dask scheduler` there, "
                 f"or set exec.scheduler to its address"
             ) from None
-        if find_spec("bokeh") and self.client.dashboard_link:
-            tqdm.write(f"{DASHBOARD} {self.client.dashboard_link}", file=sys.stderr)
+        if _is_page(link := self.client.dashboard_link):
+            tqdm.write(f"{DASHBOARD} {link}", file=sys.stderr)
 
     @property
     def where(self) -> str:
@@ -226,6 +228,15 @@ def _answering() -> Iterator[None]:
 def _certificate() -> Security:
     """Keys of this process: who does not have them can neither send work nor see any."""
     return Security.temporary()
+
+
+def _is_page(link: str) -> bool:
+    """Whether a dashboard answers there: Dask names an address also where bokeh is missing or none is wanted."""
+    try:
+        with urlopen(link, timeout=DASHBOARD_SECONDS) as page:  # noqa: S310
+            return page.status == HTTPStatus.OK
+    except (OSError, ValueError):
+        return False
 
 
 def _local(pool: Pool, workers: int) -> LocalCluster:

@@ -10,6 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 from matplotlib.figure import Figure
@@ -158,8 +159,10 @@ def draw(prediction: Prediction) -> Figure:
 def write_summary(prediction: Prediction, path: Path) -> Path:
     """Write the summary picture as PNG."""
     apply_theme()
+    figure = draw(prediction)
     with atomic_path(path) as temporary:
-        draw(prediction).savefig(temporary, metadata={"Software": None})
+        figure.savefig(temporary, metadata={"Software": None})
+    plt.close(figure)
     return path
 
 

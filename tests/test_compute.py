@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import dask
@@ -17,7 +16,6 @@ from threadpoolctl import threadpool_info
 from adlib.cluster import close_clusters
 from adlib.compute import map_scans
 from adlib.exec_params import HERE, Pool
-from adlib.execution import LastLine
 from adlib.records import StudyError
 
 ROOT = Path(__file__).parents[1]
@@ -132,21 +130,6 @@ def test_an_item_alone_that_crashes_does_not_end_this_process():
     assert map_scans(crash, [5], pool=Pool(retries=0), label="reading", lost=lost) == [
         ("lost", 5, "its worker process died")
     ]
-
-
-def test_the_address_of_the_dashboard_is_told_once_and_answers(capsys):
-    pytest.importorskip("bokeh")
-    close_clusters()
-    told = []
-    stream = LastLine(told.append)
-    map_scans(double, range(4), pool=TWO, label="doubling")
-    stream.write(capsys.readouterr().err)
-    (line,) = told
-    assert line.startswith("dashboard of the workers: http://127.0.0.1:")
-    with urllib.request.urlopen(line.split()[-1]) as page:
-        assert b"Dask" in page.read()
-    map_scans(double, range(4), pool=TWO, label="doubling")
-    assert "dashboard" not in capsys.readouterr().err
 
 
 def test_no_items():

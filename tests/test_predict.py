@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 import pytest
@@ -196,9 +197,10 @@ def test_command_ends_well_and_keeps_pictures_apart(classifier, prediction, tmp_
     monkeypatch.setattr(predict.model_file, "load", lambda path: classifier)
     monkeypatch.setattr(predict, "predict_file", lambda path, classifier, **known: prediction)
     monkeypatch.setattr(predict, "map_scans", lambda function, items, **_: [function(item) for item in items])
-    files = ["a/made.nii.gz", "b/made.nii.gz"]
+    files, open_before = ["a/made.nii.gz", "b/made.nii.gz"], plt.get_fignums()
     assert predict.main([*files, "--model", "any", "--out", str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"made_summary.png", "made_2_summary.png"}
+    assert plt.get_fignums() == open_before
     assert capsys.readouterr().out.count('"predicted"') == 2
 
 
