@@ -37,7 +37,7 @@ NUMERIC_PACKAGES = (
     "torchvision",
 )
 BOOKKEEPING = frozenset(  # decide when and where code runs, not what it computes
-    f"{PACKAGE}.{name}" for name in ("cluster", "dispatch", "exec_params", "keys", "params", "runner")
+    f"{PACKAGE}.{name}" for name in ("admission", "cluster", "dispatch", "exec_params", "keys", "params", "runner")
 )
 
 
