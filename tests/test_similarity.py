@@ -1,5 +1,6 @@
 """Images of one head are known again, whatever they are called; those of different heads are kept apart."""
 
+import errno
 import zipfile
 
 import nibabel as nib
@@ -17,7 +18,7 @@ from adlib.audit.fingerprint import thumbnail
 from adlib.audit.similarity import spanning_tree
 from adlib.exec_params import HERE
 from adlib.params import AuditParams
-from adlib.records import StudyError
+from adlib.records import StudyError, TryAgain
 from adlib.source_params import FoldersSource
 from adlib.sources import folders
 
@@ -127,11 +128,12 @@ def test_the_pixel_digest_takes_no_notice_of_file_and_header(tmp_path):
 
 def test_what_cannot_be_read_is_empty_and_stops_nothing(tmp_path):
     (tmp_path / "bad.nii").write_bytes(b"no image")
+    (tmp_path / "cut.nii").write_bytes(nib.Nifti1Image(np.zeros((9, 9, 9)), np.eye(4)).to_bytes()[:900])
     values = np.random.default_rng(0).normal(size=(9, 9, 9)).astype(np.float32)
     values[0, 0, 0] = np.nan
     nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "nan.nii")
     nib.save(nib.Nifti1Image(np.ones((9, 9, 9), np.float32), np.eye(4)), tmp_path / "flat.nii")
-    table = pd.DataFrame({"path": [str(tmp_path / n) for n in ("bad.nii", "gone.nii", "nan.nii", "flat.nii", "x.nii")]})
+    table = pd.DataFrame({"path": [str(tmp_path / n) for n in ("bad.nii", "cut.nii", "nan.nii", "flat.nii", "x.nii")]})
     facts = pixel_facts(table.assign(excluded=[None] * 4 + ["left out"]).set_index(pd.Index(list("abcde"))), pool=HERE)
     assert facts.index.tolist() == list("abcde")
     assert facts["fault"].notna().tolist() == [True, True, False, False, False]
@@ -228,3 +230,18 @@ def test_slices_as_shipped_are_stopped_as_leaking(realdata, tmp_path):
     assert adjusted_rand_score(truth.loc[names].to_numpy(), groups) >= 0.95
     value = audit.findings.set_index("check").loc["given-split-leaks", "value"]
     assert value.startswith("200 of 200 (100 %) groups")
+
+
+def test_a_disk_that_does_not_give_a_file_stops_the_audit_and_excuses_no_scan(tmp_path, monkeypatch):
+    path = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(size=(9, 9, 9)), np.eye(4)), path)
+    listed = pd.DataFrame({"path": [str(path), str(tmp_path / "away.nii.gz")], "excluded": None})
+    with pytest.raises(TryAgain, match=r"away.nii.gz cannot be read .*run again, or leave the scan out"):
+        pixel_facts(listed, pool=HERE)
+
+    def broken(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("adlib.audit.fingerprint.nib.load", broken)
+    with pytest.raises(TryAgain, match=r"a.nii.gz cannot be read \(.*Input/output error"):
+        pixel_facts(listed[:1], pool=HERE)

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from adlib.compute import map_scans
 from adlib.exec_params import EVERY_CORE, Pool
+from adlib.records import TryAgain, is_passing
 from adlib.sources.planes import PICTURES, SEPARATOR, read_plane
 from adlib.sources.scanfile import VOLUME_SUFFIXES
 from adlib.volume import to_canonical
@@ -41,6 +42,11 @@ def pixel_facts(listed: pd.DataFrame, *, pool: Pool = EVERY_CORE) -> pd.DataFram
         Indexed as `listed`. ``pixels_sha256``: digest of the values, whatever the compression and the header;
         ``nan_share``: share of values that are not finite; ``constant``: whether all are equal; ``thumbnail``: see
         `thumbnail`; ``fault``: why the scan could not be read. All empty where it was not read.
+
+    Raises
+    ------
+    TryAgain
+        If the disk does not give a file.
     """
     wanted = listed["path"].notna() & (listed["excluded"].isna() if "excluded" in listed else True)
     facts = map_scans(_facts, list(listed.loc[wanted, "path"]), pool=pool, label="comparing pixels", lost=_lost)
@@ -73,6 +79,11 @@ def _facts(path: str) -> dict[str, Any]:
             "thumbnail": None if constant else np.stack([thumbnail(array) for array in arrays]).astype(np.float16),
         }
     except Exception as error:  # decoders meet arbitrary bytes here and raise whatever they raise
+        if isinstance(error, OSError) and is_passing(error):
+            raise TryAgain(
+                f"{path} cannot be read ({error}); see to the disk and run again, or leave the scan out: what is compared "
+                "with no other scan could be a copy of one"
+            ) from None
         return {"fault": f"{type(error).__name__}: {error}"[:200]}
 
 
