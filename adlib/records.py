@@ -31,11 +31,11 @@ class TryAgain(StudyError):
 def is_passing(error: Exception) -> bool:
     """Whether an error may be gone the next time: want of memory, or what the system says of a file, a disk, a program.
 
-    An `OSError` without a number is not of the system: gzip raises such for damaged bytes, and EINVAL is what a header
-    leads to that points before the file.
+    An `OSError` without a number is not of the system (gzip raises such for damaged bytes) unless its kind is. EINVAL
+    is what a header leads to that points before the file.
     """
     system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
-    return system or isinstance(error, MemoryError | TryAgain)
+    return system or isinstance(error, MemoryError | FileNotFoundError | PermissionError | TryAgain)
 
 
 @contextmanager

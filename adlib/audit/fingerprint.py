@@ -81,8 +81,8 @@ def _facts(path: str) -> dict[str, Any]:
     except Exception as error:  # decoders meet arbitrary bytes here and raise whatever they raise
         if isinstance(error, OSError) and is_passing(error):
             raise TryAgain(
-                f"{path} cannot be read ({error}); see to the disk and run again, or leave the scan out: what is compared "
-                "with no other scan could be a copy of one"
+                f"{path} cannot be read ({error}); see to the disk and run again, or leave the scan out: what is not "
+                "compared with the others could be a copy of one"
             ) from None
         return {"fault": f"{type(error).__name__}: {error}"[:200]}
 
