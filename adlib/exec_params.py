@@ -52,7 +52,7 @@ class Pool:
     retries : int
         How often a scan is tried again that a worker died of.
     folder : path
-        Study's folder, which the workers of other computers must see too.
+        Folder of the outputs, which the workers of other computers must see too.
     data : path or None
         Folder of the images, likewise.
     """

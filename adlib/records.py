@@ -15,8 +15,6 @@ from typing import Any
 import pandas as pd
 
 LOST = "lost.json"  # in a study's folder: scans that the next run tries again, with the reasons
-
-
 DASHBOARD = "dashboard of the workers:"  # begins the line that gives its address
 
 
