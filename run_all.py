@@ -28,11 +28,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
-from adlib import publication
-from adlib.lock import locked
-from adlib.params import StudyParams, dump_params, load_params
-from adlib.records import StudyError, clear_unfinished, read_json, write_json, write_text
-from adlib.runner import STEPS, Step, StepState
+from adlib.study import publication
+from adlib.study.lock import locked
+from adlib.study.params import StudyParams, dump_params, load_params
+from adlib.study.records import StudyError, clear_unfinished, read_json, write_json, write_text
+from adlib.study.steps import STEPS, Step, StepState
 
 ROOT = Path(__file__).resolve().parent
 OK, FAILED, AUDIT_STOP, UNUSABLE, TERMINATED, INTERRUPTED = 0, 1, 2, 3, 143, 130
@@ -229,7 +229,8 @@ def _run_step(state: StepState, title: str, reason: str, console: Console) -> No
             f"{state.step.name} reads {', '.join(missing)} in {state.params.folder}, not there yet; "
             "run the earlier steps first (leave out --from and --only)"
         )
-    from adlib import disk, execution  # take seconds to import, which a run that skips all steps need not spend
+    from adlib.preprocess import disk_space as disk
+    from adlib.study import execution  # take seconds to import, which a run that skips all steps need not spend
 
     disk.require_room(state.params, [*state.step.writes, *state.step.may_write])
 

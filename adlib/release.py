@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adlib import model_file
-from adlib.compute import map_scans
-from adlib.evaluate import NETWORK, score_run
-from adlib.neighbours import write_examples
-from adlib.params import StudyParams, dump_params, load_params
-from adlib.pooling import pool_level
-from adlib.predict import predict_file
-from adlib.records import (
+from adlib.classify.model_store import RELEASED, SCORES, STORED, WEIGHTS
+from adlib.classify.nearest import write_examples
+from adlib.classify.prediction import predict_file
+from adlib.evaluation.evaluate import NETWORK, score_run
+from adlib.parallel.mapping import map_scans
+from adlib.phantom.cohort import draw_cohort, write_cohort
+from adlib.report.cards import INDEXED, model_card
+from adlib.report.content import read_study
+from adlib.study.params import StudyParams, dump_params, load_params
+from adlib.study.records import (
     ANSWERS,
     MANIFEST,
     SPLITS,
@@ -33,11 +35,9 @@ from adlib.records import (
     write_table,
     write_text,
 )
-from adlib.report.cards import INDEXED, model_card
-from adlib.report.content import read_study
-from adlib.sources.phantom import draw_cohort, write_cohort
-from adlib.splits import make_splits
-from adlib.stored import RELEASED, SCORES, STORED, WEIGHTS
+from adlib.training import model_file
+from adlib.training.pooling import pool_level
+from adlib.training.splits import make_splits
 
 CARD, HUB, PARAMS = "README.md", "config.json", "params.yaml"
 TOLERANCE = 0.01  # of a score, between processors
@@ -46,7 +46,8 @@ TOLERANCE = 0.01  # of a score, between processors
 def release(params: StudyParams, folder: Path) -> pd.DataFrame:
     """Write weights, card, scores and params of a finished simulated study to a folder that can be given away.
 
-    The scores are those of the 16-bit weights on the scan files of the test participants, through `adlib.predict`.
+    The scores are those of the 16-bit weights on the scan files of the test participants, through
+    `adlib.classify.prediction`.
 
     Parameters
     ----------
@@ -105,7 +106,7 @@ def answer_scans(weights: Path, scans: pd.DataFrame, params: StudyParams) -> pd.
     Returns
     -------
     DataFrame
-        Schema `records.ANSWERS`, and what `adlib.pooling.pool_level` needs.
+        Schema `records.ANSWERS`, and what `adlib.training.pooling.pool_level` needs.
     """
     answer = partial(_answer, weights=str(weights))
     rows = map_scans(answer, scans.to_dict("records"), pool=params.pool, label="classifying scans")

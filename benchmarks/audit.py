@@ -78,11 +78,11 @@ def measure(root: Path, workers: int) -> tuple[float, float]:
 
     The imports stand here because workers import this script anew, and would hold what they do not need.
     """
-    from adlib.audit import run_audit
-    from adlib.exec_params import Pool
-    from adlib.params import AuditParams
-    from adlib.source_params import BidsSource
+    from adlib.audit.run import run_audit
     from adlib.sources.bids import read_manifest
+    from adlib.study.exec_params import Pool
+    from adlib.study.params import AuditParams
+    from adlib.study.source_params import BidsSource
 
     start = time.perf_counter()
     listed = read_manifest(BidsSource(kind="bids", root=root), pool=Pool(workers=workers))

@@ -19,16 +19,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from adlib import model_file, scores
-from adlib.calibration import fit_calibration
-from adlib.compute import map_scans
-from adlib.conformal import prediction_sets
-from adlib.exec_params import Pool
-from adlib.params import load_params
-from adlib.pooling import arrays, pool_level
-from adlib.predict import predict_file
+from adlib.classify.prediction import predict_file
+from adlib.evaluation import scores
+from adlib.evaluation.prediction_sets import prediction_sets
+from adlib.parallel.mapping import map_scans
+from adlib.phantom.cohort import draw_cohort, write_cohort
 from adlib.release import ungated
-from adlib.sources.phantom import draw_cohort, write_cohort
+from adlib.study.exec_params import Pool
+from adlib.study.params import load_params
+from adlib.training import model_file
+from adlib.training.calibration import fit_calibration
+from adlib.training.pooling import arrays, pool_level
 
 SPLITS, VALIDATION, COVERAGE, TOLERANCE = 50, 34, 0.9, 0.02
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from adlib.exec_params import Pool
-from adlib.params import ClassifyParams, load_params
-from adlib.sources.phantom import draw_cohort, write_cohort
-from adlib.widget.jobs import Worker
+from adlib.classify.widget.jobs import Worker
+from adlib.phantom.cohort import draw_cohort, write_cohort
+from adlib.study.exec_params import Pool
+from adlib.study.params import ClassifyParams, load_params
 
 MEDIAN_S, GROWTH, SEED = 15.0, 0.05, 1_000_003
 WARM_UP = 5  # scans until caches and allocator have settled

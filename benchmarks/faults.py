@@ -26,11 +26,11 @@ import pandas as pd
 import psutil
 from two_hosts import FIRST, SCHEDULER, SECOND, cut_off, inside, two_hosts
 
-from adlib.keys import code_digest
-from adlib.params import StudyParams, load_params
-from adlib.preprocess.cohort import preprocess_cohort
-from adlib.records import MANIFEST, file_digest, write_table
+from adlib.preprocess.cohort_run import preprocess_cohort
 from adlib.sources.reading import read_source
+from adlib.study.digests import code_digest
+from adlib.study.params import StudyParams, load_params
+from adlib.study.records import MANIFEST, file_digest, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT / "params" / "smoke.yaml"
@@ -135,7 +135,7 @@ def killed_workers(args: argparse.Namespace, place: Path) -> bool:
     thread = threading.Thread(target=_kill_workers, args=(args, over, kills))
     thread.start()
     try:
-        features = preprocess_cohort(manifest, params, code_digest("adlib.preprocess.cohort"))
+        features = preprocess_cohort(manifest, params, code_digest("adlib.preprocess.cohort_run"))
     finally:
         over.set()
         thread.join()
@@ -165,7 +165,7 @@ def _alike(manifest: pd.DataFrame, features: pd.DataFrame, params: StudyParams, 
     peace = params.model_copy(
         update={"exec": params.exec.model_copy(update={"outputs": place / "peace", "workers": 1})}
     )
-    again = preprocess_cohort(some, peace, code_digest("adlib.preprocess.cohort")).set_index("scan_id")
+    again = preprocess_cohort(some, peace, code_digest("adlib.preprocess.cohort_run")).set_index("scan_id")
     known = features.set_index("scan_id").loc[again.index, again.columns]
     numbers = again.select_dtypes("number").columns
     return bool(np.array_equal(again[numbers], known[numbers], equal_nan=True))

@@ -27,11 +27,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from adlib.params import load_params
-from adlib.records import FEATURES, StudyError, read_json, read_table
 from adlib.sources.dicom_writer import write_series
 from adlib.sources.scanfile import open_scan
-from adlib.tables import read_user_table
+from adlib.study.params import load_params
+from adlib.study.records import FEATURES, StudyError, read_json, read_table
+from adlib.study.user_tables import read_user_table
 
 SLOW = "took"
 SLOW_SECONDS, ROOM_BYTES = 20.0, 2 * 2**30

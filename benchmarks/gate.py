@@ -24,16 +24,16 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from adlib import model_file
-from adlib.compute import map_scans
-from adlib.exec_params import Pool
-from adlib.params import load_params
-from adlib.predict import predict_image
-from adlib.records import StudyError
-from adlib.sources.phantom import SCANNERS, draw_cohort
+from adlib.classify.model_store import find_model
+from adlib.classify.prediction import predict_image
+from adlib.parallel.mapping import map_scans
+from adlib.phantom.cohort import SCANNERS, draw_cohort
+from adlib.phantom.head import Subject, image_head
 from adlib.sources.phantom_faults import add_noise, spoil
-from adlib.sources.phantom_head import Subject, image_head
-from adlib.stored import find_model
+from adlib.study.exec_params import Pool
+from adlib.study.params import load_params
+from adlib.study.records import StudyError
+from adlib.training import model_file
 
 OUTSIDE, INSIDE = 0.95, 0.05  # at least, at most
 SEED = 1_000_003  # away from every study's own

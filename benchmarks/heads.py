@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from made_head import CENTRE, MadeHead, made_head, pose_error, rotation
 
-from adlib.atlas import template
+from adlib.imaging.atlas import template
 
 __all__ = ["RIGHT_HANDED", "MadeHead", "Setting", "drawn", "easy", "make", "pose", "pose_error"]
 RIGHT_HANDED = tuple(

@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from adlib.baselines import predict_baselines
-from adlib.dataset import load_slices
-from adlib.device import make_fabric
-from adlib.evaluate import best_possible, find, score_run, written
-from adlib.fit import fit
-from adlib.folds import make_fold
-from adlib.params import StudyParams, load_params
-from adlib.pooling import pool_level
-from adlib.records import FEATURES, MANIFEST, read_table
-from adlib.splits import make_splits
-from adlib.train import predict_fold
+from adlib.evaluation.baselines import predict_baselines
+from adlib.evaluation.evaluate import best_possible, find, score_run, written
+from adlib.study.params import StudyParams, load_params
+from adlib.study.records import FEATURES, MANIFEST, read_table
+from adlib.training.device import make_fabric
+from adlib.training.folds import make_fold
+from adlib.training.loop import fit
+from adlib.training.pooling import pool_level
+from adlib.training.runs import predict_fold
+from adlib.training.slices import load_slices
+from adlib.training.splits import make_splits
 
 SHOWN = ("resnet50", "volumes", "age_sex_volumes", "grey_matter_svm", "bayes_ceiling")
 

@@ -20,7 +20,7 @@ PACKAGES = {"ANTsPy N4 + SyNQuick[a]": "ants", "SimpleITK Mattes": "SimpleITK", 
 
 def prepare(folder: Path) -> None:
     """Write the template, and the region within 6 mm of its brain, as files to be read by the tools."""
-    from adlib.atlas import template
+    from adlib.imaging.atlas import template
 
     base = template(1.0)
     near = ndimage.binary_dilation(base.mask, iterations=6).astype(np.uint8)

@@ -27,7 +27,7 @@ import numpy as np
 import peers
 from heads import easy, make, pose, pose_error
 
-from adlib.threads import THREAD_VARIABLES, one_thread
+from adlib.parallel.threads import THREAD_VARIABLES, one_thread
 
 FASTER, MEDIAN_MM, MEGABYTES = 5.0, 0.5, 1000.0
 WITHIN_MM, OVERLAP = 2.0, 0.9
@@ -126,8 +126,8 @@ def warm_up(method: str, scan: Path, folder: Path) -> None:
 
 def adlib_pose(path: Path, folder: Path) -> np.ndarray | None:
     """Preprocess one scan to files, as a cohort's run does, and read off where the brain was found."""
-    from adlib.params import PreprocessParams
-    from adlib.preprocess.cohort import preprocess_scan
+    from adlib.preprocess.cohort_run import preprocess_scan
+    from adlib.study.params import PreprocessParams
 
     name = path.name.removesuffix(".nii.gz")
     scan = {"participant_id": f"sub-{name}", "session_id": "ses-01", "scan_id": f"sub-{name}_ses-01_T1w"}
@@ -163,8 +163,8 @@ def _steady(scans: list[Path], folder: Path, ready, seconds) -> None:
 
 def overlaps(found: Measured, reference: Measured, folder: Path) -> dict[str, float]:
     """Dice of the template's brain, carried over by a method, with adlib's mask, for each real scan."""
-    from adlib.atlas import template
-    from adlib.volume import resample
+    from adlib.imaging.atlas import template
+    from adlib.imaging.volume import resample
 
     base, result = template(2.0), {}
     for name in (name for name in found.poses if name.startswith("real")):

@@ -1,7 +1,7 @@
 """Quality control of made heads, clean and spoilt on purpose: how many faults are noticed, how many false alarms.
 
     python benchmarks/quality.py [--scans 100] [--workers 2] [--keep values.tsv]
-    python benchmarks/quality.py --learn [--scans 50]      # writes adlib/preprocess/qc_limits.py from other heads
+    python benchmarks/quality.py --learn [--scans 50]      # writes adlib/preprocess/quality_limits.py from other heads
 
 There are as many spoilt heads as clean ones, equally many of each fault. A scan counts as flagged where its verdict is
 not pass or preprocessing refuses it. Prints a table by fault; its last line holds the figures against the goals, and
@@ -21,16 +21,17 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from adlib.compute import map_scans
-from adlib.exec_params import Pool
-from adlib.params import PreprocessParams
-from adlib.preprocess import qc, qc_limits
+from adlib.parallel.mapping import map_scans
+from adlib.phantom.cohort import SCANNERS, draw_cohort
+from adlib.phantom.head import Subject, image_head
+from adlib.preprocess import quality as qc
+from adlib.preprocess import quality_limits as qc_limits
 from adlib.preprocess.pipeline import preprocess_image
-from adlib.records import StudyError
-from adlib.source_params import PhantomSource
-from adlib.sources.phantom import SCANNERS, draw_cohort
 from adlib.sources.phantom_faults import FAULTS, add_noise, spoil
-from adlib.sources.phantom_head import Subject, image_head
+from adlib.study.exec_params import Pool
+from adlib.study.params import PreprocessParams
+from adlib.study.records import StudyError
+from adlib.study.source_params import PhantomSource
 
 SENSITIVITY, SPECIFICITY = 0.95, 0.95
 CLASSES = ("CN", "MCI", "LMCI", "AD")

@@ -14,11 +14,11 @@ import sys
 import numpy as np
 from heads import Setting, drawn, make, pose_error
 
-from adlib.compute import map_scans
-from adlib.exec_params import Pool
-from adlib.params import PreprocessParams
+from adlib.parallel.mapping import map_scans
 from adlib.preprocess.pipeline import preprocess_image
-from adlib.records import StudyError
+from adlib.study.exec_params import Pool
+from adlib.study.params import PreprocessParams
+from adlib.study.records import StudyError
 
 WITHIN_MM, SHARE, SILENT = 2.0, 0.995, 0
 

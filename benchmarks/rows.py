@@ -22,12 +22,22 @@ import pandas as pd
 from apart import apart
 from sklearn.metrics import balanced_accuracy_score
 
-from adlib.audit import run_audit
-from adlib.evaluate import evaluate_study, find
-from adlib.params import AuditParams, SplitParams, StudyParams, load_params
-from adlib.pooling import pool_level
-from adlib.records import AUDIT, FEATURES, LISTING, MANIFEST, PREDICTIONS, SPLITS, check_table, read_table, write_table
-from adlib.splits import check_disjoint, make_splits
+from adlib.audit.run import run_audit
+from adlib.evaluation.evaluate import evaluate_study, find
+from adlib.study.params import AuditParams, SplitParams, StudyParams, load_params
+from adlib.study.records import (
+    AUDIT,
+    FEATURES,
+    LISTING,
+    MANIFEST,
+    PREDICTIONS,
+    SPLITS,
+    check_table,
+    read_table,
+    write_table,
+)
+from adlib.training.pooling import pool_level
+from adlib.training.splits import check_disjoint, make_splits
 
 ROOT = Path(__file__).resolve().parents[1]
 MEGABYTES = 4000.0

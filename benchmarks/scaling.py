@@ -30,12 +30,12 @@ import pandas as pd
 import psutil
 from two_hosts import FIRST, SCHEDULER, inside, two_hosts
 
-from adlib.compute import map_scans
-from adlib.exec_params import Pool
-from adlib.params import PreprocessParams
-from adlib.preprocess.cohort import preprocess_scan
-from adlib.source_params import PhantomSource
+from adlib.parallel.mapping import map_scans
+from adlib.preprocess.cohort_run import preprocess_scan
 from adlib.sources import bids
+from adlib.study.exec_params import Pool
+from adlib.study.params import PreprocessParams
+from adlib.study.source_params import PhantomSource
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")
 FAR = 8192  # a limit that is not met, so that one worker is a process of its own too
@@ -88,7 +88,7 @@ def simulated(count: int, folder: Path, workers: int) -> list[dict[str, Any]]:
 
     The import stands here because workers import this script anew, and would hold what preprocessing does not need.
     """
-    from adlib.sources import phantom
+    from adlib.phantom import cohort as phantom
 
     source = PhantomSource(kind="phantom", participants_per_class=-(-count // 4), voxel_mm=2.0, followup_fraction=0.0)
     pool = Pool(workers=workers)

@@ -21,14 +21,14 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from adlib import atlas
-from adlib.params import PreprocessParams
+from adlib.imaging import atlas
+from adlib.imaging.volume import resample
+from adlib.parallel.threads import one_thread
+from adlib.phantom.cohort import SCANNERS, draw_cohort
+from adlib.phantom.head import MEASURED, Subject, image_head_with_maps
 from adlib.preprocess.pipeline import preprocess_image
-from adlib.source_params import PhantomSource
-from adlib.sources.phantom import SCANNERS, draw_cohort
-from adlib.sources.phantom_head import MEASURED, Subject, image_head_with_maps
-from adlib.threads import one_thread
-from adlib.volume import resample
+from adlib.study.params import PreprocessParams
+from adlib.study.source_params import PhantomSource
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")
 DICE = {"GM": 0.90, "WM": 0.92, "CSF": 0.85, "brain": 0.97}

@@ -30,10 +30,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet50
 
-from adlib import fit
-from adlib.device import make_fabric, takes_bf16
-from adlib.folds import Fold
-from adlib.params import StudyParams, load_params
+from adlib.study.params import StudyParams, load_params
+from adlib.training import loop as fit
+from adlib.training.device import make_fabric, takes_bf16
+from adlib.training.folds import Fold
 
 FASTER, WAITING, GROWTH = 1.7, 0.05, 0.05
 CLASSES = 4

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from adlib.threads import MEMORY_VARIABLES
+from adlib.parallel.threads import MEMORY_VARIABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTS = {"adlib-a": "10.77.0.1", "adlib-b": "10.77.0.2"}

@@ -8,8 +8,8 @@ import pandas as pd
 from PIL import Image
 from safetensors.numpy import save_file
 
-from adlib.params import dump_params, load_params
-from adlib.records import AUDIT, FEATURES, FIGURES, LISTING, MANIFEST, SPLITS, write_json, write_table, write_text
+from adlib.study.params import dump_params, load_params
+from adlib.study.records import AUDIT, FEATURES, FIGURES, LISTING, MANIFEST, SPLITS, write_json, write_table, write_text
 
 FIGURE_NAMES = ("01_cohort", "02_mosaic", "02_volumes", "04_attribution", "04_forest", "05_example_1", "06_unheard_of")
 GAIN = "area_gained_over_random"

@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from adlib.atlas import coordinates, template
-from adlib.volume import resample
+from adlib.imaging.atlas import coordinates, template
+from adlib.imaging.volume import resample
 
 CENTRE = np.array([0, -18, -5])  # of the head, MNI mm
 

@@ -10,12 +10,11 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("__init__", "records", "params", "keys", "runner", "execution", "publication", "lock")
 STEPS = """
-from adlib import runner
-from adlib.runner import Step
+from adlib.study import steps
+from adlib.study.steps import Step
 
-runner.STEPS = (
+steps.STEPS = (
     Step("01_data_audit", ("seed", "audit"), (), ("manifest.tsv",)),
     Step("02_preprocessing", ("preprocess",), ("manifest.tsv",), ("features.tsv",), ("derivatives",)),
     Step("03_evaluation", ("evaluate",), ("features.tsv",), ("metrics.json",)),
@@ -39,7 +38,7 @@ from pathlib import Path
 
 from adlib.deep import scale
 from adlib.figures.theme import register
-from adlib.records import StudyError, write_json, write_text
+from adlib.study.records import StudyError, write_json, write_text
 
 
 class AuditStop(StudyError):
@@ -75,7 +74,7 @@ def metrics(params, value):
                params.folder / "metrics.json")
 '''
 THEME = """
-from adlib.records import FIGURES, file_digest, read_table, write_table
+from adlib.study.records import FIGURES, file_digest, read_table, write_table
 import pandas as pd
 
 def register(folder, name):
@@ -85,7 +84,7 @@ def register(folder, name):
     write_table(pd.concat([known[known["name"] != name], pd.DataFrame([row])], ignore_index=True), path, FIGURES)
 """
 REPORT = """
-from adlib.records import write_text
+from adlib.study.records import write_text
 
 def write_report(params):
     return write_text("made", params.folder / "report" / "index.html")
@@ -96,13 +95,15 @@ def make_project(folder: Path) -> Path:
     """Lay out the project; the study is called tiny."""
     package = folder / "adlib"
     (package / "figures").mkdir(parents=True)
-    for name in MODULES:
-        shutil.copy(ROOT / "adlib" / f"{name}.py", package)
+    (package / "__init__.py").write_text("")
+    shutil.copytree(ROOT / "adlib" / "study", package / "study", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("run_all.py", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
     (folder / "tiny.py").write_text(STEPS + "import run_all, sys\nsys.exit(run_all.start())\n")
     (package / "science.py").write_text(SCIENCE)
-    (package / "disk.py").write_text("def require_room(params, writes):\n    pass\n")
+    (package / "preprocess").mkdir()
+    (package / "preprocess" / "__init__.py").write_text("")
+    (package / "preprocess" / "disk_space.py").write_text("def require_room(params, writes):\n    pass\n")
     (package / "deep.py").write_text("def scale(value):\n    return value\n")
     (package / "figures" / "__init__.py").write_text("")
     (package / "figures" / "theme.py").write_text(THEME)
@@ -122,7 +123,7 @@ def write_notebook(path: Path, lines: list[str]) -> None:
         new_markdown_cell(f"# {path.stem}"),
         new_code_cell('params_file = "params/phantom.yaml"', metadata={"tags": ["parameters"]}),
         new_code_cell(
-            "from adlib import science\nfrom adlib.params import open_study\n\nparams = open_study(params_file)"
+            "from adlib import science\nfrom adlib.study.params import open_study\n\nparams = open_study(params_file)"
         ),
         *(new_code_cell(line) for line in lines),
     ]

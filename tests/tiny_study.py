@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from adlib import fit, model_file
-from adlib.params import load_params
-from adlib.records import FEATURES, MANIFEST, SLICES, SPLITS, write_table
+from adlib.study.params import load_params
+from adlib.study.records import FEATURES, MANIFEST, SLICES, SPLITS, write_table
+from adlib.training import loop as fit
+from adlib.training import model_file
 
 CLASSES = ("CN", "AD")
 

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from adlib.audit.findings import finding
-from adlib.params import AuditParams
+from adlib.study.params import AuditParams
 
 PHASE = ("phase",)
 SLICES = ("slice_count", "slice_index")

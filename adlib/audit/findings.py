@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from adlib.audit.checks import CHECKS
-from adlib.params import AuditParams
-from adlib.records import AUDIT, StudyError, check_table
+from adlib.study.params import AuditParams
+from adlib.study.records import AUDIT, StudyError, check_table
 
 SHOWN = 5
 _ORDER = {"stop": 0, "warn": 1, "info": 2}

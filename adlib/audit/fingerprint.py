@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from adlib.compute import map_scans
-from adlib.exec_params import EVERY_CORE, Pool
-from adlib.records import TryAgain, is_passing
+from adlib.imaging.volume import to_canonical
+from adlib.parallel.mapping import map_scans
 from adlib.sources.planes import PICTURES, SEPARATOR, read_plane
 from adlib.sources.scanfile import VOLUME_SUFFIXES
-from adlib.volume import to_canonical
+from adlib.study.exec_params import EVERY_CORE, Pool
+from adlib.study.records import TryAgain, is_passing
 
 EDGE_2D, EDGE_3D = 32, 20
 MAX_PLANES = 3

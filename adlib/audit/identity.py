@@ -7,7 +7,7 @@ import pandas as pd
 
 from adlib.audit.findings import finding, named, share
 from adlib.audit.similarity import Groups, near_duplicates, recover_groups
-from adlib.params import AuditParams
+from adlib.study.params import AuditParams
 
 RECOVERED = "recovered by similarity"
 ALONE = "unknown: each image by itself"

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from adlib.audit.cohort import check_cohort
 from adlib.audit.confounds import associations, check_confounds
 from adlib.audit.findings import check_accepted, decided, finding, named
 from adlib.audit.geometry import check_geometry
 from adlib.audit.identity import assign_participants, check_copies, check_given_split, check_labels, check_people
+from adlib.audit.participants import check_cohort
 from adlib.audit.sequence import check_sequence
-from adlib.params import AuditParams
-from adlib.records import LISTING, MANIFEST, StudyError, check_table
+from adlib.study.params import AuditParams
+from adlib.study.records import LISTING, MANIFEST, StudyError, check_table
 
 UNREAD = "unread"
 

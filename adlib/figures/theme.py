@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from adlib.records import FIGURES, atomic_path, file_digest, read_table, write_table
+from adlib.study.records import FIGURES, atomic_path, file_digest, read_table, write_table
 
 COLUMN_WIDTH = 6.3  # inches, the text width of an A4 page
 NEUTRAL = "#5f6368"

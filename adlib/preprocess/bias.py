@@ -6,8 +6,8 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from adlib.records import StudyError
-from adlib.volume import block_mean, from_sitk, to_sitk
+from adlib.imaging.volume import block_mean, from_sitk, to_sitk
+from adlib.study.records import StudyError
 
 SHRUNK_MM = 8.0
 ITERATIONS = (25, 25)  # one number per spline level; a third level and more iterations gain nothing on made heads

@@ -7,8 +7,8 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
-from adlib.atlas import Template, region, template
-from adlib.volume import block_mean, box_about, grown, resample, voxel_ml, voxel_sizes
+from adlib.imaging.atlas import Template, region, template
+from adlib.imaging.volume import block_mean, box_about, grown, resample, voxel_ml, voxel_sizes
 
 CONSTANT_SHARE = 0.25  # of the field of view, at least, in a brain that comes extracted
 BRAIN_ML = (700.0, 2200.0)

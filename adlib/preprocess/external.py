@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from adlib.records import StudyError, TryAgain
+from adlib.study.records import StudyError, TryAgain
 
 SCAN, BRAIN, MASK = "scan.nii.gz", "brain.nii.gz", "brain_bet.nii.gz"  # HD-BET adds _bet to the name of the brain
 SECONDS = 1800.0

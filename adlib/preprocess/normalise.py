@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from adlib.records import StudyError
+from adlib.study.records import StudyError
 
 REACH = 2.0  # the network's input, from the darkest landmark to the brightest
 LANDMARKS = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)  # percentiles of the brain

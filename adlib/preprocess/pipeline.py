@@ -7,20 +7,22 @@ from dataclasses import dataclass, replace
 import nibabel as nib
 import numpy as np
 
-from adlib import atlas
-from adlib.header import orientation_notes
-from adlib.params import PreprocessParams
-from adlib.preprocess import bias, brain, features, normalise, qc
-from adlib.preprocess.checks import checked_volume
-from adlib.preprocess.deform import to_shape
+from adlib.imaging import atlas
+from adlib.imaging.header import orientation_notes
+from adlib.imaging.volume import block_mean, resample, voxel_sizes
+from adlib.parallel.threads import give_back_memory
+from adlib.preprocess import bias, brain, normalise
+from adlib.preprocess import quality as qc
+from adlib.preprocess import volumes as features
+from adlib.preprocess.coarse_search import brain_centre
+from adlib.preprocess.demons import to_shape
 from adlib.preprocess.external import external_mask
-from adlib.preprocess.qc_scan import scan_values
-from adlib.preprocess.register import register, rigid_part
-from adlib.preprocess.search import brain_centre
-from adlib.preprocess.segment import segment
-from adlib.records import StudyError
-from adlib.threads import give_back_memory
-from adlib.volume import block_mean, resample, voxel_sizes
+from adlib.preprocess.raw_quality import scan_values
+from adlib.preprocess.registration import register, rigid_part
+from adlib.preprocess.scan_checks import checked_volume
+from adlib.preprocess.tissues import segment
+from adlib.study.params import PreprocessParams
+from adlib.study.records import StudyError
 
 
 @dataclass(frozen=True)

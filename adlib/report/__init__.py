@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adlib.params import StudyParams
-from adlib.records import write_text
 from adlib.report import cards, checklists, page
 from adlib.report.content import read_study
+from adlib.study.params import StudyParams
+from adlib.study.records import write_text
 
 FOLDER = "report"
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-from adlib.records import TISSUE_MAPS
 from adlib.report import results, text
 from adlib.report.content import NETWORK, Study
 from adlib.report.methods import SOURCES, methods
 from adlib.report.page import render
 from adlib.report.words import listed, metric_title
+from adlib.study.records import TISSUE_MAPS
 
 INDEXED = (
     ("balanced_accuracy", None), ("accuracy", None), ("f1", "macro"), ("roc_auc", "macro"), ("roc_auc_binary", None),

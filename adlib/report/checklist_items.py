@@ -112,7 +112,7 @@ TRIPOD_AI: Items = (
 )
 ALWAYS = {
     "abstract": "index.html, Abstract.",
-    "variables": "Columns of every table have a schema in adlib.records; params are documented in the README.",
+    "variables": "Columns of every table have a schema in adlib.study.records; params are documented in the README.",
     "tools": "Not applicable: images were not annotated by hand.",
     "level": "The participant: all scans and slices of one are on one side of every split.",
     "limitations": "index.html, Limitations.",

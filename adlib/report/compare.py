@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adlib.keys import flat
-from adlib.params import StudyParams, load_params
-from adlib.publication import score, score_name
-from adlib.records import StudyError, read_json, write_text
 from adlib.report.page import render
 from adlib.report.results import Table, public_params, table
 from adlib.report.words import columns, metric_title, moment, run_of, unbroken
+from adlib.study.digests import flat
+from adlib.study.params import StudyParams, load_params
+from adlib.study.publication import score, score_name
+from adlib.study.records import StudyError, read_json, write_text
 
 PAGE = "compare.html"
 SHOWN = ("balanced_accuracy", "roc_auc", "roc_auc_binary", "brier", "calibration_error")

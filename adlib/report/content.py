@@ -10,19 +10,9 @@ from typing import Any
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from adlib.params import StudyParams
-from adlib.records import (
-    AUDIT,
-    FEATURES,
-    FIGURES,
-    LISTING,
-    MANIFEST,
-    SPLITS,
-    StudyError,
-    read_json,
-    read_table,
-)
-from adlib.report.names import Names
+from adlib.report.participant_ids import Names
+from adlib.study.params import StudyParams
+from adlib.study.records import AUDIT, FEATURES, FIGURES, LISTING, MANIFEST, SPLITS, StudyError, read_json, read_table
 
 FLOW = ("step", "scans", "participants")
 NETWORK = "resnet50"

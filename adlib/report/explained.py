@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from adlib.params import EvaluateParams
 from adlib.report.content import Study
 from adlib.report.results import Table, table
 from adlib.report.words import listed, sentence_score, written
+from adlib.study.params import EvaluateParams
 
 METHODS = {
     "integrated_gradients": "integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365)",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from adlib.params import StudyParams
 from adlib.report import explained
 from adlib.report.content import Study
 from adlib.report.words import RUNS, counted, listed, percent
+from adlib.study.params import StudyParams
 
 SOURCES = {
     "phantom": "simulated T1w heads, made by deforming the MNI152 average brain by a severity of atrophy that depends "

@@ -13,7 +13,7 @@ from adlib.report import explained, results, text
 from adlib.report.content import Study
 from adlib.report.methods import methods
 from adlib.report.words import step_title
-from adlib.runner import STEPS
+from adlib.study.steps import STEPS
 
 FILES = {
     "model-card.md": "Model card",

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adlib.params import StudyParams
-from adlib.records import StudyError
 from adlib.report.content import NETWORK, Study
-from adlib.report.shows import may_show, shows
+from adlib.report.figure_privacy import may_show, shows
 from adlib.report.words import (
     CHANCE,
     METRICS,
@@ -27,6 +25,8 @@ from adlib.report.words import (
     step_title,
     written,
 )
+from adlib.study.params import StudyParams
+from adlib.study.records import StudyError
 
 MAIN = (("balanced_accuracy", None), ("roc_auc", "macro"), ("roc_auc_binary", None), ("brier", None))
 DIFFERENCES = ("balanced_accuracy_difference", "roc_auc_binary_difference", "mcnemar_p")

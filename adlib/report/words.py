@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from adlib.publication import score
+from adlib.study.publication import score
 
 NONE = "not measured"
 

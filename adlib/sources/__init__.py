@@ -1,1 +1,5 @@
-"""Where scans come from: every source makes the same manifest, `reading.read_source` chooses among them."""
+"""Readers: each lists the scans of one kind of dataset in the same table.
+
+Imports study, imaging, parallel, phantom.
+Start with `reading.read_source`.
+"""

@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from adlib.compute import map_scans
-from adlib.exec_params import EVERY_CORE, Pool
-from adlib.records import StudyError, digest, file_digest
-from adlib.source_params import AdniSource
+from adlib.parallel.mapping import map_scans
 from adlib.sources.adni_files import AdniImage, dicom_files, find_images, read_name
 from adlib.sources.adni_tables import AdniTables, Listed, Visit, group_name, is_group, read_tables
 from adlib.sources.facts import image_facts
+from adlib.study.exec_params import EVERY_CORE, Pool
+from adlib.study.records import StudyError, digest, file_digest
+from adlib.study.source_params import AdniSource
 
 OPEN_PHASE = "ADNI1/GO"  # ADNI's visit names leave open which of the two
 DAYS_PER_YEAR = 365.25

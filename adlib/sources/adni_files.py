@@ -10,8 +10,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from adlib.records import StudyError
 from adlib.sources.scanfile import VOLUME_SUFFIXES
+from adlib.study.records import StudyError
 
 _OTHER_FORMATS = (".img", ".mnc", ".img.gz", ".mnc.gz")  # the archive also offers Analyze and MINC
 _NAME = re.compile(

@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from adlib.records import StudyError
-from adlib.tables import bare_name, numbers, read_user_table, table_columns
+from adlib.study.records import StudyError
+from adlib.study.user_tables import bare_name, numbers, read_user_table, table_columns
 
 COLLECTION = {
     "image_id": ("Image Data ID", "Image ID"),

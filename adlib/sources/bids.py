@@ -9,13 +9,13 @@ import pandas as pd
 import pyarrow as pa
 from bids2table import index_dataset, load_bids_metadata
 
-from adlib.compute import map_scans
-from adlib.exec_params import EVERY_CORE, Pool
-from adlib.records import StudyError
-from adlib.source_params import BidsSource
+from adlib.parallel.mapping import map_scans
 from adlib.sources.facts import image_facts
 from adlib.sources.sidecar import sidecar_facts
-from adlib.tables import read_user_table
+from adlib.study.exec_params import EVERY_CORE, Pool
+from adlib.study.records import StudyError
+from adlib.study.source_params import BidsSource
+from adlib.study.user_tables import read_user_table
 
 _ENTITIES = ("sub", "ses", "space", "desc", "part", "suffix", "ext", "path")
 

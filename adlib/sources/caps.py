@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from adlib.compute import map_scans
-from adlib.exec_params import EVERY_CORE, Pool
-from adlib.records import REGISTERED, StudyError
-from adlib.source_params import CapsSource
+from adlib.parallel.mapping import map_scans
 from adlib.sources.facts import image_facts
 from adlib.sources.people import PeopleTable
+from adlib.study.exec_params import EVERY_CORE, Pool
+from adlib.study.records import REGISTERED, StudyError
+from adlib.study.source_params import CapsSource
 
 _NAME = re.compile(
     r"(?P<participant>sub-[A-Za-z0-9]+)_(?P<session>ses-[A-Za-z0-9]+)_space-MNI152NLin2009cSym(?P<crop>_desc-Crop)?"

@@ -19,9 +19,9 @@ import dcm2niix
 import nibabel as nib
 import numpy as np
 
-from adlib.records import StudyError, TryAgain, read_json
-from adlib.sources.conversion import raise_if_passing
-from adlib.sources.sequence import CONTRAST, NOT_T1W, REFORMATTED, T1W
+from adlib.sources.series_names import CONTRAST, NOT_T1W, REFORMATTED, T1W
+from adlib.study.conversion import raise_if_passing
+from adlib.study.records import StudyError, TryAgain, read_json
 
 MAX_FILES = 20_000
 MAX_BYTES = 4 * 2**30

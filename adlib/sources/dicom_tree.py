@@ -10,15 +10,15 @@ from typing import Any
 import nibabel as nib
 import pandas as pd
 
-from adlib.compute import map_scans
-from adlib.exec_params import EVERY_CORE, Pool
-from adlib.records import StudyError, TryAgain, atomic_path, digest
-from adlib.source_params import DicomSource
-from adlib.sources.conversion import code_of, converted
+from adlib.parallel.mapping import map_scans
 from adlib.sources.dicom import Stopped, choose, list_series
 from adlib.sources.facts import image_facts
 from adlib.sources.people import PeopleTable, bids_label, check_distinct, session_label
 from adlib.sources.sidecar import sidecar_facts
+from adlib.study.conversion import code_of, converted
+from adlib.study.exec_params import EVERY_CORE, Pool
+from adlib.study.records import StudyError, TryAgain, atomic_path, digest
+from adlib.study.source_params import DicomSource
 
 
 def read_manifest(source: DicomSource, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from adlib.records import atomic_path
+from adlib.study.records import atomic_path
 
 PATIENT = "Simulated^Head"
 

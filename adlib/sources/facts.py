@@ -8,7 +8,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from adlib.records import file_digest
+from adlib.study.records import file_digest
 
 
 def image_facts(path: Path) -> dict[str, Any]:

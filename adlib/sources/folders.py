@@ -9,14 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from adlib.compute import map_scans
-from adlib.exec_params import EVERY_CORE, Pool
-from adlib.records import StudyError
-from adlib.source_params import FoldersSource
+from adlib.parallel.mapping import map_scans
 from adlib.sources import adni
 from adlib.sources.people import PeopleTable, bids_label, check_distinct, session_label
 from adlib.sources.planes import PICTURES, SEPARATOR, joined_facts
 from adlib.sources.scanfile import VOLUME_SUFFIXES
+from adlib.study.exec_params import EVERY_CORE, Pool
+from adlib.study.records import StudyError
+from adlib.study.source_params import FoldersSource
 
 _PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _PARTS |= dict.fromkeys(("val", "valid", "validation"), "validation")

@@ -17,14 +17,14 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from adlib.compute import map_scans
-from adlib.exec_params import EVERY_CORE, Pool
-from adlib.records import atomic_path, read_table, write_json, write_text
-from adlib.source_params import BidsSource
+from adlib.imaging.volume import extract_slice, resample, to_canonical
+from adlib.parallel.mapping import map_scans
+from adlib.phantom.cohort import TRUTH
 from adlib.sources import bids
 from adlib.sources.dicom_writer import write_series
-from adlib.sources.phantom import TRUTH
-from adlib.volume import extract_slice, resample, to_canonical
+from adlib.study.exec_params import EVERY_CORE, Pool
+from adlib.study.records import atomic_path, read_table, write_json, write_text
+from adlib.study.source_params import BidsSource
 
 Row = dict[str, Any]
 
@@ -34,7 +34,7 @@ _OASIS_AXES = ("A", "S", "L")  # the order in which OASIS-1 stores its voxels, s
 
 
 def write_layout(cohort: Path, kind: str, root: Path, *, pool: Pool = EVERY_CORE) -> Path:
-    """Write a BIDS cohort of `adlib.sources.phantom` under `root` in another layout.
+    """Write a BIDS cohort of `adlib.phantom.cohort` under `root` in another layout.
 
     Parameters
     ----------
@@ -277,7 +277,7 @@ LAYOUTS: dict[str, tuple[Callable[..., None], Callable[[list[Row], Path], None]]
 def main() -> None:
     """Write a layout from the command line."""
     parser = argparse.ArgumentParser(description="Write a simulated BIDS cohort in another layout.")
-    parser.add_argument("--cohort", type=Path, required=True, help="BIDS root that adlib.sources.phantom wrote")
+    parser.add_argument("--cohort", type=Path, required=True, help="BIDS root that adlib.phantom.cohort wrote")
     parser.add_argument("--kind", choices=LAYOUTS, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder that receives the layout")
     options = parser.parse_args()

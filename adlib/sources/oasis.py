@@ -15,13 +15,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from adlib.compute import map_scans
-from adlib.exec_params import EVERY_CORE, Pool
-from adlib.records import StudyError, atomic_path, digest, file_digest
-from adlib.source_params import Oasis1Source, Oasis2Source
-from adlib.sources.conversion import code_of, converted, raise_if_passing
+from adlib.parallel.mapping import map_scans
 from adlib.sources.facts import image_facts
 from adlib.sources.oasis_tables import read_oasis_table, visit_facts
+from adlib.study.conversion import code_of, converted, raise_if_passing
+from adlib.study.exec_params import EVERY_CORE, Pool
+from adlib.study.records import StudyError, atomic_path, digest, file_digest
+from adlib.study.source_params import Oasis1Source, Oasis2Source
 
 _SESSION = re.compile(r"OAS(?P<release>[12])_(?P<number>\d{4})_MR(?P<visit>\d+)$")
 _RANKS = ("SUBJ_111", "_mpr-1", "mpr-1", "_mpr-2", "mpr-2", "_mpr-3", "mpr-3", "_mpr-4", "mpr-4")

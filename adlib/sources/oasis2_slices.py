@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from adlib.compute import map_scans
-from adlib.exec_params import EVERY_CORE, Pool
-from adlib.records import StudyError, digest, file_digest
-from adlib.source_params import Oasis2SlicesSource
-from adlib.sources.conversion import code_of, converted, raise_if_passing
+from adlib.parallel.mapping import map_scans
 from adlib.sources.oasis_tables import read_oasis_table, visit_facts
 from adlib.sources.planes import SEPARATOR, joined_facts
+from adlib.study.conversion import code_of, converted, raise_if_passing
+from adlib.study.exec_params import EVERY_CORE, Pool
+from adlib.study.records import StudyError, digest, file_digest
+from adlib.study.source_params import Oasis2SlicesSource
 
 PLANES = ("axl", "cor", "sag")
 

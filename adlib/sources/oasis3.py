@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adlib.compute import map_scans
-from adlib.exec_params import EVERY_CORE, Pool
-from adlib.records import StudyError
-from adlib.source_params import Oasis3Source
+from adlib.parallel.mapping import map_scans
 from adlib.sources.facts import image_facts
 from adlib.sources.oasis_tables import rating_label
-from adlib.tables import numbers, read_user_table
+from adlib.study.exec_params import EVERY_CORE, Pool
+from adlib.study.records import StudyError
+from adlib.study.source_params import Oasis3Source
+from adlib.study.user_tables import numbers, read_user_table
 
 _SCAN = re.compile(r"(?P<subject>OAS3\d{4})_(?:ses(?:s)?-)?(?:MR_)?d(?P<days>\d+).*?(?:_run-(?P<run>\d+))?_T1w\.nii")
 _DAYS = re.compile(r"_d(\d+)$")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from adlib.records import StudyError
-from adlib.tables import numbers, read_user_table
+from adlib.study.records import StudyError
+from adlib.study.user_tables import numbers, read_user_table
 
 ACKNOWLEDGEMENT = (
     "Data were provided in part by OASIS. OASIS-1 (Cross-Sectional) and OASIS-2 (Longitudinal): principal "

@@ -7,12 +7,12 @@ from pathlib import Path
 import pandas as pd
 from nilearn.datasets import fetch_oasis_vbm
 
-from adlib.compute import map_scans
-from adlib.exec_params import EVERY_CORE, Pool
-from adlib.records import TISSUE_MAPS, StudyError
-from adlib.source_params import OasisVbmSource
+from adlib.parallel.mapping import map_scans
 from adlib.sources.oasis_tables import visit_facts
 from adlib.sources.planes import SEPARATOR, joined_facts
+from adlib.study.exec_params import EVERY_CORE, Pool
+from adlib.study.records import TISSUE_MAPS, StudyError
+from adlib.study.source_params import OasisVbmSource
 
 
 def read_manifest(source: OasisVbmSource, _folder: Path | None = None, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:

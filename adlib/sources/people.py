@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from adlib.records import StudyError
-from adlib.tables import read_user_table, safe_path
+from adlib.study.records import StudyError
+from adlib.study.user_tables import read_user_table, safe_path
 
 KEYS = ("path", "scan_id", "participant_id")
 FACTS = (

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 from scipy import fft, ndimage
 
-from adlib.volume import resample
+from adlib.imaging.volume import resample
 
 AIR = 0.12  # of the bright tissue: what lies below it and outside the closed head is air
 

@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from adlib.records import StudyError, digest, file_digest
 from adlib.sources.facts import image_facts
+from adlib.study.records import StudyError, digest, file_digest
 
 SEPARATOR = "|"
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from adlib.params import StudyParams
-from adlib.records import LISTING, check_table
-from adlib.sources import adni, bids, caps, dicom_tree, folders, oasis, oasis2_slices, oasis3, oasis_vbm, phantom
+from adlib.phantom import cohort as phantom
+from adlib.sources import adni, bids, caps, dicom_tree, folders, oasis, oasis2_slices, oasis3, oasis_vbm
+from adlib.study.params import StudyParams
+from adlib.study.records import LISTING, check_table
 
 READERS = {
     "adni": adni.read_manifest,

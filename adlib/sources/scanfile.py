@@ -13,9 +13,9 @@ from typing import BinaryIO
 import nibabel as nib
 import numpy as np
 
-from adlib.header import orientation_notes
-from adlib.records import StudyError
+from adlib.imaging.header import orientation_notes
 from adlib.sources.dicom import read_dicom
+from adlib.study.records import StudyError
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh.gz", ".mgh")
 PAIR_SUFFIXES = (".hdr", ".img")

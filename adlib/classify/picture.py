@@ -1,0 +1,243 @@
+"""The summary picture of one classified scan."""
+
+from __future__ import annotations
+
+import textwrap
+from functools import partial
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
+
+from adlib.classify.nearest import Neighbour, as_picture
+from adlib.classify.result import Prediction
+from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
+from adlib.imaging.volume import extract_slice
+from adlib.preprocess.pipeline import Preprocessed
+
+POSITIONS_MM = {
+    "axial": (-30.0, -10.0, 10.0, 30.0, 50.0),
+    "coronal": (-60.0, -40.0, -20.0, 0.0, 30.0),
+    "sagittal": (-45.0, -22.0, 0.0, 22.0, 45.0),
+}
+BRAIN_EDGE = "#f0e442"
+TISSUE_EDGE = "#56b4e9"
+VOLUME_LABELS = {
+    "hippocampus_ml": "hippocampus",
+    "ventricles_ml": "ventricles",
+    "gm_ml": "grey matter",
+    "wm_ml": "white matter",
+    "icv_ml": "intracranial",
+}
+
+
+def plot_prediction(prediction: Prediction) -> Figure:
+    """Draw what the pipeline saw, what the model answered, and where the volumes lie in the training cohort.
+
+    Parameters
+    ----------
+    prediction : Prediction
+
+    Returns
+    -------
+    matplotlib Figure
+        Brain outline and white matter edges on the head in three planes; left is left. Below, a bar per class with a
+        dot per slice, or why there is no answer, and each volume against mean ± SD of each class.
+    """
+    prepared, card = prediction.prepared, prediction.card
+    figure = plt.figure(figsize=(9.5, 9.4))
+    head, answer, foot = figure.subfigures(3, 1, height_ratios=(6.3, 2.8, 0.5))
+    shown = [name for name in VOLUME_LABELS if name in prepared.features and name in card.cohort.get("volumes", {})]
+    _mosaic(head, prepared)
+    grid = answer.add_gridspec(1, 1 + len(shown), width_ratios=(2.4, *[1] * len(shown)))
+    _answer(answer.add_subplot(grid[0]), prediction)
+    for column, name in enumerate(shown, start=1):
+        axis = answer.add_subplot(grid[column])
+        _volume(axis, prepared.features[name], card.cohort["volumes"][name], card.classes)
+        axis.set_title(f"{VOLUME_LABELS[name]}\n{written_ml(prepared.features[name])} ml", color=ACCENT)
+    head.supxlabel("yellow: brain mask; blue: edge of white matter; left is left", fontsize="small")
+    head.suptitle(_title(prediction), fontweight="bold")
+    answer.supxlabel("volumes: blue line, this scan; dots and bars, mean ± SD of the training cohort", fontsize="small")
+    foot.text(0.5, 0.5, prediction.warning, ha="center", va="center", fontweight="bold", wrap=True)
+    return figure
+
+
+def _title(prediction: Prediction) -> str:
+    prepared, best = prediction.prepared, prediction.predicted
+    answer = f"{best}, probability {prediction.probabilities[best]:.2f}" if best else "no answer"
+    reasons = f" ({'; '.join(prepared.reasons)})" if prepared.reasons else ""
+    lines = [f"{prepared.name}: {answer}", f"quality control: {prepared.verdict}{reasons}"]
+    return "\n".join(textwrap.fill(line, 100) for line in lines)
+
+
+def _answer(axis: Axes, prediction: Prediction) -> None:
+    """The probabilities, or why there are none."""
+    if prediction.predicted is not None:
+        pooled = np.array(list(prediction.probabilities.values()))
+        _probabilities(axis, pooled, prediction.slices, prediction.card.classes)
+        return
+    axis.set_axis_off()
+    axis.set_title("no answer", fontweight="bold")
+    words = "\n".join(textwrap.fill(textwrap.shorten(reason, 170), 44) for reason in prediction.refusals[:3])
+    axis.text(0, 1, words, va="top", fontsize="x-small", transform=axis.transAxes)
+
+
+def plot_attribution(prediction: Prediction, maps: np.ndarray, method: str) -> Figure:
+    """Draw where the network found evidence for its answer, on the slices that it saw.
+
+    Parameters
+    ----------
+    prediction : Prediction
+    maps : (n, 3, H, W) float
+        Signed evidence for the predicted class, from `adlib.evaluation.explain.attribution.attribute`.
+    method : str
+        The method in words.
+
+    Returns
+    -------
+    matplotlib Figure
+        Red: evidence for the class; blue: against it. Upper row the slices alone.
+    """
+    count = len(maps)
+    figure, axes = plt.subplots(2, count, figsize=(max(3.0 * count, 5), 6), squeeze=False)
+    evidence = maps.sum(1)
+    top = float(np.abs(evidence).max()) or 1.0
+    for k in range(count):
+        for row, axis in enumerate(axes[:, k]):
+            axis.set_axis_off()
+            axis.imshow(prediction.seen[k, 1], cmap="gray", vmin=-2, vmax=3)
+            if row:
+                axis.imshow(
+                    evidence[k], cmap="RdBu_r", vmin=-top, vmax=top, alpha=np.clip(2 * abs(evidence[k]) / top, 0, 0.7)
+                )
+    figure.suptitle(f"Evidence for {prediction.predicted} (red) and against it (blue)\n{method}", fontsize="medium")
+    return figure
+
+
+def plot_nearest(prediction: Prediction) -> Figure:
+    """Draw the scan's middle slice beside those of the training scans that are nearest to it.
+
+    Parameters
+    ----------
+    prediction : Prediction
+        With at least one of `Prediction.nearest`.
+
+    Returns
+    -------
+    matplotlib Figure
+        Above each training scan its diagnosis in the colour of its class, who it is, and how far off it lies.
+    """
+    found, colours = prediction.nearest, class_palette(prediction.card.classes)
+    figure, axes = plt.subplots(1, 1 + len(found), figsize=(2.1 * (1 + len(found)), 2.6), squeeze=False)
+    for axis, picture in zip(axes[0], [as_picture(prediction.seen), *(one.picture for one in found)], strict=True):
+        axis.set_axis_off()
+        axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="bilinear")
+    axes[0, 0].set_title("this scan\n", fontsize="small", fontweight="bold")
+    for axis, one in zip(axes[0, 1:], found, strict=True):
+        axis.set_title(_neighbour_title(one), fontsize="small", color=colours.get(one.diagnosis, NEUTRAL))
+    return figure
+
+
+def _neighbour_title(one: Neighbour) -> str:
+    person = ", ".join(filter(None, [one.sex, f"{one.age:.0f} years" if one.age is not None else ""]))
+    who = f"{one.diagnosis} ({person})" if person else one.diagnosis
+    return f"{who}\ndistance {one.distance:.2f}"
+
+
+def _mosaic(figure: SubFigure, prepared: Preprocessed) -> None:
+    """The slices of each plane side by side in one picture, which is less to lay out than axes for each."""
+    axes = figure.subplots(len(POSITIONS_MM), 1, gridspec_kw={"hspace": 0})
+    inside = prepared.native[prepared.mask]
+    top = float(np.percentile(inside, 99.5)) * 1.2 if inside.size else float(prepared.native.max())
+    head = prepared.native.astype(np.float32)
+    edges = {TISSUE_EDGE: prepared.tissues[..., 1].astype(np.float32), BRAIN_EDGE: prepared.mask.astype(np.float32)}
+    for axis, letter, (plane, positions) in zip(axes, "zyx", POSITIONS_MM.items(), strict=True):
+        cut = partial(_row, affine=prepared.affine, plane=plane, positions=positions)
+        axis.set_axis_off()
+        axis.imshow(cut(head), cmap="gray", vmin=0, vmax=top, interpolation="bilinear")
+        _outline(axis, {colour: cut(volume) for colour, volume in edges.items()})
+        for column, position in enumerate(positions):
+            _label(axis, (column + 0.02) / len(positions), 0.98, f"{letter} = {position:+.0f}", va="top")
+    first = 1 / len(POSITIONS_MM["axial"])
+    _label(axes[0], 0.02 * first, 0.02, "L", va="bottom")
+    _label(axes[0], 0.98 * first, 0.02, "R", va="bottom", ha="right")
+
+
+def _row(volume: np.ndarray, affine: np.ndarray, plane: str, positions: tuple[float, ...]) -> np.ndarray:
+    return np.hstack([extract_slice(volume, affine, plane, position) for position in positions])
+
+
+def _label(axis: Axes, x: float, y: float, words: str, **aligned: str) -> None:
+    axis.text(x, y, words, transform=axis.transAxes, color="white", fontsize="small", **aligned)
+
+
+def _outline(axis: Axes, images: dict[str, np.ndarray]) -> None:
+    for colour, image in images.items():
+        if image.min() < 0.5 < image.max():
+            axis.contour(image, levels=[0.5], colors=colour, linewidths=0.6)
+
+
+def _probabilities(axis: Axes, pooled: np.ndarray, slices: np.ndarray, classes: tuple[str, ...]) -> None:
+    colours = class_palette(classes)
+    axis.bar(range(len(classes)), pooled, color=[colours[name] for name in classes], width=0.7)
+    offsets = np.linspace(-0.2, 0.2, len(slices)) if len(slices) > 1 else np.zeros(1)
+    for column in range(len(classes)):
+        axis.plot(column + offsets, slices[:, column], "o", color="white", markeredgecolor="black", markersize=4)
+        above = max(pooled[column], slices[:, column].max())
+        axis.text(column, above + 0.04, f"{pooled[column]:.2f}", ha="center")
+    axis.set(
+        xticks=range(len(classes)),
+        xticklabels=classes,
+        ylim=(0, 1.12),
+        yticks=(0, 0.5, 1),
+        title="probability\n(dots: single slices)",
+    )
+
+
+def _volume(axis: Axes, value: float, cohort: dict[str, list[float]], classes: tuple[str, ...]) -> None:
+    colours = class_palette(classes)
+    for position, label in enumerate(classes):
+        mean, sd = cohort.get(label, (np.nan, np.nan))
+        axis.errorbar(position, mean, sd, fmt="o", color=colours[label], markersize=5, capsize=0, elinewidth=2)
+    axis.axhline(value, color=ACCENT, linewidth=1.6)
+    axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize="small")
+    axis.set_xlim(-0.7, len(classes) - 0.3)
+    axis.yaxis.set_major_locator(MaxNLocator(4))
+
+
+def written_ml(value: float) -> str:
+    """A volume with the digits that mean something: 6.4, 42.1, 1430."""
+    return f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def plot_answers(answers: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
+    """Draw which probabilities scans of each known diagnosis received: what an answer is worth.
+
+    Parameters
+    ----------
+    answers : DataFrame
+        Columns truth and ``p_<class>``, one row per scan.
+    classes : tuple of str
+
+    Returns
+    -------
+    matplotlib Figure
+        A box per diagnosis and class; the box of the true class should be the highest of its group.
+    """
+    long = answers.melt(["truth"], [f"p_{name}" for name in classes], "class", "probability")
+    long["class"] = long["class"].str.removeprefix("p_")
+    figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 3.2))
+    sns.boxplot(
+        long, x="truth", y="probability", hue="class", order=classes, hue_order=classes, palette=class_palette(classes),
+        fliersize=2, linewidth=0.8, ax=axis,
+    )  # fmt: skip
+    axis.axhline(1 / len(classes), color=NEUTRAL, linestyle=":", linewidth=1)
+    counts = answers["truth"].value_counts()
+    axis.set_xticks(range(len(classes)), [f"{name}\n(n = {counts.get(name, 0)})" for name in classes])
+    axis.set(xlabel="known diagnosis", ylim=(0, 1))
+    axis.legend(title="probability of", loc="upper left", bbox_to_anchor=(1, 1))
+    return figure

@@ -1,0 +1,70 @@
+"""The tested participants that the network is most sure and most wrong about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from adlib.study.params import StudyParams
+from adlib.study.records import FEATURES, read_table
+from adlib.training.slices import load_slices
+
+
+@dataclass(frozen=True, eq=False)
+class Failures:
+    """Confident errors, the most confident first.
+
+    Attributes
+    ----------
+    table : DataFrame
+        participant_id, scan_id (first session), truth, answer, probability (of the answer), qc_verdict, qc_reasons.
+    images : (n, size, size) float32
+        The middle channel of the middle slice of each.
+    """
+
+    table: pd.DataFrame
+    images: np.ndarray
+
+
+def may_show_participants(params: StudyParams) -> bool:
+    """Whether figures of single participants may be drawn: of simulated heads, or where the params say so.
+
+    The terms of ADNI and others forbid passing on what belongs to single participants, raw or derived.
+    """
+    return params.source.kind == "phantom" or params.evaluate.show_participants
+
+
+def most_confident_errors(pooled: pd.DataFrame, classes: tuple[str, ...], count: int) -> pd.DataFrame:
+    """Wrong participants by falling probability of the answer; those equally sure by name."""
+    p = pooled[[f"p_{name}" for name in classes]].to_numpy(float)
+    answer = np.array(classes)[p.argmax(1)]
+    table = pooled[["participant_id", "truth"]].assign(answer=answer, probability=p.max(1))
+    wrong = table[table["answer"] != table["truth"]]
+    return wrong.sort_values(["probability", "participant_id"], ascending=[False, True]).head(count)
+
+
+def study_failures(params: StudyParams, pooled: pd.DataFrame, count: int = 8) -> Failures:
+    """The confident errors of a study with a slice of each.
+
+    Parameters
+    ----------
+    params : StudyParams
+    pooled : DataFrame
+        Tested participants of the network, as from `adlib.training.pooling.pool_level`.
+    count : int
+        How many at most.
+    """
+    wrong = most_confident_errors(pooled, params.classes, count)
+    slices, table = load_slices(params)
+    table = table.sort_values(["participant_id", "session_id", "scan_id", "slice"])
+    features = read_table(params.folder / "features.tsv", FEATURES).set_index("scan_id")
+    rows, images = [], []
+    for person in wrong.to_dict("records"):
+        own = table[table["participant_id"] == person["participant_id"]]
+        own = own[own["scan_id"] == own["scan_id"].iloc[0]]
+        scan = own["scan_id"].iloc[0]
+        rows.append({**person, "scan_id": scan, **features.loc[scan, ["qc_verdict", "qc_reasons"]]})
+        images.append(np.asarray(slices[own["row"].iloc[len(own) // 2], 1], dtype=np.float32))
+    return Failures(pd.DataFrame(rows), np.array(images))

@@ -1,0 +1,111 @@
+"""All explanations of a study: maps, where they lie in the brain, and whether they can be believed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import pandas as pd
+
+from adlib.evaluation.explain.maps import AttributionMaps, class_means, read_means, scan_maps, write_means
+from adlib.evaluation.explain.regions import REGIONAL, regional_table
+from adlib.evaluation.explain.sanity import check_maps
+from adlib.evaluation.explain.space import FOLDER, class_images, read_images, write_images
+from adlib.study.params import StudyParams
+from adlib.study.records import digest, file_digest, read_json, read_table, write_json
+from adlib.training.model_file import Classifier
+
+READ = ("slices.npy", "slices.tsv", "splits.tsv")
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """What `explain_study` found and stored.
+
+    Attributes
+    ----------
+    means : AttributionMaps
+    sanity : dict
+        See `sanity.check_maps`.
+    images : dict of str to NIfTI image
+        Mean map of each true class in MNI152 space; empty for 2-D studies, whose slices have no place there.
+    regions : DataFrame or None
+        See `regions.regional_table`; None for 2-D studies.
+    """
+
+    means: AttributionMaps
+    sanity: dict[str, Any]
+    images: dict[str, nib.Nifti1Image]
+    regions: pd.DataFrame | None
+
+
+def explain_study(params: StudyParams, classifier: Classifier, code: str = "") -> Explained:
+    """Attribute test scans of the first fold and store means, images, regional shares and checks.
+
+    Writes ``attribution.npz``, ``attribution/sanity.json`` and, where scans are volumes, ``attribution/*.nii.gz`` and
+    ``attribution/regions.tsv``. What is stored is read instead where model, slices, params and code are the same.
+
+    Parameters
+    ----------
+    params : StudyParams
+    classifier : Classifier
+    code : str
+        Digest of the explaining code.
+
+    Raises
+    ------
+    StudyError
+        If a class has no test scan.
+    """
+    key, done = _key(params, classifier, code), params.folder / FOLDER / "done.json"
+    if done.is_file() and read_json(done) == _proof(params, key):
+        return read_explained(params, classifier)
+    maps = scan_maps(params, classifier)
+    write_means(params, class_means(maps, params.classes, classifier.card.input.plane))
+    if not classifier.card.input.flat:
+        write_images(params, class_images(maps, classifier.card))
+        regional_table(params, maps, classifier.card)
+    check_maps(params, classifier, maps)
+    write_json(_proof(params, key), done)
+    return read_explained(params, classifier)
+
+
+def read_explained(params: StudyParams, classifier: Classifier) -> Explained:
+    """What `explain_study` stored.
+
+    Raises
+    ------
+    StudyError
+        If a file is missing or cannot be read.
+    """
+    folder, means = params.folder / FOLDER, read_means(params)
+    sanity = read_json(folder / "sanity.json")
+    if classifier.card.input.flat:
+        return Explained(means, sanity, {}, None)
+    return Explained(means, sanity, read_images(params), read_table(folder / "regions.tsv", REGIONAL))
+
+
+def _key(params: StudyParams, classifier: Classifier, code: str) -> str:
+    tables = [file_digest(params.folder / name) for name in READ]
+    weights = hashlib.sha256(classifier.card.to_json().encode())
+    for value in classifier.network.state_dict().values():
+        weights.update(value.cpu().contiguous().numpy().tobytes())
+    return digest(
+        [
+            code,
+            weights.hexdigest(),
+            params.evaluate.model_dump(),
+            params.seed,
+            params.classes,
+            params.source.kind,
+            tables,
+        ]
+    )
+
+
+def _proof(params: StudyParams, key: str) -> dict[str, str]:
+    written = [params.folder / "attribution.npz", *sorted((params.folder / FOLDER).glob("*"))]
+    kept = [path for path in written if path.name != "done.json" and path.is_file()]
+    return {"key": key, **{path.name: file_digest(path) for path in kept}}

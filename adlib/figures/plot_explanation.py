@@ -1,0 +1,166 @@
+"""Where the network finds its evidence, and whether the maps can be believed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import nibabel as nib
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from nilearn.plotting import plot_stat_map
+
+from adlib.evaluation.explain.maps import AttributionMaps
+from adlib.evaluation.explain.perturb import FRACTIONS
+from adlib.evaluation.explain.randomise import STAGES
+from adlib.evaluation.explain.sanity import find_check
+from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL
+
+METRICS = {"rank_correlation": "with sign", "rank_correlation_absolute": "without sign"}
+OVERLAPS = {"trained": "the network's maps", "randomised": "maps of a random network", "edges": "edges of the image"}
+CHANGES = {"volume": "volume", "image": "image"}
+STAGE_TITLES = {"fc": "last layer", "layer4": "+ stage 4", "layer3": "+ stage 3", "layer2": "+ stage 2",
+                "layer1": "+ stage 1", "stem": "all"}  # fmt: skip
+
+
+def plot_attribution(maps: AttributionMaps, classes: tuple[str, ...]) -> Figure:
+    """Evidence for the last class on the mean slice of each true class: red for, blue against."""
+    rows, columns = maps.attribution.shape[:2]
+    size = COLUMN_WIDTH / max(columns, 3)
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns + 0.6, size * rows + 0.3), squeeze=False)
+    limit = np.percentile(np.abs(maps.attribution), 99.5)
+    for k, name in enumerate(classes):
+        for axis, image, evidence in zip(axes[k], maps.slices[k], maps.attribution[k], strict=True):
+            axis.imshow(image, cmap="gray")
+            shown = axis.imshow(
+                evidence, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=np.clip(np.abs(evidence) / limit, 0, 0.8)
+            )
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+        axes[k, 0].set_ylabel(f"{name}\n(mean of {maps.scans[k]})")
+    figure.colorbar(shown, ax=axes, label=f"evidence for {classes[-1]} (logit per pixel)", shrink=0.6)
+    return figure
+
+
+def plot_attribution_mni(
+    images: dict[str, nib.Nifti1Image], background: nib.Nifti1Image, mode: str, coordinates: tuple[float, ...]
+) -> Figure:
+    """The mean map of each true class in MNI152 space, cut where the slices were; the weaker, the more see-through.
+
+    Parameters
+    ----------
+    images : dict of str to NIfTI image
+        Mean maps by class, the last class last.
+    background : NIfTI image
+        The template that the maps are drawn on.
+    mode, coordinates
+        From `adlib.evaluation.explain.space.cut_positions`.
+    """
+    count = 3 if mode == "ortho" else len(coordinates)
+    columns = min(max(1, 3 // count), len(images))
+    rows = -(-len(images) // columns)
+    size = min(COLUMN_WIDTH / (count * columns), 1.9)
+    width, height = size * count * columns, size * rows + 0.9
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="none")
+    figure.subplots_adjust(0.01, 0.65 / height, 0.99, 1 - 0.25 / height, hspace=0.16, wspace=0.05)
+    for axis in axes.flat[len(images) :]:
+        axis.axis("off")
+    values = np.concatenate([image.get_fdata().ravel() for image in images.values()])
+    limit = float(np.percentile(np.abs(values[values != 0]), 99.5)) if values.any() else 1.0
+    where = coordinates if mode == "ortho" else list(coordinates)
+    for axis, (name, image) in zip(axes.flat, images.items(), strict=False):
+        plot_stat_map(
+            image, bg_img=background, display_mode=mode, cut_coords=where, axes=axis, colorbar=False, cmap="RdBu_r",
+            vmin=-limit, vmax=limit, black_bg=False, draw_cross=False, annotate=False,
+            **_see_through(image, limit),
+        ).annotate(size=7)  # fmt: skip
+        axis.set_title(name, fontsize="small", loc="left", pad=2)
+    _mni_scale(figure, limit, list(images)[-1])
+    return figure
+
+
+def _see_through(image: nib.Nifti1Image, limit: float) -> dict[str, Any]:
+    """Opaque where the evidence reaches the limit, invisible where there is none."""
+    return {"transparency": image, "transparency_range": [0, limit]} if image.get_fdata().any() else {"transparency": 0}
+
+
+def _mni_scale(figure: Figure, limit: float, name: str) -> None:
+    power = int(np.floor(np.log10(limit)))
+    height = figure.get_figheight()
+    bar = figure.add_axes((0.3, 0.42 / height, 0.4, 0.08 / height))
+    scale = ScalarMappable(Normalize(-limit / 10**power, limit / 10**power), "RdBu_r")
+    figure.colorbar(scale, cax=bar, orientation="horizontal").set_label(
+        f"evidence for {name} ($10^{{{power}}}$ logit per pixel and channel)", size="x-small"
+    )
+    bar.tick_params(labelsize="x-small")
+
+
+def plot_randomisation(sanity: dict[str, Any]) -> Figure:
+    """Do the maps change when the network forgets its training, and do they find what is known to be changed?
+
+    Left: rank correlation of the maps with those of a network that is random from its last layer down to a stage.
+    Right, for simulated heads only: how often the strongest pixels lie where disease changes volume or image most.
+    """
+    known = find_check(sanity, "overlap_volume", "trained", "ratio_to_chance") is not None
+    figure, axes = plt.subplots(
+        1, 2 if known else 1, figsize=(COLUMN_WIDTH if known else COLUMN_WIDTH * 0.6, 3.0), squeeze=False
+    )
+    _correlations(axes[0, 0], sanity)
+    if known:
+        _overlaps(axes[0, 1], sanity)
+    return figure
+
+
+def _correlations(axis: plt.Axes, sanity: dict[str, Any]) -> None:
+    for place, (metric, title) in enumerate(METRICS.items()):
+        entries = [find_check(sanity, "randomisation", stage, metric) for stage in STAGES]
+        points = np.array([1.0] + [entry["point"] for entry in entries])
+        bounds = np.array([[1.0, 1.0]] + [entry["ci95"] for entry in entries]).T
+        look = {"color": (ACCENT, NEUTRAL)[place], "fmt": ("o-", "s--")[place], "markersize": 4, "capsize": 2}
+        where = np.arange(len(points)) + 0.12 * place
+        axis.errorbar(where, points, np.maximum(np.abs(bounds - points), 0), label=title, **look)
+    axis.axhline(0, color=NEUTRAL, linestyle=":", linewidth=1)
+    ticks = ["none", *(STAGE_TITLES[stage] for stage in STAGES)]
+    axis.set_xticks(range(len(ticks)), ticks, rotation=40, ha="right", size="small")
+    axis.set(title="Maps of ever more random networks", ylabel="rank correlation", xlabel="what is random",
+             ylim=(min(-0.3, axis.get_ylim()[0]), 1.05))  # fmt: skip
+    axis.legend(fontsize="x-small", title="maps compared", title_fontsize="x-small")
+
+
+def _overlaps(axis: plt.Axes, sanity: dict[str, Any]) -> None:
+    greatest = 1 / min(region["share_of_brain"] for region in sanity["changed"].values())
+    for row, name in enumerate(OVERLAPS):
+        for shift, (of, title) in zip((-0.2, 0.2), CHANGES.items(), strict=True):
+            entry = find_check(sanity, f"overlap_{of}", name, "ratio_to_chance")
+            (low, high), point = entry["ci95"], entry["point"]
+            look = {"fmt": "o" if of == "volume" else "s", "color": ACCENT if name == "trained" else NEUTRAL}
+            spread = np.maximum([[point - low], [high - point]], 0)
+            axis.errorbar(point, row + shift, xerr=spread, capsize=2, markersize=4, **look)
+            axis.text(greatest, row + shift, f"{title}  {point:.1f} [{low:.1f}, {high:.1f}] ",
+                      ha="right", va="center", size="x-small")  # fmt: skip
+    axis.axvline(1, color=NEUTRAL, linestyle=":")
+    axis.set_yticks(range(len(OVERLAPS)), [title.replace(" of ", "\nof ") for title in OVERLAPS.values()], size="small")
+    axis.set(title="Strongest pixels where disease acts", xlim=(0, greatest), ylim=(len(OVERLAPS) - 0.4, -0.6),
+             xlabel=f"ratio to chance (dotted); at most {greatest:.0f}")  # fmt: skip
+    axis.grid(False)
+
+
+def plot_deletion(sanity: dict[str, Any]) -> Figure:
+    """The output for the last class while patches of the slice are blanked or shown, in the map's and random order."""
+    figure, axes = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 2.9), sharey=True)
+    words = {"deletion": "blanked", "insertion": "shown"}
+    for axis, (name, done) in zip(axes, words.items(), strict=True):
+        looks = ((name, ACCENT, "most evidence first"), (f"random_{name}", NEUTRAL, "random order"))
+        for curve, colour, title in looks:
+            found = sanity["curves"][curve]
+            axis.fill_between(FRACTIONS, found["low"], found["high"], color=colour, alpha=0.18, linewidth=0)
+            axis.plot(FRACTIONS, found["point"], color=colour, label=title)
+        gained = find_check(sanity, "perturbation", name, "area_gained_over_random")
+        low, high = gained["ci95"]
+        axis.set_title(f"{name.capitalize()}: area gained\n{gained['point']:.2f} [{low:.2f}, {high:.2f}]", size="small")
+        axis.set(xlabel=f"share of the patches {done}", xlim=(0, 1))
+    axes[0].set_ylabel(f"output for {sanity['class']} (logit)")
+    axes[0].legend(fontsize="x-small")
+    return figure

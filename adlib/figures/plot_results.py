@@ -1,0 +1,228 @@
+"""What came out: curves, confusion, ROC, calibration, forest, ceiling."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import Markdown, display
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+from adlib.evaluation import scores
+from adlib.evaluation.evaluate import find, written
+from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette, leave_panel
+from adlib.training.pooling import arrays
+
+GRID = np.linspace(0, 1, 101)
+FAINT = 1.8  # top of the blues: a share of 1 is light enough for black numbers, contrast above 7
+TITLES = {
+    "resnet50": "ResNet50",
+    "shuffled_labels": "ResNet50, labels shuffled (control)",
+    "slice_split": "ResNet50, split by slice (a leak, to show it)",
+    "background": "ResNet50, brain cut out (control)",
+    "binarised": "ResNet50, silhouette of the brain",
+    "metadata_added": "ResNet50, told scanner metadata",
+    "majority": "no input (majority)",
+    "metadata": "scanner metadata",
+    "age_sex": "age and sex",
+    "brain_fraction": "brain fraction",
+    "volumes": "volumes",
+    "age_sex_volumes": "age, sex and volumes",
+    "grey_matter_svm": "grey-matter maps, linear SVM",
+    "bayes_ceiling": "best possible (true severity and age)",
+}
+
+
+def plot_curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
+    """Loss and validation balanced accuracy by epoch, a line per training (run and fold)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 2.8))
+    colours = dict(
+        zip(dict.fromkeys(name.split(",")[0] for name in histories), sns.color_palette("colorblind"), strict=False)
+    )
+    for name, history in histories.items():
+        table, run = pd.DataFrame(history), name.split(",")[0]
+        left.plot(table["epoch"], table["train_loss"], color=colours[run])
+        left.plot(table["epoch"], table["validation_loss"], color=colours[run], linestyle=":")
+        right.plot(table["epoch"], table["validation_balanced_accuracy"], color=colours[run])
+    for run, colour in colours.items():
+        right.plot([], [], color=colour, label=TITLES.get(run, run))
+    left.set(title="Loss (dotted: validation)", xlabel="epoch", ylabel="cross-entropy")
+    right.set(title="Validation balanced accuracy", xlabel="epoch", ylim=(0, 1))
+    figure.legend(fontsize="small", loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+class LiveCurves:
+    """Curves in a notebook that are drawn anew while a training goes on, also under papermill."""
+
+    def __init__(self, every_seconds: float = 5.0) -> None:
+        self.histories: dict[str, list[dict[str, float]]] = {}
+        self.every_seconds, self.drawn, self.handle = every_seconds, -np.inf, None
+
+    def __call__(self, name: str, history: list[dict[str, float]]) -> None:
+        """Take the curves of a run after an epoch."""
+        self.histories[name] = history
+        if time.monotonic() - self.drawn < self.every_seconds:
+            return
+        figure = plot_curves(self.histories)
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        plt.close(figure)
+        self.drawn = time.monotonic()
+
+    def close(self) -> None:
+        """Take the picture away: what it showed is drawn from stored results."""
+        if self.handle is not None:
+            self.handle.update(Markdown("The curves stand below."))
+
+
+def plot_confusion(confusion: dict[str, list[list[int]]], classes: tuple[str, ...]) -> Figure:
+    """Participants by truth and decision, network beside the volume baseline; colour is the share of the row."""
+    runs = [run for run in ("resnet50", "volumes", "shuffled_labels") if run in confusion]
+    figure, axes = plt.subplots(1, len(runs), figsize=(COLUMN_WIDTH, 0.9 + COLUMN_WIDTH / len(runs)), squeeze=False)
+    for axis, run in zip(axes[0], runs, strict=True):
+        counts = np.array(confusion[run])
+        share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        sns.heatmap(
+            share,
+            annot=counts,
+            fmt="d",
+            annot_kws={"color": "black"},
+            cmap="Blues",
+            vmin=0,
+            vmax=FAINT,
+            cbar=False,
+            square=True,
+            ax=axis,
+            xticklabels=classes,
+            yticklabels=classes,
+        )
+        axis.set_title(TITLES[run].replace(", ", ",\n"), size="small")
+        axis.set(xlabel="decision", ylabel="truth" if run == runs[0] else "")
+    return figure
+
+
+def plot_roc(pooled: pd.DataFrame, metrics: dict[str, Any], seed: int) -> Figure:
+    """One-vs-rest ROC curves of participants with 95 % bands over participants, for the classes that were tested."""
+    classes = tuple(metrics["classes"])
+    y, p, groups = arrays(pooled, classes)
+    weights = scores.cluster_weights(groups, 300, seed)
+    figure, axes = plt.subplots(1, len(classes), figsize=(COLUMN_WIDTH, 2.3), sharey=True, squeeze=False)
+    for k, (axis, name) in enumerate(zip(axes[0], classes, strict=True)):
+        if len(np.unique(y == k)) < 2:
+            axis.set_title(f"{name} against the rest", size="x-small")
+            leave_panel(axis, f"{'all' if y[0] == k else 'none'} tested\nare {name}")
+            continue
+        curves = np.array([_sensitivity(y == k, p[:, k], w) for w in weights if w[y == k].sum() and w[y != k].sum()])
+        low, high = np.percentile(curves[1:], [2.5, 97.5], axis=0)
+        colour = class_palette(classes)[name]
+        axis.fill_between(GRID, low, high, color=colour, alpha=0.25, linewidth=0)
+        axis.plot(GRID, curves[0], color=colour)
+        axis.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":", linewidth=1)
+        auc = written(find(metrics, "resnet50", "subject", "roc_auc", name))
+        axis.set_title(f"{name} against the rest\nAUC {auc}", size="x-small")
+        axis.set(aspect="equal", xlabel="1 - specificity", ylabel="sensitivity" if k == 0 else "")
+    return figure
+
+
+def _sensitivity(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    false, true, _ = roc_curve(positive, score, sample_weight=weights, drop_intermediate=False)
+    return np.interp(GRID, false, true)
+
+
+def plot_reliability(
+    pooled: pd.DataFrame, before: pd.DataFrame, metrics: dict[str, Any], bins: int, seed: int
+) -> Figure:
+    """Confidence of the decision against how often it is right, with intervals over participants.
+
+    Dots: calibrated (`pooled`); crosses: the network's own probabilities (`before`).
+    """
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(COLUMN_WIDTH * 0.7, 4.2), sharex=True, height_ratios=(3, 1))
+    looks = (
+        (before, "calibration_error_uncalibrated", "before", {"fmt": "x", "color": NEUTRAL, "elinewidth": 0.8}),
+        (pooled, "calibration_error", "calibrated", {"fmt": "o", "color": ACCENT, "capsize": 2}),
+    )
+    for table, metric, words, look in looks:
+        y, p, groups = arrays(table, tuple(metrics["classes"]))
+        error = written(find(metrics, "resnet50", "subject", metric))
+        where, share, spread = _binned(y, p, scores.cluster_weights(groups, 500, seed), bins)
+        top.errorbar(where, share, spread, label=f"{words}: error {error}", **look)
+        above = {"histtype": "step", "linewidth": 1.5, "zorder": 3, "linestyle": "--"}
+        style = {"color": look["color"], **({"histtype": "stepfilled", "alpha": 0.5} if table is pooled else above)}
+        bottom.hist(p.max(1), bins=np.linspace(0, 1, bins + 1), **style)
+    top.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":")
+    top.set(title="Reliability by participant", ylabel="share right", ylim=(-0.03, 1.03), xlim=(0, 1))
+    top.legend(fontsize="x-small", loc="upper left")
+    bottom.set(xlabel="confidence of the decision (dashed: before calibration)", ylabel="participants")
+    return figure
+
+
+def _binned(y: np.ndarray, p: np.ndarray, weights: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean confidence (b,), share of right decisions (b,) and its spread below and above (2, b) of bins with items."""
+    confidence, right = p.max(1), (p.argmax(1) == y).astype(float)
+    member = np.minimum((confidence * bins).astype(int), bins - 1)
+    found = []
+    for index in np.unique(member):
+        inside = member == index
+        with np.errstate(invalid="ignore"):
+            share = (weights[:, inside] @ right[inside]) / weights[:, inside].sum(1)
+        low, high = np.nanpercentile(share[1:], [2.5, 97.5])
+        found.append((confidence[inside].mean(), share[0], max(share[0] - low, 0), max(high - share[0], 0)))
+    where, share, below, above = np.array(found).T
+    return where, share, np.array([below, above])
+
+
+def plot_forest(metrics: dict[str, Any], metric: str, title: str, chance: float) -> Figure:
+    """One score of every run by participant, with its interval and chance level."""
+    entries = [
+        e for e in metrics["entries"] if e["level"] == "subject" and e["metric"] == metric and e["class"] is None
+    ]
+    entries = [e for e in entries if e["point"] is not None and e["run"] in TITLES][::-1]
+    figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 0.9 + 0.34 * len(entries)))
+    for place, entry in enumerate(entries):
+        low, high = entry["ci95"]
+        colour = ACCENT if entry["run"] == "resnet50" else NEUTRAL
+        axis.errorbar(
+            entry["point"],
+            place,
+            xerr=[[entry["point"] - low], [high - entry["point"]]],
+            fmt="o",
+            color=colour,
+            capsize=3,
+        )
+        axis.text(1.03, place, written(entry), va="center", transform=axis.get_yaxis_transform(), size="small")
+    axis.set_yticks(range(len(entries)), [TITLES[e["run"]] for e in entries])
+    axis.axvline(chance, color=NEUTRAL, linestyle=":")
+    axis.set(
+        title=title,
+        xlim=(0, 1),
+        xlabel=f"dotted: chance ({chance:.2f}); bars: 95 % interval over participants",
+        ylim=(-0.6, len(entries) - 0.4),
+    )
+    return figure
+
+
+def plot_severity(pooled: pd.DataFrame, truth: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
+    """The network's expected stage against the phantom's true severity: does it read what was put in?"""
+    stage = pooled[[f"p_{name}" for name in classes]].to_numpy() @ np.linspace(0, 1, len(classes))
+    severity = truth.groupby("participant_id")["severity"].mean()
+    table = pooled.assign(stage=stage, severity=pooled["participant_id"].map(severity))
+    figure, axis = plt.subplots(figsize=(COLUMN_WIDTH * 0.75, 3.2))
+    sns.scatterplot(
+        table, x="severity", y="stage", hue="truth", hue_order=classes, palette=class_palette(classes), ax=axis
+    )
+    r = table[["severity", "stage"]].corr(method="spearman").iloc[0, 1]
+    axis.set(
+        title=f"Reading of unseen participants (Spearman {r:.2f})",
+        xlabel="true severity",
+        ylabel="expected stage (0 first class, 1 last)",
+    )
+    axis.legend(title="", fontsize="small")
+    return figure

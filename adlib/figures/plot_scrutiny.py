@@ -1,0 +1,163 @@
+"""A closer look at the answers: precision and recall, sets of classes, groups of people, the worst errors."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from sklearn.metrics import precision_recall_curve
+
+from adlib.evaluation import scores
+from adlib.evaluation.errors import Failures
+from adlib.evaluation.evaluate import find, written
+from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette, leave_panel
+from adlib.training.pooling import arrays
+
+GRID = np.linspace(0, 1, 101)
+
+
+def plot_precision_recall(pooled: pd.DataFrame, metrics: dict[str, Any], seed: int) -> Figure:
+    """Precision of each class against recall, with 95 % bands over participants; dotted: the share of the class.
+
+    AP is the average precision.
+    """
+    classes = tuple(metrics["classes"])
+    y, p, groups = arrays(pooled, classes)
+    weights = scores.cluster_weights(groups, 300, seed)
+    figure, axes = plt.subplots(1, len(classes), figsize=(COLUMN_WIDTH, 2.4), sharey=True, squeeze=False)
+    for k, (axis, name) in enumerate(zip(axes[0], classes, strict=True)):
+        if not (y == k).any():
+            axis.set_title(f"{name} against the rest", size="x-small")
+            leave_panel(axis, f"none tested\nare {name}")
+            continue
+        curves = np.array([precision_at(y == k, p[:, k], w) for w in weights if w[y == k].sum()])
+        low, high = np.percentile(curves[1:], [2.5, 97.5], axis=0)
+        colour = class_palette(classes)[name]
+        axis.fill_between(GRID, low, high, color=colour, alpha=0.25, linewidth=0)
+        axis.plot(GRID, curves[0], color=colour)
+        axis.axhline(np.mean(y == k), color=NEUTRAL, linestyle=":", linewidth=1)
+        average = find(metrics, "resnet50", "subject", "average_precision", name)
+        axis.set_title(f"{name} against the rest\nAP {written(average)}", size="x-small")
+        axis.set(aspect="equal", xlabel="recall", ylabel="precision" if k == 0 else "", xlim=(0, 1), ylim=(0, 1.02))
+    return figure
+
+
+def precision_at(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Precision at each recall of `GRID`: that of the strictest threshold which finds so many, no better one's."""
+    precision, recall, _ = precision_recall_curve(positive, score, sample_weight=weights, drop_intermediate=False)
+    precision, recall = precision[:-1][::-1], recall[:-1][::-1]  # strict thresholds first; the made-up point left out
+    found = np.searchsorted(recall, np.maximum(GRID, 1e-6) - 1e-9)  # at recall 0 that of the first one found
+    return precision[np.minimum(found, len(recall) - 1)]
+
+
+def plot_conformal(
+    curve: pd.DataFrame, sets: np.ndarray, truth: np.ndarray, metrics: dict[str, Any], nominal: float
+) -> Figure:
+    """Do sets of classes hold the truth as often as promised, and how large are they?
+
+    Parameters
+    ----------
+    curve : DataFrame
+        From `adlib.evaluation.prediction_sets.coverage_curve`.
+    sets : (n, K) bool
+        The set of each tested participant at `nominal`.
+    truth : (n,) int
+        Their true classes.
+    metrics : dict
+        Content of ``metrics.json``.
+    nominal : float
+    """
+    classes = tuple(metrics["classes"])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 3.0), width_ratios=(1, 1.15))
+    left.fill_between(
+        curve["nominal"], curve["expected_low"], curve["expected_high"], color=NEUTRAL, alpha=0.18, linewidth=0,
+        label="95 % by chance, for this size",
+    )  # fmt: skip
+    left.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":", linewidth=1, label="as promised")
+    spread = np.abs(curve[["low", "high"]].to_numpy().T - curve["coverage"].to_numpy())
+    left.errorbar(
+        curve["nominal"], curve["coverage"], spread, fmt="o", color=ACCENT, capsize=2, markersize=4, label="measured"
+    )
+    held = written(find(metrics, "resnet50", "subject", "coverage"))
+    left.set(title=f"Sets that hold the truth\n({nominal:.0%} promised: {held})", xlabel="promised", ylabel="measured")
+    left.set(xlim=(0.45, 1), ylim=(0, 1.01), xticks=np.arange(0.5, 1.01, 0.1), yticks=np.arange(0, 1.01, 0.2))
+    left.legend(fontsize="x-small", loc="lower right")
+    for axis in (left.xaxis, left.yaxis):
+        axis.set_major_formatter(PercentFormatter(1))
+    _sizes(right, sets.sum(1), truth, classes)
+    size = written(find(metrics, "resnet50", "subject", "set_size"))
+    right.set_title(f"Classes in a set at {nominal:.0%}\n(mean {size})")
+    return figure
+
+
+def _sizes(axis: plt.Axes, sizes: np.ndarray, truth: np.ndarray, classes: tuple[str, ...]) -> None:
+    left = np.zeros(len(classes))
+    shades = plt.colormaps["Blues"](np.linspace(0.85, 0.15, len(classes)))
+    for size, shade in zip(range(1, len(classes) + 1), shades, strict=True):
+        counts = np.array([np.sum(sizes[truth == k] == size) for k in range(len(classes))])
+        axis.barh(classes, counts, left=left, color=shade, edgecolor="white", label=str(size))
+        for place in np.flatnonzero(counts):
+            colour = "white" if size <= len(classes) // 2 else "black"
+            middle = left[place] + counts[place] / 2
+            axis.text(middle, place, str(counts[place]), ha="center", va="center", color=colour, size="small")
+        left += counts
+    axis.invert_yaxis()
+    axis.grid(False)
+    axis.set(xlabel="tested participants", ylabel="truth")
+    axis.legend(title="classes in the set", ncols=len(classes), fontsize="x-small", title_fontsize="x-small",
+                loc="upper center", bbox_to_anchor=(0.5, -0.22), frameon=False)  # fmt: skip
+
+
+def plot_subgroups(metrics: dict[str, Any], binary: str) -> Figure:
+    """Balanced accuracy and AUC of `binary` (in words) of the network in each group of participants and in all."""
+    groups = list(dict.fromkeys(e["group"] for e in metrics["subgroups"]))
+    figure, axes = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 1.3 + 0.3 * max(len(groups), 1)), sharey=True)
+    titles = {"balanced_accuracy": "Balanced accuracy", "roc_auc_binary": f"ROC AUC, {binary}"}
+    chances = (1 / len(metrics["classes"]), 0.5)
+    for axis, (metric, title), chance in zip(axes, titles.items(), chances, strict=True):
+        whole = find(metrics, "resnet50", "subject", metric)
+        if whole["point"] is not None:
+            axis.axvspan(*whole["ci95"], color=ACCENT, alpha=0.1, linewidth=0)
+            axis.axvline(whole["point"], color=ACCENT, linestyle="--", linewidth=1)
+        axis.axvline(chance, color=NEUTRAL, linestyle=":")
+        for entry in metrics["subgroups"]:
+            place = groups.index(entry["group"])
+            if entry["metric"] == metric and entry["point"] is None:
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+                axis.text(0.02, place, "too few of a class", va="center", color=NEUTRAL, size="x-small", bbox=box)
+            elif entry["metric"] == metric:
+                axis.plot(entry["ci95"], [place, place], color=NEUTRAL)
+                axis.plot(entry["point"], place, "o", color=NEUTRAL)
+        axis.set(title=f"{title}\nall: {written(whole)}", xlim=(0, 1.03))
+        axis.grid(axis="x")
+    numbers = {entry["group"]: entry["n"] for entry in metrics["subgroups"]}
+    labels = [f"{name} ({numbers[name]})" for name in groups] or ["no group is\nlarge enough"]
+    axes[0].set_yticks(range(len(labels)), labels)
+    axes[0].set_ylim(max(len(groups), 1) - 0.4, -0.6)
+    figure.supxlabel("dots and bars: group (participants) with 95 % interval;\n"
+                     "blue: all participants; dotted: chance", size="small")  # fmt: skip
+    return figure
+
+
+def plot_failures(failures: Failures) -> Figure:
+    """The middle slice of each confident error with truth, answer, probability and quality verdict."""
+    count = len(failures.table)
+    columns, rows = 4, max(1, -(-count // 4))
+    figure, axes = plt.subplots(rows, columns, figsize=(COLUMN_WIDTH, 2.15 * rows + 0.3), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, row, image in zip(axes.flat, failures.table.to_dict("records"), failures.images, strict=False):
+        axis.imshow(image, cmap="gray", vmin=np.percentile(image, 1), vmax=np.percentile(image, 99.5))
+        reasons = "" if pd.isna(row["qc_reasons"]) else f" ({row['qc_reasons']})"
+        quality = textwrap.fill(f"quality: {row['qc_verdict']}{reasons}", 30)
+        said = f"{row['participant_id']}\ntruth {row['truth']}, answer {row['answer']} ({row['probability']:.2f})"
+        axis.set_title(f"{said}\n{quality}", size="x-small", weight="normal")
+    figure.suptitle("The most confident wrong answers (probability of the answer)", size="medium", weight="bold")
+    if not count:
+        axes[0, 0].text(0, 0.5, "no tested participant was answered wrongly")
+    return figure

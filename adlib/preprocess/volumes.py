@@ -1,0 +1,131 @@
+"""Volumes of tissues and regions, in millilitres of the person's own head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from adlib.imaging import atlas
+from adlib.imaging.volume import block_mean, grown, voxel_ml
+from adlib.preprocess.demons import WORK_MM, displacement, jacobian, picture
+
+SIDES = ("left", "right")
+HIPPOCAMPI_MM = ((-56.0, -62.0, -46.0), (56.0, 22.0, 24.0))  # corners of a box about both, MNI152
+VENTRICLES_MARGIN_MM = 8.0
+
+
+def volumes(
+    tissues: np.ndarray, mask: np.ndarray, scan_to_mni: np.ndarray, resolution_mm: float, *, whole_head: bool = False
+) -> dict[str, float]:
+    """Sum tissue fractions over the brain and over regions, back in the scan's own space.
+
+    Parameters
+    ----------
+    tissues : (X, Y, Z, 3) float32
+        GM, WM, CSF fractions on the MNI152 grid.
+    mask : (X, Y, Z) bool
+        Brain with its fluid.
+    scan_to_mni : (4, 4) array
+        World to world; its determinant turns MNI152 millilitres into the person's.
+    resolution_mm : float
+        Voxel edge of the grid, which names the atlas regions.
+    whole_head : bool
+        The mask was fitted to the inner skull of a head; not that of a brain extracted elsewhere.
+
+    Returns
+    -------
+    dict of str to float
+        ``gm_ml, wm_ml, csf_ml``: tissues. ``brain_ml``: GM + WM. ``icv_ml``: intracranial
+        volume; the mask of a whole head, else by atlas scaling: the template's mask over the determinant.
+        ``hippocampus_ml``: both hippocampi, those of the template as a deformable registration of the tissue maps
+        about them stretches or shrinks them (tensor-based morphometry); and each side's. The registration is smooth
+        and so takes back part of a difference from the template.
+        ``ventricles_ml``: CSF near the lateral ventricles. ``temporal_ml``: GM of both temporal lobes.
+        ``nbv``: (GM + WM) / icv_ml. ``hippocampus_percent``, ``ventricles_percent``, ``temporal_percent``: regions as
+        a share of icv_ml, the proportion method of adjusting for head size, which needs no fit to a cohort.
+
+    References
+    ----------
+    Buckner et al. 2004, doi:10.1016/j.neuroimage.2004.06.018 (atlas scaling); Hua et al. 2008,
+    doi:10.1016/j.neuroimage.2008.07.024 (volumes by tensor-based morphometry); Jack et al. 1989,
+    doi:10.1148/radiology.172.2.2748838, and Voevodskaya et al. 2014, doi:10.3389/fnagi.2014.00264 (proportions).
+    """
+    base = atlas.template(resolution_mm)
+    shrunk = float(abs(np.linalg.det(scan_to_mni[:3, :3])))
+    unit = voxel_ml(base.affine) / shrunk
+    gm, csf = tissues[..., 0], tissues[..., 2]
+    grey, white, fluid = (float(total) * unit for total in tissues.sum(axis=(0, 1, 2), dtype=np.float64))
+    left, right = (size / shrunk for size in _hippocampi(tissues, resolution_mm))
+    intracranial = float(mask.sum() if whole_head else base.mask.sum()) * unit
+    regions = {
+        "hippocampus": left + right,
+        "temporal": float(gm[atlas.region("temporal_lobes", resolution_mm)].sum(dtype=np.float64)) * unit,
+        "ventricles": float(csf[_about_ventricles(resolution_mm)].sum(dtype=np.float64)) * unit,
+    }
+    return {
+        "gm_ml": grey,
+        "wm_ml": white,
+        "csf_ml": fluid,
+        "brain_ml": grey + white,
+        "icv_ml": intracranial,
+        **{f"{name}_ml": size for name, size in regions.items()},
+        "hippocampus_left_ml": left,
+        "hippocampus_right_ml": right,
+        "nbv": (grey + white) / intracranial,
+        **{f"{name}_percent": 100 * size / intracranial for name, size in regions.items()},
+    }
+
+
+@cache
+def _about_ventricles(resolution_mm: float) -> np.ndarray:
+    """The ventricles with a margin, since an affine registration leaves them a few millimetres off."""
+    region = atlas.region("ventricles", resolution_mm)
+    return grown(region, VENTRICLES_MARGIN_MM, atlas.template(resolution_mm).affine)
+
+
+@dataclass(frozen=True, eq=False)
+class _Box:
+    """Where the hippocampi are looked for, and what the template shows there.
+
+    Attributes
+    ----------
+    where : tuple of slice
+        In the grid of the template.
+    affine : (4, 4) float64
+        Of the box on that grid.
+    fixed : (x, y, z) float32
+        The template's picture at about `WORK_MM`.
+    parts : (2, x, y, z) float32
+        Share of each voxel that is tissue of the left and of the right hippocampus; manual tracings, too, take in the
+        white matter on its surface.
+    """
+
+    where: tuple[slice, ...]
+    affine: np.ndarray
+    fixed: np.ndarray
+    parts: np.ndarray
+
+
+@cache
+def _box(resolution_mm: float) -> _Box:
+    base = atlas.template(resolution_mm)
+    to_voxel = np.linalg.inv(base.affine)
+    low, high = (np.rint(to_voxel[:3, :3] @ corner + to_voxel[:3, 3]).astype(int) for corner in HIPPOCAMPI_MM)
+    where = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    affine = base.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ low
+    fixed = block_mean(picture(base.gm[where], base.wm[where]), affine, WORK_MM)[0]
+    tissue = base.gm[where] + base.wm[where]
+    regions = (tissue * atlas.region(f"hippocampus_{side}", resolution_mm)[where] for side in SIDES)
+    return _Box(where, affine, fixed, np.stack([block_mean(part, affine, WORK_MM)[0] for part in regions]))
+
+
+def _hippocampi(tissues: np.ndarray, resolution_mm: float) -> list[float]:
+    """Size of the left and of the right hippocampus, ml of the template's space."""
+    box = _box(resolution_mm)
+    gm, wm = (tissues[(*box.where, k)] for k in range(2))
+    moving, grid = block_mean(picture(gm, wm), box.affine, WORK_MM)
+    stretch = jacobian(displacement(box.fixed, moving, grid), grid)
+    return [float((part * stretch).sum(dtype=np.float64)) * voxel_ml(grid) for part in box.parts]

@@ -1,0 +1,133 @@
+"""Where and how fast a study runs: never what comes out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from adlib.study.source_params import Section
+
+ADDRESS = re.compile(r"(tcp|tls)://([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}")
+LEAST_MEMORY_MB = 256
+
+
+class JobQueueParams(Section):
+    """Workers as jobs of a batch system, by dask-jobqueue."""
+
+    kind: Literal["", "slurm", "pbs"] = Field(
+        "", description="Batch system that starts the workers, slurm or pbs; empty starts none."
+    )
+    queue: str = Field("", description="Its queue or partition; empty takes the default one.")
+    jobs: int = Field(1, ge=1, description="Jobs that are kept running.")
+    cores: int = Field(1, ge=1, description="Cores of each job; each core is one worker.")
+    memory: str = Field("4GB", pattern=r"^\d+(\.\d+)?\s*[kMGT]i?B$", description="Memory of each job, such as 16GB.")
+    walltime: str = Field("01:00:00", pattern=r"^\d+:\d\d:\d\d$", description="Time after which a job ends, H:MM:SS.")
+    interface: str = Field("", description="Network device by which nodes reach each other, such as ib0.")
+    directives: tuple[str, ...] = Field((), description="Further lines for the batch system, such as --account=lab.")
+
+
+NO_JOBS = JobQueueParams()
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Which processes do per-scan work, and what they may take; made by `params.StudyParams.pool`.
+
+    Attributes
+    ----------
+    workers : int
+        Processes of this computer; 0 takes every core, 1 works in this very process where no limit is set.
+    scheduler : str
+        Address of a Dask scheduler that is to be used instead; empty where there is none.
+    jobqueue : JobQueueParams
+        Workers as jobs of a batch system instead, where its kind is not empty.
+    scan_timeout_s : float
+        A scan that takes longer is lost; 0 sets no limit.
+    memory_mb : int
+        A worker that grows larger is ended; 0 sets no limit.
+    retries : int
+        How often a scan is tried again that a worker died of.
+    folder : path
+        Folder of the outputs, which the workers of other computers must see too.
+    data : path or None
+        Folder of the images, likewise.
+    """
+
+    workers: int = 0
+    scheduler: str = ""
+    jobqueue: JobQueueParams = NO_JOBS
+    scan_timeout_s: float = 0
+    memory_mb: int = 0
+    retries: int = 2
+    folder: Path = Path()
+    data: Path | None = None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the workers are not processes of this computer."""
+        return bool(self.scheduler or self.jobqueue.kind)
+
+    @property
+    def limited(self) -> bool:
+        """Whether a scan may be ended, so that it cannot be done in this process."""
+        return bool(self.scan_timeout_s or self.memory_mb)
+
+
+EVERY_CORE = Pool()
+HERE = Pool(workers=1)
+
+
+class ExecParams(Section):
+    """Where and how fast it runs; never changes a result and is no part of any key."""
+
+    outputs: Path = Field(Path("outputs"), description="Folder that receives <study>/.")
+    workers: int = Field(
+        0, ge=0, description="Processes of this computer for per-scan work; 0 takes every core, 1 starts none."
+    )
+    scheduler: str = Field(
+        "",
+        description="Address of a Dask scheduler whose workers do the per-scan work, tcp://host:port or "
+        "tls://host:port; empty takes this computer.",
+    )
+    jobqueue: JobQueueParams = Field(NO_JOBS, description="Workers as jobs of a batch system.")
+    scan_timeout_s: int = Field(
+        0, ge=0, description="A scan that takes a worker longer, seconds, is stopped and counts as lost; 0: no limit."
+    )
+    memory_mb: int = Field(
+        0, ge=0, description="A worker that needs more memory, MiB, is stopped and its scan tried again; 0: no limit."
+    )
+    retries: int = Field(2, ge=0, description="How often a scan is tried again that its worker died of.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device of the network.")
+    devices: int = Field(1, ge=1, description="Processes that train together on each node, one per device.")
+    nodes: int = Field(1, ge=1, description="Computers that train together; the others join by adlib.training.launch.")
+    rendezvous: str = Field("", description="host:port of the first node, where there are several.")
+    publish: bool = Field(False, description="Copy figures to figures/ when the run ends.")
+
+    @field_validator("scheduler")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        if value and not ADDRESS.fullmatch(value):
+            raise ValueError("expected tcp://host:port or tls://host:port, as `dask scheduler` prints it, or nothing")
+        return value
+
+    @field_validator("memory_mb")
+    @classmethod
+    def _holds_a_worker(cls, value: int) -> int:
+        if 0 < value < LEAST_MEMORY_MB:
+            raise ValueError(f"a worker alone takes up to {LEAST_MEMORY_MB} MiB; set 0 for no limit, or more")
+        return value
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ExecParams:
+        if self.scheduler and self.jobqueue.kind:
+            raise ValueError("exec.scheduler and exec.jobqueue.kind name two places to work; leave one empty")
+        if self.memory_mb and (self.scheduler or self.jobqueue.kind):
+            raise ValueError(
+                "exec.memory_mb limits workers of this computer; elsewhere set exec.jobqueue.memory, "
+                "or start `dask worker` with --memory-limit"
+            )
+        return self

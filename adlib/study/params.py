@@ -1,0 +1,310 @@
+"""One frozen model per step; a yaml with an unknown key is refused with a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from adlib.study.exec_params import ExecParams, Pool
+from adlib.study.records import StudyError
+from adlib.study.source_params import KINDS, Section, Source
+from adlib.study.train_params import SearchParams, SplitParams, TrainParams
+
+
+class AuditParams(Section):
+    """Limits of the audit; a finding of severity stop ends the run."""
+
+    accept: tuple[str, ...] = Field((), description="Ids of stop findings that are knowingly accepted.")
+    min_participants_per_class: int = Field(10, ge=2, description="Fewer participants in a class stops the run.")
+    metadata_auc_warn: float = Field(0.7, ge=0.5, le=1, description="Metadata-only AUC above this warns.")
+    metadata_auc_stop: float = Field(
+        0.95, ge=0.5, le=1, description="Metadata-only AUC, macro or of one pair of classes, above this stops."
+    )
+    near_duplicate: float = Field(
+        0.95, ge=0.9, le=1, description="Correlation of fine detail from which two images count as one and the same."
+    )
+
+
+class PreprocessParams(Section):
+    """From a raw head to MNI152 space."""
+
+    resolution_mm: float = Field(1.0, ge=1, le=3, description="Voxel edge of the MNI152 output grid, mm.")
+    registration: Literal["affine", "rigid", "deformable"] = Field(
+        "affine",
+        description="How far a head is fitted to MNI152: its size too, its pose only, or also its shape. Volumes and "
+        "quality are measured after the affine fit in each case.",
+    )
+    bias_correction: bool = Field(True, description="N4 bias field correction.")
+    brain_extraction: Literal["template", "synthstrip", "hd-bet"] = Field(
+        "template",
+        description="Who finds the brain: adlib itself, or SynthStrip (`mri_synthstrip`) or HD-BET (`hd-bet`) where "
+        "installed.",
+    )
+    normalise: Literal["brain_zscore", "white_matter_peak", "landmarks"] = Field(
+        "brain_zscore",
+        description="Intensity normalisation inside the brain; landmarks (Nyúl) are fitted on each fold's training "
+        "scans and kept in the model.",
+    )
+
+
+class DerivativesParams(Section):
+    """What stays of a preprocessed scan."""
+
+    keep: tuple[Literal["head", "tissues"], ...] = Field(
+        ("head", "tissues"),
+        description="Images stored beside the brain and its mask: the whole head (pictures of quality control, control "
+        "`background`) and the tissue fractions (baseline of grey-matter maps).",
+    )
+
+
+class InputParams(Section):
+    """What the network sees of a scan."""
+
+    plane: Literal["coronal", "axial", "sagittal", "three_planes", "three_planes_2d", "images_2d"] = Field(
+        "coronal",
+        description="Plane of the slices; three_planes takes an axial, a coronal and a sagittal slice as channels, "
+        "three_planes_2d the same of ready-made 2-D slices, images_2d every 2-D image.",
+    )
+    positions_mm: tuple[float, ...] = Field(
+        (-32.0, -20.0, -8.0),
+        description="Centres of the slices in MNI152 space, mm along the plane's normal; for three_planes the heights "
+        "z, y, x of its three slices.",
+    )
+    channel_spacing_mm: float = Field(4.0, gt=0, description="Distance between the three channels of a slice, mm.")
+    size: int = Field(96, ge=32, le=512, description="Edge of the square network input, pixels.")
+    pooling: Literal["mean", "maximum", "vote", "attention"] = Field(
+        "mean",
+        description="From slices to the scan: mean probability, greatest evidence for each class, share of votes, or "
+        "weights that the network learns with the class.",
+    )
+
+    @property
+    def flat(self) -> bool:
+        """Whether a scan comes as 2-D images, so that there is no volume to preprocess."""
+        return self.plane in ("three_planes_2d", "images_2d")
+
+
+class EvaluateParams(Section):
+    """Scores and their intervals."""
+
+    bootstrap: int = Field(2000, ge=100, description="Bootstrap resamples of participants.")
+    calibration_bins: int = Field(10, ge=2, description="Bins of the reliability diagram.")
+    binary: dict[str, tuple[str, ...]] = Field(
+        {"negative": ("CN",), "positive": ("AD",)}, description="Classes of the two-class view of the result."
+    )
+    coverage: float = Field(0.9, ge=0.5, lt=1, description="Share of prediction sets that are to hold the truth.")
+    age_bands: tuple[float, ...] = Field(
+        (65.0, 75.0, 85.0), min_length=1, description="Rising ages that divide the age groups, years."
+    )
+    subgroup_minimum: int = Field(
+        10,
+        ge=2,
+        description="Groups of fewer tested participants are named, not scored; an AUC takes half that on each side.",
+    )
+    show_participants: bool = Field(
+        False, description="Draw single test participants of real cohorts too; their terms may forbid it."
+    )
+    attribution: Literal["integrated_gradients", "gradient_shap", "grad_cam", "occlusion"] = Field(
+        "gradient_shap",
+        description="Method of the attribution maps: integrated_gradients, gradient_shap, grad_cam or occlusion.",
+    )
+    attribution_scans: int = Field(40, ge=1, description="Test scans whose attribution maps are computed.")
+
+
+class ClassifyParams(Section):
+    """The interactive classifier."""
+
+    examples: int = Field(4, ge=1, description="Test scans of the study offered as examples.")
+    nearest: int = Field(3, ge=0, description="Training scans shown beside an answer, nearest first.")
+    show_training: bool = Field(
+        False, description="Show training scans of people, too, with their ids; simulated ones are always shown."
+    )
+    max_upload_mb: int = Field(1024, ge=1, description="All uploads that wait may hold so many MiB together.")
+    max_scans: int = Field(20, ge=1, description="Scans classified at one press of the button.")
+    timeout_s: int = Field(300, ge=1, description="A scan that takes longer, seconds, is stopped.")
+    memory_mb: int = Field(2048, ge=64, description="A scan that needs more memory, MiB, is refused.")
+
+
+class StudyParams(Section):
+    """A whole study, as one yaml file."""
+
+    study: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Name; results go to outputs/<study>.")
+    classes: tuple[str, ...] = Field(("CN", "MCI", "LMCI", "AD"), min_length=2, description="Classes in order.")
+    seed: int = Field(20, ge=0, description="Seed of everything random.")
+    source: Source
+    audit: AuditParams = AuditParams()
+    preprocess: PreprocessParams = PreprocessParams()
+    derivatives: DerivativesParams = DerivativesParams()
+    input: InputParams = InputParams()
+    splits: SplitParams = SplitParams()
+    search: SearchParams = SearchParams()
+    train: TrainParams = TrainParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    classify: ClassifyParams = ClassifyParams()
+    exec: ExecParams = ExecParams()
+
+    @property
+    def folder(self) -> Path:
+        """Folder of everything that the study makes."""
+        return self.exec.outputs / self.study
+
+    @property
+    def pool(self) -> Pool:
+        """The processes that do per-scan work, for `compute.map_scans`."""
+        where = ("workers", "scheduler", "jobqueue", "scan_timeout_s", "memory_mb", "retries")
+        data = getattr(self.source, "root", None)
+        return Pool(**{name: getattr(self.exec, name) for name in where}, folder=self.exec.outputs, data=data)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudyParams:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes repeat: {list(self.classes)}")
+        if self.source.kind == "phantom" and len(self.source.severity_mean) != len(self.classes):
+            raise ValueError(
+                f"source.severity_mean has {len(self.source.severity_mean)} values for {len(self.classes)} classes"
+            )
+        unknown = {name for names in self.evaluate.binary.values() for name in names} - set(self.classes)
+        if unknown:
+            raise ValueError(f"evaluate.binary names {sorted(unknown)}, not among classes {list(self.classes)}")
+        if list(self.evaluate.age_bands) != sorted(set(self.evaluate.age_bands)):
+            raise ValueError(f"evaluate.age_bands must rise, got {list(self.evaluate.age_bands)}")
+        if self.input.plane == "three_planes" and len(self.input.positions_mm) != 3:
+            raise ValueError(f"three_planes takes three input.positions_mm (z, y, x), got {self.input.positions_mm}")
+        if self.train.mixup and self.input.pooling == "attention":
+            raise ValueError("train.mixup mixes single slices; with input.pooling attention set it to 0")
+        if "background" in self.train.controls and "head" not in self.derivatives.keep:
+            raise ValueError("the control background cuts the brain out of heads; add head to derivatives.keep")
+        together = self.exec.devices * self.exec.nodes
+        if self.train.micro_batches % together:
+            raise ValueError(
+                f"{together} devices share train.micro_batches, which is {self.train.micro_batches}; "
+                f"set a multiple of {together}"
+            )
+        if set(self.evaluate.binary) != {"negative", "positive"}:
+            raise ValueError("evaluate.binary takes the two keys negative and positive")
+        return self
+
+
+def load_params(path: Path | str, settings: tuple[str, ...] = ()) -> StudyParams:
+    """Read a study's yaml, apply `key.sub=value` settings, and validate.
+
+    Parameters
+    ----------
+    path : path
+        Yaml file; `${NAME}` in it is replaced from the environment.
+    settings : tuple of str
+        Overrides such as ``train.epochs=3``; the value is read as yaml.
+
+    Raises
+    ------
+    StudyError
+        If the file is missing, is not yaml, or holds an unknown key or a wrong value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = sorted(str(p) for p in path.parent.glob("*.yaml")) or "none in that folder"
+        raise StudyError(f"params file {path} does not exist; there are: {known}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise StudyError(f"{path} is not readable yaml: {error}") from None
+    content = _from_yaml(os.path.expandvars(text), str(path))
+    if not isinstance(content, dict):
+        raise StudyError(f"{path} holds {type(content).__name__}, expected keys such as 'study:' and 'source:'")
+    for setting in settings:
+        _apply(content, setting)
+    return validate_params(content, str(path))
+
+
+def open_study(params_file: Path | str) -> StudyParams:
+    """Load a study from a notebook, wherever that notebook was started.
+
+    A relative `params_file` is looked for in the working folder and then in its parent (a notebook opened in
+    `notebooks/`); the folder where it is found becomes the working folder, so that paths in the yaml hold.
+    """
+    for root in (Path.cwd(), Path.cwd().parent):
+        if (root / params_file).is_file():
+            os.chdir(root)
+            break
+    return load_params(params_file)
+
+
+def validate_params(content: dict[str, Any], where: str) -> StudyParams:
+    """Make `StudyParams` of plain yaml content, with every fault named.
+
+    Raises
+    ------
+    StudyError
+        With one line per fault.
+    """
+    try:
+        return StudyParams.model_validate_json(json.dumps(content, default=str))
+    except TypeError as error:
+        raise StudyError(f"{where} has a key that is not a word: {error}") from None
+    except ValidationError as error:
+        lines = [_fault(item) for item in error.errors()]
+        raise StudyError(f"{where} is not a valid study:\n  " + "\n  ".join(lines)) from None
+
+
+def dump_params(params: StudyParams) -> str:
+    """Yaml text from which `load_params` makes an equal study, defaults written out."""
+    return yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Yaml without aliases, which could hold themselves or unfold to any size."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"an alias (*{event.anchor}) stands for other content; write it out", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+def _from_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _PlainLoader)  # noqa: S506
+    except RecursionError:
+        raise StudyError(f"{where} is not readable yaml: it is nested too deep") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise StudyError(f"{where} is not readable yaml: {error}") from None
+
+
+def _apply(content: dict[str, Any], setting: str) -> None:
+    name, equals, value = setting.partition("=")
+    if not equals or not name:
+        raise StudyError(f"--set takes key=value, as in train.epochs=3; got {setting!r}")
+    *parents, last = name.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+        if not isinstance(content, dict):
+            raise StudyError(f"--set {setting}: {parent!r} is a value, not a section")
+    content[last] = _from_yaml(value, f"--set {setting}")
+
+
+def _fault(item: dict[str, Any]) -> str:
+    location = [str(part) for part in item["loc"] if str(part) not in KINDS]
+    name = ".".join(location) or "the study"
+    if item["type"] != "extra_forbidden":
+        return f"{name}: {item['msg']} (got {item['input']!r:.80})"
+    known = _keys_beside(location[:-1], item["loc"])
+    close = difflib.get_close_matches(location[-1], known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+    return f"{name}: unknown key; {hint}"
+
+
+def _keys_beside(parents: list[str], loc: tuple[Any, ...]) -> list[str]:
+    model: Any = StudyParams
+    for parent in parents:
+        model = model.model_fields[parent].annotation
+        if not isinstance(model, type):
+            model = next(KINDS[part] for part in loc if part in KINDS)
+    return list(model.model_fields)

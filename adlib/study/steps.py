@@ -1,0 +1,283 @@
+"""The study's five steps: what each reads and writes, and whether its results still hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from adlib.study.digests import ROOT, code_digest, flat, notebook_digests, package_versions, path_digest
+from adlib.study.params import StudyParams
+from adlib.study.records import FIGURES, LOST, StudyError, read_json, read_table, write_json, write_table
+
+__all__ = ["SOURCE", "STEPS", "Step", "StepState", "code_digest"]
+
+SOURCE = "@source"  # the folder of the study's images, wherever the params say it is
+WEIGHTS = "@weights"  # the file that train.weights names, where it names one
+SPOKEN = {SOURCE: "the images", WEIGHTS: "the file of train.weights"}
+TRUTH = "source/truth/truth.tsv"  # only simulated cohorts have one
+SLICES = ("input.plane", "input.positions_mm", "input.channel_spacing_mm", "input.size")  # how they are cut
+DERIVATIVES = "derivatives"  # studies of 2-D slices have none
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook of the study.
+
+    Attributes
+    ----------
+    name : str
+        Name of the notebook without suffix; its first two digits begin the names of its figures.
+    sections : tuple of str
+        Params that its results depend on, such as ``evaluate`` or ``train.controls``.
+    reads, writes, may_write : tuple of str
+        Files and folders relative to the study's folder; `SOURCE` stands for the images. What it `may_write`
+        depends on the kind of study.
+    leaves : str
+        File that is there as long as scans are to be tried again.
+    """
+
+    name: str
+    sections: tuple[str, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    may_write: tuple[str, ...] = ()
+    leaves: str = ""
+
+    @property
+    def number(self) -> str:
+        return self.name[:2]
+
+    @property
+    def notebook(self) -> str:
+        return f"notebooks/{self.name}.ipynb"
+
+
+STEPS = (
+    Step(
+        "01_data_audit",
+        ("classes", "seed", "source", "audit"),
+        (SOURCE,),
+        ("listing.tsv", "manifest.tsv", "audit.tsv", "flow.tsv", "confounds.tsv"),
+        ("source",),
+    ),
+    Step(
+        "02_preprocessing",
+        ("classes", "seed", "source.kind", "preprocess", "derivatives", *SLICES),
+        ("manifest.tsv", SOURCE),
+        ("features.tsv", "slices.npy", "slices.tsv"),
+        (DERIVATIVES,),
+        LOST,
+    ),
+    Step(
+        "03_training_resnet50",
+        ("classes", "seed", "preprocess", "input", "splits", "search", "train"),
+        ("manifest.tsv", "features.tsv", DERIVATIVES, "slices.npy", "slices.tsv", WEIGHTS),
+        ("splits.tsv", "predictions.parquet", "model.safetensors"),
+    ),
+    Step(
+        "04_evaluation",
+        ("classes", "seed", "input.pooling", "train.controls", "evaluate"),
+        (
+            "manifest.tsv",
+            "audit.tsv",
+            "features.tsv",
+            DERIVATIVES,
+            "slices.npy",
+            "slices.tsv",
+            "splits.tsv",
+            "predictions.parquet",
+            "model.safetensors",
+            TRUTH,
+        ),
+        ("metrics.json", "baselines.parquet", "attribution.npz", "attribution/sanity.json"),
+        ("attribution",),
+    ),
+    Step(
+        "05_interactive_classifier",
+        ("classes", "source.kind", "input", "evaluate.coverage", "classify"),
+        (
+            "manifest.tsv",
+            "features.tsv",
+            "slices.npy",
+            "slices.tsv",
+            "splits.tsv",
+            "predictions.parquet",
+            "model.safetensors",
+            "metrics.json",
+        ),
+        (),
+        ("examples.npz",),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class StepState:
+    """A step within one study: its key now, and the record of its last run.
+
+    Attributes
+    ----------
+    step : Step
+    params : StudyParams
+    root : path
+        Repository root, which holds ``notebooks/`` and ``adlib/``.
+    """
+
+    step: Step
+    params: StudyParams
+    root: Path = ROOT
+
+    @property
+    def record_path(self) -> Path:
+        return self.params.folder / "steps" / f"{self.step.name}.json"
+
+    def record(self) -> dict[str, Any] | None:
+        """What the last run left, or None where there was none or its record cannot be read."""
+        try:
+            return read_json(self.record_path) if self.record_path.is_file() else None
+        except StudyError:
+            return None
+
+    def key(self) -> dict[str, dict[str, Any]]:
+        """All that the results depend on: code, params, inputs, packages, each by name.
+
+        Raises
+        ------
+        StudyError
+            If the notebook is missing or cannot be read.
+        """
+        cells, modules = notebook_digests(self.root / self.step.notebook, self.root)
+        return {
+            "code": {self.step.notebook: cells, **modules},
+            "params": _sections(self.params, self.step.sections),
+            "inputs": {name: path_digest(self._input(name)) for name in self._reads()},
+            "packages": package_versions(),
+        }
+
+    def why(self) -> str | None:
+        """Reason to run the step, in words; None where its results hold."""
+        record = self.record()
+        if record is None:
+            return "never run"
+        if "finished" not in record:
+            return "the last run did not finish"
+        changes = _changes(record["key"], self.key()) + _damage(record["outputs"], self.outputs()) + self._left()
+        return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "") or None
+
+    def _left(self) -> list[str]:
+        path = self.params.folder / self.step.leaves
+        return ["scans that were lost are tried again"] if self.step.leaves and path.is_file() else []
+
+    def missing_inputs(self) -> list[str]:
+        """Files that an earlier step must write before this one can run."""
+        required = [name for name in self._reads() if name not in (SOURCE, TRUTH, DERIVATIVES, WEIGHTS)]
+        return [name for name in required if not self._input(name).exists()]
+
+    def begin(self) -> None:
+        """Forget the last results: mark the record as unfinished and drop the step's figures."""
+        seconds = (self.record() or {}).get("seconds")
+        write_json({"step": self.step.name, "seconds": seconds}, self.record_path)
+        self._drop_figures()
+
+    def finish(self, key: dict[str, dict[str, Any]], seconds: float) -> None:
+        """Record what the step was run with and what it wrote.
+
+        Raises
+        ------
+        StudyError
+            If a file that the step must write is not there, or one that it reads is not what it was at the beginning.
+        """
+        absent = [name for name in self.step.writes if not (self.params.folder / name).exists()]
+        if absent:
+            raise StudyError(f"{self.step.name} ran to its end but did not write {', '.join(absent)}")
+        inputs = self.key()["inputs"]
+        if changed := [name for name, value in inputs.items() if value != key["inputs"].get(name)]:
+            raise StudyError(
+                f"{', '.join(changed)} changed while {self.step.name} was at work, so its results may be of neither; "
+                "let no other program write there, and run the same command again"
+            )
+        record = {
+            "step": self.step.name,
+            "key": key,
+            "outputs": self.outputs(),
+            "seconds": round(seconds, 1),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_json(record, self.record_path)
+
+    def outputs(self) -> dict[str, str]:
+        """Digest of every output that is there; an executed notebook counts as long as it is there."""
+        folder = self.params.folder
+        figures = sorted((folder / "figures").glob(f"{self.step.number}_*"))
+        names = [*self.step.writes, *self.step.may_write, *(f"figures/{path.name}" for path in figures)]
+        digests = {name: path_digest(folder / name) for name in names}
+        executed = {name: "present" for name in self._executed() if (folder / name).exists()}
+        return {name: value for name, value in digests.items() if value is not None} | executed
+
+    def _executed(self) -> Iterable[str]:
+        return (f"notebooks/{self.step.name}.{suffix}" for suffix in ("ipynb", "html"))
+
+    def _reads(self) -> list[str]:
+        """What the step reads in this study; the step that makes the images does not read them."""
+        makes_images = "source" in self.step.may_write and not hasattr(self.params.source, "root")
+        absent = {SOURCE: makes_images, WEIGHTS: self.params.train.weights_file is None}
+        return [name for name in self.step.reads if not absent.get(name)]
+
+    def _input(self, name: str) -> Path:
+        if name == WEIGHTS:
+            return self.params.train.weights_file
+        if name != SOURCE:
+            return self.params.folder / name
+        return Path(getattr(self.params.source, "root", self.params.folder / "source"))
+
+    def _drop_figures(self) -> None:
+        folder = self.params.folder / "figures"
+        for path in folder.glob(f"{self.step.number}_*"):
+            path.unlink()
+        register = folder / "figures.tsv"
+        if register.is_file():
+            table = read_table(register, FIGURES)
+            write_table(table[~table["name"].str.startswith(f"{self.step.number}_")], register, FIGURES)
+
+
+def _sections(params: StudyParams, names: tuple[str, ...]) -> dict[str, Any]:
+    content = params.model_dump(mode="json")
+    values: dict[str, Any] = {}
+    for name in names:
+        part: Any = content
+        for key in name.split("."):
+            part = part[key]
+        values |= flat(part, name)
+    return values
+
+
+def _changes(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
+    words = []
+    for kind, name, old, new in _differences(before, now):
+        if kind == "params":
+            words.append(f"params {name} changed from {old} to {new}")
+        elif kind == "packages":
+            words.append(f"{name} changed from {old} to {new}")
+        elif kind == "code":
+            words.append(f"code of {name} changed" if old and new else f"code of {name} is {'new' if new else 'gone'}")
+        else:
+            words.append(f"{SPOKEN.get(name, name)} changed")
+    return words
+
+
+def _differences(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[tuple[str, str, Any, Any]]:
+    return [
+        (kind, name, before.get(kind, {}).get(name), now[kind].get(name))
+        for kind in now
+        for name in sorted(before.get(kind, {}) | now[kind])
+        if before.get(kind, {}).get(name) != now[kind].get(name)
+    ]
+
+
+def _damage(recorded: dict[str, str], present: dict[str, str]) -> list[str]:
+    gone = [f"{name} is missing" for name in recorded if name not in present]
+    edited = [f"{name} was edited" for name in recorded if present.get(name, recorded[name]) != recorded[name]]
+    return gone + edited

@@ -1,0 +1,271 @@
+"""Tables that a user brings: csv or tsv in any dialect becomes text cells that keep their line numbers."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+
+from adlib.study.records import StudyError
+
+MAX_BYTES = 128 * 2**20
+MAX_CELL = 64 * 2**10  # characters
+SEPARATORS = (",", ";", "\t", "|")
+MISSING = frozenset(("", ".", "n/a", "na", "nan", "null", "#n/a", "<na>"))
+
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_PROBED_RECORDS = 20
+_BREAK = re.compile(r"\r\n|\r|\n")
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+[.,]?[0-9]*|[.,][0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+
+csv.field_size_limit(MAX_BYTES)  # a cell too long is then refused below, where its column is known
+
+
+def read_user_table(path: Path | str, *, required: Iterable[str] = ()) -> pd.DataFrame:
+    """Read a csv or tsv file of any separator, line end, quoting and usual encoding.
+
+    Lines of nothing but separators are skipped, cells lose surrounding blanks, and a column without a name is called
+    ``column N``.
+
+    Parameters
+    ----------
+    path : path
+        Text in UTF-8, UTF-16 or UTF-32 with a byte order mark, or Windows-1252 (which holds Latin-1's letters).
+    required : iterable of str
+        Columns that must be there; a column that differs in case, blanks or underscores only is renamed to these.
+
+    Returns
+    -------
+    DataFrame
+        Cells are str, or None where empty, ``.``, ``n/a``, ``NA``, ``NaN`` or ``null``, whatever their case. The index,
+        named ``line``, holds the line of the file on which a row begins, from 1.
+
+    Raises
+    ------
+    StudyError
+        If the file is missing, no text, too large or empty, or a line has too few, too many, repeated or overlong
+        cells or a broken quote; file, line and, where there is one, column are named.
+    """
+    path = Path(path)
+    names, records = _parse(path)
+    lines, rows = [], []
+    for line, cells in records:
+        if any(cell.strip() for cell in cells):
+            lines.append(line)
+            rows.append([_value(cell) for cell in _fitted(cells, names, line, path)])
+    if not rows:
+        raise StudyError(f"{path} has the columns {_shown(names)} but no rows; expected at least one")
+    table = pd.DataFrame(rows, columns=names, index=pd.Index(lines, name="line"), dtype=object)
+    return table.rename(columns={find_column(names, name, path): name for name in required})
+
+
+def table_columns(path: Path | str) -> list[str]:
+    """Names of the columns of a table, without reading its rows; raises as `read_user_table` does."""
+    return _parse(Path(path))[0]
+
+
+def find_column(columns: Iterable[str], name: str, path: Path | str) -> str:
+    """The one of `columns` that is `name`, but for case, blanks and underscores.
+
+    Raises
+    ------
+    StudyError
+        If there is none, with those that look alike, or several.
+    """
+    columns = list(columns)
+    if name in columns:
+        return name
+    alike = [column for column in columns if bare_name(column) == bare_name(name)]
+    if len(alike) == 1:
+        return alike[0]
+    if alike:
+        raise StudyError(f"{path}: column {name!r} could be any of {_shown(alike)}; rename all but one")
+    by_bare = {bare_name(column): column for column in columns}
+    close = [by_bare[key] for key in difflib.get_close_matches(bare_name(name), by_bare)]
+    hint = f"did you mean {_shown(close)}?" if close else f"it has {_shown(columns)}"
+    raise StudyError(f"{path} lacks column {name!r}; {hint}")
+
+
+def bare_name(name: str) -> str:
+    """A column name without case, blanks and underscores."""
+    return re.sub(r"[\s_]+", "", name).casefold()
+
+
+def numbers(table: pd.DataFrame, column: str, path: Path | str) -> pd.Series:
+    """A column of `read_user_table` as float64, NaN where empty; ``0,696`` is 0.696.
+
+    Raises
+    ------
+    StudyError
+        If a cell is no number; file, line and column are named.
+    """
+    cells = table[column]
+    wrong = ~cells.isna() & ~cells.map(lambda cell: bool(_NUMBER.fullmatch(str(cell))))
+    if wrong.any():
+        raise StudyError(
+            f"{path}, line {cells.index[wrong][0]}, column {column!r}: {cells[wrong].iloc[0]!r:.80} is no number; "
+            "expected one such as 0.696 or 0,696, without thousands separators or units"
+        )
+    return cells.map(lambda cell: float(str(cell).replace(",", ".")), na_action="ignore").astype("float64")
+
+
+def safe_path(root: Path | str, text: str, path: Path | str, line: int) -> Path:
+    r"""The path under `root` that a cell names; ``\`` counts as ``/``.
+
+    Parameters
+    ----------
+    root : path
+        Folder that the path may not leave, not even through a link.
+    text : str
+        The cell: relative to `root`, or absolute and inside it.
+    path, line : path, int
+        The table and the line of the cell, for the error.
+
+    Raises
+    ------
+    StudyError
+        If the path leaves `root`, has ``..``, a NUL or a drive letter, or cannot be followed.
+    """
+    name = text.replace("\\", "/")
+    said = f"{path}, line {line}: the path {text!r:.200}"
+    if "\0" in name or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
+        raise StudyError(f"{said} holds '..', a drive letter or a NUL; give a path under {root}")
+    try:
+        whole = Path(root).resolve()
+        found = (whole / name).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StudyError(f"{said} cannot be followed ({error}); give a path under {root}") from None
+    if not found.is_relative_to(whole):
+        raise StudyError(f"{said} lies outside {root}; give a path under it")
+    return found
+
+
+def _parse(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """Column names and the records below them."""
+    text = _text(path)
+    records = _records(text, _separator(text, path), path)
+    line, cells = next(((line, cells) for line, cells in records if any(map(str.strip, cells))), (1, []))
+    if not cells:
+        raise StudyError(f"{path} is empty; expected a line of column names and rows below it")
+    return _names(cells, line, path), records
+
+
+def _text(path: Path) -> str:
+    text = _decoded(_content(path), path)
+    if odd := _CONTROL.search(text):
+        line = len(_BREAK.findall(text, 0, odd.start())) + 1
+        raise StudyError(
+            f"{path}, line {line}: the character {odd[0]!r} does not belong in a table, so this is a binary file or "
+            "UTF-16 without a byte order mark; save it as csv in UTF-8"
+        )
+    return text
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise StudyError(f"{path} is not a file; give a csv or tsv table")
+        size = path.stat().st_size
+        if size <= MAX_BYTES:
+            return path.read_bytes()
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read ({error.strerror}); give a readable csv or tsv table") from None
+    raise StudyError(f"{path} has {size / 2**20:.0f} MiB, at most {MAX_BYTES // 2**20} are read; cut the table")
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    marked = next((encoding for mark, encoding in _BOMS if content.startswith(mark)), None)
+    for encoding in (marked,) if marked else ("utf-8", "cp1252"):
+        with suppress(UnicodeDecodeError):
+            return content.decode(encoding)
+    raise StudyError(f"{path} is not text in {marked or 'UTF-8 or Latin-1'}; save it as csv in UTF-8")
+
+
+def _separator(text: str, path: Path) -> str:
+    """The separator that cuts the first records into the most columns, equally many in each."""
+
+    def merit(separator: str) -> tuple[bool, int]:
+        counts: list[int] = []
+        with suppress(StudyError):
+            for _, cells in islice(_records(text, separator, path), _PROBED_RECORDS):
+                counts.append(len(cells))
+        columns = counts[0] if counts else 0
+        return columns > 1 and len(set(counts)) == 1, columns
+
+    usual = ("\t", *SEPARATORS) if path.suffix.lower() == ".tsv" else SEPARATORS
+    return max(usual, key=merit)
+
+
+def _records(text: str, separator: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line on which it begins, and cells, of each record that is no blank line."""
+    reader = csv.reader((found[0] for found in _LINE.finditer(text)), delimiter=separator, strict=True)
+    line = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        fault = "a quote is opened and never closed" if "end of data" in str(error) else str(error)
+        raise StudyError(f'{path}, line {line}: {fault}; quote cells as in "a ""quoted"" cell"') from None
+
+
+def _names(cells: list[str], line: int, path: Path) -> list[str]:
+    names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, 1)]
+    _check_lengths(cells, [f"column {number}" for number in range(1, len(cells) + 1)], line, path)
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise StudyError(
+                f"{path}, line {line}: columns {names.index(name) + 1} and {number + 1} are both called {name!r:.80}; "
+                "rename or remove one"
+            )
+    return names
+
+
+def _fitted(cells: list[str], names: list[str], line: int, path: Path) -> list[str]:
+    """The cells, as many as there are columns; empty ones too many are let go."""
+    _check_lengths(cells, names, line, path)
+    if len(cells) < len(names) or any(map(str.strip, cells[len(names) :])):
+        raise StudyError(
+            f"{path}, line {line}: {len(cells)} cells where the header has {len(names)} columns; "
+            "is the separator the same as in the header, and is every cell that holds it in quotes?"
+        )
+    return cells[: len(names)]
+
+
+def _check_lengths(cells: list[str], names: list[str], line: int, path: Path) -> None:
+    if sum(map(len, cells)) <= MAX_CELL:
+        return
+    for number, cell in enumerate(cells):
+        if len(cell) > MAX_CELL:
+            name = names[number] if number < len(names) else f"column {number + 1}"
+            raise StudyError(
+                f"{path}, line {line}, column {name!r:.80}: a cell of {len(cell)} characters, at most {MAX_CELL} are "
+                "read; is a quote missing?"
+            )
+
+
+def _value(cell: str) -> str | None:
+    cell = cell.strip()
+    return None if cell.lower() in MISSING else cell
+
+
+def _shown(names: list[str]) -> str:
+    """The first names of a list, for a message."""
+    more = f", ... ({len(names)} in all)" if len(names) > 20 else ""
+    return "[" + ", ".join(f"{name!r:.80}" for name in names[:20]) + more + "]"

@@ -1,0 +1,23 @@
+"""The released network for huggingface_hub, an optional package: ``HubNetwork.from_pretrained("models/phantom")``."""
+
+from __future__ import annotations
+
+from huggingface_hub import PyTorchModelHubMixin
+
+from adlib.training.network import Network
+
+
+class HubNetwork(Network, PyTorchModelHubMixin, library_name="adlib", license="bsd-3-clause"):
+    """The network alone, from the two files of a release that the hub reads; `model_file.load` gives the rest.
+
+    Its outputs (B, K) are logits before calibration; class order, input and preprocessing stand in ``config.json``
+    under ``adlib``.
+
+    Parameters
+    ----------
+    outputs, covariates : int
+        See `adlib.training.network.Network`.
+    """
+
+    def __init__(self, outputs: int, covariates: int = 0):
+        super().__init__(outputs, covariates)

@@ -1,0 +1,250 @@
+"""The file that carries a network's weights together with all they depend on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from adlib.study.params import InputParams, PreprocessParams
+from adlib.study.records import TISSUE_MAPS, StudyError, atomic_path
+from adlib.training.mahalanobis import Space
+from adlib.training.network import build_network, load_body, read_state, slice_outputs, softmax
+from adlib.training.pooling import ATTENTION, within_scan
+
+FORMAT = "adlib-resnet50-3"
+SPACE = "reference."
+SPACE_PARTS = ("mean", "sd", "axes", "variances", "rest")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a weights file says of itself.
+
+    Attributes
+    ----------
+    study : str
+    classes : tuple of str
+        In the order of the network's outputs.
+    simulated : bool
+        True where the training cohort was the phantom: the answers then say nothing about a patient.
+    input : InputParams
+    preprocess : PreprocessParams
+    temperature : float
+        Divides the logits before the softmax, see `adlib.training.calibration`.
+    cohort : dict
+        Aggregates of the training participants only: counts by class, mean and sd of volumes by class.
+    weights_origin, splits_sha256, code : str
+        Initial weights, digest of splits.tsv, digest of the training code.
+    seed : int
+    bias : tuple of float
+        Added to the logits of the classes after the temperature; empty for none.
+    landmarks : tuple of float
+        The standard scale of `adlib.preprocess.normalise`, fitted on the training scans; empty for none.
+    spaces : tuple of str
+        In which spaces the training scans came, see `adlib.study.records.TISSUE_MAPS`; empty for heads only.
+    covariates : dict of str to (float, float)
+        What the last layer is told beside the image, in order, with its mean and standard deviation in training.
+    reference : dict
+        What answers are held against, see `adlib.training.cohort_reference.make_reference`; empty in older files.
+    """
+
+    study: str
+    classes: tuple[str, ...]
+    simulated: bool
+    input: InputParams
+    preprocess: PreprocessParams
+    temperature: float
+    cohort: dict[str, Any]
+    weights_origin: str
+    splits_sha256: str
+    code: str
+    seed: int
+    bias: tuple[float, ...] = ()
+    landmarks: tuple[float, ...] = ()
+    spaces: tuple[str, ...] = ()
+    covariates: dict[str, tuple[float, float]] = field(default_factory=dict)
+    reference: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the model cannot take a head, in words that go on from "the model"; None where it can."""
+        if self.input.flat:
+            return "takes ready-made 2-D slices; it cannot take a whole head"
+        if TISSUE_MAPS in self.spaces:
+            return "takes grey-matter maps; it cannot take a T1w head"
+        return None
+
+    def to_json(self) -> str:
+        content = {**asdict(self), "input": self.input.model_dump(), "preprocess": self.preprocess.model_dump()}
+        content["covariates"] = [[name, *values] for name, values in self.covariates.items()]
+        return json.dumps(content, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelCard:
+        content = json.loads(text)
+        content |= {name: tuple(content[name]) for name in ("classes", "bias", "landmarks", "spaces")}
+        content["covariates"] = {name: (mean, sd) for name, mean, sd in content["covariates"]}
+        content["input"] = InputParams.model_validate_json(json.dumps(content["input"]))
+        content["preprocess"] = PreprocessParams.model_validate_json(json.dumps(content["preprocess"]))
+        return cls(**content)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network in evaluation mode, its card, and where its training scans lie (empty in older files)."""
+
+    network: nn.Module
+    card: ModelCard
+    spaces: dict[str, Space] = field(default_factory=dict)
+
+
+def save(classifier: Classifier, path: Path, *, half: bool = False) -> None:
+    """Write weights and card as one safetensors file, whole or not at all; the same bytes for the same classifier.
+
+    The card stands under a single key, since safetensors writes several in an order that changes from call to call.
+    Tensors of `Classifier.spaces` stand beside the weights, under names that begin with `SPACE`.
+
+    Parameters
+    ----------
+    classifier : Classifier
+    path : path
+    half : bool
+        Round the weights of convolutions and of the last layer to 16 bit; what belongs to single channels stays.
+
+    Raises
+    ------
+    StudyError
+        If a weight is too large for 16 bit.
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in classifier.network.state_dict().items()}
+    if half:
+        state = {name: value.half() if value.ndim > 1 else value for name, value in state.items()}
+        if lost := [name for name, value in state.items() if not value.isfinite().all()]:
+            raise StudyError(f"weights of {lost[0]!r} are too large for 16 bit; save them in 32")
+    for name, space in classifier.spaces.items():
+        parts = {part: np.atleast_1d(np.float32(getattr(space, part))) for part in SPACE_PARTS}
+        state |= {f"{SPACE}{name}.{part}": torch.from_numpy(value) for part, value in parts.items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, {FORMAT: classifier.card.to_json()})
+
+
+def weights_path(path: Path | str) -> Path:
+    """The weights file that a file or a folder with ``model.safetensors`` stands for."""
+    return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+
+
+def load(path: Path | str) -> Classifier:
+    """Read a classifier that `save` wrote: a file, or a folder with ``model.safetensors``.
+
+    Raises
+    ------
+    StudyError
+        If the file is missing, is no safetensors file, has no card, or its weights do not fit or are not finite.
+    """
+    path = weights_path(path)
+    state, metadata = read_state(path)
+    if FORMAT not in metadata:
+        raise StudyError(f"{path} has no {FORMAT!r} in its metadata; use a file that adlib wrote in this format")
+    extra = {name.removeprefix(SPACE): state.pop(name) for name in list(state) if name.startswith(SPACE)}
+    try:
+        card = ModelCard.from_json(metadata[FORMAT])
+        spaces = _spaces(card, extra)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StudyError(f"{path} carries no readable model card: {error}") from None
+    network, _ = build_network(outputs(card.classes, card.input), "random", len(card.covariates))
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise StudyError(f"{path} does not fit ResNet50: {str(error).splitlines()[-1].strip()}") from None
+    return Classifier(network.eval(), card, spaces)
+
+
+def _spaces(card: ModelCard, tensors: dict[str, torch.Tensor]) -> dict[str, Space]:
+    names = card.reference.get("names", {})
+    found = {}
+    for space, known in names.items():
+        parts = {part: tensors[f"{space}.{part}"].numpy() for part in SPACE_PARTS}
+        found[space] = Space(tuple(known), **{**parts, "rest": float(parts["rest"][0])})
+    return found
+
+
+def outputs(classes: tuple[str, ...], params: InputParams) -> int:
+    """Outputs of a network that is ready to use: a logit per class and, where attention pools slices, a score."""
+    return len(classes) + (params.pooling == ATTENTION)
+
+
+def continue_from(
+    network: nn.Module, path: Path, classes: tuple[str, ...], *sections: InputParams | PreprocessParams
+) -> str:
+    """Load body and class outputs of a model that this project trained on the very same kind of input.
+
+    Parameters
+    ----------
+    network : nn.Module
+        With at least one output per class.
+    path : path
+        A file that `save` wrote.
+    classes : tuple of str
+    *sections : InputParams, PreprocessParams
+        Those of the study that goes on with it.
+
+    Returns
+    -------
+    str
+        Where the weights came from, to be said aloud.
+
+    Raises
+    ------
+    StudyError
+        If the model's classes, their order, its input or its preprocessing differ.
+    """
+    known = load(path)
+    if known.card.classes != classes:
+        raise StudyError(f"{path} tells {list(known.card.classes)}, the study {list(classes)}; the order counts too")
+    for mine, theirs in zip(sections, (known.card.input, known.card.preprocess), strict=True):
+        changed = {k: (v, getattr(mine, k)) for k, v in theirs.model_dump().items() if getattr(mine, k) != v}
+        if changed:
+            name, (there, here) = next(iter(changed.items()))
+            raise StudyError(
+                f"{path} was trained with {name} = {there!r}, the study has {here!r}; path: takes its body alone"
+            )
+    load_body(network, known.network.state_dict(), str(path))
+    last, count = known.network.fc, len(classes)
+    with torch.no_grad():
+        network.fc.weight[:count, : last.in_features] = last.weight[:count]
+        network.fc.bias[:count] = last.bias[:count]
+    return f"the model of {known.card.study!r} in {path.name}"
+
+
+def classify_slices(
+    classifier: Classifier, slices: np.ndarray, person: dict[str, float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Calibrated answers for the slices of one scan, and how much each counts.
+
+    Parameters
+    ----------
+    classifier : Classifier
+    slices : (n, 3, H, W) array
+    person : dict of str to float, optional
+        Covariates by name; what is missing counts as the training mean.
+
+    Returns
+    -------
+    probabilities : (n, K) float64
+    weights : (n,) float64
+        Sum 1; equal unless attention pools the slices.
+    """
+    card, person = classifier.card, person or {}
+    told = [(person.get(name, mean) - mean) / sd for name, (mean, sd) in card.covariates.items()]
+    values = slice_outputs(classifier.network, slices, np.tile(told, (len(slices), 1)))
+    count = len(card.classes)
+    scores = values[:, count] if card.input.pooling == ATTENTION else np.zeros(len(values))
+    p = softmax(values[:, :count], card.temperature, card.bias)
+    return p, within_scan(scores, np.zeros(len(values), int))

@@ -1,0 +1,210 @@
+"""Train the network and its controls on every fold, and predict the participants they never saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from lightning_fabric import Fabric
+from torch import nn
+
+from adlib.study.params import StudyParams
+from adlib.study.records import (
+    FEATURES,
+    MANIFEST,
+    PREDICTIONS,
+    SPLITS,
+    content_digest,
+    digest,
+    file_digest,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
+from adlib.training.calibration import fit_calibration
+from adlib.training.cohort_reference import make_reference
+from adlib.training.controls import control_fold
+from adlib.training.device import is_worker, make_fabric
+from adlib.training.folds import RUN, Fold, make_fold
+from adlib.training.launch import launch
+from adlib.training.loop import OnEpoch, answer_table, fit
+from adlib.training.model_file import Classifier, ModelCard, save
+from adlib.training.network import slice_outputs, softmax
+from adlib.training.pooling import ATTENTION
+from adlib.training.search import chosen_params
+from adlib.training.slices import load_slices
+from adlib.training.splits import check_disjoint, fold_numbers
+
+READ = ("manifest.tsv", "features.tsv", "slices.npy", "slices.tsv", "splits.tsv")
+
+
+def train_study(params: StudyParams, code: str = "", on_epoch: OnEpoch | None = None) -> pd.DataFrame:
+    """Train the network and its controls on every fold and predict every validation and test slice.
+
+    Writes ``predictions.parquet`` and, from the first fold, ``model.safetensors``. Finished folds are kept and an
+    interrupted one goes on from its last epoch, as long as data, params and code are the same. Where ``exec`` asks for
+    several devices, torchrun starts a process for each.
+
+    Parameters
+    ----------
+    params : StudyParams
+    code : str
+        Digest of the training code.
+    on_epoch : callable, optional
+        Told the name of a run and its curves after every epoch of a training in this process.
+
+    Returns
+    -------
+    DataFrame
+        Schema `records.PREDICTIONS` with columns ``p_<class>``, ``temperature`` and ``bias_<class>`` and, where
+        attention pools slices, ``weight``.
+    """
+    if params.exec.devices * params.exec.nodes > 1 and not is_worker():
+        launch(params, code)
+    slices, table = load_slices(params)
+    splits = read_table(params.folder / "splits.tsv", SPLITS)
+    check_disjoint(splits)
+    fabric = make_fabric(params)
+    parts = []
+    for run in (RUN, *params.train.controls):
+        for number in fold_numbers(splits):
+            parts.append(
+                _finished(run, make_fold(number, slices, table, splits, params), params, code, fabric, on_epoch)
+            )
+    predictions = pd.concat(parts, ignore_index=True)
+    if fabric.is_global_zero:
+        write_table(predictions, params.folder / "predictions.parquet", PREDICTIONS)
+    return predictions
+
+
+def training_key(params: StudyParams, run: str, code: str) -> str:
+    """Name of a training: which params, which code, which data."""
+    settings = params.train.model_dump(exclude={"controls"})
+    facts = [settings, params.search.model_dump(), params.input.pooling, params.classes, params.seed]
+    tables = [content_digest(params.folder / name) for name in READ]
+    begun = params.train.weights_file
+    tables += [file_digest(begun)] if begun and begun.is_file() else []
+    return digest([*facts, params.preprocess.normalise, code, tables, run])
+
+
+def _finished(
+    run: str, fold: Fold, params: StudyParams, code: str, fabric: Fabric, on_epoch: OnEpoch | None
+) -> pd.DataFrame:
+    folder = params.folder / "training" / run / f"fold-{fold.number}"
+    key = training_key(params, run, code)
+    done, stored = folder / "done.json", folder / "predictions.parquet"
+    own = run == RUN and fold.number == 0
+    made = [stored, *([params.folder / "model.safetensors"] if own else [])]
+    if done.is_file() and read_json(done) == _proof(key, made):
+        if fabric.is_global_zero:
+            print(f"{run}, fold {fold.number}: kept, nothing changed")
+        return read_table(stored, PREDICTIONS)
+    searched = folder.parents[1] / "search" / f"fold-{fold.number}"
+    params = chosen_params(fold, params, searched, training_key(params, RUN, code), fabric)
+    fold = fold if run == RUN else control_fold(run, fold, params)
+    networks = []
+    for member in range(params.train.members):
+        place = folder / f"member-{member}" if params.train.members > 1 else folder
+        network, origin = fit(fold, params, place, key, fabric, member, on_epoch)
+        networks.append(network)
+    if fabric.is_global_zero:
+        if own:
+            first = predict_fold(fold, networks[:1], params)
+            save(_classifier(fold, networks[0], params, first, origin, key), made[1])
+        write_table(predict_fold(fold, networks, params), stored, PREDICTIONS)
+        write_json(_proof(key, made), done)
+        for checkpoint in folder.rglob("checkpoint.pt"):
+            checkpoint.unlink()
+    fabric.barrier()
+    return read_table(stored, PREDICTIONS)
+
+
+def _proof(key: str, files: list[Path]) -> dict[str, str | None]:
+    return {"key": key, **{path.name: file_digest(path) if path.is_file() else None for path in files}}
+
+
+def predict_fold(fold: Fold, networks: list[nn.Module], params: StudyParams) -> pd.DataFrame:
+    """Predict validation and test slices with the mean of networks; fit the calibration on validation slices only.
+
+    Where attention pools slices, the calibration is fitted on validation scans, whose logits are what was trained.
+
+    Returns
+    -------
+    DataFrame
+        Schema `records.PREDICTIONS`; ``p_<class>`` uncalibrated, the fold's ``temperature`` and ``bias_<class>``.
+    """
+    rows = np.concatenate([fold.rows("validation"), fold.rows("test")])
+    beside = fold.beside[rows] if len(fold.beside) else None
+    values = _mean_outputs([slice_outputs(network, fold.slices[rows], beside) for network in networks], params)
+    table = answer_table(fold, rows, values, params)
+    held_out = (table["split"] == "validation").to_numpy()
+    logits, y = values[held_out, : len(params.classes)], fold.targets[rows][held_out]
+    people = table.loc[held_out, "participant_id"].to_numpy()
+    if params.input.pooling == ATTENTION:
+        scans, first = np.unique(table.loc[held_out, "scan_id"], return_index=True)
+        weighted = pd.DataFrame(logits * table.loc[held_out, ["weight"]].to_numpy())
+        logits = weighted.groupby(table.loc[held_out, "scan_id"].to_numpy()).sum().loc[scans].to_numpy()
+        y, people = y[first], people[first]
+    temperature, bias = fit_calibration(logits, y, people)
+    biases = {f"bias_{name}": value for name, value in zip(params.classes, bias, strict=True)}
+    return table.assign(temperature=temperature, **biases)
+
+
+def _mean_outputs(values: list[np.ndarray], params: StudyParams) -> np.ndarray:
+    """Logits whose softmax is the mean of the networks' probabilities, and the mean of what comes after them."""
+    if len(values) == 1:
+        return values[0]
+    count = len(params.classes)
+    p = np.mean([softmax(one[:, :count]) for one in values], axis=0)
+    return np.concatenate([np.log(np.maximum(p, 1e-12)), np.mean(values, axis=0)[:, count:]], axis=1)
+
+
+def _classifier(
+    fold: Fold, network: nn.Module, params: StudyParams, predictions: pd.DataFrame, origin: str, key: str
+) -> Classifier:
+    manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id")
+    features = read_table(params.folder / "features.tsv", FEATURES).set_index("scan_id")
+    reference, spaces = make_reference(fold, network, predictions, manifest, features, params.classes, params.input)
+    trained = fold.table.loc[fold.rows("train"), "scan_id"].unique()
+    manifest, features = manifest.loc[trained], features.loc[trained]
+    card = ModelCard(
+        study=params.study,
+        classes=params.classes,
+        simulated=params.source.kind == "phantom",
+        input=params.input,
+        preprocess=params.preprocess,
+        temperature=float(predictions["temperature"].iloc[0]),
+        bias=tuple(float(predictions[f"bias_{name}"].iloc[0]) for name in params.classes),
+        landmarks=fold.landmarks,
+        covariates=fold.covariates,
+        spaces=tuple(sorted(manifest["space"].dropna().unique())) if "space" in manifest else (),
+        cohort={
+            "participants": manifest.groupby("diagnosis")["participant_id"].nunique().to_dict(),
+            "volumes": volume_summary(features, manifest["diagnosis"]),
+        },
+        weights_origin=origin,
+        splits_sha256=file_digest(params.folder / "splits.tsv"),
+        code=key,
+        seed=params.seed,
+        reference=reference,
+    )
+    return Classifier(network, card, spaces)
+
+
+def volume_summary(features: pd.DataFrame, diagnosis: pd.Series) -> dict[str, dict[str, list[float]]]:
+    """Mean and sd of every volume by class: aggregates that may travel with a model."""
+    names = [n for n in features.columns if n.endswith("_ml") and not n.startswith("qc_")]
+    names += [n for n in features.columns if n == "nbv"]
+    grouped = features[names].astype(float).groupby(diagnosis)
+    mean, sd = grouped.mean(), grouped.std().fillna(0.0)
+    return {n: {str(c): [float(mean.loc[c, n]), float(sd.loc[c, n])] for c in mean.index} for n in names}
+
+
+def read_histories(params: StudyParams) -> dict[str, list[dict[str, float]]]:
+    """Stored learning curves, by ``run, fold``, the network before its controls; of an ensemble the first member."""
+    folds = fold_numbers(read_table(params.folder / "splits.tsv", SPLITS))
+    names = [(run, fold) for run in (RUN, *params.train.controls) for fold in folds]
+    folder, first = params.folder / "training", "member-0/" if params.train.members > 1 else ""
+    return {f"{run}, fold {fold}": read_json(folder / run / f"fold-{fold}/{first}history.json") for run, fold in names}

@@ -1,0 +1,115 @@
+"""A released model: rounded weights, a card with the scores of those weights, and scores that are found again."""
+
+import pytest
+import torch
+import yaml
+from finished_study import make_finished
+from huggingface_hub import PyTorchModelHubMixin
+
+from adlib import release
+from adlib.phantom.cohort import draw_cohort, write_cohort
+from adlib.study.exec_params import HERE
+from adlib.study.records import MANIFEST, SPLITS, StudyError, read_json, write_json, write_table
+from adlib.training import model_file
+from adlib.training.hub import HubNetwork
+from adlib.training.model_file import Classifier, ModelCard
+from adlib.training.network import build_network
+from adlib.training.splits import make_splits
+
+SMALL = (
+    "source.participants_per_class=4", "source.voxel_mm=3.0", "preprocess.resolution_mm=3.0", "input.size=32",
+    "source.followup_fraction=0", "splits.validation_fraction=0.4", "evaluate.bootstrap=100", "exec.workers=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A finished study of twelve made people, four of them tested, with a network that was never trained."""
+    params = make_finished(tmp_path_factory.mktemp("study"), "params/phantom.yaml", *SMALL)
+    cohort = draw_cohort(params.source, params.classes, params.seed)
+    splits = make_splits(cohort, params.splits, params.seed)
+    tested = set(splits.query("split == 'test'")["participant_id"])
+    root = write_cohort(params.source, params.classes, params.seed, params.folder / "source", pool=HERE, only=tested)
+    paths = [next(iter(root.rglob(f"{scan}.nii.gz")), "") for scan in cohort["scan_id"]]
+    manifest = cohort[["participant_id", "session_id", "scan_id", "diagnosis"]].assign(path=paths, sha256="s")
+    write_table(manifest.astype({"path": str}), params.folder / "manifest.tsv", MANIFEST)
+    write_table(splits, params.folder / "splits.tsv", SPLITS)
+    torch.manual_seed(0)
+    network, origin = build_network(3, "random")
+    network.fc.weight.data *= 30
+    card = ModelCard(
+        params.study, params.classes, True, params.input, params.preprocess, 1.0, {}, origin, "s", "c", params.seed
+    )
+    model_file.save(Classifier(network.eval(), card), params.folder / "model.safetensors")
+    return params
+
+
+@pytest.fixture(scope="module")
+def folder(study, tmp_path_factory):
+    place = tmp_path_factory.mktemp("released")
+    release.release(study, place)
+    return place
+
+
+def test_the_scores_of_a_release_are_found_again_from_nothing(folder):
+    table = release.verify(folder)
+    assert len(table) == len(release.INDEXED)
+    assert set(table["n"]) == {4}
+    assert table["difference"].abs().max() < 1e-9
+    assert table["stored"].nunique() > 3
+
+
+def test_scores_that_are_not_found_again_are_told(folder, tmp_path, monkeypatch, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in folder.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    stored = read_json(folder / "scores.json")
+    stored["entries"][0]["point"] += 0.02
+    write_json(stored, other / "scores.json")
+    monkeypatch.setattr(release, "_simulated", lambda *arguments: read_json(folder / "scores.json")["entries"])
+    assert release.main(["--verify", "--model", str(folder)]) == 0
+    assert release.main(["--verify", "--model", str(other)]) == 1
+    assert "largest difference 0.0200" in capsys.readouterr().out
+
+
+def test_the_card_begins_with_what_the_model_was_trained_on_and_its_index_holds_the_scores(folder):
+    text = (folder / "README.md").read_text()
+    _, front, body = text.split("---\n", 2)
+    assert body.strip().splitlines()[0].startswith("**Trained on simulated images.**")
+    metrics = yaml.safe_load(front)["model-index"][0]["results"][0]["metrics"]
+    scores = read_json(folder / "scores.json")["entries"]
+    assert [one["value"] for one in metrics] == [round(one["point"], 4) for one in scores]
+
+
+def test_a_release_is_half_as_large_and_answers_nearly_the_same(study, folder):
+    whole, half = study.folder / "model.safetensors", folder / "model.safetensors"
+    assert half.stat().st_size < 0.51 * whole.stat().st_size
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        first, second = (model_file.load(path).network(x) for path in (whole, folder))
+    torch.testing.assert_close(second, first, atol=0.05, rtol=0.02)
+    assert not torch.equal(first, second)
+
+
+def test_the_hub_loads_the_same_network_from_the_folder(folder):
+    assert issubclass(HubNetwork, PyTorchModelHubMixin)
+    network = HubNetwork.from_pretrained(folder).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), model_file.load(folder).network(x))
+
+
+def test_weights_that_16_bit_cannot_hold_are_refused(study, tmp_path):
+    classifier = model_file.load(study.folder / "model.safetensors")
+    classifier.network.fc.weight.data[0, 0] = 1e6
+    with pytest.raises(StudyError, match=r"fc\.weight.*too large for 16 bit"):
+        model_file.save(classifier, tmp_path / "m.safetensors", half=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_people_is_not_released(tmp_path):
+    params = make_finished(tmp_path, "params/bids.yaml")
+    with pytest.raises(StudyError, match="bids data, whose terms decide"):
+        release.release(params, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

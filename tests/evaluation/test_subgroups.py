@@ -1,0 +1,116 @@
+"""Groups of participants: who is in them, and what is said of them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from adlib.evaluation.evaluate import _subgroups, subgroup_table
+from adlib.evaluation.subgroups import divided, groups_of_people
+from adlib.study import publication
+from adlib.study.params import load_params
+from adlib.study.records import MANIFEST, StudyError, check_table, write_json
+
+CLASSES = ("CN", "MCI", "LMCI", "AD")
+PARAMS = load_params("params/phantom.yaml", ("evaluate.bootstrap=200", "evaluate.subgroup_minimum=12"))
+
+
+def people(**columns):
+    count = len(next(iter(columns.values())))
+    names = [f"sub-{k:03d}" for k in range(count)]
+    table = {"participant_id": names, "session_id": "ses-1", "scan_id": names, "path": "p", "sha256": "s"}
+    return check_table(pd.DataFrame({**table, "diagnosis": "CN", **columns}), MANIFEST, "made")
+
+
+def test_groups_are_those_of_the_first_session_and_unknown_facts_are_in_none():
+    manifest = people(
+        age=[64.9, 65.0, 90.0, None],
+        sex=["female", "M", None, "f"],
+        site=["a", "a", "b", "b"],
+        manufacturer="one",
+        field_strength_T=[1.5, 3.0, 3.0, None],
+    )
+    later = manifest.head(1).assign(session_id="ses-2", scan_id="later", age=66.9, site="b")
+    groups = groups_of_people(pd.concat([later, manifest]), (65.0, 75.0))
+    assert list(groups) == ["sex", "age", "site", "field strength"]  # one manufacturer divides nobody
+    expected = ["F", "under 65", "a", "1.5 T"], ["M", "65 to under 75", "a", "3 T"]
+    assert [groups.loc[name].tolist() for name in ("sub-000", "sub-001")] == list(expected)
+    pooled = manifest[["participant_id"]].assign(fold=0)
+    found = {name: part["participant_id"].str[-1].tolist() for name, part in divided(pooled, groups)}
+    assert found == {
+        "sex F": ["0", "3"], "sex M": ["1"],
+        "age under 65": ["0"], "age 65 to under 75": ["1"], "age 75 and over": ["2"],
+        "site a": ["0", "1"], "site b": ["2", "3"],
+        "field strength 1.5 T": ["0"], "field strength 3 T": ["1", "2"],
+    }  # fmt: skip
+
+
+def test_a_study_that_knows_nothing_of_its_people_has_no_groups():
+    assert list(groups_of_people(people(age=[None, None]), (65.0,))) == []
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Two hundred people; the network reads site good and guesses at site bad; eleven are of site small."""
+    rng = np.random.default_rng(0)
+    y, site = np.arange(200) % 4, np.repeat(["good", "bad", "small"], [100, 89, 11])
+    p = rng.dirichlet(np.ones(4), 200)
+    p[:100] = 0.3 * p[:100] + 0.7 * np.eye(4)[y[:100]]
+    ages = np.where(y == 3, 80.0, np.where(np.arange(200) % 2, 70.0, 80.0))
+    manifest = people(site=site, age=ages, diagnosis=np.array(CLASSES)[y])
+    tested = manifest[["participant_id", "session_id", "scan_id"]].assign(
+        fold=0, slice=0, truth=manifest["diagnosis"], temperature=1.0
+    )
+    tested[[f"p_{name}" for name in CLASSES]] = p
+    return y, p, site, ages, *_subgroups(tested, manifest, PARAMS)
+
+
+def test_scores_of_a_group_equal_scikit_learn_on_its_people(made):
+    y, p, site, _, entries, small = made
+    found = {(entry["group"], entry["metric"]): entry for entry in entries}
+    assert small == ["site small"]
+    assert not any(group == "site small" for group, _ in found)
+    for name in ("good", "bad"):
+        inside = site == name
+        two = inside & np.isin(y, [0, 3])
+        accuracy, area = (found[f"site {name}", metric] for metric in ("balanced_accuracy", "roc_auc_binary"))
+        assert accuracy["n"] == inside.sum()
+        assert accuracy["point"] == pytest.approx(balanced_accuracy_score(y[inside], p[inside].argmax(1)), abs=1e-12)
+        share = p[two, 3] / (p[two, 0] + p[two, 3])
+        assert area["point"] == pytest.approx(roc_auc_score(y[two] == 3, share), abs=1e-12)
+    assert found["site good", "balanced_accuracy"]["ci95"][0] > found["site bad", "balanced_accuracy"]["ci95"][1]
+    low, high = found["site bad", "balanced_accuracy"]["ci95"]
+    assert low < 0.25 < high
+
+
+def test_a_group_without_one_of_the_classes_has_no_balanced_accuracy(made):
+    *_, ages, entries, _ = made
+    assert (ages == 70).sum() > 12
+    lacking = {e["metric"]: e for e in entries if e["group"] == "age 65 to under 75"}
+    assert np.isnan(lacking["balanced_accuracy"]["point"]) and lacking["balanced_accuracy"]["ci95"] is None
+    assert np.isnan(lacking["roc_auc_binary"]["point"])
+    plain = [{**e, "point": e["point"] if np.isfinite(e["point"]) else None} for e in entries]
+    assert subgroup_table({"subgroups": plain}).loc["age 65 to under 75"].tolist()[1:] == ["undefined"] * 2
+
+
+def test_age_bands_must_rise():
+    with pytest.raises(StudyError, match="age_bands must rise"):
+        load_params("params/phantom.yaml", ("evaluate.age_bands=[75.0, 65.0]",))
+
+
+def test_the_check_compares_each_group_by_its_name(tmp_path):
+    params = load_params("params/phantom.yaml", (f"exec.outputs={tmp_path / 'outputs'}",))
+    entry = {"run": "resnet50", "level": "subject", "metric": "balanced_accuracy", "class": None, "n": 9}
+    whole = entry | {"point": 0.5, "ci95": [0.4, 0.6]}
+    groups = [whole | {"group": "sex F", "point": 0.45}, whole | {"group": "sex M", "point": 0.55}]
+    reference = {"study": "phantom", "entries": [whole], "subgroups": groups}
+    moved = reference | {"subgroups": [groups[0], groups[1] | {"point": 0.9}]}
+    write_json(reference, tmp_path / "figures" / "metrics.json")
+    write_json(moved, params.folder / "metrics.json")
+    table = publication.compare(params, tmp_path)
+    assert table["metric"].tolist() == [
+        "resnet50 subject balanced_accuracy",
+        "resnet50 subject sex F balanced_accuracy",
+        "resnet50 subject sex M balanced_accuracy",
+    ]
+    assert table["verdict"].tolist() == [publication.IDENTICAL, publication.IDENTICAL, publication.OUTSIDE]

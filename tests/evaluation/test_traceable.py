@@ -1,0 +1,222 @@
+"""Every number of metrics.json follows from the predictions, and its interval holds the truth as often as it says."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm
+from sklearn import metrics as sk
+
+from adlib.evaluation.evaluate import _entry, _two_scores, evaluate_study
+from adlib.study.params import load_params
+from adlib.study.records import AUDIT, FEATURES, MANIFEST, PREDICTIONS, SPLITS, read_table, write_table
+
+CLASSES = ["CN", "MCI", "AD"]
+COLUMNS = [f"p_{name}" for name in CLASSES]
+RESAMPLES = 150
+PARTS = np.array(["train", "validation", "test"])
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Two folds of 120 participants with one to three scans of three slices; each fold has its own calibration."""
+    sets = (f"exec.outputs={tmp_path_factory.mktemp('o')}", f"evaluate.bootstrap={RESAMPLES}")
+    params = load_params("params/oasis2_slices.yaml", sets)
+    params.folder.mkdir(parents=True)
+    rng = np.random.default_rng(5)
+    scans = pd.DataFrame(
+        [(f"sub-{k:03d}", f"ses-{s}", k % 3) for k in range(120) for s in range(1 + k % 4 % 3)],
+        columns=["participant_id", "session_id", "stage"],
+    )
+    scans["scan_id"], scans["diagnosis"] = scans["participant_id"] + scans["session_id"], "CN"
+    scans["diagnosis"] = np.array(CLASSES)[scans["stage"]]
+    scans["sex"] = np.where(scans["participant_id"].str[-1].astype(int) < 6, "F", "M")
+    scans["age"], scans["nbv"] = (
+        rng.normal(72, 9, len(scans)),
+        0.8 - 0.04 * scans["stage"] + rng.normal(0, 0.04, len(scans)),
+    )
+    write_table(scans.assign(path="p", sha256="s"), params.folder / "manifest.tsv", MANIFEST)
+    write_table(pd.DataFrame(columns=list(AUDIT.columns)), params.folder / "audit.tsv", AUDIT)
+    keys = ["participant_id", "session_id", "scan_id"]
+    write_table(scans[[*keys, "nbv"]].assign(qc_verdict="pass"), params.folder / "features.tsv", FEATURES)
+    people = scans.drop_duplicates("participant_id")[["participant_id", "diagnosis"]]
+    turn = np.arange(120) // 3 % 4  # a half of the participants trains, a quarter each validates and is tested
+    parts = [PARTS[np.select([turn == 2 * fold, turn == 2 * fold + 1], [1, 2])] for fold in (0, 1)]
+    splits = pd.concat([people.assign(fold=fold, split=part) for fold, part in enumerate(parts)])
+    write_table(splits, params.folder / "splits.tsv", SPLITS)
+    rows = scans.drop(columns="diagnosis").merge(splits.query("split != 'train'"), on="participant_id")
+    rows = rows.rename(columns={"diagnosis": "truth"}).merge(pd.DataFrame({"slice": range(3)}), how="cross")
+    anatomy = pd.Series(rng.normal(0, 1.2, 120), people["participant_id"])
+    reading = rows["stage"] + rows["participant_id"].map(anatomy) + rng.normal(0, 0.7, len(rows))
+    p = np.exp(-((reading.to_numpy()[:, None] - np.arange(3)) ** 2))
+    rows[COLUMNS] = p / p.sum(1, keepdims=True)
+    rows["temperature"] = np.where(rows["fold"] == 0, 1.7, 0.8)
+    rows["bias_CN"], rows["bias_MCI"], rows["bias_AD"] = 0.1, np.where(rows["fold"] == 0, 0.4, -0.2), -0.1
+    columns = [*PREDICTIONS.columns, *COLUMNS, "temperature", "bias_CN", "bias_MCI", "bias_AD"]
+    predictions = pd.concat([rows.assign(run="resnet50"), rows.sample(frac=1, random_state=1).assign(run="background")])
+    write_table(predictions[columns], params.folder / "predictions.parquet", PREDICTIONS)
+    (params.folder / "model.safetensors").write_bytes(b"stand-in")
+    return params, evaluate_study(params)
+
+
+def pooled(table, level, calibrate=True):
+    """Truth and probabilities by averages of averages, from the stored columns alone."""
+    table = table.copy()
+    if calibrate:
+        odds = table[COLUMNS].to_numpy() ** (1 / table["temperature"].to_numpy()[:, None])
+        if "bias_CN" in table:
+            odds = odds * np.exp(table[[f"bias_{name}" for name in CLASSES]].to_numpy())
+        table[COLUMNS] = odds / odds.sum(1, keepdims=True)
+    for keys in {"slice": [], "scan": ["scan_id"], "subject": ["scan_id", "participant_id"]}[level]:
+        beside = ["truth", "participant_id", "fold", "split"]
+        table = table.groupby(["fold", keys]).agg(dict.fromkeys(COLUMNS, "mean") | dict.fromkeys(beside, "first"))
+        table = table.reset_index(drop=True)
+    p = table[COLUMNS].to_numpy()
+    return table["truth"].map(CLASSES.index).to_numpy(), p / p.sum(1, keepdims=True), table
+
+
+def by_scikit_learn(y, p):
+    """All scores of a table by name and class."""
+    decided, one_hot = p.argmax(1), np.eye(3)[y]
+    found = {
+        ("accuracy", None): sk.accuracy_score(y, decided),
+        ("balanced_accuracy", None): sk.balanced_accuracy_score(y, decided),
+        ("kappa_linear", None): sk.cohen_kappa_score(y, decided, weights="linear"),
+        ("matthews", None): sk.matthews_corrcoef(y, decided),
+        ("roc_auc", "macro"): sk.roc_auc_score(y, p, multi_class="ovr", average="macro"),
+        ("roc_auc_binary", None): sk.roc_auc_score(y > 0, p[:, 1:].sum(1)),
+        ("log_loss", None): sk.log_loss(y, p),
+        ("brier", None): 3 * sk.mean_squared_error(one_hot.ravel(), p.ravel()),
+        ("calibration_error", None): calibration_error(y, p),
+    }
+    specificity = [sk.recall_score(y != k, decided != k) for k in range(3)]
+    table = sk.precision_recall_fscore_support(y, decided, labels=[0, 1, 2], zero_division=0)[:3]
+    for name, values in zip(("precision", "recall", "f1", "specificity"), (*table, specificity), strict=True):
+        found |= {(name, "macro"): np.mean(values)} | {(name, c): values[k] for k, c in enumerate(CLASSES)}
+    for k, name in enumerate(CLASSES):
+        found["roc_auc", name] = sk.roc_auc_score(y == k, p[:, k])
+        found["average_precision", name] = sk.average_precision_score(y == k, p[:, k])
+    return found
+
+
+def calibration_error(y, p):
+    frame = pd.DataFrame({"sure": p.max(1), "right": p.argmax(1) == y})
+    bins = frame.groupby(pd.cut(frame["sure"], np.linspace(0, 1, 11), right=False), observed=True)
+    return float((bins.size() * (bins["right"].mean() - bins["sure"].mean()).abs()).sum() / len(frame))
+
+
+def sets(table, run):
+    """Each tested participant's set by counting validation participants of the fold that conform no better."""
+    truths, held, sizes = [], [], []
+    for _, part in table[table["run"] == run].groupby("fold"):
+        (y, p, _), (truth, tested, _) = (
+            pooled(part[part["split"] == split], "subject") for split in ("validation", "test")
+        )
+        known = p[np.arange(len(y)), y]
+        chosen = (1 + (known[:, None, None] <= tested + 1e-12).sum(0)) / (len(y) + 1) > 0.1 + 1e-12
+        chosen[np.arange(len(tested)), tested.argmax(1)] = True
+        truths += truth.tolist()
+        held += chosen[np.arange(len(truth)), truth].tolist()
+        sizes += chosen.sum(1).tolist()
+    truths, held, sizes = map(np.array, (truths, held, sizes))
+    groups = {None: truths >= 0} | {name: truths == k for k, name in enumerate(CLASSES)}
+    values = {"coverage": held, "set_size": sizes}
+    return {(metric, name): v[inside].mean() for metric, v in values.items() for name, inside in groups.items()}
+
+
+def stored(metrics, run, level):
+    chosen = [e for e in metrics["entries"] if e["run"] == run and e["level"] == level]
+    return {(e["metric"], e["class"]): e for e in chosen}
+
+
+@pytest.mark.parametrize("level", ["slice", "scan", "subject"])
+@pytest.mark.parametrize("run", ["resnet50", "background"])
+def test_every_score_of_a_network_follows_from_its_predictions(study, run, level):
+    params, metrics = study
+    table = pd.read_parquet(params.folder / "predictions.parquet").query("run == @run")
+    y, p, _ = pooled(table.query("split == 'test'"), level)
+    expected = by_scikit_learn(y, p)
+    if level == "subject":
+        y_raw, p_raw, _ = pooled(table.query("split == 'test'"), level, calibrate=False)
+        expected["log_loss_uncalibrated", None] = sk.log_loss(y_raw, p_raw)
+        expected["calibration_error_uncalibrated", None] = calibration_error(y_raw, p_raw)
+        expected |= sets(table, run)
+    found = stored(metrics, run, level)
+    left = {k for k in found if k not in expected}
+    assert left <= {("permutation_p", None)}, "a score has no reference here; add one"
+    assert set(expected) <= set(found)
+    for name, value in expected.items():
+        assert found[name]["point"] == pytest.approx(value, abs=1e-12), name
+        assert found[name]["n"] == len(y)
+
+
+def test_every_score_of_a_baseline_follows_from_its_predictions(study):
+    params, metrics = study
+    baselines = pd.read_parquet(params.folder / "baselines.parquet")
+    runs = set(baselines["run"])
+    assert {"age_sex", "brain_fraction"} <= runs
+    for run in runs - {"majority"}:  # scikit-learn warns of scores of constants
+        table = baselines[baselines["run"] == run]
+        for level in ("scan", "subject"):
+            expected = by_scikit_learn(*pooled(table.query("split == 'test'"), level)[:2])
+            expected |= sets(table, run) if level == "subject" else {}
+            found = stored(metrics, run, level)
+            assert set(found) == set(expected)
+            for name, value in expected.items():
+                assert found[name]["point"] == pytest.approx(value, abs=1e-12), (run, level, name)
+
+
+def test_differences_subgroups_and_confusion_follow_from_the_predictions(study):
+    params, metrics = study
+    table = pd.read_parquet(params.folder / "predictions.parquet").query("run == 'resnet50' and split == 'test'")
+    other = pd.read_parquet(params.folder / "baselines.parquet").query("run == 'brain_fraction' and split == 'test'")
+    (y, p, people), (_, q, _) = pooled(table, "subject"), pooled(other, "subject")
+    assert metrics["confusion"]["resnet50"] == sk.confusion_matrix(y, p.argmax(1)).tolist()
+    mine, theirs = by_scikit_learn(y, p), by_scikit_learn(y, q)
+    found = stored(metrics, "resnet50 - brain_fraction", "subject")
+    for name in ("balanced_accuracy", "roc_auc_binary"):
+        value = mine[name, None] - theirs[name, None]
+        assert found[f"{name}_difference", None]["point"] == pytest.approx(value, abs=1e-12)
+    manifest = read_table(params.folder / "manifest.tsv", MANIFEST).drop_duplicates("participant_id")
+    sex = people["participant_id"].map(manifest.set_index("participant_id")["sex"]).to_numpy()
+    groups = {(e["group"], e["metric"]): e for e in metrics["subgroups"]}
+    for name in ("F", "M"):
+        expected = by_scikit_learn(y[sex == name], p[sex == name])
+        for metric in ("balanced_accuracy", "roc_auc_binary"):
+            entry = groups[f"sex {name}", metric]
+            assert entry["point"] == pytest.approx(expected[metric, None], abs=1e-12)
+            assert entry["n"] == (sex == name).sum()
+
+
+def test_intervals_are_those_of_samples_in_which_people_are_really_repeated(study):
+    params, metrics = study
+    table = pd.read_parquet(params.folder / "predictions.parquet").query("run == 'resnet50' and split == 'test'")
+    y, p, scans = pooled(table, "scan")
+    names, member = np.unique(scans["participant_id"], return_inverse=True)
+    draws = np.random.default_rng(params.seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
+    found = [by_scikit_learn(*(np.repeat(values, times[member], axis=0) for values in (y, p))) for times in draws]
+    entries = stored(metrics, "resnet50", "scan")
+    for name in found[0]:
+        expected = np.percentile([one[name] for one in found], [2.5, 97.5])
+        assert entries[name]["ci95"] == pytest.approx(expected, abs=1e-9), name
+
+
+def test_intervals_over_participants_hold_the_truth_and_intervals_over_scans_do_not():
+    """500 cohorts of 150 people with four scans that are alike (intraclass correlation 0.8); the truth is exact."""
+    params = load_params("params/phantom.yaml", ("classes=[CN, AD]", "source.severity_mean=[0.1, 1.0]",
+                                                 "evaluate.bootstrap=300"))  # fmt: skip
+    apart = 1.5
+    truth = {"balanced_accuracy": norm.cdf(apart / 2), "roc_auc_binary": norm.cdf(apart / np.sqrt(2))}
+    rng, y = np.random.default_rng(8), np.repeat(np.arange(150) % 2, 4)
+    people = np.repeat([f"sub-{k:03d}" for k in range(150)], 4)
+    hits = {(metric, how): 0 for metric in truth for how in ("participants", "scans")}
+    for _ in range(500):
+        own = np.repeat(rng.normal(0, np.sqrt(0.8), 150), 4) + rng.normal(0, np.sqrt(0.2), 600)
+        p = 1 / (1 + np.exp(-apart * (own + apart * (y - 0.5))))
+        scans = pd.DataFrame({"truth": np.where(y, "AD", "CN"), "p_CN": 1 - p, "p_AD": p})
+        for how, names in (("participants", people), ("scans", [f"{k:04d}" for k in range(600)])):
+            for metric, values in _two_scores(scans.assign(participant_id=names), params).items():
+                low, high = _entry("resnet50", "scan", metric, None, 600, values)["ci95"]
+                hits[metric, how] += low <= truth[metric] <= high
+    for metric in truth:
+        assert 0.93 <= hits[metric, "participants"] / 500 <= 0.97, hits
+        assert hits[metric, "scans"] / 500 < 0.8, hits

@@ -1,0 +1,144 @@
+"""The worst errors, and figures that look closely: they show what they were given, and only what may be shown."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score
+
+from adlib.evaluation.errors import Failures, may_show_participants, most_confident_errors, study_failures
+from adlib.evaluation.prediction_sets import LEVELS
+from adlib.figures import plot_results as results
+from adlib.figures import plot_scrutiny as scrutiny
+from adlib.study.params import load_params
+from adlib.study.records import FEATURES, SLICES, write_table
+
+CLASSES = ("CN", "MCI", "AD")
+pytestmark = pytest.mark.usefixtures("look")
+
+
+def texts(figure):
+    return " | ".join(t.get_text() for axis in figure.axes for t in [*axis.texts, axis.title])
+
+
+def people(p, truth):
+    table = pd.DataFrame({"fold": 0, "participant_id": [f"sub-{k}" for k in range(len(p))], "truth": truth})
+    table[[f"p_{name}" for name in CLASSES]] = p
+    return table
+
+
+POOLED = people(
+    [[0.6, 0.2, 0.2], [0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.1, 0.8, 0.1]],
+    ["MCI", "CN", "AD", "CN", "CN"],
+)
+
+
+def metrics(*names, label=None, groups=()):
+    entry = {"run": "resnet50", "level": "subject", "class": label, "n": 9, "point": 0.5, "ci95": [0.25, 0.75]}
+    return {
+        "classes": list(CLASSES),
+        "entries": [entry | {"metric": name, "class": k} for name in names for k in (label or [None])],
+        "subgroups": [entry | {"metric": n, **group} for n in names for group in groups],
+    }
+
+
+def test_only_wrong_answers_are_failures_and_the_most_confident_come_first():
+    found = most_confident_errors(POOLED, CLASSES, 3)
+    assert found["participant_id"].tolist() == ["sub-2", "sub-4", "sub-0"]
+    assert found["answer"].tolist() == ["MCI", "MCI", "CN"]
+    assert found["probability"].tolist() == [0.8, 0.8, 0.6]
+
+
+def test_a_failure_is_shown_with_its_own_middle_slice_and_quality(tmp_path):
+    params = load_params("params/phantom.yaml", (f"exec.outputs={tmp_path}", "classes=[CN, MCI, AD]",
+                                                 "source.severity_mean=[0.1, 0.4, 1.0]"))  # fmt: skip
+    params.folder.mkdir(parents=True)
+    rows = [(f"sub-{k}", f"ses-{s}", c) for s in (2, 1) for c in (2, 1, 0) for k in range(5)]
+    table = pd.DataFrame(rows, columns=["participant_id", "session_id", "slice"])
+    table["scan_id"] = table["participant_id"] + "_" + table["session_id"]
+    write_table(table.assign(row=range(30), diagnosis="CN"), params.folder / "slices.tsv", SLICES)
+    np.save(params.folder / "slices.npy", np.arange(90).reshape(30, 3, 1, 1) * np.ones((1, 1, 4, 4), np.float16))
+    scans = table.drop_duplicates("scan_id")
+    reasons = scans["session_id"].map({"ses-1": "blurred", "ses-2": "other scan"})
+    quality = scans[["participant_id", "session_id", "scan_id"]].assign(qc_verdict="warn", qc_reasons=reasons)
+    write_table(quality, params.folder / "features.tsv", FEATURES)
+    found = study_failures(params, POOLED, count=2)
+    assert found.table["scan_id"].tolist() == ["sub-2_ses-1", "sub-4_ses-1"]
+    middle = [table.query("scan_id == @scan and slice == 1").index[0] for scan in found.table["scan_id"]]
+    assert found.images[:, 0, 0].tolist() == [3 * row + 1 for row in middle]
+    shown = texts(scrutiny.plot_failures(found))
+    assert "sub-2\ntruth AD, answer MCI (0.80)\nquality: warn (blurred)" in shown
+    assert "sub-1" not in shown
+
+
+def test_no_failure_is_said_to_be_none():
+    nobody = Failures(pd.DataFrame(columns=["participant_id"]), np.zeros((0, 4, 4)))
+    assert "no tested participant was answered wrongly" in texts(scrutiny.plot_failures(nobody))
+
+
+@pytest.mark.parametrize("study", ["adni", "bids", "oasis1", "oasis2_slices", "dicom"])
+def test_participants_of_real_cohorts_are_shown_only_where_params_say_so(study, monkeypatch):
+    for name in ("ADNI", "ADNI_ROOT", "BIDS_ROOT", "OASIS1_ROOT", "DICOM_ROOT"):
+        monkeypatch.setenv(name, "/nowhere")
+    assert not may_show_participants(load_params(f"params/{study}.yaml"))
+    assert may_show_participants(load_params(f"params/{study}.yaml", ("evaluate.show_participants=true",)))
+    assert may_show_participants(load_params("params/phantom.yaml"))
+
+
+def test_precision_at_each_recall_is_that_of_the_definition():
+    rng = np.random.default_rng(0)
+    positive, score = rng.random(60) < 0.4, np.round(rng.random(60), 1)
+    found = scrutiny.precision_at(positive, score, np.ones(60))
+    for recall, value in zip(scrutiny.GRID[1:], found[1:], strict=True):
+        cut = next(c for c in np.unique(score)[::-1] if positive[score >= c].sum() >= recall * positive.sum() - 1e-9)
+        assert value == pytest.approx(positive[score >= cut].mean(), abs=1e-12)
+    assert found.mean() == pytest.approx(average_precision_score(positive, score), abs=0.02)
+
+
+def test_precision_recall_has_a_panel_for_each_class_with_its_share_of_participants():
+    figure = scrutiny.plot_precision_recall(POOLED, metrics("average_precision", label=CLASSES), 1)
+    assert [axis.get_title().split()[0] for axis in figure.axes] == list(CLASSES)
+    assert [axis.lines[1].get_ydata()[0] for axis in figure.axes] == [0.6, 0.2, 0.2]
+
+
+def test_a_class_that_nobody_tested_has_gets_a_panel_that_says_so():
+    nobody = POOLED[POOLED["truth"] != "MCI"]
+    drawn = scrutiny.plot_precision_recall(nobody, metrics("average_precision", label=("CN", "AD")), 1)
+    for figure in (drawn, results.plot_roc(nobody, metrics("roc_auc", label=("CN", "AD")), 1)):
+        assert [len(axis.collections) for axis in figure.axes] == [1, 0, 1]
+        assert [text.get_text() for text in figure.axes[1].texts] == ["none tested\nare MCI"]
+        assert all(len(axis.get_yticks()) > 1 for axis in figure.axes)
+
+
+def test_the_conformal_figure_draws_the_curve_and_counts_set_sizes_by_class():
+    curve = pd.DataFrame({"nominal": LEVELS, "coverage": np.array(LEVELS) - 0.01})
+    for name, shift in (("low", -0.1), ("high", 0.02), ("expected_low", -0.2), ("expected_high", 0.05)):
+        curve[name] = curve["nominal"] + shift
+    sets = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 0], [1, 1, 1]], bool)
+    figure = scrutiny.plot_conformal(curve, sets, np.array([0, 0, 1, 2]), metrics("coverage", "set_size"), 0.9)
+    drawn = [line.get_ydata() for line in figure.axes[0].lines if len(line.get_ydata()) == len(LEVELS)]
+    assert np.allclose(drawn[0], curve["coverage"])
+    bars = [[bar.get_width() for bar in group] for group in figure.axes[1].containers]
+    assert bars == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert "90% promised: 0.50 [0.25, 0.75]" in texts(figure)
+
+
+def test_the_forest_of_groups_has_a_row_for_each_and_says_where_there_is_no_score():
+    groups = ({"group": "sex F", "n": 30}, {"group": "sex M", "n": 12, "point": None, "ci95": None})
+    figure = scrutiny.plot_subgroups(metrics("balanced_accuracy", "roc_auc_binary", groups=groups), "AD against CN")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["sex F (30)", "sex M (12)"]
+    assert [[t.get_text() for t in axis.texts] for axis in figure.axes] == [["too few of a class"]] * 2
+    assert "AD against CN" in texts(figure)
+    nobody = metrics("balanced_accuracy", "roc_auc_binary")
+    nobody["entries"][1] |= {"point": None, "ci95": None}
+    figure = scrutiny.plot_subgroups(nobody, "AD against CN")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["no group is\nlarge enough"]
+    assert "all: undefined" in texts(figure)
+
+
+def test_reliability_shows_both_before_and_after():
+    before = people([[0.4, 0.3, 0.3]] * 10, ["CN"] * 4 + ["AD"] * 6)
+    after = people([[0.9, 0.05, 0.05]] * 10, ["CN"] * 4 + ["AD"] * 6)
+    numbers = metrics("calibration_error", "calibration_error_uncalibrated")
+    figure = results.plot_reliability(after, before, numbers, 10, 1)
+    drawn = [(line.get_xdata()[0], line.get_ydata()[0]) for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
+    assert {(round(float(x), 6), float(y)) for x, y in drawn} >= {(0.4, 0.4), (0.9, 0.4)}

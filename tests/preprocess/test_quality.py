@@ -1,0 +1,262 @@
+"""Quality control notices planted faults for the right reason, and leaves out what makes no sense for a scan."""
+
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from made_head import made_head, random_affine
+
+from adlib.figures import plot_preprocessing as step_figures
+from adlib.figures import plot_quality as quality
+from adlib.figures import theme
+from adlib.imaging import atlas
+from adlib.parallel.threads import one_thread
+from adlib.preprocess import quality as qc
+from adlib.preprocess.pipeline import preprocess_image, preprocess_maps
+from adlib.preprocess.quality_limits import LEARNT, REFERENCE
+from adlib.preprocess.raw_quality import scan_values
+from adlib.sources.phantom_faults import FAULTS, add_noise, spoil
+from adlib.study.params import PreprocessParams
+from adlib.study.records import StudyError
+
+PARAMS = PreprocessParams(resolution_mm=3.0)
+POSE = random_affine(1, degrees=8, shift=10, scale=0.02)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _single_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _closed_figures():
+    theme.apply_theme()
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def ideal():
+    """A head without noise, (X, Y, Z) float32, its affine and its pose."""
+    head = made_head(1, voxel_mm=(3.0, 3.0, 3.0), pose=POSE, noise=0.0)
+    return np.asarray(head.image.dataobj).astype(np.float32), head.image.affine, np.linalg.inv(head.mni_to_scan)
+
+
+@pytest.fixture(scope="module")
+def noisy(ideal):
+    volume, affine, scan_to_mni = ideal
+    return add_noise(volume, 0.03, np.random.default_rng(0)), affine, scan_to_mni
+
+
+@pytest.fixture(scope="module")
+def clean(noisy):
+    return preprocess_image(nib.Nifti1Image(noisy[0], noisy[1]), PARAMS, "clean")
+
+
+def reasons_of(image):
+    try:
+        return " ".join(preprocess_image(image, PARAMS, "spoilt").reasons)
+    except StudyError as error:
+        return str(error)
+
+
+def test_a_clean_head_passes_with_every_value(clean):
+    assert (clean.verdict, clean.reasons) == ("pass", ())
+    assert set(clean.qc) == {*qc.LIMITS, "qc_similarity_percentile"}
+    assert not any("not measured" in step or "not judged" in step for step in clean.steps)
+
+
+REFUSED = ("no brain was found", "shows no grey and white matter")  # by registration, before quality is measured
+
+
+@pytest.mark.parametrize(
+    ("fault", "seed", "signs"),
+    [
+        ("motion", 5, ("qc_ghost", "qc_edge")),
+        ("wrap", 5, ("qc_wrap", "qc_coverage")),
+        ("missing slices", 2, ("qc_dark", "qc_jump", *REFUSED)),
+        ("inverted", 5, ("qc_order", "tissue levels", *REFUSED)),
+        ("half brain", 0, ("qc_symmetry", "qc_asymmetry", *REFUSED)),
+    ],
+)
+def test_a_planted_fault_is_flagged_for_the_right_reason(ideal, fault, seed, signs):
+    volume, affine, _ = ideal
+    rng = np.random.default_rng(seed)
+    spoilt = add_noise(spoil(volume, affine, fault, 0.6, rng), 0.03, rng)
+    found = reasons_of(nib.Nifti1Image(spoilt, affine))
+    assert any(sign in found for sign in signs), found
+
+
+def test_every_fault_changes_the_head_and_repeats(ideal):
+    volume, affine, _ = ideal
+    for fault in FAULTS:
+        first, second = (spoil(volume, affine, fault, 0.5, np.random.default_rng(1)) for _ in range(2))
+        assert np.array_equal(first, second)
+        assert first.shape != volume.shape or np.abs(first - volume).max() > 0.2 * volume.max()
+
+
+def test_noise_alone_makes_no_ghost_and_a_ghost_of_known_size_is_measured(noisy):
+    volume, affine, scan_to_mni = noisy
+    assert scan_values(*noisy)["qc_ghost"] == pytest.approx(1, abs=0.03)
+    faint, strong = (
+        scan_values(volume + share * np.roll(volume, volume.shape[1] // 2, 1), affine, scan_to_mni)["qc_ghost"]
+        for share in (0.1, 0.3)
+    )
+    assert 1.2 < faint < strong
+
+
+def test_a_black_slice_is_as_dark_as_it_was_made(noisy):
+    volume, affine, scan_to_mni = noisy
+    for axis in range(3):
+        spoilt = volume.copy()
+        spoilt[tuple(volume.shape[axis] // 2 + 5 if k == axis else slice(None) for k in range(3))] *= 0.25
+        values = scan_values(spoilt, affine, scan_to_mni)
+        assert values["qc_dark"] == pytest.approx(0.25, abs=0.06)
+        assert values["qc_jump"] > 2
+    assert scan_values(*noisy)["qc_dark"] > 0.7 and scan_values(*noisy)["qc_jump"] < 1.5
+
+
+def test_wrap_is_the_share_of_the_face_that_the_head_fills(noisy):
+    volume, affine, scan_to_mni = noisy
+    assert scan_values(*noisy)["qc_wrap"] == 0
+    shift = volume.shape[1] // 2
+    rolled = np.roll(volume, shift, axis=1)
+    filled = min((np.take(rolled, end, axis=1) > 0.25 * np.median(volume[volume > 300])).mean() for end in (0, -1))
+    moved = scan_to_mni @ nib.affines.from_matvec(np.eye(3), [0, -shift * affine[1, 1], 0])
+    assert scan_values(rolled, affine, moved)["qc_wrap"] == pytest.approx(filled, abs=0.06)
+    assert filled > 0.3
+
+
+def test_measures_follow_orientation_and_scale_of_intensity(noisy):
+    volume, affine, scan_to_mni = noisy
+    brighter = scan_values(7 * volume + 500, affine, scan_to_mni)
+    for name, value in scan_values(*noisy).items():
+        assert brighter[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+
+
+def test_an_extracted_brain_has_no_air_to_judge():
+    head = made_head(5, pose=random_affine(5, degrees=5, scale=0.0), extracted=True)
+    result = preprocess_image(head.image, PARAMS, "brain")
+    assert not {"qc_air", "qc_ghost"} & set(result.qc)
+    assert {"qc_edge", "qc_dark", "qc_jump", "qc_symmetry"} <= set(result.qc)
+    assert any(step.startswith("brain extraction skipped") for step in result.steps)
+    assert any(step.startswith("quality of the air not measured") for step in result.steps)
+
+
+def test_a_registered_scan_is_not_judged_by_its_size():
+    result = preprocess_image(made_head(pose=np.eye(4)).image, PARAMS, "registered", registered=True)
+    assert not set(qc.OF_SIZE) & set(result.qc)
+    assert any(step.startswith("registration skipped") for step in result.steps)
+    assert any(step.startswith("size of the head not judged") for step in result.steps)
+
+
+def test_tissue_maps_have_two_values_and_say_what_was_skipped():
+    base = atlas.template(3.0)
+    result = preprocess_maps(*(nib.Nifti1Image(part, base.affine) for part in (base.gm, base.wm)), PARAMS, "maps")
+    assert set(result.qc) == {"qc_similarity", "qc_coverage"} and result.verdict == "pass"
+    assert "registration, bias correction and segmentation skipped" in result.steps[0]
+
+
+def test_a_plane_is_refused_where_a_volume_is_needed(noisy):
+    with pytest.raises(StudyError, match=r"expected a 3-D volume, got the 2-D shape"):
+        preprocess_image(nib.Nifti1Image(noisy[0][:, :, 40], noisy[1]), PARAMS, "plane")
+
+
+def test_the_verdict_is_that_of_the_worst_value_and_leaves_unknown_values_alone(clean):
+    verdict, reasons = qc.verdict(clean.qc | {"qc_ghost": 3.0})
+    assert verdict == "check" and reasons[0].startswith("qc_ghost is 3, expected at most")
+    verdict, reasons = qc.verdict(clean.qc | {"qc_ghost": 3.0, "qc_order": -0.2})
+    assert verdict == "fail" and reasons[0].startswith("qc_order is -0.2") and len(reasons) == 2
+    assert qc.verdict({"qc_similarity_percentile": 0.0, "qc_of_tomorrow": -1.0}) == ("pass", ())
+
+
+def test_learnt_limits_spare_the_heads_that_they_were_learnt_from():
+    for name in LEARNT:
+        assert all(qc.graded(name, value) == "pass" for value in REFERENCE[name]), name
+    assert qc.percentile("qc_similarity", 0.0) == 0 and qc.percentile("qc_similarity", 1.0) == 100
+    middle = np.mean(REFERENCE["qc_similarity"][2:4])
+    assert qc.percentile("qc_similarity", middle) == pytest.approx(50)
+
+
+def cohort():
+    """Ten scans that pass, one that is barely sharp enough, one with ghosts, one refused."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "scan_id": [f"s{k}_T1w" for k in range(13)],
+            "qc_verdict": ["pass"] * 11 + ["check", "fail"],
+            "qc_reasons": [None] * 11 + ["qc_ghost is 2, expected less; qc_edge is 0.2, expected more", "no brain"],
+            "qc_edge": LEARNT["qc_edge"][0] * (1.25 + 0.02 * rng.standard_normal(13)),
+            "qc_ghost": 1.0 + 0.01 * rng.random(13),
+        }
+    )
+    table.loc[5, "qc_edge"], table.loc[11, "qc_ghost"] = 1.02 * LEARNT["qc_edge"][0], 2.0
+    table.loc[12, ["qc_edge", "qc_ghost"]] = np.nan
+    return table
+
+
+def test_scans_are_ranked_worst_first_by_verdict_and_margin():
+    ranked = qc.ranked(cohort())
+    assert ranked["scan_id"].tolist()[:3] == ["s12_T1w", "s11_T1w", "s5_T1w"]
+    assert ranked["qc_worst"].tolist()[:3] == [None, "qc_ghost", "qc_edge"]
+    assert ranked["qc_margin"].iloc[1] < 0 < ranked["qc_margin"].iloc[2] < ranked["qc_margin"].iloc[3:].min()
+    assert ranked["qc_percentile"].iloc[1] == pytest.approx(100 / 12)
+    bare = cohort()[["scan_id", "qc_verdict", "qc_reasons"]]
+    assert qc.ranked(bare)["scan_id"].iloc[0] == "s12_T1w" and qc.ranked(bare)["qc_worst"].isna().all()
+
+
+def test_the_page_shows_the_worst_first_with_reason_and_place(clean):
+    ranked = qc.ranked(cohort()).head(3)
+    figure = quality.plot_quality_page(ranked, dict.fromkeys(ranked["scan_id"].iloc[1:], clean))
+    first, second, third = figure.axes[:3]
+    assert [axis.get_title() for axis in (first, second, third)] == ["s12: fail", "s11: check", "s5: pass"]
+    assert "no brain" in first.texts[0].get_text()
+    assert second.get_xlabel().startswith("ghost 2: 8 % of scans no better\nexpected at most")
+    assert second.get_xlabel().endswith("and 1 more")
+    assert third.get_xlabel().startswith(f"edge {1.02 * LEARNT['qc_edge'][0]:.4g}: 8 %")
+    bare = replace(clean, native=None, tissues=None)
+    drawn = quality.plot_quality_page(ranked.tail(1), {ranked["scan_id"].iloc[2]: bare}).axes[0].images[0].get_array()
+    assert drawn.min() == 0 < drawn.std()
+    with pytest.raises(StudyError, match="no scan to draw"):
+        quality.plot_quality_page(ranked.head(0), {})
+
+
+def test_the_distributions_show_every_scan_and_the_limits():
+    figure = quality.plot_quality_values(cohort())
+    shown = [axis for axis in figure.axes if axis.get_title()]
+    assert [axis.get_title() for axis in shown] == ["edge", "ghost"]
+    assert sum(bar.get_height() for bar in shown[0].patches) == 12
+    assert any(line.get_xdata()[0] == LEARNT["qc_ghost"][1] for line in shown[1].lines)
+    assert figure.get_suptitle() == "11 pass, 1 check, 1 fail"
+
+
+def test_the_steps_show_before_and_after(clean, noisy):
+    turned = nib.Nifti1Image(noisy[0], noisy[1]).as_reoriented(
+        nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt("PSR"))
+    )
+    figure = step_figures.plot_steps(clean, turned)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[0] == "1 orientation: as stored, PSR" and titles[1] == "turned to RAS" and len(titles) == 12
+    before, after = (figure.axes[k].images[0].get_array() for k in (0, 1))
+    assert before.shape == after.shape and not np.allclose(before, after)
+    straight = step_figures.plot_steps(clean, nib.Nifti1Image(noisy[0], noisy[1])).axes[0].images[0].get_array()
+    np.testing.assert_allclose(straight, after, rtol=1e-5)
+    counted = [sum(1000 * step.get_data().values.sum() for step in figure.axes[k].patches) for k in (10, 11)]
+    pure = int((clean.tissues.max(axis=-1) > 0.8).sum())
+    assert all(0.97 * pure < number <= pure for number in counted)
+
+
+def test_the_picture_of_bias_correction_is_more_even(clean, noisy):
+    x = atlas.coordinates(noisy[0].shape, noisy[1])[0]
+    slope = np.exp(0.004 * (x - x.mean())).astype(np.float32)
+    tilted = preprocess_image(nib.Nifti1Image(noisy[0] * slope, noisy[1]), PARAMS, "tilted")
+    figure = step_figures.plot_steps(tilted, nib.Nifti1Image(noisy[0] * slope, noisy[1]))
+    before, after = (axis.images[0].get_array() for axis in figure.axes[4:6])
+    white = quality.strip(tilted.tissues[..., 1], tilted.affine) > 0.9
+    spread = [picture[white].std() / picture[white].mean() for picture in (before, after)]
+    assert spread[1] < 0.7 * spread[0]
+    assert tilted.verdict == "pass"

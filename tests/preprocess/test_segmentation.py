@@ -1,0 +1,170 @@
+"""Brain mask, tissues, volumes and intensity landmarks against the simulator's truth in every voxel."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from adlib.imaging import atlas
+from adlib.imaging.volume import resample, voxel_ml
+from adlib.parallel.threads import one_thread
+from adlib.phantom.cohort import SCANNERS
+from adlib.phantom.head import MEASURED, Subject, image_head, image_head_with_maps
+from adlib.preprocess import normalise
+from adlib.preprocess import volumes as features
+from adlib.preprocess.cohort_run import preprocess_scan
+from adlib.preprocess.pipeline import preprocess_image
+from adlib.preprocess.tissues import segment
+from adlib.study.params import PreprocessParams
+from adlib.study.records import TISSUE_MAPS, StudyError
+
+EDGE_MM = 2.0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _single_thread():
+    with one_thread():
+        yield
+
+
+def imaged(severity, age, scanner, seed):
+    pose = np.diag([1.08, 1.1, 1.12, 1.0])
+    return image_head_with_maps(Subject(severity, age, pose, seed, seed + 50), SCANNERS[scanner], EDGE_MM)
+
+
+@pytest.fixture(scope="module", params=[(0.1, 62.0, 0), (1.0, 80.0, 3)], ids=["well", "ill"])
+def measured(request):
+    volume, affine, truth, fractions = imaged(*request.param, seed=11)
+    found = preprocess_image(nib.Nifti1Image(volume, affine), PreprocessParams(resolution_mm=EDGE_MM), "made")
+    to_scan, base = np.linalg.inv(found.scan_to_mni), atlas.template(EDGE_MM)
+    true = np.stack([resample(part, affine, base.mask.shape, base.affine, to_scan) for part in fractions[:3]], axis=-1)
+    return found, truth, true
+
+
+def dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def test_the_mask_ends_at_the_inner_skull(measured):
+    found, truth, true = measured
+    assert dice(found.mask, true.sum(-1) > 0.5) > 0.965
+    assert found.features["icv_ml"] == pytest.approx(truth["icv_ml"], rel=0.04)
+    assert found.features["nbv"] == pytest.approx(truth["nbv"], abs=0.03)
+
+
+def test_labels_and_volumes_of_tissues_meet_the_truth(measured):
+    found, truth, true = measured
+    inside = true.sum(-1) > 0.5
+    labels, wanted = np.where(found.mask, found.tissues.argmax(-1), 3), np.where(inside, true.argmax(-1), 3)
+    for k, least in enumerate((0.90, 0.89, 0.80)):
+        assert dice(labels == k, wanted == k) > least
+    assert found.features["gm_ml"] == pytest.approx(truth["gm_ml"], rel=0.05)
+    assert found.features["wm_ml"] == pytest.approx(truth["wm_ml"], rel=0.05)
+
+
+def test_fractions_behind_a_head_add_up_to_its_true_volumes():
+    volume, affine, truth, fractions = imaged(0.5, 70.0, 1, seed=3)
+    again, _, same = image_head(Subject(0.5, 70.0, np.diag([1.08, 1.1, 1.12, 1.0]), 3, 53), SCANNERS[1], EDGE_MM)
+    np.testing.assert_array_equal(again, volume)
+    assert same == truth
+    for name, part in zip(MEASURED, fractions, strict=True):
+        assert part.sum(dtype=np.float64) * voxel_ml(affine) == pytest.approx(truth[f"{name}_ml"], rel=1e-6)
+
+
+def test_mixed_voxels_are_shared_out_by_their_intensity():
+    base = atlas.template(3.0)
+    rng = np.random.default_rng(0)
+    crisp = np.stack([base.gm, base.wm, base.csf], axis=-1).argmax(-1)[..., None] == np.arange(3)
+    true = ndimage.gaussian_filter((crisp & base.mask[..., None]).astype(np.float32), (0.7, 0.7, 0.7, 0))
+    true = np.where(base.mask[..., None], true / np.maximum(true.sum(-1, keepdims=True), 1e-6), 0)
+    volume = (true @ [0.65, 1.0, 0.2] + 0.02 * rng.standard_normal(base.mask.shape)).astype(np.float32)
+    found = segment(volume * base.mask, base.mask, base)
+    assert np.abs(found - true)[base.mask].mean() < 0.06
+    assert np.abs(found.sum((0, 1, 2)) - true.sum((0, 1, 2))).max() < 0.03 * base.mask.sum()
+    np.testing.assert_array_equal(found, segment(volume * base.mask, base.mask, base))
+
+
+def test_the_darkest_tissue_must_be_fluid():
+    base = atlas.template(3.0)
+    inverted = (base.mask * (1.2 - base.wm - 0.6 * base.gm)).astype(np.float32)
+    noise = 0.01 * np.random.default_rng(0).standard_normal(inverted.shape).astype(np.float32)
+    with pytest.raises(StudyError, match="tissue levels came out as"):
+        segment(inverted + noise, base.mask, base)
+
+
+def test_the_template_measures_as_its_own_regions():
+    base = atlas.template(2.0)
+    tissues = np.stack([base.gm, base.wm, base.csf], axis=-1)
+    sizes = features.volumes(tissues, base.mask, np.eye(4), 2.0)
+    for side in ("left", "right"):
+        own = (base.gm + base.wm)[atlas.region(f"hippocampus_{side}", 2.0)].sum() * 8 / 1000
+        assert sizes[f"hippocampus_{side}_ml"] == pytest.approx(own, rel=1e-4)
+    assert sizes["hippocampus_percent"] == pytest.approx(100 * sizes["hippocampus_ml"] / sizes["icv_ml"])
+    half = features.volumes(tissues, base.mask, np.diag([2.0, 1.0, 1.0, 1.0]), 2.0)
+    assert half["hippocampus_ml"] == pytest.approx(sizes["hippocampus_ml"] / 2)
+    assert half["hippocampus_percent"] == pytest.approx(sizes["hippocampus_percent"])
+
+
+def test_landmarks_undo_any_monotonic_contrast():
+    rng = np.random.default_rng(1)
+    tissue = rng.choice([0.2, 0.65, 1.0], 20000, p=[0.2, 0.45, 0.35]) + 0.05 * rng.standard_normal(20000)
+    scans = [tissue * 500, 90 * tissue + 40, 300 * np.clip(tissue, 0, None) ** 1.3]
+    mask = np.ones(tissue.shape, bool)
+    own = [normalise.percentiles(scan, mask) for scan in scans]
+    standard = normalise.fit_landmarks(own[:2])
+    assert standard[0] == 0 and standard[-1] == 100 and np.all(np.diff(standard) > 0)
+    moved = [normalise.apply_landmarks(scan, p, standard) for scan, p in zip(scans, own, strict=True)]
+    np.testing.assert_allclose(moved[0], moved[1], atol=1e-3)
+    for scan, p, done in zip(scans, own, moved, strict=True):
+        np.testing.assert_allclose(np.interp(p, np.sort(scan), np.sort(done)), standard, atol=0.1)
+        assert np.all(np.diff(done[np.argsort(scan)]) >= -1e-4)
+    apart = np.abs(moved[0] - moved[2]).mean()
+    assert apart < 0.5 < np.abs(scans[0] - scans[2]).mean()
+
+
+def test_landmarks_of_other_scans_do_not_matter_to_the_standard():
+    own = np.linspace(0, 10, len(normalise.LANDMARKS)) ** 1.5
+    np.testing.assert_allclose(normalise.fit_landmarks([own]), normalise.fit_landmarks([own, 7 * own + 3]))
+
+
+def test_percentiles_travel_in_the_sidecar(measured, tmp_path):
+    found, base = measured[0], atlas.template(EDGE_MM)
+    paths = [tmp_path / name for name in ("grey.nii.gz", "white.nii.gz")]
+    for k, path in enumerate(paths):
+        nib.save(nib.Nifti1Image(found.tissues[..., k], base.affine), path)
+    scan = {"participant_id": "sub-1", "session_id": "ses-1", "scan_id": "sub-1_T1w", "sha256": "x"}
+    scan |= {"path": "|".join(map(str, paths)), "space": TISSUE_MAPS}
+    stored = preprocess_scan(scan, tmp_path / "out", PreprocessParams(resolution_mm=EDGE_MM))["brain_percentiles"]
+    grey = found.tissues[..., 0][base.mask]
+    np.testing.assert_allclose(stored, np.percentile((grey - grey.mean()) / grey.std(), normalise.LANDMARKS), atol=0.01)
+
+
+def test_landmarks_that_do_not_rise_are_refused():
+    flat = np.zeros(len(normalise.LANDMARKS))
+    rising = np.arange(float(len(flat)))
+    with pytest.raises(StudyError, match="training scan 1"):
+        normalise.fit_landmarks([rising, flat])
+    with pytest.raises(StudyError, match="of the scan"):
+        normalise.apply_landmarks(rising, flat, rising)
+    with pytest.raises(StudyError, match="expected the 11 percentiles"):
+        normalise.fit_landmarks(np.zeros((0, 11)))
+
+
+@pytest.mark.realdata
+def test_volumes_of_real_scans_are_those_of_adults(realdata):
+    """Manual tracings of one hippocampus have means from 2.7 ml (61 to 90 years) to 4.4 ml (18 to 54 years).
+
+    Single published volumes run from 1.7 to 5.7 ml, see docs/preprocessing.md.
+
+    The bounds for single people lie a quarter beyond: two standard deviations of an eighth.
+    """
+    paths = [realdata / "t1w_head" / "t1_crop.nii.gz", *sorted((realdata / "t1w_cc0").glob("sub-*/anat/*.nii.gz"))]
+    for path in paths:
+        sizes = preprocess_image(nib.load(path), PreprocessParams(), path.name).features
+        assert 500 < sizes["gm_ml"] < 850, path
+        assert 350 < sizes["wm_ml"] < 700, path
+        assert 1.0 < sizes["gm_ml"] / sizes["wm_ml"] < 1.8, path
+        assert 0.6 < sizes["nbv"] < 0.9, path
+        for side in ("left", "right"):
+            assert 2.7 * 0.75 < sizes[f"hippocampus_{side}_ml"] < 4.4 * 1.25, path
+        assert 4 < sizes["ventricles_ml"] < 70, path

@@ -1,0 +1,304 @@
+"""The report says what the records say, names nobody, needs no network, and is written whole or not at all."""
+
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import get_args
+
+import nbformat
+import pytest
+import yaml
+from finished_study import FIGURE_NAMES, make_finished
+
+from adlib.report import explained, methods, write_report
+from adlib.report.checklist_items import ALWAYS, CLAIM, TRIPOD_AI
+from adlib.report.compare import compare
+from adlib.report.figure_privacy import COHORT, SHOWS, may_show, shows
+from adlib.report.participant_ids import Names
+from adlib.report.words import RUNS
+from adlib.study.params import EvaluateParams, InputParams, PreprocessParams, StudyParams
+from adlib.study.records import LISTING, MANIFEST, StudyError, read_json, read_table, write_json
+from adlib.study.train_params import Control, TrainParams
+
+ROOT = Path(__file__).parents[2]
+COHORTS = {"phantom": "params/phantom.yaml", "people": "params/oasis2_slices.yaml"}
+FILES = ("claim.md", "datasheet.md", "index.html", "model-card.md", "tripod-ai.md")
+
+
+@pytest.fixture(scope="module", params=COHORTS)
+def study(request, tmp_path_factory):
+    params = make_finished(tmp_path_factory.mktemp(request.param), COHORTS[request.param])
+    write_report(params)
+    return params
+
+
+@pytest.fixture
+def made(tmp_path):
+    return make_finished(tmp_path)
+
+
+def texts(params):
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted((params.folder / "report").iterdir())}
+
+
+class Page(HTMLParser):
+    """Tags in order with their attributes, and all words."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_all_files_are_there(study):
+    assert tuple(texts(study)) == FILES
+
+
+def test_no_participant_scan_or_path_is_named_in_any_file(study):
+    tables = read_table(study.folder / "manifest.tsv", MANIFEST), read_table(study.folder / "listing.tsv", LISTING)
+    for name, text in texts(study).items():
+        for table in tables:
+            for column in ("participant_id", "scan_id", "path"):
+                assert not [value for value in table[column] if value in text], (name, column)
+        assert "/secret" not in text and str(study.exec.outputs) not in text, name
+
+
+def test_figures_of_single_people_are_left_out_and_those_of_simulated_heads_are_not(study):
+    page = Page(texts(study)["index.html"])
+    simulated = study.source.kind == "phantom"
+    shown = {attributes["id"] for attributes in page.all("figure")}
+    assert shown == set(FIGURE_NAMES if simulated else ("01_cohort", "04_attribution", "04_forest"))
+    assert ("Left out, since they show single people" in page.words) != simulated
+
+
+def test_every_figure_that_a_notebook_draws_is_known_and_others_count_as_scans():
+    drawn = set()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if "save_figure(" in cell.source:
+                drawn |= set(re.findall(r'^\s*f?"(0\d_\w+)', cell.source, re.M))
+    assert drawn - set(SHOWS) == {"05_example_", "05_nearest_"} and set(SHOWS) <= drawn
+    assert shows("05_example_7") == shows("09_new") == "scans" and not may_show("09_new", simulated=False)
+    assert shows("04_confusion") == COHORT
+
+
+def test_the_page_needs_no_network_and_no_script(study):
+    text = texts(study)["index.html"]
+    page = Page(text)
+    assert not page.all("script") and not page.all("link") and "@import" not in text
+    assert not re.findall(r"""(?:src|href)=["']?(?:https?:|//)|url\(""", text)
+    assert all(attributes["src"].startswith("data:image/png;base64,") for attributes in page.all("img"))
+
+
+def test_the_page_is_ordered_and_described(study):
+    page = Page(texts(study)["index.html"])
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
+    assert levels.count(1) == 1 and all(after - before <= 1 for before, after in pairwise(levels))
+    assert all(len(attributes["alt"]) > 5 for attributes in page.all("img"))
+    assert all("scope" in attributes for attributes in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    targets = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    for link in (attributes["href"] for attributes in page.all("a")):
+        assert link[1:] in targets if link[0] == "#" else (study.folder / "report" / link).is_file(), link
+    assert len({one["id"] for _, one in page.tags if "id" in one}) == sum("id" in one for _, one in page.tags)
+
+
+def test_contrast_is_at_least_that_of_wcag_aa():
+    css = (ROOT / "adlib" / "report" / "templates" / "style.css").read_text()
+    named = dict(re.findall(r"--(\w+): (#\w{6})", css))
+    pairs = [(named[ink], ground) for ink in ("ink", "soft", "link") for ground in (named["ground"], "#f3f5f7")]
+    warning = re.search(r"\.warning {.*background: (#\w{6}); color: (#\w{6})", css)
+    for one, other in [*pairs, warning.groups()]:
+        light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (one, other)
+
+
+def luminance(colour):
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_warning_is_the_first_line_of_every_file(study):
+    for name, text in texts(study).items():
+        if name == "index.html":
+            words = Page(text[text.index("<header>") :]).words.strip()
+        else:
+            words = text.split("\n---\n", 1)[-1].strip().splitlines()[0]
+        expected = "simulated" if study.source.kind == "phantom" else "Research only"
+        assert expected in words[:60], name
+    if study.source.kind == "phantom":
+        card = texts(study)["model-card.md"].split("\n---\n", 1)[1].strip()
+        assert card.startswith("**Trained on simulated images.**")
+
+
+def test_numbers_are_those_of_the_records(study):
+    page = Page(texts(study)["index.html"])
+    assert "balanced accuracy was 0.60 (95 % interval 0.55 to 0.65), where guessing has 0.33" in page.words
+    assert (
+        "volumes, reached 0.50 [0.45,\u00a00.55]; the network less that baseline is 0.10 [0.06,\u00a00.14]"
+        in page.words
+    )
+    assert "the network was better than guessing; it was better than the best baseline" in page.words
+    assert "need come from the brain: background only did not fall to chance" in page.words
+    assert "as it must: chance (0.33) is in the interval" in page.words
+    assert "not as it must: the interval lies above chance (0.33)" in page.words
+    assert "sex F150.55 [0.45,\u00a00.65]" in page.words and "corrected for their number" in page.words
+    assert "Manufacturersnot known" in page.words
+    assert "0.012" in page.words and "4\u00a0(80\u00a0%)" in page.words and "git 0123abc, with changes" in page.words
+    assert "given-split-leaks: 2 people, one scan too. Leaks." in page.words
+    assert "<head> & answer" in page.words or study.source.kind != "phantom"
+
+
+def test_how_the_maps_were_made_and_checked_is_told(study):
+    found = texts(study)
+    page = Page(found["index.html"])
+    assert "Evidence for AD was attributed to the pixels of up to 40 test scans by expected gradients" in page.words
+    assert "Deletion: area gained over random order, logit0.71 [0.61,\u00a00.81]" in page.words
+    row = next(row for row in found["claim.md"].splitlines() if row.startswith("| 31 |"))
+    assert "expected gradients" in row and "random network 0.02 (95 % interval -0.08 to 0.12)" in row
+
+
+def test_maps_without_checks_are_told_to_be_unchecked(made):
+    (made.folder / "attribution" / "sanity.json").unlink()
+    write_report(made)
+    row = next(row for row in texts(made)["claim.md"].splitlines() if row.startswith("| 31 |"))
+    assert row.endswith("They were not checked. |")
+
+
+def test_the_model_index_holds_the_scores(study):
+    front, rest = texts(study)["model-card.md"].removeprefix("---\n").split("\n---\n", 1)
+    content = yaml.safe_load(front)
+    result = content["model-index"][0]["results"][0]
+    found = {metric["type"]: metric for metric in result["metrics"]}
+    assert found["balanced_accuracy"]["value"] == 0.6 and found["balanced_accuracy"]["args"]["ci95"] == [0.55, 0.65]
+    assert content["license"] == ("bsd-3-clause" if study.source.kind == "phantom" else "other")
+    assert "Participants trained on: 10 CN, 10 MCI and 10 AD" in rest and "and age" in rest
+    assert ("python -m adlib.predict" in rest) == (study.source.kind == "phantom")
+
+
+def test_both_checklists_answer_every_item_and_cite_their_guideline(study):
+    found = texts(study)
+    for name, items, dois in (
+        ("claim.md", CLAIM, ("10.1148/ryai.2020200029", "10.1148/ryai.240300")),
+        ("tripod-ai.md", TRIPOD_AI, ("10.1136/bmj-2023-078378",)),
+    ):
+        rows = [row.split(" | ") for row in found[name].splitlines() if row.startswith("| ")][1:]
+        assert [row[0].strip("| ") for row in rows] == [number for number, _, _ in items]
+        assert all(len(row) == 3 and len(row[2].strip("| ")) > 3 for row in rows)
+        assert all(doi in found[name] for doi in dois) and "Not done" in found[name]
+    assert {number for number, _, _ in CLAIM} >= {str(n) for n in range(1, 43)}
+    assert {re.match(r"\d+", number)[0] for number, _, _ in TRIPOD_AI} == {str(n) for n in range(1, 28)}
+    assert set(ALWAYS) <= {key for _, _, key in CLAIM + TRIPOD_AI}
+
+
+def test_methods_have_words_for_every_choice():
+    choices = {
+        (PreprocessParams, "registration"): methods.REGISTRATION,
+        (PreprocessParams, "brain_extraction"): methods.EXTRACTION,
+        (PreprocessParams, "normalise"): methods.NORMALISATION,
+        (InputParams, "pooling"): methods.POOLING,
+        (EvaluateParams, "attribution"): explained.METHODS,
+        (TrainParams, "balance"): methods.BALANCE,
+        (TrainParams, "augment"): methods.AUGMENT,
+    }
+    for (model, name), words in choices.items():
+        assert set(get_args(model.model_fields[name].annotation)) == set(words), name
+    kinds = get_args(get_args(StudyParams.model_fields["source"].annotation)[0] or ())
+    sources = kinds or get_args(StudyParams.model_fields["source"].annotation)
+    assert {get_args(kind.model_fields["kind"].annotation)[0] for kind in sources} == set(methods.SOURCES)
+    assert set(get_args(Control)) == {name for name, run in RUNS.items() if run.group == "control"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("splits.protocol=kfold", "splits.repeats=2"), "5-fold cross-validation, 2 times"),
+        (("splits.protocol=external", "splits.test_sites=[north]"), "The participants of 1 named site were tested"),
+        (("train.patience=3",), "stopped early"),
+        (("splits.protocol=leave_one_site_out",), "stand on one side of every split. 12\u00a0% of the remaining"),
+        (("input.plane=three_planes",), "An axial, a coronal and a sagittal slice"),
+        (("train.members=3", "train.covariates=[age, sex]"), "3 networks per fold"),
+        (("search.trials=4",), "learning_rate and weight_decay were chosen from 4 trials"),
+        (("preprocess.registration=rigid", "preprocess.bias_correction=false"), "not corrected for the bias field"),
+        (("train.weights=path:/secret/weights.pt",), "path:FILE"),
+    ],
+)
+def test_methods_follow_the_params(tmp_path, settings, words):
+    text = Page(write_report(make_finished(tmp_path, COHORTS["phantom"], *settings)).read_text()).words
+    assert words in text and "/secret" not in text
+
+
+def test_written_again_nothing_changes(made):
+    write_report(made)
+    before = {path: path.stat().st_mtime_ns for path in (made.folder / "report").iterdir()}
+    write_report(made)
+    assert {path: path.stat().st_mtime_ns for path in (made.folder / "report").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.json",
+        "attribution/sanity.json",
+        "provenance.json",
+        "manifest.tsv",
+        "flow.tsv",
+        "model.safetensors",
+        "figures/04_forest.png",
+    ],
+)
+def test_a_missing_or_broken_record_is_named_and_the_old_report_stays(made, name):
+    page = write_report(made)
+    before = page.read_bytes()
+    (made.folder / name).write_text("broken" if name != "flow.tsv" else "a\tb\n1\t2\n")
+    if name.endswith(".png"):
+        (made.folder / name).unlink()
+    with pytest.raises(StudyError, match=re.escape(name)):
+        write_report(made)
+    assert page.read_bytes() == before and not list(page.parent.glob(".part*"))
+
+
+def test_a_page_with_a_name_is_refused():
+    names = Names(("sub-0001_ses-1", "sub-0001"))
+    assert names.hidden("sub-0001_ses-1 and sub-0001 but sub-00011") == "one scan and one scan but sub-00011"
+    with pytest.raises(StudyError, match="would name a participant") as caught:
+        names.check("see sub-0001.", "report/index.html")
+    assert "sub-0001" not in str(caught.value)
+    names.check("see sub-00011", "report/index.html")
+
+
+def test_two_studies_side_by_side(tmp_path):
+    a = make_finished(tmp_path / "a")
+    b = make_finished(tmp_path / "b", COHORTS["phantom"], "train.epochs=3")
+    metrics = read_json(b.folder / "metrics.json")
+    metrics["entries"][0] |= {"point": 0.7, "ci95": [0.66, 0.74]}
+    metrics["entries"].pop()
+    write_json(metrics, b.folder / "metrics.json")
+    history = read_json(b.folder / "provenance.json")
+    write_json(history | {"packages": history["packages"] | {"numpy": "2.1.0"}}, b.folder / "provenance.json")
+    page, screen = compare(a.folder, b.folder, tmp_path)
+    assert re.search(r"ResNet50 +Balanced accuracy +0\.600 \[.*\] +0\.700 \[.*\] +\+0\.100 +B outside A's", screen)
+    words = Page(page.read_text()).words  # the cells of a row follow each other without a space
+    assert page == tmp_path / "compare.html" and "train.epochs163" in words
+    assert "numpy2.0.02.1.0" in words and "in one alone" in words and "exec" not in words
+    assert str(tmp_path) not in page.read_text()
+
+
+@pytest.mark.parametrize("missing", [None, "metrics.json", "params.yaml"])
+def test_what_cannot_be_compared_is_told(made, missing):
+    if missing:
+        (made.folder / missing).unlink()
+    other = made.folder if missing else made.folder / "nowhere"
+    with pytest.raises(StudyError, match=missing or "is no folder"):
+        compare(made.folder, other, made.exec.outputs)

@@ -1,0 +1,107 @@
+"""The official BIDS validator finds no fault in a written cohort, and finds those of a spoilt copy."""
+
+import json
+import shutil
+import subprocess
+from importlib import resources
+
+import numpy as np
+import pytest
+from deno import find_deno_bin
+
+from adlib.phantom import cohort as phantom
+from adlib.sources import bids
+from adlib.study.exec_params import HERE
+from adlib.study.records import read_json, read_table, write_json
+from adlib.study.source_params import BidsSource, PhantomSource
+
+CLASSES = ("CN", "MCI", "LMCI", "AD")
+SOURCE = PhantomSource(kind="phantom", participants_per_class=1, voxel_mm=4.0, followup_fraction=1.0)
+TOLERATED = {
+    "TOO_FEW_AUTHORS",  # the authors are one group
+    "AGE_89",  # ages of simulated heads identify nobody
+    ("JSON_KEY_RECOMMENDED", "HEDVersion"),  # there are no events
+}
+UNKNOWN = "SIDECAR_KEY_RECOMMENDED"  # of coils, sequence and address, which the simulation does not have
+
+
+def issues(root):
+    """What the validator says, by severity: code, or code and key. It gets no network, so its schema is its own."""
+    bundle = resources.files("bids_validator_deno") / "bids-validator.js"
+    command = [find_deno_bin(), "run", "--allow-read", "--allow-env", "--deny-net", "--no-prompt", bundle]
+    done = subprocess.run([*command, root, "--format", "json"], capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    found = {"error": set(), "warning": set()}
+    for issue in json.loads(done.stdout)["issues"]["issues"]:
+        found[issue["severity"]].add((issue["code"], issue["subCode"]) if "subCode" in issue else issue["code"])
+    assert (done.returncode != 0) == bool(found["error"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Four participants with two or three sessions each; of some, age, sex or score is missing."""
+    folder = tmp_path_factory.mktemp("cohort")
+    root = phantom.write_cohort(SOURCE, CLASSES, 5, folder, pool=HERE)
+    drawn = phantom.draw_cohort(SOURCE, CLASSES, 5)
+    drawn.loc[drawn["participant_id"] == "sub-0001", ["age", "mmse"]] = np.nan
+    drawn.loc[drawn["participant_id"] == "sub-0002", "sex"] = None
+    drawn.loc[drawn["participant_id"] == "sub-0003", "age"] = 93.0
+    phantom._write_tables(drawn, CLASSES, root)
+    return root
+
+
+def test_a_written_cohort_has_no_error_and_no_warning_but_those_of_what_a_simulation_lacks(cohort):
+    assert "n/a" in (cohort / "participants.tsv").read_text() and list(cohort.glob("sub-*/ses-02"))
+    found = issues(cohort)
+    assert not found["error"]
+    assert {one for one in found["warning"] if one[0] != UNKNOWN} <= TOLERATED
+
+
+def test_the_cohort_is_read_back_with_what_is_missing_left_empty(cohort):
+    listed = bids.read_manifest(BidsSource(kind="bids", root=cohort), pool=HERE).set_index("participant_id")
+    truth = read_table(cohort.parent / "truth" / "truth.tsv", phantom.TRUTH)
+    assert sorted(listed["scan_id"]) == sorted(truth["scan_id"])
+    assert listed.loc["sub-0001", "age"].isna().all() and listed.loc["sub-0002", "sex"].isna().all()
+    assert (listed.loc["sub-0003", "age"].astype(float) == 93.0).all() and listed.loc["sub-0004", "age"].notna().all()
+
+
+def misnamed(root):
+    scan = next(root.rglob("*_T1w.nii.gz"))
+    scan.rename(scan.with_name(scan.name.replace("_T1w", "_T1")))
+
+
+def unnamed(root):
+    path = root / "dataset_description.json"
+    write_json({key: value for key, value in read_json(path).items() if key != "Name"}, path)
+
+
+def without_somebody(root):
+    path = root / "participants.tsv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def uneven(root):
+    path = root / "participants.tsv"
+    path.write_text(path.read_text().replace("\tCN\t", "\t"))
+
+
+def cut_short(root):
+    scan = next(root.rglob("*_T1w.nii.gz"))
+    scan.write_bytes(scan.read_bytes()[:20])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (misnamed, "NOT_INCLUDED"),
+        (unnamed, ("JSON_KEY_REQUIRED", "Name")),
+        (without_somebody, "PARTICIPANT_ID_MISMATCH"),
+        (uneven, "TSV_EQUAL_ROWS"),
+        (cut_short, "NIFTI_HEADER_UNREADABLE"),
+    ],
+)
+def test_a_spoilt_copy_has_the_error(cohort, tmp_path, spoil, code):
+    shutil.copytree(cohort, tmp_path / "bids")
+    spoil(tmp_path / "bids")
+    assert code in issues(tmp_path / "bids")["error"]

@@ -1,0 +1,260 @@
+"""A converted image is taken again only while source, code, image and record are what they were."""
+
+import errno
+import os
+import re
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from adlib.sources import dicom, dicom_tree, oasis, oasis2_slices
+from adlib.sources.dicom_writer import write_series
+from adlib.study import conversion
+from adlib.study.exec_params import HERE
+from adlib.study.records import StudyError, file_digest
+from adlib.study.source_params import Oasis2SlicesSource
+
+AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
+VOLUME = np.random.default_rng(3).integers(1, 900, (44, 42, 41)).astype(np.int16)
+SYSTEM = [OSError(errno.EIO, "Input/output error"), OSError(errno.ENOSPC, "No space left on device"), MemoryError()]
+
+
+@pytest.fixture
+def session(tmp_path):
+    """One session of DICOM, and where it is converted to."""
+    write_series(VOLUME, AFFINE, tmp_path / "dicom", "T1 MPRAGE")
+    return {"path": str(tmp_path / "dicom"), "participant_id": "sub-1", "session_id": "ses-1"}
+
+
+def converter(monkeypatch, path, line):
+    """A converter that does this line of shell and nothing else."""
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o700)
+    monkeypatch.setattr(dicom.dcm2niix, "bin", str(path))
+
+
+def raising(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+def pixels(row):
+    return np.sort(np.asarray(nib.load(row["path"]).dataobj), axis=None)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("kill -9 $$", "signal 9"),
+        ("exit 5", "code 5"),
+        ("exit 6", "code 6"),
+        ("exit 7", "code 7"),
+    ],
+)
+def test_a_stopped_converter_stops_the_run_and_the_next_run_converts(session, tmp_path, monkeypatch, line, words):
+    with monkeypatch.context() as patched:
+        converter(patched, tmp_path / "converter", line)
+        with pytest.raises(StudyError, match=words):
+            dicom_tree.convert_session(session, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (row,) = dicom_tree.convert_session(session, tmp_path / "out")
+    assert "excluded" not in row and np.array_equal(pixels(row), np.sort(VOLUME, axis=None))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("kill -SEGV $$", "dcm2niix crashed .Segmentation fault.*export"), ("exec sleep 60", "took over")],
+)
+def test_a_session_that_crashes_or_hangs_the_converter_is_left_out_alone_and_tried_again(
+    session, tmp_path, monkeypatch, line, words
+):
+    with monkeypatch.context() as patched:
+        converter(patched, tmp_path / "converter", line)
+        patched.setattr(dicom, "TIMEOUT_S", 0.5 if "sleep" in line else 30)
+        (row,) = dicom_tree.convert_session(session, tmp_path / "out")
+    assert re.search(words, row["excluded"]) and row["participant_id"] == "sub-1"
+    (row,) = dicom_tree.convert_session(session, tmp_path / "out")
+    assert "excluded" not in row
+
+
+def test_half_of_an_analyze_pair_is_left_out_until_the_other_half_is_there(tmp_path):
+    session = tmp_path / "OAS1_0001_MR1" / "RAW"
+    session.mkdir(parents=True)
+    image = nib.Spm99AnalyzeImage(VOLUME, AFFINE)
+    nib.save(image, session / "OAS1_0001_MR1_mpr-1.img")
+    (session / "OAS1_0001_MR1_mpr-1.img").rename(tmp_path / "away")
+    row = {"scan_id": "one", "path": str(session / "OAS1_0001_MR1_mpr-1.hdr")}
+    assert "half of a pair" in oasis._converted(row, tmp_path / "out")["excluded"]
+    (tmp_path / "away").rename(session / "OAS1_0001_MR1_mpr-1.img")
+    assert "excluded" not in oasis._converted(row, tmp_path / "out")
+
+
+def test_what_a_killed_converter_left_is_not_taken(session, tmp_path, monkeypatch):
+    whole = dicom.dcm2niix.bin
+    converter(monkeypatch, tmp_path / "converter", f'"{whole}" "$@"; kill -9 $$')
+    with pytest.raises(StudyError, match="signal 9"):
+        dicom_tree.convert_session(session, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("code", "lists"), [(2, False), (1, True), (4, True), (8, True)])
+def test_other_codes_of_the_converter_tell_of_the_files(session, tmp_path, monkeypatch, code, lists):
+    whole = dicom.dcm2niix.bin
+    converter(monkeypatch, tmp_path / "converter", f'"{whole}" "$@"; exit {code}' if lists else f"exit {code}")
+    (row,) = dicom_tree.convert_session(session, tmp_path / "out")
+    assert ("excluded" in row) != lists
+    assert lists or "holds no DICOM image series" in row["excluded"]
+
+
+@pytest.mark.parametrize("error", SYSTEM, ids=["EIO", "ENOSPC", "memory"])
+def test_a_fault_of_the_machine_while_unpacking_is_not_stored(session, tmp_path, monkeypatch, error):
+    with zipfile.ZipFile(tmp_path / "visit.zip", "w") as archive:
+        for file in sorted((tmp_path / "dicom").iterdir()):
+            archive.write(file, file.name)
+    session["path"] = str(tmp_path / "visit.zip")
+    with monkeypatch.context() as patched:
+        patched.setattr(dicom.shutil, "copyfileobj", raising(error))
+        with pytest.raises((StudyError, MemoryError)):
+            dicom_tree.convert_session(session, tmp_path / "out")
+    (row,) = dicom_tree.convert_session(session, tmp_path / "out")
+    assert "excluded" not in row
+
+
+def test_a_zip_that_is_damaged_is_an_exclusion_and_stays_one(session, tmp_path, monkeypatch):
+    session["path"] = str(tmp_path / "visit.zip")
+    (tmp_path / "visit.zip").write_bytes(b"no zip")
+    (row,) = dicom_tree.convert_session(session, tmp_path / "out")
+    assert "not a readable zip" in row["excluded"]
+    monkeypatch.setattr(dicom_tree, "list_series", raising(AssertionError("converted again")))
+    assert dicom_tree.convert_session(session, tmp_path / "out") == [row]
+
+
+def test_other_code_or_another_converter_converts_again_and_the_same_does_not(session, tmp_path, monkeypatch):
+    calls = []
+    read = dicom_tree.list_series
+    monkeypatch.setattr(dicom_tree, "list_series", lambda where: calls.append(where) or read(where))
+    monkeypatch.setattr(conversion, "code_digest", lambda module: f"{module} as it is")
+    monkeypatch.setattr(conversion, "package_versions", lambda names: dict.fromkeys(names, "1"))
+
+    def conversions():
+        conversion.code_of.cache_clear()
+        dicom_tree.convert_session(session, tmp_path / "out")
+        return len(calls)
+
+    assert [conversions(), conversions()] == [1, 1]
+    monkeypatch.setattr(conversion, "code_digest", lambda module: f"{module} changed")
+    assert [conversions(), conversions()] == [2, 2]
+    monkeypatch.setattr(conversion, "package_versions", lambda names: {name: "2" for name in names if "dcm" in name})
+    assert [conversions(), conversions()] == [3, 3]
+    conversion.code_of.cache_clear()
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "list", "bytes", "value", "image", "no image"])
+def test_a_damaged_record_or_image_is_made_again(session, tmp_path, damage):
+    (row,) = dicom_tree.convert_session(session, tmp_path / "out")
+    image, record = (tmp_path / "out" / f"sub-1_ses-1_T1w{end}" for end in (".nii.gz", ".json"))
+    before, text = file_digest(image), record.read_text()
+    if damage == "no image":
+        image.unlink()
+    elif damage == "image":
+        image.write_bytes(image.read_bytes()[:-100])
+    else:
+        changed = {"cut": text[: len(text) // 2], "empty": "", "list": "[]", "value": text.replace("44x", "45x")}
+        record.write_bytes(b"\xff\xfe{" if damage == "bytes" else changed[damage].encode())
+        assert record.read_bytes() != text.encode()
+    assert dicom_tree.convert_session(session, tmp_path / "out") == [row]
+    assert file_digest(image) == before and record.read_text() == text
+
+
+def oasis_row(folder, values=VOLUME):
+    """One Analyze image as OASIS has it."""
+    folder.mkdir(exist_ok=True)
+    nib.save(nib.Spm99AnalyzeImage(values, AFFINE), folder / "image.img")
+    (folder / "image.mat").unlink(missing_ok=True)
+    return {"path": str(folder / "image.hdr"), "scan_id": "sub-1_ses-1_T1w"}
+
+
+def test_a_replaced_oasis_image_is_converted_again_and_the_same_is_not(tmp_path):
+    row = oasis_row(tmp_path / "in")
+    times = (tmp_path / "in" / "image.img").stat()
+    first = oasis._converted(row, tmp_path / "out")
+    assert np.array_equal(pixels(first), np.sort(VOLUME, axis=None))
+    stamp = Path(first["path"]).stat().st_mtime_ns
+    assert oasis._converted(row, tmp_path / "out") == first
+    assert Path(first["path"]).stat().st_mtime_ns == stamp
+    oasis_row(tmp_path / "in", VOLUME + 5)
+    os.utime(tmp_path / "in" / "image.img", ns=(times.st_atime_ns, times.st_mtime_ns))
+    second = oasis._converted(row, tmp_path / "out")
+    assert np.array_equal(pixels(second), np.sort(VOLUME, axis=None) + 5)
+
+
+def test_an_oasis_image_that_was_replaced_by_none_leaves_no_old_one(tmp_path):
+    row = oasis_row(tmp_path / "in")
+    oasis._converted(row, tmp_path / "out")
+    (tmp_path / "in" / "image.img").write_bytes(b"short")
+    assert "cannot be read" in oasis._converted(row, tmp_path / "out")["excluded"]
+    oasis_row(tmp_path / "in", np.stack([VOLUME, VOLUME], axis=3))
+    assert "not one volume" in oasis._converted(row, tmp_path / "out")["excluded"]
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
+def test_a_damaged_oasis_target_is_converted_again(tmp_path):
+    row = oasis_row(tmp_path / "in")
+    first = oasis._converted(row, tmp_path / "out")
+    (tmp_path / "out" / "sub-1_ses-1_T1w.nii.gz").write_bytes(b"damaged")
+    assert oasis._converted(row, tmp_path / "out") == first
+
+
+@pytest.mark.parametrize("part", ["load", "save"])
+@pytest.mark.parametrize("error", SYSTEM, ids=["EIO", "ENOSPC", "memory"])
+def test_a_fault_of_the_machine_excludes_no_oasis_image(tmp_path, monkeypatch, error, part):
+    row = oasis_row(tmp_path / "in")
+    with monkeypatch.context() as patched:
+        patched.setattr(oasis.nib, part, raising(error))
+        with pytest.raises(StudyError, match=r"image\.img could not be read or converted"):
+            oasis._converted(row, tmp_path / "out")
+    assert "excluded" not in oasis._converted(row, tmp_path / "out")
+
+
+@pytest.fixture
+def slices(tmp_path):
+    """A root of OASIS-2 mid-slices in a zip; call to write it with slices of one value."""
+    head = "Subject ID,MRI ID,Group,Visit,MR Delay,M/F,Hand,Age,EDUC,SES,MMSE,CDR,eTIV,nWBV,ASF"
+    line = "OAS2_0001,OAS2_0001_MR1,Nondemented,1,0,M,R,87,14,2,27,0,1987,0.696,0.883"
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "oasis_longitudinal.csv").write_text(f"{head}\n{line}\n")
+
+    def write(value):
+        with zipfile.ZipFile(root / "slices.zip", "w") as archive:
+            for plane in oasis2_slices.PLANES:
+                image = nib.Nifti1Image(np.full((8, 9), value, np.uint8), np.eye(4))
+                nib.save(image, tmp_path / "plane.nii.gz")
+                archive.write(tmp_path / "plane.nii.gz", f"{plane}/OAS2_0001_MR1_{plane}.nii.gz")
+        return root
+
+    return write
+
+
+def test_a_zip_of_slices_that_is_damaged_is_named(tmp_path):
+    (tmp_path / "slices.zip").write_bytes(b"no zip")
+    with pytest.raises(StudyError, match=r"slices.zip is not a readable zip of slices \(.*fetch it again"):
+        oasis2_slices._slice_folder(tmp_path, tmp_path / "out")
+
+
+def test_slices_of_a_replaced_zip_and_damaged_ones_are_unpacked_again(slices, tmp_path):
+    def values(root):
+        source = Oasis2SlicesSource(kind="oasis2_slices", root=root)
+        paths = oasis2_slices.read_manifest(source, tmp_path / "out", pool=HERE)["path"].iloc[0].split("|")
+        return paths, [int(np.asarray(nib.load(path).dataobj).mean()) for path in paths]
+
+    paths, first = values(slices(1))
+    stamp = Path(paths[0]).stat().st_mtime_ns
+    assert first == [1, 1, 1] and values(tmp_path / "root")[1] == first and Path(paths[0]).stat().st_mtime_ns == stamp
+    Path(paths[2]).unlink()
+    assert values(tmp_path / "root")[1] == [1, 1, 1]
+    assert values(slices(2))[1] == [2, 2, 2]

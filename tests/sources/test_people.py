@@ -1,0 +1,65 @@
+"""The table of people and visits that a user brings."""
+
+import pytest
+
+from adlib.sources.people import PeopleTable, bids_label, session_label
+from adlib.study.records import StudyError
+
+
+def table(tmp_path, text, **settings):
+    (tmp_path / "people.csv").write_text(text)
+    return PeopleTable(tmp_path / "people.csv", **settings)
+
+
+def test_a_visit_goes_before_its_participant(tmp_path):
+    found = table(tmp_path, "participant_id,session_id,age\n001,1,70\n001,2,71\n002,,80\n")
+    assert found.about(None, "", "sub-001", "ses-02") == {"age": "71"}
+    assert found.about(None, "", "sub-002", "ses-07") == {"age": "80"}
+    assert found.about(None, "", "sub-003", "ses-01") == {}
+
+
+def test_columns_are_translated_and_the_label_is_taken_on_request_only(tmp_path):
+    text = "who;M/F;Group\nA_1;F;AD\n"
+    names = {"who": "participant_id", "M/F": "sex"}
+    assert table(tmp_path, text, columns=names).about(None, "", "sub-A1", "ses-01") == {"sex": "F"}
+    labelled = table(tmp_path, text, columns=names, label_column="Group")
+    assert labelled.about(None, "", "sub-A1", "ses-01") == {"sex": "F", "diagnosis": "AD"}
+
+
+def test_a_picture_is_found_by_its_path(tmp_path):
+    found = table(tmp_path, 'path,participant_id\n"train/AD/1 (2).jpg",7\ntrain\\AD\\3.jpg,8\n', root=tmp_path)
+    expected = {"participant_id": "sub-7", "participant_source": "people.csv"}
+    assert found.about("x", "train/AD/1 (2).jpg", None, None) == expected
+    assert found.about("x", "train/AD/3.jpg", None, None)["participant_id"] == "sub-8"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name,age\nx,1\n", r"none of the columns \['path', 'scan_id', 'participant_id'\]"),
+        ("participant_id,age\n1,70\n1,71\n", "different things of one participant_id: lines 2, 3"),
+        ("path,participant_id\n../../etc/passwd,1\n", "line 2: the path '../../etc/passwd'"),
+        ("path,participant_id\n/etc/passwd,1\n", "lies outside"),
+        ("path,participant_id\na.jpg,1\n,2\n", "line 3, column 'path' is empty"),
+        ("participant_id\n---\n", "no letter or digit"),
+        ("participant_id\nA-1\nA1\n", "'A-1' and 'A1' would both be called sub-A1"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, text, words):
+    with pytest.raises(StudyError, match=words):
+        table(tmp_path, text, root=tmp_path)
+
+
+def test_a_missing_label_column_names_those_there_are(tmp_path):
+    with pytest.raises(StudyError, match=r"lacks columns \['dx'\]; it has \['participant_id', 'age'\]"):
+        table(tmp_path, "participant_id,age\n1,70\n", label_column="dx")
+
+
+def test_names_become_bids_labels():
+    assert bids_label("sub", "OAS2_0001") == bids_label("sub", "sub-OAS20001") == "sub-OAS20001"
+    assert [session_label(text) for text in ("1", "ses-01", "2014-03-02", "M000")] == [
+        "ses-01",
+        "ses-01",
+        "ses-20140302",
+        "ses-M000",
+    ]

@@ -1,0 +1,127 @@
+import json
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from adlib.sources import bids, oasis2_slices
+from adlib.study.exec_params import HERE
+from adlib.study.records import MANIFEST, StudyError, check_table
+from adlib.study.source_params import BidsSource, Oasis2SlicesSource
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    rows = [("sub-01", 70, "F", "CN"), ("sub-02", 75, "M", "AD"), ("sub-03", 71, "F", "n/a")]
+    table = pd.DataFrame(rows, columns=["participant_id", "age", "sex", "group"])
+    table.to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
+    for name, sessions in (("sub-01", ("ses-a", "ses-b")), ("sub-02", ("",)), ("sub-03", ("",))):
+        for session in sessions:
+            anat = tmp_path / name / session / "anat"
+            anat.mkdir(parents=True)
+            stem = "_".join(part for part in (name, session, "T1w") if part)
+            nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.int16), np.diag([1, 2, 3, 1])), anat / f"{stem}.nii.gz")
+            (anat / f"{stem}.json").write_text(json.dumps({"Manufacturer": "Maker", "MagneticFieldStrength": 3}))
+    visits = pd.DataFrame({"session_id": ["ses-a", "ses-b"], "age": [70, 72], "group": ["CN", "MCI"]})
+    visits.to_csv(tmp_path / "sub-01" / "sub-01_sessions.tsv", sep="\t", index=False)
+    return tmp_path
+
+
+def test_bids_rows_carry_visit_labels_headers_and_sidecars(dataset):
+    listed = bids.read_manifest(BidsSource(kind="bids", root=dataset, label_column="group"), pool=HERE)
+    rows = listed.set_index("scan_id")
+    assert rows.loc["sub-01_ses-b_T1w", ["diagnosis", "age"]].tolist() == ["MCI", "72"]
+    assert rows.loc["sub-02_T1w", ["session_id", "shape", "voxel_z_mm"]].tolist() == ["ses-01", "4x5x6", 3.0]
+    assert rows.loc["sub-02_T1w", ["manufacturer", "field_strength_T"]].tolist() == ["Maker", 3]
+    assert pd.isna(rows.loc["sub-03_T1w", "diagnosis"])
+    assert len(check_table(listed.dropna(subset=["diagnosis"]), MANIFEST, "test")) == 3
+
+
+def test_labels_are_renamed_by_params(dataset):
+    source = BidsSource(kind="bids", root=dataset, label_column="group", labels={"AD": "demented"})
+    assert set(bids.read_manifest(source, pool=HERE)["diagnosis"].dropna()) == {"CN", "MCI", "demented"}
+
+
+def test_a_corrupt_image_is_listed_without_shape(dataset):
+    (dataset / "sub-02" / "anat" / "sub-02_T1w.nii.gz").write_bytes(b"not gzip")
+    listed = bids.read_manifest(BidsSource(kind="bids", root=dataset, label_column="group"), pool=HERE)
+    assert listed.set_index("scan_id")["shape"].isna().tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: (d / "participants.tsv").unlink(), "participants.tsv does not exist"),
+        (lambda d: (d / "participants.tsv").write_text("a,b\n1,2\n"), "lacks column 'participant_id'"),
+        (lambda d: (d / "participants.tsv").write_text("participant_id\nsub-01\nsub-01\n"), "more than once"),
+        (lambda d: [p.unlink() for p in d.rglob("*.nii.gz")], "no sub-"),
+    ],
+)
+def test_broken_bids_datasets_say_what_is_wrong(dataset, change, words):
+    change(dataset)
+    with pytest.raises(StudyError, match=words):
+        bids.read_manifest(BidsSource(kind="bids", root=dataset, label_column="group"), pool=HERE)
+
+
+def test_a_wrong_label_column_names_those_there_are(dataset):
+    (dataset / "sub-01" / "sub-01_sessions.tsv").unlink()
+    with pytest.raises(StudyError, match=r"set source\.label_column"):
+        bids.read_manifest(BidsSource(kind="bids", root=dataset, label_column="dx"), pool=HERE)
+    with pytest.raises(StudyError, match="is not a folder"):
+        bids.read_manifest(BidsSource(kind="bids", root=dataset / "none"), pool=HERE)
+
+
+@pytest.fixture
+def slices(tmp_path):
+    header = "Subject ID;MRI ID;Group;Visit;MR Delay;M/F;Hand;Age;EDUC;SES;MMSE;CDR;eTIV;nWBV;ASF"
+    lines = [
+        "OAS2_0001;OAS2_0001_MR1;Nondemented;1;0;M;R;87;14;2;27;0;1987;0,696;0,883",
+        "OAS2_0002;OAS2_0002_MR1;Demented;1;0;F;R;75;12;;23;0,5;1678;0,736;1,046",
+        "OAS2_0003;OAS2_0003_MR1;Demented;1;0;F;R;80;12;;20;1;1500;0,700;1,046",
+    ]
+    (tmp_path / "oasis_longitudinal_demographic.csv").write_text("\n".join([header, *lines]))
+    for name in ("OAS2_0001_MR1", "OAS2_0002_MR1"):
+        for plane in oasis2_slices.PLANES:
+            (tmp_path / plane).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(np.ones((8, 9), np.uint8), np.eye(4)), tmp_path / plane / f"{name}_{plane}.nii.gz")
+    return tmp_path
+
+
+def read_slices(root, tmp_path):
+    source = Oasis2SlicesSource(kind="oasis2_slices", root=root)
+    return oasis2_slices.read_manifest(source, tmp_path / "u", pool=HERE)
+
+
+def test_oasis_sessions_with_three_planes_become_scans(slices, tmp_path):
+    listed = read_slices(slices, tmp_path)
+    whole = listed[listed["excluded"].isna()]
+    assert whole["diagnosis"].tolist() == ["CN", "MCI"]
+    assert whole["nbv"].tolist() == [0.696, 0.736]
+    assert whole["path"].str.count(r"\|").tolist() == [2, 2]
+    left = listed[listed["excluded"].notna()]
+    assert left["scan_id"].tolist() == ["OAS2_0003_MR1"]
+    assert left["excluded"].tolist() == ["no slice in axl, cor, sag"]
+
+
+@pytest.mark.parametrize("dialect", ["commas", "mangled", "utf16"])
+def test_oasis_tables_of_other_dialects_say_the_same(slices, tmp_path, dialect):
+    table = slices / "oasis_longitudinal_demographic.csv"
+    before = read_slices(slices, tmp_path)
+    text = table.read_text()
+    if dialect == "commas":
+        text = text.replace(",", ".").replace(";", ",")
+    elif dialect == "mangled":
+        text = text.replace("M/F", "M.F").replace("MRI ID", "MRI.ID")
+    table.write_bytes(text.encode("utf-16") if dialect == "utf16" else text.encode())
+    pd.testing.assert_frame_equal(read_slices(slices, tmp_path), before)
+
+
+def test_oasis_without_its_table_or_column_is_refused(slices, tmp_path):
+    table = slices / "oasis_longitudinal_demographic.csv"
+    table.write_text(table.read_text().replace("CDR", "Rating"))
+    with pytest.raises(StudyError, match=r"lacks columns \['cdr'\]"):
+        oasis2_slices.read_manifest(Oasis2SlicesSource(kind="oasis2_slices", root=slices), tmp_path / "u", pool=HERE)
+    table.unlink()
+    with pytest.raises(StudyError, match="longitudinal"):
+        oasis2_slices.read_manifest(Oasis2SlicesSource(kind="oasis2_slices", root=slices), tmp_path / "u", pool=HERE)

@@ -1,0 +1,309 @@
+"""The command as users see it: exit codes, what runs and why, failures, interruption, resume, check."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import matplotlib.pyplot as plt
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from IPython.core.formatters import DisplayFormatter
+from throwaway import CELLS, command, environment, make_project, run, write_notebook
+
+from adlib.figures.theme import save_figure
+from adlib.study import publication
+from adlib.study.execution import write_html
+from adlib.study.params import load_params
+from adlib.study.records import write_json
+
+RESULTS = ("manifest.tsv", "features.tsv", "metrics.json", "figures/01_cohort.png", "figures/03_scores.png")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A project that has run once, and what the run said."""
+    project = make_project(tmp_path_factory.mktemp("done") / "project")
+    return project, run(project)
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_project(tmp_path / "project")
+
+
+@pytest.fixture
+def finished(done, tmp_path):
+    """A copy of the project that has run."""
+    return shutil.copytree(done[0], tmp_path / "finished")
+
+
+def outputs(project):
+    return {name: (project / "outputs" / "tiny" / name).read_bytes() for name in RESULTS}
+
+
+def ran(process):
+    return re.findall(r"(\w+)  done in", process.stdout)
+
+
+def start(project, *arguments, **extra):
+    return subprocess.Popen(
+        command(project, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**extra),
+        cwd=project.parent,
+    )
+
+
+def wait_for(path, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert path.exists()
+
+
+def children(pid):
+    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(line) for line in listing.stdout.split()]
+
+
+def alive(pid):
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
+
+
+def gone(pids, seconds=15.0):
+    end = time.monotonic() + seconds
+    while any(map(alive, pids)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return not any(map(alive, pids))
+
+
+def test_a_first_run_makes_everything(done):
+    project, process = done
+    folder = project / "outputs" / "tiny"
+    assert process.returncode == 0, process.stderr
+    assert ran(process) == list(CELLS)
+    assert "01_data_audit  runs: never run (first time)" in process.stdout
+    for name in CELLS:
+        executed = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
+        assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
+    assert sorted(path.name for path in (project / "figures").glob("*.png")) == ["01_cohort.png", "03_scores.png"]
+    assert (project / "figures" / "metrics.json").read_bytes() == (folder / "metrics.json").read_bytes()
+
+
+def test_the_html_needs_no_network(done):
+    pages = list((done[0] / "outputs" / "tiny" / "notebooks").glob("*.html"))
+    assert len(pages) == 3
+    for page in pages:
+        assert not re.findall(r"""(?:src|href)=["']?https?:|import\(|@import|url\(["']?https?:""", page.read_text())
+
+
+def test_provenance_tells_the_run_but_the_published_one_no_path(done):
+    project, _ = done
+    own = json.loads((project / "outputs" / "tiny" / "provenance.json").read_text())
+    published = (project / "figures" / "provenance.json").read_text()
+    assert own["packages"]["numpy"] and own["seed"] == 20 and set(own["seconds"]) == set(CELLS)
+    assert own["params"]["exec"]["outputs"] == "outputs" and "exec" not in json.loads(published)["params"]
+    assert str(project) not in published
+
+
+def test_a_second_run_does_nothing_and_says_so(done):
+    project, _ = done
+    before = time.monotonic()
+    process = run(project)
+    assert process.returncode == 0 and ran(process) == []
+    assert process.stdout.count("skipped: its code, params, inputs and outputs are unchanged") == 3
+    assert time.monotonic() - before < 20
+
+
+def test_dry_run_says_what_would_run_and_runs_nothing(done):
+    project, _ = done
+    before = outputs(project)
+    process = run(project, "--dry-run", "--set", "preprocess.resolution_mm=2.0")
+    assert "01_data_audit  skip" in process.stdout
+    assert "02_preprocessing  run: params preprocess.resolution_mm changed from 1.0 to 2.0" in process.stdout
+    assert "03_evaluation  run, unless 02_preprocessing writes the same again" in process.stdout
+    assert outputs(project) == before and "resolution_mm: 1.0" in (project / "outputs/tiny/params.yaml").read_text()
+
+
+def test_the_report_is_written_when_all_steps_are_up_to_date(finished):
+    page = finished / "outputs" / "tiny" / "report" / "index.html"
+    assert page.is_file()
+    page.unlink()
+    write_notebook(finished / "notebooks" / "03_evaluation.ipynb", [*CELLS["03_evaluation"], "1 + 1"])
+    early = run(finished, "--only", "01")
+    assert early.returncode == 0 and "no new report: it waits for 03_evaluation" in early.stdout and not page.exists()
+    whole = run(finished)
+    assert whole.returncode == 0 and "report: outputs/tiny/report/index.html" in whole.stdout and page.is_file()
+
+
+def test_a_report_that_fails_is_told_plainly(finished):
+    module = finished / "adlib" / "report" / "__init__.py"
+    module.write_text(
+        "from adlib.study.records import StudyError\ndef write_report(params):\n    raise StudyError('no flow.tsv')\n"
+    )
+    process = run(finished)
+    assert process.returncode == 1 and process.stderr == "the report was not written\nno flow.tsv\n"
+
+
+def test_check_tells_identical_inside_outside_and_other_studies(done, tmp_path):
+    project, _ = done
+    reference = project / "figures" / "metrics.json"
+    content = json.loads(reference.read_text())
+    good = run(project, "--check")
+    assert good.returncode == 0 and "all 1 metrics are identical" in good.stdout
+    cases = [
+        ({"point": 0.05}, 0, "inside the reference's 95 % interval"),
+        ({"point": 0.2, "ci95": [0.1, 0.3]}, 1, "outside"),
+        ({"metric": "sensitivity"}, 1, "not regenerated"),
+    ]
+    try:
+        for change, code, verdict in cases:
+            entry = {**content["entries"][0], **change}
+            reference.write_text(json.dumps({**content, "entries": [entry]}))
+            process = run(project, "--check")
+            assert (process.returncode, verdict in process.stdout) == (code, True), process.stdout
+            assert "not all of the" in process.stdout
+        reference.write_text(json.dumps({**content, "study": "other"}))
+        other = run(project, "--check")
+        assert other.returncode == 1 and "is of study 'other', not 'tiny'" in other.stderr
+        assert run(project, "--accept").returncode == 0
+        assert json.loads(reference.read_text()) == content
+    finally:
+        reference.write_text(json.dumps(content))
+
+
+def test_a_p_value_is_shown_but_not_held_against_an_interval(tmp_path):
+    params = load_params("params/smoke.yaml", (f"exec.outputs={tmp_path / 'outputs'}",))
+    entry = {"run": "resnet50", "level": "subject", "metric": "permutation_p", "class": None, "n": 9, "ci95": None}
+    for folder, point in ((tmp_path / "figures", 0.01), (params.folder, 0.02)):
+        write_json({"study": "smoke", "entries": [entry | {"point": point}]}, folder / "metrics.json")
+    assert publication.compare(params, tmp_path)["verdict"].tolist() == [publication.UNBOUNDED]
+
+
+def test_missing_metrics_are_named(project):
+    (project / "figures").mkdir()
+    process = run(project, "--check")
+    assert process.returncode == 1 and "there is no reference" in process.stderr
+    (project / "figures" / "metrics.json").write_text('{"study": "tiny", "entries": []}')
+    process = run(project, "--check")
+    assert process.returncode == 1 and "run the study first" in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "train.epoch=3"], "did you mean 'epochs'"),
+        (["--params", "params/none.yaml"], "does not exist"),
+        (["--only", "07"], "there is no step '07'"),
+        (["--forse"], "unrecognized arguments"),
+    ],
+)
+def test_what_cannot_be_run_exits_3(project, arguments, words):
+    process = run(project, *arguments)
+    assert process.returncode == 3 and words in process.stderr and "Traceback" not in process.stderr
+
+
+def test_only_a_later_step_without_its_inputs(project):
+    process = run(project, "--only", "03")
+    assert process.returncode == 1 and "reads features.tsv" in process.stderr
+
+
+def test_a_failing_cell_is_named_and_the_next_run_goes_on_from_there(finished):
+    project = finished
+    notebook = project / "notebooks" / "02_preprocessing.ipynb"
+    write_notebook(notebook, [*CELLS["02_preprocessing"], "# a comment first\nbroken = 1 / 0"])
+    process = run(project)
+    assert process.returncode == 1 and ran(process) == []
+    assert "02_preprocessing.ipynb failed in cell In [6]: broken = 1 / 0" in process.stderr
+    assert "ZeroDivisionError: division by zero" in process.stderr
+    assert "outputs/tiny/notebooks/02_preprocessing.ipynb" in process.stderr
+    write_notebook(notebook, CELLS["02_preprocessing"])
+    process = run(project)
+    assert process.returncode == 0 and ran(process) == ["02_preprocessing"], "features.tsv is the same again"
+    assert "02_preprocessing  runs: the last run did not finish" in process.stdout
+
+
+@pytest.mark.parametrize(("error", "code"), [("StudyError", 1), ("AuditStop", 2)])
+def test_a_study_error_is_told_plainly(project, error, code):
+    write_notebook(project / "notebooks" / "01_data_audit.ipynb", [f"raise science.{error}('no scans in the folder')"])
+    process = run(project)
+    assert process.returncode == code
+    assert process.stderr == "[1/3] 01_data_audit stopped\nno scans in the folder\n"
+
+
+def test_a_dying_kernel_is_told_with_its_cell(project):
+    write_notebook(project / "notebooks" / "01_data_audit.ipynb", ["import os\nos.kill(os.getpid(), 9)"])
+    process = run(project)
+    assert process.returncode == 1 and "the kernel died in cell In [4]: import os" in process.stderr
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_killed_or_interrupted_in_the_middle_the_next_run_ends_with_the_same(done, finished, kind):
+    project = finished
+    for name in ("derivatives", "features.tsv", "metrics.json"):
+        path = project / "outputs" / "tiny" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    process = start(project, SLOW="1")
+    wait_for(project / "outputs" / "tiny" / "derivatives" / "1.txt")
+    kernels = children(process.pid)
+    refused = run(project) if kind == signal.SIGINT else None
+    process.send_signal(kind)
+    _, errors = process.communicate(timeout=20)
+    assert kernels and gone(kernels)
+    if refused:
+        assert refused.returncode == 3 and "another run is at work in outputs/tiny" in refused.stderr
+        assert process.returncode == 130 and "run the same command again" in errors
+    again = run(project)
+    assert again.returncode == 0 and ran(again) == ["02_preprocessing", "03_evaluation"]
+    assert outputs(project) == outputs(done[0])
+
+
+def test_only_and_force(done):
+    process = run(done[0], "--only", "01", "--force")
+    assert process.returncode == 0 and ran(process) == ["01_data_audit"] and "runs: forced (about" in process.stdout
+
+
+def test_a_rerun_step_publishes_no_stale_figure(finished):
+    project = finished
+    write_notebook(project / "notebooks" / "01_data_audit.ipynb", CELLS["01_data_audit"][:1])
+    process = run(project)
+    assert process.returncode == 0 and "code of notebooks/01_data_audit.ipynb changed" in process.stdout
+    assert ran(process) == ["01_data_audit"], "the manifest is the same, so nothing after it runs"
+    assert [path.name for path in (project / "figures").glob("*.png")] == ["03_scores.png"]
+
+
+def test_a_reader_that_goes_away_does_not_stop_the_study(finished):
+    (finished / "outputs" / "tiny" / "metrics.json").unlink()
+    process = start(finished)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert (finished / "outputs" / "tiny" / "metrics.json").is_file()
+
+
+def test_a_figure_on_the_page_has_its_caption_as_text(tmp_path):
+    figure, _ = plt.subplots()
+    caption = 'Share of "CN" < 1'
+    picture = save_figure(figure, tmp_path, "01_x", notebook="01", sources="t", caption=caption)
+    data, metadata = DisplayFormatter().format(picture)
+    output = nbformat.v4.new_output("display_data", data=data, metadata=metadata)
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])]), tmp_path / "x.ipynb"
+    )
+    (image,) = BeautifulSoup(write_html(tmp_path / "x.ipynb").read_text(), "html.parser").select("img")
+    assert image["alt"] == caption and image["src"].startswith("data:image/png;base64,")
+
+
+def test_of_a_progress_bar_the_page_shows_only_the_end(tmp_path):
+    bar = [nbformat.v4.new_output("stream", name="stderr", text=f"\rwork {n} of 3") for n in range(4)]
+    cell = nbformat.v4.new_code_cell("1", outputs=bar)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "x.ipynb")
+    page = write_html(tmp_path / "x.ipynb").read_text()
+    assert "work 3 of 3" in page
+    assert "work 2 of 3" not in page

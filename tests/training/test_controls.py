@@ -1,0 +1,147 @@
+"""Controls: what each takes away or gives away, and that the leak is seen."""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from made_head import made_head, random_affine
+from tiny_study import CLASSES, accuracy, make_study
+
+from adlib.evaluation.evaluate import check_unseen
+from adlib.preprocess.cohort_run import preprocess_cohort
+from adlib.study.params import PreprocessParams
+from adlib.study.records import MANIFEST, SPLITS, StudyError, read_table, write_table
+from adlib.study.train_params import Control
+from adlib.training import loop as fit
+from adlib.training import runs as train
+from adlib.training.controls import CONTROLS, control_fold
+from adlib.training.device import make_fabric
+from adlib.training.folds import Fold, make_fold
+from adlib.training.slices import load_slices
+
+
+def fold_of(study, run=None):
+    slices, table = load_slices(study)
+    fold = make_fold(0, slices, table, read_table(study.folder / "splits.tsv", SPLITS), study)
+    return fold if run is None else control_fold(run, fold, study)
+
+
+def test_every_control_of_the_params_exists():
+    assert set(Control.__args__) == set(CONTROLS)
+
+
+def test_shuffled_labels_keep_class_sizes_and_persons_but_lose_the_truth(study):
+    slices, table = load_slices(study)
+    splits = pd.read_csv(study.folder / "splits.tsv", sep="\t")
+    twice = pd.concat([table, table], ignore_index=True)
+    fold = control_fold("shuffled_labels", make_fold(0, slices, twice, splits, study), study)
+    true = make_fold(0, slices, twice, splits, study).targets
+    assert np.bincount(fold.targets).tolist() == np.bincount(true).tolist()
+    assert pd.Series(fold.targets).groupby(twice["participant_id"]).nunique().max() == 1
+    assert 0.2 < (fold.targets == true).mean() < 0.8
+    assert [CLASSES.index(name) for name in fold.table["diagnosis"]] == fold.targets.tolist()
+
+
+def test_shuffled_labels_take_age_and_volumes_with_them(study):
+    slices, table = load_slices(study)
+    manifest = read_table(study.folder / "manifest.tsv", MANIFEST)
+    write_table(manifest.assign(age=np.arange(40.0)), study.folder / "manifest.tsv", MANIFEST)
+    splits = read_table(study.folder / "splits.tsv", SPLITS)
+    fold = control_fold("shuffled_labels", make_fold(0, slices, table, splits, study), study)
+    true = make_fold(0, slices, table, splits, study)
+    donor = np.array([np.flatnonzero(true.auxiliary[:, 0] == age)[0] for age in fold.auxiliary[:, 0]])
+    assert sorted(donor) == list(range(40))
+    assert (donor == np.arange(40)).mean() < 0.2
+    assert np.array_equal(fold.targets, true.targets[donor])
+
+
+def leaky(study, epochs=60):
+    """A study without anything to learn but persons: two scans of everybody, noise and no square."""
+    slices = np.load(study.folder / "slices.npy")
+    slices[np.r_[1:40:2, 41:80:2], :, 8:24, 8:24] -= np.float16(1.5)
+    np.save(study.folder / "slices.npy", slices)
+    settings = {"epochs": epochs, "auxiliary_weight": 0.0, "controls": ("slice_split", "shuffled_labels")}
+    return study.model_copy(update={"train": study.train.model_copy(update=settings)})
+
+
+def test_a_split_by_slice_rewards_knowing_persons_and_the_split_by_participant_does_not(tmp_path, tiny):
+    study = leaky(make_study(tmp_path, scans=2))
+    predictions = train.train_study(study)
+    assert accuracy(predictions, "slice_split") > 0.75
+    assert abs(accuracy(predictions, "resnet50") - 0.5) < 0.25
+    splits = read_table(study.folder / "splits.tsv", SPLITS)
+    check_unseen(predictions, splits)
+    with pytest.raises(StudyError, match="leakage"):
+        check_unseen(predictions.assign(run="resnet50"), splits)
+
+
+def test_the_slice_split_keeps_the_sizes_of_the_parts(study):
+    before, after = fold_of(study), fold_of(study, "slice_split")
+    assert after.table["split"].value_counts().to_dict() == before.table["split"].value_counts().to_dict()
+    assert (after.table["split"] != before.table["split"]).any()
+
+
+def test_the_shuffled_control_tells_a_leak_from_none(study):
+    """Two scans of everybody, the second on the other side of the split: dealt labels are then known by heart."""
+    long = study.model_copy(update={"train": study.train.model_copy(update={"epochs": 60, "auxiliary_weight": 0.0})})
+    slices, table = load_slices(long)
+    splits = read_table(long.folder / "splits.tsv", SPLITS)
+    both = pd.concat([table, table], ignore_index=True)
+    fold = make_fold(0, np.concatenate([slices, slices]), both, splits, long)
+    fold = control_fold("shuffled_labels", fold, long)
+    parts = np.repeat(["train", "test"], 40).astype(object)
+    parts[[0, 1, 2, 3]] = "validation"
+    found = {}
+    for name, split in (("leak", parts), ("none", fold.table["split"])):
+        tried = replace(fold, table=fold.table.assign(split=split))
+        network, _ = fit.fit(tried, long, long.folder / name, name, make_fabric(long))
+        found[name] = accuracy(train.predict_fold(tried, [network], long), "shuffled_labels")
+    assert found["leak"] > 0.8
+    assert abs(found["none"] - 0.5) < 0.25
+
+
+def test_the_silhouette_holds_nothing_but_where_the_brain_is(study):
+    slices = np.load(study.folder / "slices.npy")
+    slices[:, :, :, :16] = 0
+    np.save(study.folder / "slices.npy", slices)
+    fold = fold_of(study, "binarised")
+    assert (fold.slices[..., :16] == 0).all() and (fold.slices[..., 16:] == 1).mean() > 0.99
+
+
+def test_metadata_added_tells_the_last_layer_the_scanner(study):
+    manifest = read_table(study.folder / "manifest.tsv", MANIFEST)
+    sites = ["one" if label == "AD" else "two" for label in manifest["diagnosis"]]
+    write_table(manifest.assign(site=sites, shape="9x9x9"), study.folder / "manifest.tsv", MANIFEST)
+    fold = fold_of(study, "metadata_added")
+    assert fold.beside.shape == (40, 2)
+    assert ((fold.beside.argmax(1) == fold.beside[1].argmax()) == (fold.targets == CLASSES.index("AD"))).all()
+    write_table(manifest.assign(shape="9x9x9"), study.folder / "manifest.tsv", MANIFEST)
+    with pytest.raises(StudyError, match="no acquisition fact varies"):
+        fold_of(study, "metadata_added")
+
+
+def test_the_background_is_the_head_without_the_brain(tmp_path, study):
+    pose = random_affine(4, scale=0.0)
+    pose[:3, :3] *= 0.9
+    nib.save(made_head(seed=4, pose=pose, voxel_mm=(3.0, 3.0, 3.0), codes="RAS").image, tmp_path / "h.nii.gz")
+    study = study.model_copy(
+        update={
+            "preprocess": PreprocessParams(resolution_mm=3.0),
+            "input": study.input.model_copy(update={"positions_mm": (-20.0,), "size": 64}),
+        }
+    )
+    row = {"participant_id": "sub-00", "session_id": "ses-01", "scan_id": "sub-00", "diagnosis": "CN"}
+    manifest = pd.DataFrame([{**row, "path": str(tmp_path / "h.nii.gz"), "sha256": "s"}])
+    manifest = write_table(manifest, study.folder / "manifest.tsv", MANIFEST)
+    preprocess_cohort(manifest, study)
+    table = pd.DataFrame([{**row, "slice": 0, "split": "train"}])
+    fold = Fold("resnet50", 0, np.zeros((1, 3, 64, 64), np.float16), table, np.zeros(1, int), np.zeros((1, 0)))
+    image = control_fold("background", fold, study).slices[0, 1].astype(float)
+    brain = np.hypot(*np.mgrid[-31.5:32, -31.5:32]) < 15
+    assert (image[brain] == 0).mean() > 0.95
+    assert (image[~brain] > 0.2).sum() > 200
+    with pytest.raises(StudyError, match="needs 3-D heads"):
+        flat = study.input.model_copy(update={"plane": "images_2d"})
+        control_fold("background", fold, study.model_copy(update={"input": flat}))

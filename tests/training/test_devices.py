@@ -1,0 +1,94 @@
+"""Two processes train as one does, and a lost one is said in words and gone on from."""
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from tiny_study import make_study
+
+from adlib.study.digests import code_digest
+from adlib.study.params import dump_params, load_params
+from adlib.study.records import StudyError, read_json
+from adlib.training import launch
+from adlib.training import runs as train
+from adlib.training.model_file import load
+
+TOGETHER = ("train.micro_batches=2", "train.epochs=2", "train.controls=[]", "train.batch_size=12", "train.warmup=0.5")
+
+
+def history(study):
+    return read_json(study.folder / "training" / "resnet50" / "fold-0" / "history.json")
+
+
+def test_two_processes_match_one_with_the_same_parts_of_a_step(tmp_path, capfd):
+    one = make_study(tmp_path / "one", *TOGETHER)
+    two = make_study(tmp_path / "two", *TOGETHER, "exec.devices=2")
+    alone, together = train.train_study(one), train.train_study(two)
+    assert "on 2 × cpu" in capfd.readouterr().out
+    assert [row["train_loss"] for row in history(two)] == pytest.approx(
+        [row["train_loss"] for row in history(one)], rel=1e-3
+    )
+    first, second = (load(study.folder / "model.safetensors").network for study in (one, two))
+    a, b = (torch.cat([value.flatten() for value in network.parameters()]) for network in (first, second))
+    assert (a - b).norm() < 0.01 * a.norm()
+    np.testing.assert_allclose(together[["p_CN", "p_AD"]], alone[["p_CN", "p_AD"]], atol=0.02)
+
+
+def kill_one(folder):
+    """End the second process of a training as soon as an epoch is stored."""
+    deadline = time.monotonic() + 120
+    while not (folder / "training" / "resnet50" / "fold-0" / "checkpoint.pt").is_file():
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
+    for process in psutil.process_iter():
+        words = process.cmdline()
+        ours = str(folder / "training" / "job.yaml") in words and "torch.distributed.run" not in words
+        if ours and process.environ().get("LOCAL_RANK") == "1":
+            process.kill()
+
+
+def test_a_killed_process_is_said_in_words_and_the_next_run_goes_on(tmp_path, capfd):
+    study = make_study(tmp_path, *TOGETHER, "exec.devices=2", "train.epochs=12")
+    watcher = threading.Thread(target=kill_one, args=(study.folder,))
+    watcher.start()
+    with pytest.raises(StudyError, match="one of them failed or was killed"):
+        train.train_study(study)
+    watcher.join()
+    capfd.readouterr()
+    assert set(train.train_study(study)["run"]) == {"resnet50"}
+    assert "going on after epoch" in capfd.readouterr().out
+    assert [row["epoch"] for row in history(study)] == list(range(1, 13))
+
+
+def test_several_computers_need_a_place_to_meet():
+    sets = ("exec.devices=4", "exec.nodes=2", "train.micro_batches=8")
+    with pytest.raises(StudyError, match=r"set exec\.rendezvous"):
+        launch.command(load_params("params/phantom.yaml", sets))
+    found = launch.command(load_params("params/phantom.yaml", (*sets, "exec.rendezvous=head:29500")))
+    assert {"--nnodes=2", "--nproc-per-node=4", "--rdzv-endpoint=head:29500"} <= set(found)
+    assert launch.main(["--params", "params/phantom.yaml"]) == 1
+
+
+@pytest.mark.studies
+def test_a_second_computer_joins_and_the_training_is_that_of_two_processes(tmp_path):
+    """Both agents of torchrun run here, each as on a computer of its own."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        place = f"exec.rendezvous=127.0.0.1:{found.getsockname()[1]}"
+    two = make_study(tmp_path / "two", *TOGETHER, "exec.devices=2")
+    apart = make_study(tmp_path / "apart", *TOGETHER, "exec.nodes=2", place)
+    (tmp_path / "apart.yaml").write_text(dump_params(apart))
+    command = [sys.executable, "-m", "adlib.training.launch", "--params", str(tmp_path / "apart.yaml")]
+    second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    code = code_digest(launch.CODE)
+    first = train.train_study(apart, code)
+    assert second.communicate(timeout=120)[0] and second.returncode == 0
+    together = train.train_study(two, code)
+    np.testing.assert_allclose(first[["p_CN", "p_AD"]], together[["p_CN", "p_AD"]], atol=1e-6)

@@ -1,0 +1,158 @@
+import pandas as pd
+import pytest
+
+from adlib.study.params import SplitParams
+from adlib.study.records import StudyError
+from adlib.training.splits import check_disjoint, make_splits
+
+
+def cohort(per_class=20, sessions=3):
+    return pd.DataFrame(
+        [
+            {"participant_id": f"sub-{label}{k}", "session_id": f"ses-{s}", "diagnosis": label}
+            for label in ("CN", "AD")
+            for k in range(per_class)
+            for s in range(1 + k % sessions)
+        ]
+    )
+
+
+@pytest.mark.parametrize("protocol", ["holdout", "kfold"])
+def test_no_participant_is_in_two_parts_and_everyone_is_placed(protocol):
+    splits = make_splits(cohort(), SplitParams(protocol=protocol), seed=1)
+    assert (splits.groupby(["fold", "participant_id"])["split"].nunique() == 1).all()
+    assert (splits.groupby("fold")["participant_id"].nunique() == 40).all()
+    for _, part in splits.groupby(["fold", "split"]):
+        assert part["diagnosis"].nunique() == 2
+
+
+def test_kfold_tests_everyone_exactly_once():
+    splits = make_splits(cohort(), SplitParams(protocol="kfold", folds=5), seed=1)
+    tested = splits[splits["split"] == "test"]["participant_id"]
+    assert sorted(tested) == sorted(cohort()["participant_id"].unique())
+
+
+def test_splits_repeat_for_a_seed_and_change_with_it():
+    first, again, other = (make_splits(cohort(), SplitParams(), seed) for seed in (1, 1, 2))
+    pd.testing.assert_frame_equal(first, again)
+    assert not first["split"].equals(other["split"])
+
+
+def test_a_leaking_table_is_refused():
+    splits = make_splits(cohort(), SplitParams(), seed=1)
+    leak = pd.concat([splits, splits.iloc[:1].assign(split="other")])
+    with pytest.raises(StudyError, match="leakage: sub-"):
+        check_disjoint(leak)
+
+
+def test_too_small_a_class_is_refused_by_name():
+    with pytest.raises(StudyError, match="participants, kfold needs 5 in each"):
+        make_splits(cohort(per_class=3), SplitParams(protocol="kfold"), seed=1)
+
+
+def test_too_few_participants_for_validation_are_refused():
+    with pytest.raises(StudyError, match="leave 1 for validation, which needs one for each of 2"):
+        make_splits(cohort(per_class=7), SplitParams(validation_fraction=0.05), seed=1)
+
+
+def test_the_smallest_cohorts_that_are_accepted_are_split():
+    for per_class in range(5, 30):
+        try:
+            splits = make_splits(cohort(per_class), SplitParams(protocol="kfold"), seed=1)
+        except StudyError:
+            continue
+        assert (splits.groupby(["fold", "split"])["diagnosis"].nunique() == 2).all()
+
+
+def test_twelve_participants_of_four_classes_are_enough():
+    four = pd.concat(
+        [
+            cohort(12)
+            .assign(diagnosis=lambda t, k=k: t["diagnosis"] + k)
+            .assign(participant_id=lambda t, k=k: t["participant_id"] + k)
+            for k in "ab"
+        ]
+    )
+    splits = make_splits(four, SplitParams(), seed=20)
+    assert (splits.groupby("split")["diagnosis"].nunique() == 4).all()
+
+
+def multicentre(sites=4, per_site=15):
+    """Participants of two classes at sites that differ in their share of AD; a follow-up at another site."""
+    rows = []
+    for k in range(sites * per_site):
+        site = k // per_site
+        label = "AD" if (k % per_site) < (3 + 3 * site) else "CN"
+        rows.append({"participant_id": f"sub-{k:03d}", "session_id": "ses-1", "diagnosis": label, "site": f"s{site}"})
+        rows.append(rows[-1] | {"session_id": "ses-2", "site": "elsewhere"})
+    return pd.DataFrame(rows)
+
+
+def test_each_site_is_tested_once_by_the_others():
+    splits = make_splits(multicentre(), SplitParams(protocol="leave_one_site_out"), seed=1)
+    home = multicentre().drop_duplicates("participant_id").set_index("participant_id")["site"]
+    for number, fold in splits.groupby("fold"):
+        by_site = fold["participant_id"].map(home).groupby(fold["split"]).unique()
+        assert by_site["test"].tolist() == [f"s{number}"]
+        assert f"s{number}" not in {*by_site["train"], *by_site["validation"]}
+    assert splits["fold"].nunique() == 4
+
+
+def test_balanced_sites_have_the_same_share_in_the_test_part():
+    table = multicentre(sites=4, per_site=20)
+    home = table.drop_duplicates("participant_id").set_index("participant_id")
+    for seed in range(5):
+        params = SplitParams(test_fraction=0.5, balance_sites=True)
+        splits = make_splits(table, params, seed)
+        tested = splits.loc[splits["split"] == "test", "participant_id"]
+        counts = home.loc[tested].groupby("diagnosis")["site"].value_counts()
+        whole = home.groupby("diagnosis")["site"].value_counts()
+        assert (abs(counts.reindex(whole.index, fill_value=0) - whole / 2) <= 1).all()
+
+
+def test_repeats_are_other_splits_of_which_the_first_is_the_single_one():
+    once = make_splits(cohort(), SplitParams(protocol="kfold"), seed=1)
+    thrice = make_splits(cohort(), SplitParams(protocol="kfold", repeats=3), seed=1)
+    pd.testing.assert_frame_equal(thrice[thrice["fold"] < 5], once)
+    tested = thrice[thrice["split"] == "test"]
+    assert (tested["participant_id"].value_counts() == 3).all()
+    sets = [frozenset(part["participant_id"]) for _, part in tested.groupby("fold")]
+    assert len(set(sets)) == 15
+
+
+@pytest.mark.parametrize(
+    ("table", "params", "words"),
+    [
+        (cohort(), SplitParams(protocol="leave_one_site_out"), "the site of sub-AD0 is not known"),
+        (cohort(), SplitParams(balance_sites=True), "the site of sub-AD0 is not known"),
+        (cohort().assign(site="one"), SplitParams(protocol="leave_one_site_out"), "needs two sites, found only 'one'"),
+        (
+            cohort().assign(site=lambda t: t["diagnosis"].map({"CN": "a", "AD": "b"})),
+            SplitParams(protocol="leave_one_site_out"),
+            "without site 'a' 0 participants of class CN are left",
+        ),
+    ],
+)
+def test_sites_that_cannot_be_split_are_named(table, params, words):
+    with pytest.raises(StudyError, match=words):
+        make_splits(table, params, seed=1)
+
+
+def test_small_sites_count_together_and_every_class_is_still_tested():
+    table = cohort(30).assign(site=lambda t: t["participant_id"].str.extract(r"(\d+)$")[0])
+    splits = make_splits(table, SplitParams(protocol="kfold", balance_sites=True), seed=1)
+    assert (splits.groupby(["fold", "split"])["diagnosis"].nunique() == 2).all()
+
+
+def test_the_named_sites_are_tested_by_all_others():
+    splits = make_splits(multicentre(), SplitParams(protocol="external", test_sites=("s1", "s3")), seed=1)
+    home = multicentre().drop_duplicates("participant_id").set_index("participant_id")["site"]
+    sites = splits["participant_id"].map(home).groupby(splits["split"]).unique()
+    assert set(sites["test"]) == {"s1", "s3"}
+    assert set(sites["train"]) == {"s0", "s2"}
+
+
+@pytest.mark.parametrize("sites", [(), ("s9",), ("s0", "s1", "s2", "s3")])
+def test_an_external_test_names_some_of_the_sites(sites):
+    with pytest.raises(StudyError, match="external needs some, not all, of the sites"):
+        make_splits(multicentre(), SplitParams(protocol="external", test_sites=sites), seed=1)

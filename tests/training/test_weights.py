@@ -1,0 +1,75 @@
+"""Initial weights from files of other projects."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models import resnet50
+
+from adlib.study.records import StudyError
+from adlib.training.network import build_network
+
+
+@pytest.fixture(scope="module")
+def state():
+    torch.manual_seed(0)
+    return resnet50(weights=None, num_classes=7).state_dict()
+
+
+def wrapped(state):
+    return {"epoch": 3, "state_dict": {f"module.encoder.{name}": value for name, value in state.items()}}
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.safetensors", lambda s, p: save_file(s, p)),
+        ("a.pth", lambda s, p: torch.save(s, p)),
+        ("wrapped.pt", lambda s, p: torch.save(wrapped(s), p)),
+        ("model.pt", lambda s, p: torch.save({"model": s}, p)),
+    ],
+)
+def test_the_body_is_that_of_the_file_and_the_last_layer_is_new(state, tmp_path, name, write):
+    write(state, tmp_path / name)
+    network, origin = build_network(4, f"path:{tmp_path / name}")
+    assert origin == f"weights of {name}"
+    loaded = network.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items() if not key.startswith("fc."))
+    assert loaded["fc.weight"].shape == (4, 2048)
+
+
+class Hostile:
+    def __reduce__(self):
+        return (print, ("this must not be run",))
+
+
+def broken(state):
+    return {**state, "conv1.weight": torch.full_like(state["conv1.weight"], float("nan"))}
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "words"),
+    [
+        ("none.pth", lambda s, p: None, "does not exist"),
+        ("hostile.pth", lambda s, p: p.write_bytes(pickle.dumps(Hostile())), "not a file of tensors alone"),
+        ("text.pth", lambda s, p: p.write_text("x"), "not a file of tensors alone"),
+        ("other.pth", lambda s, p: torch.save({"a": 1}, p), "holds no state dict"),
+        (
+            "vgg.pth",
+            lambda s, p: torch.save({"features.0.weight": torch.zeros(3)}, p),
+            "is not a ResNet50 in the layout",
+        ),
+        (
+            "small.pth",
+            lambda s, p: torch.save({**s, "conv1.weight": torch.zeros(1, 3, 7, 7)}, p),
+            "does not fit ResNet50",
+        ),
+        ("nan.pth", lambda s, p: torch.save(broken(s), p), "not finite, first in 'conv1.weight'"),
+    ],
+)
+def test_files_that_are_no_resnet50_are_refused_in_words(state, tmp_path, capsys, name, write, words):
+    write(state, tmp_path / name)
+    with pytest.raises(StudyError, match=words):
+        build_network(4, f"path:{tmp_path / name}")
+    assert "must not be run" not in capsys.readouterr().out
