@@ -27,7 +27,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from adlib.sources.dicom_writer import write_series
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from dicom_writer import write_series
+
 from adlib.sources.scanfile import open_scan
 from adlib.study.params import load_params
 from adlib.study.records import FEATURES, StudyError, read_json, read_table

@@ -24,12 +24,15 @@ import pandas as pd
 import torch
 from scipy import stats
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from phantom_faults import add_noise, spoil
+
 from adlib.classify.model_store import find_model
 from adlib.classify.prediction import predict_image
 from adlib.parallel.mapping import map_scans
 from adlib.phantom.cohort import SCANNERS, draw_cohort
 from adlib.phantom.head import Subject, image_head
-from adlib.sources.phantom_faults import add_noise, spoil
 from adlib.study.exec_params import Pool
 from adlib.study.params import load_params
 from adlib.study.records import StudyError

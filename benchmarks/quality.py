@@ -21,13 +21,16 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from phantom_faults import FAULTS, add_noise, spoil
+
 from adlib.parallel.mapping import map_scans
 from adlib.phantom.cohort import SCANNERS, draw_cohort
 from adlib.phantom.head import Subject, image_head
 from adlib.preprocess import quality as qc
 from adlib.preprocess import quality_limits as qc_limits
 from adlib.preprocess.pipeline import preprocess_image
-from adlib.sources.phantom_faults import FAULTS, add_noise, spoil
 from adlib.study.exec_params import Pool
 from adlib.study.params import PreprocessParams
 from adlib.study.records import StudyError

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_head import made_head, random_affine
+from phantom_faults import FAULTS, add_noise, spoil
 
 from adlib.figures import plot_preprocessing as step_figures
 from adlib.figures import plot_quality as quality
@@ -18,7 +19,6 @@ from adlib.preprocess import quality as qc
 from adlib.preprocess.pipeline import preprocess_image, preprocess_maps
 from adlib.preprocess.quality_limits import LEARNT, REFERENCE
 from adlib.preprocess.raw_quality import scan_values
-from adlib.sources.phantom_faults import FAULTS, add_noise, spoil
 from adlib.study.params import PreprocessParams
 from adlib.study.records import StudyError
 

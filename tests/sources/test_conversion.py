@@ -9,9 +9,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_writer import write_series
 
 from adlib.sources import dicom, dicom_tree, oasis, oasis2_slices
-from adlib.sources.dicom_writer import write_series
 from adlib.study import conversion
 from adlib.study.exec_params import HERE
 from adlib.study.records import StudyError, file_digest

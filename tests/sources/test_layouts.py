@@ -4,15 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+import layouts
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from dicom_writer import write_series
 
 from adlib.imaging.volume import to_canonical
 from adlib.phantom import cohort as phantom
-from adlib.sources import bids, layouts
-from adlib.sources.dicom_writer import write_series
+from adlib.sources import bids
 from adlib.sources.reading import READERS, read_source
 from adlib.study import source_params
 from adlib.study.exec_params import HERE

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import layouts
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -21,7 +22,6 @@ from nilearn.datasets.struct import oasis_missing_subjects
 
 from adlib.imaging.atlas import template
 from adlib.phantom import cohort as phantom
-from adlib.sources import layouts
 from adlib.study.params import load_params
 
 pytestmark = [pytest.mark.studies, pytest.mark.timeout(1200)]

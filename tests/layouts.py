@@ -1,11 +1,7 @@
-"""Write a simulated cohort in the layouts in which real cohorts come, so that every source can be tried on it.
-
-``python -m adlib.sources.layouts --cohort DIR/bids --kind adni --out DIR`` writes one by hand.
-"""
+"""Write a simulated cohort in the layouts in which real cohorts come, so that every source can be tried on it."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from functools import partial
@@ -15,13 +11,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from dicom_writer import write_series
 from PIL import Image
 
 from adlib.imaging.volume import extract_slice, resample, to_canonical
 from adlib.parallel.mapping import map_scans
 from adlib.phantom.cohort import TRUTH
 from adlib.sources import bids
-from adlib.sources.dicom_writer import write_series
 from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.records import atomic_path, read_table, write_json, write_text
 from adlib.study.source_params import BidsSource
@@ -272,17 +268,3 @@ LAYOUTS: dict[str, tuple[Callable[..., None], Callable[[list[Row], Path], None]]
     "oasis2": (_place_oasis2, _tables_oasis2),
     "oasis3": (_place_oasis3, _tables_oasis3),
 }
-
-
-def main() -> None:
-    """Write a layout from the command line."""
-    parser = argparse.ArgumentParser(description="Write a simulated BIDS cohort in another layout.")
-    parser.add_argument("--cohort", type=Path, required=True, help="BIDS root that adlib.phantom.cohort wrote")
-    parser.add_argument("--kind", choices=LAYOUTS, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder that receives the layout")
-    options = parser.parse_args()
-    print(write_layout(options.cohort, options.kind, options.out))
-
-
-if __name__ == "__main__":
-    main()
