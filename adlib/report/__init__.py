@@ -26,7 +26,7 @@ def write_report(params: StudyParams) -> Path:
     Raises
     ------
     StudyError
-        If a record is missing or cannot be read, or a page would name a participant or scan.
+        If a record is missing or cannot be read, or a page contains a participant or scan.
     """
     study = read_study(params)
     pages = {
@@ -38,7 +38,7 @@ def write_report(params: StudyParams) -> Path:
     }
     folder = params.folder / FOLDER
     for name, text in pages.items():
-        study.names.check(text, f"{FOLDER}/{name}")
+        study.ids.check(text, f"{FOLDER}/{name}")
     for name, text in pages.items():
         path = folder / name
         if not path.is_file() or path.read_text(encoding="utf-8") != text:

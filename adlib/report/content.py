@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from adlib.report.participant_ids import Names
+from adlib.report.privacy import Ids
 from adlib.study.params import StudyParams
 from adlib.study.records import AUDIT, FEATURES, FIGURES, LISTING, MANIFEST, SPLITS, StudyError, read_json, read_table
 
@@ -34,7 +34,7 @@ class Study:
         What the weights file says of itself.
     manifest, audit, flow, splits, features, figures : DataFrame
         The tables of these names.
-    names : Names
+    ids : Ids
         What no page may hold.
     """
 
@@ -49,7 +49,7 @@ class Study:
     splits: pd.DataFrame
     features: pd.DataFrame
     figures: pd.DataFrame
-    names: Names
+    ids: Ids
 
     @property
     def folder(self) -> Path:
@@ -104,7 +104,7 @@ def read_study(params: StudyParams) -> Study:
         splits=read_table(folder / "splits.tsv", SPLITS),
         features=read_table(folder / "features.tsv", FEATURES),
         figures=read_table(folder / "figures" / "figures.tsv", FIGURES),
-        names=Names.of(manifest, listing),
+        ids=Ids.of(manifest, listing),
     )
 
 

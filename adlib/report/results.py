@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from adlib.report.content import NETWORK, Study
-from adlib.report.figure_privacy import may_show, shows
+from adlib.report.privacy import may_show, shows
 from adlib.report.words import (
     CHANCE,
     METRICS,
@@ -164,7 +164,7 @@ def groups(study: Study) -> Table:
     metrics = list(dict.fromkeys(entry["metric"] for entry in found))
     rows: dict[str, dict[str, Any]] = {}
     for entry in found:
-        rows.setdefault(study.names.hidden(entry["group"]), {"n": entry["n"]})[entry["metric"]] = entry
+        rows.setdefault(study.ids.redact(entry["group"]), {"n": entry["n"]})[entry["metric"]] = entry
     cells = [(name, own["n"], *(written(own.get(metric)) for metric in metrics)) for name, own in rows.items()]
     small = len(study.metrics.get("small_groups", []))
     caption = f"The network in groups of test participants; {small} groups were too small to be scored."
@@ -231,7 +231,7 @@ def audit(study: Study) -> Table:
             row.check,
             row.severity,
             row.subject if row.subject in whole else "not named here",
-            *(study.names.hidden(str(cell)) for cell in (row.value, row.limit, row.decision)),
+            *(study.ids.redact(str(cell)) for cell in (row.value, row.limit, row.decision)),
         )
         for row in study.audit.fillna("").itertuples()
     ]
@@ -242,13 +242,13 @@ def audit(study: Study) -> Table:
 def accepted(study: Study) -> list[str]:
     """Stop findings with which the study went on, in words."""
     found = study.audit[study.audit["decision"] == "accepted by params"]
-    return [study.names.hidden(f"{row.check}: {row.value}. {row.meaning}") for row in found.fillna("").itertuples()]
+    return [study.ids.redact(f"{row.check}: {row.value}. {row.meaning}") for row in found.fillna("").itertuples()]
 
 
 def warnings(study: Study) -> list[str]:
     """Warnings of the audit, in words."""
     found = study.audit[study.audit["severity"] == "warn"]
-    return [study.names.hidden(f"{row.check}: {row.value}. {row.meaning}") for row in found.fillna("").itertuples()]
+    return [study.ids.redact(f"{row.check}: {row.value}. {row.meaning}") for row in found.fillna("").itertuples()]
 
 
 def acquisition(study: Study) -> list[tuple[str, str]]:
@@ -281,7 +281,7 @@ def figures(study: Study, numbers: Iterable[int]) -> dict[str, list[dict[str, An
             image = base64.b64encode(path.read_bytes()).decode("ascii")
         except OSError:
             raise StudyError(f"figures.tsv registers {path}, which is not there; run {row.notebook} again") from None
-        caption = study.names.hidden(row.caption)
+        caption = study.ids.redact(row.caption)
         caption = caption[:1].upper() + caption[1:]
         entry = {"name": row.name, "caption": caption, "image": image, "number": next(numbers)}
         found.setdefault(row.notebook, []).append(entry)
@@ -326,7 +326,7 @@ def public_params(params: StudyParams) -> dict[str, Any]:
 
 
 def _reason(study: Study, text: str) -> str:
-    first = study.names.hidden(text.split("; ")[0])
+    first = study.ids.redact(text.split("; ")[0])
     name, is_value, _ = first.partition(" is ")
     return name if is_value and " " not in name else "could not be processed"
 

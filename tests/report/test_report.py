@@ -14,8 +14,7 @@ from finished_study import FIGURE_NAMES, make_finished
 from adlib.report import explained, methods, write_report
 from adlib.report.checklist_items import ALWAYS, CLAIM, TRIPOD_AI
 from adlib.report.compare import compare
-from adlib.report.figure_privacy import COHORT, SHOWS, may_show, shows
-from adlib.report.participant_ids import Names
+from adlib.report.privacy import COHORT, SHOWS, Ids, may_show, shows
 from adlib.report.words import RUNS
 from adlib.study.params import EvaluateParams, InputParams, PreprocessParams, StudyParams
 from adlib.study.records import LISTING, MANIFEST, StudyError, read_json, read_table, write_json
@@ -270,12 +269,12 @@ def test_a_missing_or_broken_record_is_named_and_the_old_report_stays(made, name
 
 
 def test_a_page_with_a_name_is_refused():
-    names = Names(("sub-0001_ses-1", "sub-0001"))
-    assert names.hidden("sub-0001_ses-1 and sub-0001 but sub-00011") == "one scan and one scan but sub-00011"
-    with pytest.raises(StudyError, match="would name a participant") as caught:
-        names.check("see sub-0001.", "report/index.html")
+    ids = Ids(("sub-0001_ses-1", "sub-0001"))
+    assert ids.redact("sub-0001_ses-1 and sub-0001 but sub-00011") == "one scan and one scan but sub-00011"
+    with pytest.raises(StudyError, match="contains a participant") as caught:
+        ids.check("see sub-0001.", "report/index.html")
     assert "sub-0001" not in str(caught.value)
-    names.check("see sub-00011", "report/index.html")
+    ids.check("see sub-00011", "report/index.html")
 
 
 def test_two_studies_side_by_side(tmp_path):
