@@ -155,6 +155,11 @@ class StudyParams(Section):
         return self.exec.outputs / self.study
 
     @property
+    def training_seed(self) -> int:
+        """Seed of the networks' training: `train.seed` or, where it is empty, the study's."""
+        return self.seed if self.train.seed is None else self.train.seed
+
+    @property
     def pool(self) -> Pool:
         """The processes that do per-scan work, for `compute.map_scans`."""
         where = ("workers", "scheduler", "jobqueue", "scan_timeout_s", "memory_mb", "retries")

@@ -81,6 +81,9 @@ class TrainParams(Section):
         "light",
         description="light: small affine, flip, gain, noise; mri: also bias field, gamma, motion, ghosts (TorchIO).",
     )
+    seed: int | None = Field(
+        None, ge=0, description="Seed of first weights, order and augmentation; empty: the study's seed."
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
         description="Autocast type of the forward pass; auto takes bf16 where the device has instructions for it.",

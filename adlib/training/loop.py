@@ -110,7 +110,7 @@ def fit(
     """
     settings = params.train
     repeat_exactly(fabric.device)
-    torch.manual_seed(params.seed + fold.number + 1000 * member)
+    torch.manual_seed(params.training_seed + fold.number + 1000 * member)
     network, origin = initial_network(fold, params)
     steps = len(epoch_rows(fold, params, np.random.default_rng(0)))
     progress = _progress(network.to(fabric.device, memory_format=torch.channels_last), params, steps)
@@ -124,7 +124,7 @@ def fit(
         print(f"{title}: {len(fold.rows('train'))} slices, {origin}, {kind} on {where}", flush=True)
     while len(progress.history) < settings.epochs and not stalled(progress.history, settings.patience):
         started = time.monotonic()
-        seed = [params.seed, fold.number, member, len(progress.history)]
+        seed = [params.training_seed, fold.number, member, len(progress.history)]
         loss, waited = _train_epoch(fold, progress, trained, optimizer, params, seed, fabric)
         row = {"epoch": len(progress.history) + 1, "train_loss": loss}
         scores = _validate(fold, progress.used, params) if fabric.is_global_zero else {}
