@@ -21,6 +21,7 @@ VOXELS = ("voxel_x_mm", "voxel_y_mm", "voxel_z_mm", "acquisition_year")
 ACQUISITION = (*PHASE, *SLICES, *SEQUENCE, *SCANNER, *VOXELS)
 DEMOGRAPHIC = ("age", "sex")
 RESAMPLES = 500
+AUC_WARN = 0.7  # metadata-only AUC above which a finding is a warning
 MIN_PEOPLE = 10  # of each of two classes, for a score of telling them apart
 CHANCE_SD = 3.5  # beyond which the score of one pair among many is no chance
 MIN_CATEGORY = 5  # people; rarer categories count as one
@@ -237,9 +238,9 @@ def _scored(
         return None
     macro, (pair, names, chance) = _macro(*predicted), _worst_pair(*predicted)
     value = f"{macro:.2f}" + (f", {names} {pair:.2f}" if len(predicted[1][0]) > 2 and names else "")
-    limit, stops = f"warn {params.metadata_auc_warn}", check != "demographics-tell-label"
+    limit, stops = f"warn {AUC_WARN}", check != "demographics-tell-label"
     limit += f", stop {params.metadata_auc_stop}" if stops else ""
-    severity = "warn" if macro > params.metadata_auc_warn or pair > max(params.metadata_auc_warn, chance) else "info"
+    severity = "warn" if macro > AUC_WARN or pair > max(AUC_WARN, chance) else "info"
     if stops and max(macro, pair) > params.metadata_auc_stop:
         severity = "stop"
     return finding(check, severity, "all participants", value, limit)

@@ -18,6 +18,7 @@ from adlib.training.pooling import pool_level
 RELEASED = Path(__file__).resolve().parents[2] / "models"
 WEIGHTS, SCORES, STORED = "model.safetensors", "scores.json", "answers.tsv"
 PREDICTED = "predictions.parquet"
+EXAMPLES = 4  # test scans offered by the interactive classifier
 
 
 def was_run(params: StudyParams) -> bool:
@@ -83,7 +84,7 @@ def example_scans(params: StudyParams) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns scan_id, path and diagnosis; at most `params.classify.examples` rows, none where the model takes no
+        Columns scan_id, path and diagnosis; at most `EXAMPLES` rows, none where the model takes no
         heads or has not answered yet.
     """
     unanswered = was_run(params) and not (params.folder / PREDICTED).is_file()
@@ -107,7 +108,7 @@ def example_scans(params: StudyParams) -> pd.DataFrame:
 
 def _in_turns(scans: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     turns = scans.assign(turn=scans.groupby("truth").cumcount(), order=scans["truth"].map(params.classes.index))
-    return turns.sort_values(["turn", "order"]).head(params.classify.examples)
+    return turns.sort_values(["turn", "order"]).head(EXAMPLES)
 
 
 def _simulated(params: StudyParams, participants: set[str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from adlib.training.network import penultimate
 from adlib.training.slices import load_slices, scan_percentiles, to_landmarks
 
 FILE = "examples.npz"
+NEAREST = 3  # training scans shown beside a result
 DARKEST, BRIGHTEST = -2.0, 3.0  # standard deviations of the brain's intensities
 FACTS = ("scan_id", "diagnosis", "age", "sex")
 
@@ -124,13 +125,13 @@ def read_examples(model: Path, path: Path | None = None) -> Examples | None:
     return found if str(found.model) == file_digest(model) else None
 
 
-def nearest(features: np.ndarray, classifier: Classifier, examples: Examples | None, count: int) -> list[Neighbour]:
+def nearest(features: np.ndarray, classifier: Classifier, examples: Examples | None) -> list[Neighbour]:
     """The training scans nearest to features (2048,) of a scan, nearest first; empty without examples."""
-    if examples is None or not count:
+    if examples is None:
         return []
     own = coordinates(features[None], classifier.spaces[IMAGE])
     distances = np.sqrt(((examples.places - own) ** 2).mean(1))
-    return [_neighbour(examples, k, float(distances[k])) for k in np.argsort(distances, kind="stable")[:count]]
+    return [_neighbour(examples, k, float(distances[k])) for k in np.argsort(distances, kind="stable")[:NEAREST]]
 
 
 def _neighbour(examples: Examples, k: int, distance: float) -> Neighbour:

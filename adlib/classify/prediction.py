@@ -35,7 +35,6 @@ from adlib.training.network import penultimate
 from adlib.training.pooling import pool_slices
 from adlib.training.slices import scan_slices
 
-NEAREST = 3
 OUTSIDE_SD = 4.0  # a volume farther than this from the mean of every class is called outside the training cohort
 
 STAGES = (
@@ -57,7 +56,6 @@ def predict_image(
     person: dict[str, float] | None = None,
     coverage: float = COVERAGE,
     examples: Examples | None = None,
-    count: int = NEAREST,
 ) -> Prediction:
     """Preprocess a scan as the model's study did, see whether it may be answered, and classify its slices.
 
@@ -79,8 +77,7 @@ def predict_image(
     coverage : float
         How often the set of classes is to hold the truth.
     examples : Examples, optional
-        Training scans to look for the `count` nearest in.
-    count : int
+        Training scans to look for the nearest in.
 
     Returns
     -------
@@ -112,7 +109,7 @@ def predict_image(
     about = {"gate": gate, "person": person or {}, "seen": cut, "coverage": coverage}
     if prepared.verdict == "fail" or not gate.accepted:
         return Prediction(name, None, {}, slices[:0], prepared, card, remarks, **about)
-    about["nearest"] = nearest(features, classifier, examples, count)
+    about["nearest"] = nearest(features, classifier, examples)
     probabilities = dict(zip(card.classes, pooled.tolist(), strict=True))
     return Prediction(name, card.classes[int(pooled.argmax())], probabilities, slices, prepared, card, remarks, **about)
 
@@ -132,12 +129,11 @@ def predict_file(
     person: dict[str, float] | None = None,
     coverage: float = COVERAGE,
     examples: Examples | None = None,
-    count: int = NEAREST,
 ) -> Prediction:
     """Read a scan file or DICOM folder and classify it; see `predict_image` and `adlib.sources.scanfile`."""
     stage(STAGES[0])
     scan = open_scan(path)
-    return predict_image(scan.image, scan.name, classifier, scan.notes, stage, person, coverage, examples, count)
+    return predict_image(scan.image, scan.name, classifier, scan.notes, stage, person, coverage, examples)
 
 
 def outside_cohort(features: dict[str, float], cohort: dict[str, Any]) -> tuple[str, ...]:
@@ -180,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = {"age": options.age, "sex": {"F": 1.0, "M": 0.0}.get(options.sex)}
     person = {name: value for name, value in given.items() if value is not None}
     folder = options.out or params.exec.outputs / "predictions"
-    settings = {"person": person, "coverage": params.evaluate.coverage, "count": params.classify.nearest}
+    settings = {"person": person, "coverage": params.evaluate.coverage}
     taken: set[str] = set()
     scans = [(path, folder / f"{_free_name(scan_name(path), taken)}_summary.png") for path in options.files]
     classify = partial(_classified, weights=weights, **settings)

@@ -128,7 +128,7 @@ def _scores(y: np.ndarray, p: np.ndarray, weights: np.ndarray, params: StudyPara
     found["roc_auc_binary", None] = binary_auc(y, p, weights, params.classes, params.evaluate)
     found["log_loss", None] = scores.log_loss(y, p, weights)
     found["brier", None] = scores.brier(y, p, weights)
-    found["calibration_error", None] = scores.calibration_error(y, p, weights, params.evaluate.calibration_bins)
+    found["calibration_error", None] = scores.calibration_error(y, p, weights)
     return found
 
 
@@ -144,11 +144,10 @@ def _sets(table: pd.DataFrame, run: str, params: StudyParams) -> list[dict[str, 
 def _before_calibration(table: pd.DataFrame, run: str, params: StudyParams) -> list[dict[str, Any]]:
     """Log loss and calibration error of participants as the network itself says them."""
     y, p, groups = arrays(_pooled(uncalibrated(table), "subject", params), params.classes)
-    bins = params.evaluate.calibration_bins
     found = _resampled(
         lambda weights: {
             "log_loss_uncalibrated": scores.log_loss(y, p, weights),
-            "calibration_error_uncalibrated": scores.calibration_error(y, p, weights, bins),
+            "calibration_error_uncalibrated": scores.calibration_error(y, p, weights),
         },
         groups,
         params,

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 
 Name = TypeVar("Name", bound=Hashable)
 BLOCK = 2**23  # weights held at once, 64 MB
+CALIBRATION_BINS = 10  # of equal width
 
 
 def confusion(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -159,7 +160,7 @@ def brier(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights @ ((p - np.eye(p.shape[1])[y]) ** 2).sum(1) / weights.sum(1)
 
 
-def calibration_error(y: np.ndarray, p: np.ndarray, weights: np.ndarray, bins: int) -> np.ndarray:
+def calibration_error(y: np.ndarray, p: np.ndarray, weights: np.ndarray, bins: int = CALIBRATION_BINS) -> np.ndarray:
     """Expected calibration error (B,) of the decision's confidence in equal-width bins.
 
     References

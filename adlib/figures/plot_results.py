@@ -137,13 +137,12 @@ def _sensitivity(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -
     return np.interp(GRID, false, true)
 
 
-def plot_reliability(
-    pooled: pd.DataFrame, before: pd.DataFrame, metrics: dict[str, Any], bins: int, seed: int
-) -> Figure:
+def plot_reliability(pooled: pd.DataFrame, before: pd.DataFrame, metrics: dict[str, Any], seed: int) -> Figure:
     """Confidence of the decision against how often it is right, with intervals over participants.
 
     Dots: calibrated (`pooled`); crosses: the network's own probabilities (`before`).
     """
+    bins = scores.CALIBRATION_BINS
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(COLUMN_WIDTH * 0.7, 4.2), sharex=True, height_ratios=(3, 1))
     looks = (
         (before, "calibration_error_uncalibrated", "before", {"fmt": "x", "color": NEUTRAL, "elinewidth": 0.8}),

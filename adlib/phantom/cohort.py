@@ -86,6 +86,7 @@ _AGES = ((69, 14), (76, 7), (78, 7))
 _MMSE = ((29.1, 1.1), (25.6, 3.5), (21.7, 3.8))
 _AGE_LIMITS = (45.0, 95.0)
 _PIVOT_AGE = 74.0
+_SEVERITY_PER_DECADE = 0.04  # rise with age above the pivot
 
 
 def draw_cohort(source: PhantomSource, classes: tuple[str, ...], seed: int) -> pd.DataFrame:
@@ -154,7 +155,7 @@ def _age(rng: np.random.Generator, stage: float, size: int | None = None) -> Any
 
 
 def _severity(rng: np.random.Generator, age: Any, rank: int, source: PhantomSource) -> Any:
-    expected = source.severity_mean[rank] + source.severity_per_decade * (age - _PIVOT_AGE) / 10
+    expected = source.severity_mean[rank] + _SEVERITY_PER_DECADE * (age - _PIVOT_AGE) / 10
     return rng.normal(expected, source.severity_sd)
 
 
@@ -186,7 +187,7 @@ def bayes_probabilities(truth: pd.DataFrame, source: PhantomSource, classes: tup
     severity, age = (truth[name].to_numpy(float)[:, None] for name in ("severity", "age"))
     stages = np.linspace(0, 1, len(classes))
     means, spreads = np.array([_between(_AGES, stage) for stage in stages]).T
-    expected = np.array(source.severity_mean) + source.severity_per_decade * (age - _PIVOT_AGE) / 10
+    expected = np.array(source.severity_mean) + _SEVERITY_PER_DECADE * (age - _PIVOT_AGE) / 10
     log_p = -0.5 * ((severity - expected) / source.severity_sd) ** 2
     log_p = log_p - 0.5 * ((age - means) / spreads) ** 2 - np.log(spreads)
     weights = np.exp(log_p - log_p.max(1, keepdims=True))

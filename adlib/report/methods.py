@@ -187,11 +187,6 @@ def training(study: Study) -> list[str]:
     }
     if used := [name for name, on in options.items() if on]:
         said.append(f"Also used: {listed(used)}.")
-    if params.search.trials:
-        said.append(
-            f"{listed(params.search.space)} were chosen from {params.search.trials} trials by Optuna on "
-            f"{params.search.folds} inner folds inside the training participants of each fold; these were used."
-        )
     return said
 
 

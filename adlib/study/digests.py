@@ -24,7 +24,6 @@ NUMERIC_PACKAGES = (
     "nibabel",
     "nilearn",
     "numpy",
-    "optuna",
     "pandas",
     "pillow",
     "pyarrow",

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from adlib.study.exec_params import ExecParams, Pool
 from adlib.study.records import StudyError
 from adlib.study.source_params import KINDS, Section, Source
-from adlib.study.train_params import SearchParams, SplitParams, TrainParams
+from adlib.study.train_params import SplitParams, TrainParams
 
 
 class AuditParams(Section):
@@ -22,7 +22,6 @@ class AuditParams(Section):
 
     accept: tuple[str, ...] = Field((), description="Ids of stop findings that are knowingly accepted.")
     min_participants_per_class: int = Field(10, ge=2, description="Fewer participants in a class stops the run.")
-    metadata_auc_warn: float = Field(0.7, ge=0.5, le=1, description="Metadata-only AUC above this warns.")
     metadata_auc_stop: float = Field(
         0.95, ge=0.5, le=1, description="Metadata-only AUC, macro or of one pair of classes, above this stops."
     )
@@ -94,7 +93,6 @@ class EvaluateParams(Section):
     """Scores and their intervals."""
 
     bootstrap: int = Field(2000, ge=100, description="Bootstrap resamples of participants.")
-    calibration_bins: int = Field(10, ge=2, description="Bins of the reliability diagram.")
     binary: dict[str, tuple[str, ...]] = Field(
         {"negative": ("CN",), "positive": ("AD",)}, description="Classes of the two-class view of the result."
     )
@@ -120,8 +118,6 @@ class EvaluateParams(Section):
 class ClassifyParams(Section):
     """The interactive classifier."""
 
-    examples: int = Field(4, ge=1, description="Test scans of the study offered as examples.")
-    nearest: int = Field(3, ge=0, description="Training scans shown beside an answer, nearest first.")
     show_training: bool = Field(
         False, description="Show training scans of people, too, with their ids; simulated ones are always shown."
     )
@@ -143,7 +139,6 @@ class StudyParams(Section):
     derivatives: DerivativesParams = DerivativesParams()
     input: InputParams = InputParams()
     splits: SplitParams = SplitParams()
-    search: SearchParams = SearchParams()
     train: TrainParams = TrainParams()
     evaluate: EvaluateParams = EvaluateParams()
     classify: ClassifyParams = ClassifyParams()

@@ -34,7 +34,6 @@ class PhantomSource(Section):
         description="Standard deviation of severity within a class; at 0.35 the best possible classifier tells AD from "
         "CN with a balanced accuracy of 0.9, a little above what leak-free studies of patients reach.",
     )
-    severity_per_decade: float = Field(0.04, ge=0, description="Rise of severity per ten years of age above 74.")
 
 
 class BidsSource(Section):

@@ -73,7 +73,7 @@ STEPS = (
     ),
     Step(
         "03_training_resnet50",
-        ("classes", "seed", "preprocess", "input", "splits", "search", "train"),
+        ("classes", "seed", "preprocess", "input", "splits", "train"),
         ("manifest.tsv", "features.tsv", DERIVATIVES, "slices.npy", "slices.tsv", WEIGHTS),
         ("splits.tsv", "predictions.parquet", "model.safetensors"),
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from adlib.study.source_params import Section
 
@@ -102,21 +102,3 @@ class TrainParams(Section):
         if kind not in ("path", "adlib") or not colon:
             return None
         return Path(name) / "model.safetensors" if Path(name).is_dir() else Path(name)
-
-
-class SearchParams(Section):
-    """Choice of training parameters inside the training participants of each fold."""
-
-    trials: int = Field(0, ge=0, description="Settings tried for each fold (Optuna, tree-structured Parzen); 0: none.")
-    folds: int = Field(3, ge=2, description="Inner folds, by participant, on which a setting is scored.")
-    space: dict[str, tuple[float, ...]] = Field(
-        {"learning_rate": (0.0003, 0.001, 0.003), "weight_decay": (0.01, 0.05, 0.2)},
-        description="Values to choose from for each key of train.",
-    )
-
-    @model_validator(mode="after")
-    def _known(self) -> SearchParams:
-        unknown = sorted(set(self.space) - set(TrainParams.model_fields))
-        if unknown:
-            raise ValueError(f"search.space names {unknown}, which are no keys of train")
-        return self

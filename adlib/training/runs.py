@@ -33,7 +33,6 @@ from adlib.training.loop import OnEpoch, answer_table, fit
 from adlib.training.model_file import Classifier, ModelCard, save
 from adlib.training.network import slice_outputs, softmax
 from adlib.training.pooling import ATTENTION
-from adlib.training.search import chosen_params
 from adlib.training.slices import load_slices
 from adlib.training.splits import check_disjoint, fold_numbers
 
@@ -82,7 +81,7 @@ def train_study(params: StudyParams, code: str = "", on_epoch: OnEpoch | None = 
 def training_key(params: StudyParams, run: str, code: str) -> str:
     """Name of a training: which params, which code, which data."""
     settings = params.train.model_dump(exclude={"controls"})
-    facts = [settings, params.search.model_dump(), params.input.pooling, params.classes, params.seed]
+    facts = [settings, params.input.pooling, params.classes, params.seed]
     tables = [content_digest(params.folder / name) for name in READ]
     begun = params.train.weights_file
     tables += [file_digest(begun)] if begun and begun.is_file() else []
@@ -101,8 +100,6 @@ def _finished(
         if fabric.is_global_zero:
             print(f"{run}, fold {fold.number}: kept, nothing changed")
         return read_table(stored, PREDICTIONS)
-    searched = folder.parents[1] / "search" / f"fold-{fold.number}"
-    params = chosen_params(fold, params, searched, training_key(params, RUN, code), fabric)
     fold = fold if run == RUN else control_fold(run, fold, params)
     networks = []
     for member in range(params.train.members):

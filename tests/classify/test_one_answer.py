@@ -88,7 +88,7 @@ def test_the_nearest_of_a_training_scan_is_itself_and_only_training_scans_are_ne
     assert len(examples.scan_id) == len(trained) and {name.split("_")[0] for name in examples.scan_id} == trained
     manifest = read_table(study.folder / "manifest.tsv", MANIFEST).set_index("scan_id")
     one = str(examples.scan_id[1])
-    found = predict.predict_file(manifest.loc[one, "path"], model_file.load(ungated), examples=examples, count=3)
+    found = predict.predict_file(manifest.loc[one, "path"], model_file.load(ungated), examples=examples)
     assert found.nearest[0].scan_id == one and len(found.nearest) == 3
     assert found.nearest[0].distance < 1e-3 < found.nearest[1].distance <= found.nearest[2].distance
     assert found.nearest[0].diagnosis == manifest.loc[one, "diagnosis"]
@@ -118,7 +118,7 @@ def test_examples_of_another_model_are_not_shown_and_damaged_ones_are_told(study
 
 
 def test_before_a_study_was_run_the_released_model_answers_for_it(tmp_path):
-    params = load_params("params/phantom.yaml", (f"exec.outputs={tmp_path}", "classify.examples=1"))
+    params = load_params("params/phantom.yaml", (f"exec.outputs={tmp_path}"))
     assert stored.find_model(params).parent.name == "phantom"
     answers = stored.stored_answers(params)
     scores = {(e["metric"], e["class"]): e["point"] for e in stored.stored_scores(params)["entries"]}

@@ -62,7 +62,7 @@ FIGURES = {
     "forest": lambda: results.plot_forest(metrics(), "balanced_accuracy", "Balanced accuracy", 0.25),
     "leak": lambda: leak.plot_leak(metrics(), "AD against CN"),
     "precision_recall": lambda: scrutiny.plot_precision_recall(people(), metrics(), 1),
-    "reliability": lambda: results.plot_reliability(people(), people(120), metrics(), 10, 1),
+    "reliability": lambda: results.plot_reliability(people(), people(120), metrics(), 1),
     "roc": lambda: results.plot_roc(people(), metrics(), 1),
 }
 

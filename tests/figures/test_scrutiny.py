@@ -139,6 +139,6 @@ def test_reliability_shows_both_before_and_after():
     before = people([[0.4, 0.3, 0.3]] * 10, ["CN"] * 4 + ["AD"] * 6)
     after = people([[0.9, 0.05, 0.05]] * 10, ["CN"] * 4 + ["AD"] * 6)
     numbers = metrics("calibration_error", "calibration_error_uncalibrated")
-    figure = results.plot_reliability(after, before, numbers, 10, 1)
+    figure = results.plot_reliability(after, before, numbers, 1)
     drawn = [(line.get_xdata()[0], line.get_ydata()[0]) for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
     assert {(round(float(x), 6), float(y)) for x, y in drawn} >= {(0.4, 0.4), (0.9, 0.4)}

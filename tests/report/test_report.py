@@ -228,7 +228,6 @@ def test_methods_have_words_for_every_choice():
         (("splits.protocol=leave_one_site_out",), "stand on one side of every split. 12\u00a0% of the remaining"),
         (("input.plane=three_planes",), "An axial, a coronal and a sagittal slice"),
         (("train.members=3", "train.covariates=[age, sex]"), "3 networks per fold"),
-        (("search.trials=4",), "learning_rate and weight_decay were chosen from 4 trials"),
         (("preprocess.registration=rigid", "preprocess.bias_correction=false"), "not corrected for the bias field"),
         (("train.weights=path:/secret/weights.pt",), "path:FILE"),
     ],

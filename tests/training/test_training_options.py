@@ -184,27 +184,6 @@ def test_an_ensemble_answers_with_the_mean_of_its_members(tmp_path):
     np.testing.assert_allclose(together[["p_CN", "p_AD"]], np.mean(parts, axis=0), atol=1e-9)
 
 
-def test_a_search_chooses_on_inner_folds_and_never_sees_the_tested(tmp_path, monkeypatch):
-    search = ("search.trials=3", "search.folds=2", "search.space={learning_rate: [0.0, 0.003]}", "train.controls=[]")
-    with pytest.raises(StudyError, match="space holds what train does not take"):
-        train.train_study(make_study(tmp_path / "wrong", *search))
-    search = (*search[:2], "search.space={learning_rate: [1.0e-9, 0.003]}", *search[3:])
-    study, seen = make_study(tmp_path / "right", *search), []
-    real = fit.fit
-
-    def watched(fold, *args, **kwargs):
-        seen.append(fold)
-        return real(fold, *args, **kwargs)
-
-    monkeypatch.setattr("adlib.training.search.fit", watched)
-    assert accuracy(train.train_study(study), "resnet50") == 1.0
-    found = read_json(study.folder / "training" / "search" / "fold-0" / "search.json")
-    assert found["chosen"] == {"learning_rate": 0.003}
-    tested = set(fold_of(study).rows("test"))
-    assert seen and all(not tested & {*fold.rows("train"), *fold.rows("validation")} for fold in seen)
-    assert all(not set(people(fold, "train")) & set(people(fold, "validation")) for fold in seen)
-
-
 def people(fold, part):
     return fold.table["participant_id"].iloc[fold.rows(part)]
 

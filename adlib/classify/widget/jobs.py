@@ -95,7 +95,7 @@ class Worker:
             temporary = self.home / "tmp"
             temporary.mkdir(mode=0o700, exist_ok=True)
             settings = {"model": str(self.model.resolve()), "home": str(self.home), "coverage": self.coverage}
-            settings |= {"method": self.method, "memory_mb": self.limits.memory_mb, "nearest": self.limits.nearest}
+            settings |= {"method": self.method, "memory_mb": self.limits.memory_mb}
             paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
             own = {"TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(paths)} | dict.fromkeys(
                 THREAD_VARIABLES, "1"

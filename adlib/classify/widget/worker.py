@@ -109,12 +109,12 @@ def work(job: dict[str, Any], classifier: model_file.Classifier, settings: dict[
         ``path``, ``name``, ``person``, ``folder`` and whether to ``explain``.
     classifier : Classifier
     settings : dict
-        ``coverage``, ``method`` of attribution, how many ``nearest`` and among which ``examples``.
+        ``coverage``, ``method`` of attribution and ``examples``, the training scans to compare with.
     say : callable
         Told each stage.
     """
     folder = Path(job["folder"])
-    asked = {"coverage": settings["coverage"], "examples": settings["examples"], "count": settings["nearest"]}
+    asked = {"coverage": settings["coverage"], "examples": settings["examples"]}
     found = predict_file(job["path"], classifier, lambda words: say(stage=words), job["person"], **asked)
     say(stage=DRAWING)
     write_text(json.dumps(as_record(found)), folder / "record.json")  # classes keep their order
