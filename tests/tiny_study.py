@@ -27,12 +27,12 @@ class Tiny(torch.nn.Module):
         self.dropout = torch.nn.Dropout(dropout)
         self.fc = torch.nn.Linear(128 + covariates, outputs)
 
-    def forward(self, x, beside=None):
+    def forward(self, x, covariates=None):
         x = torch.relu(self.bn1(self.conv1(x)))
         x = x + self.layer1(x) + self.layer2(x) + self.layer3(x) + self.layer4(x)
         x = self.dropout(self.avgpool(x).flatten(1))
         if self.covariates:
-            x = torch.cat([x, x.new_zeros(len(x), self.covariates) if beside is None else beside], 1)
+            x = torch.cat([x, x.new_zeros(len(x), self.covariates) if covariates is None else covariates], 1)
         return self.fc(x)
 
 

@@ -101,7 +101,7 @@ def judge(prepared: Preprocessed, features: np.ndarray, classifier: Classifier) 
     ----------
     prepared : Preprocessed
     features : (2048,) float
-        Mean over its slices of what the network's last layer sees, from `adlib.training.network.penultimate`.
+        Mean over its slices of what the network's last layer sees, from `adlib.training.network.image_features`.
     classifier : Classifier
         A file without a stored reference leaves the questions of likeness unchecked.
 

@@ -14,7 +14,7 @@ from adlib.study.records import MANIFEST, SPLITS, StudyError, atomic_path, file_
 from adlib.training.cohort_reference import IMAGE
 from adlib.training.mahalanobis import coordinates
 from adlib.training.model_file import Classifier, load
-from adlib.training.network import penultimate
+from adlib.training.network import image_features
 from adlib.training.slices import load_slices, scan_percentiles, to_landmarks
 
 FILE = "examples.npz"
@@ -158,7 +158,7 @@ def _examples(params: StudyParams, classifier: Classifier, model: str) -> Exampl
         x = np.asarray(slices[own["row"].to_numpy()])
         if landmarks := classifier.card.landmarks:
             x = to_landmarks(x, own["scan_id"], scan_percentiles(params), np.array(landmarks))
-        places.append(penultimate(classifier.network, x).mean(0))
+        places.append(image_features(classifier.network, x).mean(0))
         pictures.append(as_picture(x))
     facts = _facts(params, first)
     return Examples(model, coordinates(np.array(places), classifier.spaces[IMAGE]), np.array(pictures), **facts)

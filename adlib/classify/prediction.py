@@ -31,7 +31,7 @@ from adlib.study.exec_params import HERE
 from adlib.study.params import load_params
 from adlib.study.records import StudyError, atomic_path
 from adlib.training import model_file
-from adlib.training.network import penultimate
+from adlib.training.network import image_features
 from adlib.training.pooling import pool_slices
 from adlib.training.slices import scan_slices
 
@@ -98,7 +98,7 @@ def predict_image(
         prepared = preprocess_image(image, card.preprocess, name)
         cut = _slices(prepared, card)
         stage(STAGES[2])
-        features = penultimate(classifier.network, cut).mean(0)
+        features = image_features(classifier.network, cut).mean(0)
         gate = judge(prepared, features, classifier)
         stage(STAGES[3])
         slices, weights = model_file.classify_slices(classifier, cut, person)

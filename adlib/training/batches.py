@@ -19,18 +19,20 @@ LOADERS = 2  # processes that vary slices beside the training, for the slower au
 
 @dataclass(frozen=True)
 class Batch:
-    """A part of a step: its number, slices (B, 3, H, W), targets (B,), auxiliary (B, M), beside (B, C), scans (B,)."""
+    """A part of a step: number, slices (B, 3, H, W), targets (B,), auxiliary (B, M), covariates (B, C), scans (B,)."""
 
     number: int
     x: torch.Tensor
     y: torch.Tensor
     auxiliary: torch.Tensor
-    beside: torch.Tensor
+    covariates: torch.Tensor
     scan: torch.Tensor
 
     def to(self, device: torch.device) -> Batch:
         x = self.x.to(device, memory_format=torch.channels_last)
-        return Batch(self.number, x, *(part.to(device) for part in (self.y, self.auxiliary, self.beside, self.scan)))
+        return Batch(
+            self.number, x, *(part.to(device) for part in (self.y, self.auxiliary, self.covariates, self.scan))
+        )
 
 
 def epoch_rows(fold: Fold, params: StudyParams, rng: np.random.Generator) -> list[list[np.ndarray]]:
@@ -99,8 +101,8 @@ class _Parts(Dataset):
             generator = torch.Generator().manual_seed(part_seed(self.seed, number))
             x = mirror(x, generator, SIDES.get(self.params.input.plane, (0, 1, 2)))
             x = (augment if kind == "light" else augment_mri)(x, generator)
-        beside = fold.beside[rows] if len(fold.beside) else np.zeros((len(rows), 0), np.float32)
-        others = (fold.targets[rows], fold.auxiliary[rows], beside, self.scans[rows])
+        covariates = fold.covariates[rows] if len(fold.covariates) else np.zeros((len(rows), 0), np.float32)
+        others = (fold.targets[rows], fold.auxiliary[rows], covariates, self.scans[rows])
         return Batch(number, x, *map(torch.from_numpy, others))
 
 

@@ -14,7 +14,7 @@ from adlib.study.params import InputParams
 from adlib.training.calibration import lowest_probability
 from adlib.training.folds import Fold, as_numbers
 from adlib.training.mahalanobis import Space, distances, fit_space
-from adlib.training.network import penultimate
+from adlib.training.network import image_features
 from adlib.training.pooling import arrays, pool_level
 
 IMAGE, VOLUMES, QUALITY = "image", "volumes", "quality"
@@ -82,8 +82,8 @@ def make_reference(
 def scan_values(fold: Fold, network: nn.Module, features: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """What each training and validation scan is described by, rows by scan_id: by the name of the space."""
     rows = np.concatenate([fold.rows("train"), fold.rows("validation")])
-    beside = penultimate(network, fold.slices[rows])
-    image = pd.DataFrame(beside).groupby(fold.table["scan_id"].iloc[rows].to_numpy()).mean()
+    features_of_slices = image_features(network, fold.slices[rows])
+    image = pd.DataFrame(features_of_slices).groupby(fold.table["scan_id"].iloc[rows].to_numpy()).mean()
     own = features.loc[image.index]
     described = [describe(row) for row in own.to_dict("records")]
     tables = {name: pd.DataFrame([one[name] for one in described], index=own.index) for name in (VOLUMES, QUALITY)}

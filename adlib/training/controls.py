@@ -111,8 +111,8 @@ def _metadata_added(fold: Fold, params: StudyParams) -> Fold:
         raise StudyError("train.controls names metadata_added, but no acquisition fact varies among the scans")
     train = fold.table["scan_id"].iloc[fold.rows("train")].unique()
     encoder = acquisition_encoder().set_output(transform="default").fit(facts.loc[train])
-    told = np.asarray(encoder.transform(facts.loc[fold.table["scan_id"]]), np.float32)
-    return replace(fold, beside=np.concatenate([fold.beside, told], axis=1))
+    added = np.asarray(encoder.transform(facts.loc[fold.table["scan_id"]]), np.float32)
+    return replace(fold, covariates=np.concatenate([fold.covariates, added], axis=1))
 
 
 CONTROLS: dict[str, Callable[[Fold, StudyParams], Fold]] = {

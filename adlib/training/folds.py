@@ -32,13 +32,13 @@ class Fold:
     targets : (rows,) int64
         Class indices of the diagnoses.
     auxiliary : (rows, M) float32
-        What else the network is to tell of each slice while it is trained, see `adlib.training.auxiliary`.
+        Standardised age and volumes, predicted beside the class in training; see `auxiliary_targets`.
     landmarks : tuple of float
         The standard scale, fitted on the scans of this fold's training part, that the slices are on; empty for none.
-    beside : (rows, C) float32
-        What the last layer is told beside the image, standardised on training rows, 0 where unknown.
-    covariates : dict of str to (float, float)
-        Name of each column of `beside` with its mean and standard deviation in training.
+    covariates : (rows, C) float32
+        Concatenated to the image features; standardised on training rows, 0 where unknown.
+    covariate_stats : dict of str to (float, float)
+        Mean and standard deviation in training of each column of `covariates`, by name.
     """
 
     run: str
@@ -48,8 +48,8 @@ class Fold:
     targets: np.ndarray
     auxiliary: np.ndarray
     landmarks: tuple[float, ...] = ()
-    beside: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    covariates: dict[str, tuple[float, float]] = field(default_factory=dict)
+    covariates: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    covariate_stats: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.table["split"] == split)
@@ -61,7 +61,7 @@ class Fold:
 
 
 def make_fold(number: int, slices: np.ndarray, table: pd.DataFrame, splits: pd.DataFrame, params: StudyParams) -> Fold:
-    """Join slices with the split of their participant, and with all that the network is to tell or is told."""
+    """Join slices with the split of their participant, its auxiliary targets and its covariates."""
     chosen = splits[splits["fold"] == number].set_index("participant_id")["split"]
     table = table.assign(split=table["participant_id"].map(chosen))
     if table["split"].isna().any():
@@ -72,13 +72,13 @@ def make_fold(number: int, slices: np.ndarray, table: pd.DataFrame, splits: pd.D
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST)
     features = read_table(params.folder / "features.tsv", FEATURES)
     auxiliary = auxiliary_targets(table, manifest, features, train)
-    beside, covariates = _covariates(table, manifest, train, params.train.covariates)
+    covariates, stats = _covariates(table, manifest, train, params.train.covariates)
     standard = ()
     if params.preprocess.normalise == "landmarks" and not params.input.flat:
         own = scan_percentiles(params)
         standard = fit_landmarks(own.loc[table["scan_id"].iloc[train].unique()].to_numpy())
         slices = to_landmarks(slices, table["scan_id"], own, standard)
-    return Fold(RUN, number, slices, table, targets, auxiliary, tuple(map(float, standard)), beside, covariates)
+    return Fold(RUN, number, slices, table, targets, auxiliary, tuple(map(float, standard)), covariates, stats)
 
 
 def _covariates(

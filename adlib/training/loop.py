@@ -157,7 +157,7 @@ def initial_network(fold: Fold, params: StudyParams) -> tuple[nn.Module, str]:
     settings = params.train
     own = settings.weights.startswith(OWN)
     count = outputs(params.classes, params.input) + fold.auxiliary.shape[1]
-    covariates = fold.beside.shape[1]
+    covariates = fold.covariates.shape[1]
     network, origin = build_network(count, "random" if own else settings.weights, covariates, settings.dropout)
     if own:
         path = Path(settings.weights.removeprefix(OWN))
@@ -226,16 +226,16 @@ def _loss(network: nn.Module, batch: Batch, weights: torch.Tensor | None, params
         share = float(torch.distributions.Beta(settings.mixup, settings.mixup).sample())
         other = torch.randperm(len(x)).to(x.device)
         x, auxiliary = torch.lerp(x[other], x, share), torch.lerp(auxiliary[other], auxiliary, share)
-    found = network(x, *([batch.beside] if batch.beside.shape[1] else [])).float()  # (B, K [+ 1] + M)
-    logits, told = found[:, :classes], found[:, outputs(params.classes, params.input) :]
+    values = network(x, *([batch.covariates] if batch.covariates.shape[1] else [])).float()  # (B, K [+ 1] + M)
+    logits, predicted = values[:, :classes], values[:, outputs(params.classes, params.input) :]
     if params.input.pooling == ATTENTION:
-        logits, y = _attended(logits, found[:, classes], batch)
+        logits, y = _attended(logits, values[:, classes], batch)
     criterion = nn.CrossEntropyLoss(weights, label_smoothing=settings.label_smoothing)
     loss = criterion(logits, y)
     if other is not None:
         loss = share * loss + (1 - share) * criterion(logits, y[other])
     if auxiliary.shape[1]:
-        loss = loss + settings.auxiliary_weight * nn.functional.mse_loss(told, auxiliary)
+        loss = loss + settings.auxiliary_weight * nn.functional.mse_loss(predicted, auxiliary)
     return loss
 
 
@@ -254,8 +254,8 @@ def class_weights(fold: Fold, classes: int) -> torch.Tensor:
     return torch.from_numpy(counts.sum() / (classes * np.maximum(counts, 1))).float()
 
 
-def answer_table(fold: Fold, rows: np.ndarray, values: np.ndarray, params: StudyParams) -> pd.DataFrame:
-    """What a network said of slices, by `records.PREDICTIONS` without calibration.
+def prediction_table(fold: Fold, rows: np.ndarray, values: np.ndarray, params: StudyParams) -> pd.DataFrame:
+    """Uncalibrated predictions of slices, schema `records.PREDICTIONS`.
 
     Parameters
     ----------
@@ -277,10 +277,10 @@ def answer_table(fold: Fold, rows: np.ndarray, values: np.ndarray, params: Study
 def _validate(fold: Fold, network: nn.Module, params: StudyParams) -> dict[str, float]:
     """Log loss of validation slices, and balanced accuracy of validation participants."""
     rows = fold.rows("validation")
-    beside = fold.beside[rows] if len(fold.beside) else None
-    values = slice_outputs(network, fold.slices[rows], beside)[:, : outputs(params.classes, params.input)]
+    covariates = fold.covariates[rows] if len(fold.covariates) else None
+    values = slice_outputs(network, fold.slices[rows], covariates)[:, : outputs(params.classes, params.input)]
     p, y = softmax(values[:, : len(params.classes)]), fold.targets[rows]
-    people = pool_level(answer_table(fold, rows, values, params), "subject", params.classes, params.input.pooling)
+    people = pool_level(prediction_table(fold, rows, values, params), "subject", params.classes, params.input.pooling)
     truth, pooled, _ = arrays(people, params.classes)
     right = recall_score(truth, pooled.argmax(1), labels=np.unique(truth), average="macro")
     loss = -np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean()

@@ -18,13 +18,13 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class Network(ResNet):
-    """torchvision's ResNet50 whose last layer may be told of age, sex or scanner beside the image.
+    """torchvision's ResNet50 with covariates such as age and sex concatenated to the image features.
 
     Parameters
     ----------
     outputs : int
     covariates : int
-        Numbers beside the image that go straight into the last layer.
+        Number of covariates concatenated to the features of the image.
     dropout : float
         Share of the 2048 features dropped in training.
     """
@@ -37,15 +37,15 @@ class Network(ResNet):
         with torch.no_grad():
             self.fc.weight[:, self.fc.in_features - covariates :] = 0
 
-    def forward(self, x: torch.Tensor, beside: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, covariates: torch.Tensor | None = None) -> torch.Tensor:
         """Outputs (B, outputs) of slices (B, 3, H, W) and covariates (B, covariates); left out, those count as 0."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for name in STAGES:
             x = getattr(self, name)(x)
         features = self.dropout(torch.flatten(self.avgpool(x), 1))  # (B, 2048)
         if self.covariates:
-            told = features.new_zeros(len(features), self.covariates) if beside is None else beside
-            features = torch.cat([features, told.to(features.dtype)], dim=1)
+            given = features.new_zeros(len(features), self.covariates) if covariates is None else covariates
+            features = torch.cat([features, given.to(features.dtype)], dim=1)
         return self.fc(features)
 
 
@@ -186,7 +186,7 @@ def _check_finite(state: dict[str, torch.Tensor], path: Path) -> None:
 
 @torch.inference_mode()
 def slice_outputs(
-    network: nn.Module, slices: np.ndarray, beside: np.ndarray | None = None, batch: int = 64
+    network: nn.Module, slices: np.ndarray, covariates: np.ndarray | None = None, batch: int = 64
 ) -> np.ndarray:
     """Outputs (n, outputs) float64 of slices (n, 3, H, W), computed in float32 on the network's device.
 
@@ -194,7 +194,7 @@ def slice_outputs(
     ----------
     network : nn.Module
     slices : (n, 3, H, W) array
-    beside : (n, C) array, optional
+    covariates : (n, C) array, optional
         Covariates; left out, they count as 0.
     batch : int
     """
@@ -204,16 +204,16 @@ def slice_outputs(
     def part(values: np.ndarray, start: int) -> torch.Tensor:
         return torch.from_numpy(np.asarray(values[start : start + batch], dtype=np.float32)).to(device)
 
-    told = beside is not None and beside.shape[1] > 0
+    given = covariates is not None and covariates.shape[1] > 0
     parts = [
-        network(part(slices, k), *([part(beside, k)] if told else [])).double().cpu()
+        network(part(slices, k), *([part(covariates, k)] if given else [])).double().cpu()
         for k in range(0, len(slices), batch)
     ]
     return torch.cat(parts).numpy()
 
 
 @torch.inference_mode()
-def penultimate(network: nn.Module, slices: np.ndarray, batch: int = 64) -> np.ndarray:
+def image_features(network: nn.Module, slices: np.ndarray, batch: int = 64) -> np.ndarray:
     """What the last layer sees of slices (n, 3, H, W): features (n, 2048) float32, without covariates."""
     device, kept = next(network.parameters()).device, []
     hook = network.avgpool.register_forward_hook(lambda *call: kept.append(torch.flatten(call[2], 1).float().cpu()))

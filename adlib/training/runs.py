@@ -29,7 +29,7 @@ from adlib.training.controls import control_fold
 from adlib.training.device import is_worker, make_fabric
 from adlib.training.folds import RUN, Fold, make_fold
 from adlib.training.launch import launch
-from adlib.training.loop import OnEpoch, answer_table, fit
+from adlib.training.loop import OnEpoch, fit, prediction_table
 from adlib.training.model_file import Classifier, ModelCard, save
 from adlib.training.network import slice_outputs, softmax
 from adlib.training.pooling import ATTENTION
@@ -133,9 +133,9 @@ def predict_fold(fold: Fold, networks: list[nn.Module], params: StudyParams) -> 
         Schema `records.PREDICTIONS`; ``p_<class>`` uncalibrated, the fold's ``temperature`` and ``bias_<class>``.
     """
     rows = np.concatenate([fold.rows("validation"), fold.rows("test")])
-    beside = fold.beside[rows] if len(fold.beside) else None
-    values = _mean_outputs([slice_outputs(network, fold.slices[rows], beside) for network in networks], params)
-    table = answer_table(fold, rows, values, params)
+    covariates = fold.covariates[rows] if len(fold.covariates) else None
+    values = _mean_outputs([slice_outputs(network, fold.slices[rows], covariates) for network in networks], params)
+    table = prediction_table(fold, rows, values, params)
     held_out = (table["split"] == "validation").to_numpy()
     logits, y = values[held_out, : len(params.classes)], fold.targets[rows][held_out]
     people = table.loc[held_out, "participant_id"].to_numpy()
@@ -175,7 +175,7 @@ def _classifier(
         temperature=float(predictions["temperature"].iloc[0]),
         bias=tuple(float(predictions[f"bias_{name}"].iloc[0]) for name in params.classes),
         landmarks=fold.landmarks,
-        covariates=fold.covariates,
+        covariates=fold.covariate_stats,
         spaces=tuple(sorted(manifest["space"].dropna().unique())) if "space" in manifest else (),
         cohort={
             "participants": manifest.groupby("diagnosis")["participant_id"].nunique().to_dict(),

@@ -172,7 +172,7 @@ def near(values: np.ndarray, names: tuple[str, ...] = ()) -> Space:
 @pytest.fixture(scope="module")
 def stocked(plain, answered):
     """The same with a cohort that looks like one made head."""
-    image = model.penultimate(plain.network, answered.seen).mean(0)
+    image = model.image_features(plain.network, answered.seen).mean(0)
     values = describe(answered.prepared.features | answered.prepared.qc)
     spaces = {IMAGE: near(image)}
     spaces |= {name: near(np.array(list(values[name].values())), tuple(values[name])) for name in (VOLUMES, QUALITY)}
@@ -244,7 +244,7 @@ def test_scans_outside_show_no_class_but_a_reason_and_what_to_do(stocked, kind):
 
 @pytest.mark.parametrize("name", [IMAGE, VOLUMES, QUALITY])
 def test_each_space_refuses_by_itself(stocked, answered, name):
-    image = model.penultimate(stocked.network, answered.seen).mean(0)
+    image = model.image_features(stocked.network, answered.seen).mean(0)
     space = stocked.spaces[name]
     away = replace(space, mean=space.mean + 40 * space.sd)
     other = replace(stocked, spaces=stocked.spaces | {name: away})

@@ -115,8 +115,8 @@ def test_metadata_added_tells_the_last_layer_the_scanner(study):
     sites = ["one" if label == "AD" else "two" for label in manifest["diagnosis"]]
     write_table(manifest.assign(site=sites, shape="9x9x9"), study.folder / "manifest.tsv", MANIFEST)
     fold = fold_of(study, "metadata_added")
-    assert fold.beside.shape == (40, 2)
-    assert ((fold.beside.argmax(1) == fold.beside[1].argmax()) == (fold.targets == CLASSES.index("AD"))).all()
+    assert fold.covariates.shape == (40, 2)
+    assert ((fold.covariates.argmax(1) == fold.covariates[1].argmax()) == (fold.targets == CLASSES.index("AD"))).all()
     write_table(manifest.assign(shape="9x9x9"), study.folder / "manifest.tsv", MANIFEST)
     with pytest.raises(StudyError, match="no acquisition fact varies"):
         fold_of(study, "metadata_added")

@@ -93,12 +93,12 @@ def test_covariates_are_standardised_told_and_travel_with_the_model(tmp_path):
     ages = np.where(np.arange(40) == 30, np.nan, 60.0 + np.arange(40))
     write_table(manifest.assign(age=ages, sex=sexes), path, MANIFEST)
     fold = fold_of(study)
-    assert fold.covariates["age"] == pytest.approx((71.5, np.arange(24).std()))
-    assert fold.covariates["sex"][0] == pytest.approx(8 / 24)
-    assert fold.beside[30, 0] == 0 and (fold.beside[:, 1] > 0).tolist() == (sexes == "F").tolist()
+    assert fold.covariate_stats["age"] == pytest.approx((71.5, np.arange(24).std()))
+    assert fold.covariate_stats["sex"][0] == pytest.approx(8 / 24)
+    assert fold.covariates[30, 0] == 0 and (fold.covariates[:, 1] > 0).tolist() == (sexes == "F").tolist()
     train.train_study(study)
     classifier = load(study.folder / "model.safetensors")
-    assert classifier.card.covariates == fold.covariates
+    assert classifier.card.covariates == fold.covariate_stats
     classifier.network.fc.weight.data[1, -2] = 50.0  # age tells AD
     x = np.asarray(fold.slices[:1], np.float32)
     young, mean, old = (classify_slices(classifier, x, person)[0][0, 1] for person in ({"age": 40}, {}, {"age": 99}))
@@ -182,10 +182,6 @@ def test_an_ensemble_answers_with_the_mean_of_its_members(tmp_path):
         parts.append(train.predict_fold(fold, [network], both)[["p_CN", "p_AD"]].to_numpy())
     assert not np.allclose(*parts, atol=1e-3)
     np.testing.assert_allclose(together[["p_CN", "p_AD"]], np.mean(parts, axis=0), atol=1e-9)
-
-
-def people(fold, part):
-    return fold.table["participant_id"].iloc[fold.rows(part)]
 
 
 def test_a_model_of_this_project_is_gone_on_from_only_where_all_agrees(tmp_path, monkeypatch):
