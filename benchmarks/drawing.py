@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 
 GOAL_SECONDS = 60.0
-NAME = re.compile(r'^\s*f?"(0\d_\w+)', re.MULTILINE)
+NAME = re.compile(r'figures\.save\(.*, f?"(0\d_\w+)')
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def main() -> int:
 def drawing_cells(path: Path) -> list[tuple[str, float]]:
     """Figure, or the beginning of the names of several, and seconds of each cell that saves one."""
     cells = nbformat.read(path, as_version=4).cells
-    saving = [cell for cell in cells if cell.cell_type == "code" and "save_figure(" in cell.source]
+    saving = [cell for cell in cells if cell.cell_type == "code" and "figures.save(" in cell.source]
     return [(NAME.search(cell.source)[1], cell.metadata.papermill.duration) for cell in saving]
 
 

@@ -274,7 +274,7 @@ def figures(study: Study, numbers: Iterable[int]) -> dict[str, list[dict[str, An
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for row in study.figures.itertuples():
-        if not may_show(row.name, study.simulated):
+        if not may_show(row.name, study.simulated, getattr(row, "shows", "")):
             continue
         path = study.folder / "figures" / f"{row.name}.png"
         try:
@@ -290,8 +290,8 @@ def figures(study: Study, numbers: Iterable[int]) -> dict[str, list[dict[str, An
 
 def figures_left_out(study: Study) -> list[str]:
     """Names of the figures that show more than the cohort as a whole, with what they show."""
-    names = [name for name in study.figures["name"] if not may_show(name, study.simulated)]
-    return [f"{name} ({shows(name)})" for name in names]
+    stated = study.figures.set_index("name").reindex(columns=["shows"])["shows"].items()
+    return [f"{name} ({shows(name, own)})" for name, own in stated if not may_show(name, study.simulated, own)]
 
 
 def provenance(study: Study) -> list[tuple[str, str]]:

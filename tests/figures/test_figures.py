@@ -1,10 +1,8 @@
 """Figures show the numbers that they were given."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from adlib.evaluation.explain.maps import AttributionMaps
 from adlib.evaluation.explain.randomise import STAGES
@@ -14,7 +12,6 @@ from adlib.figures import plot_explanation as explanations
 from adlib.figures import plot_results as results
 from adlib.figures import theme
 from adlib.imaging import atlas
-from adlib.study.records import FIGURES, read_table
 
 CLASSES = ("CN", "MCI", "AD")
 pytestmark = pytest.mark.usefixtures("look")
@@ -39,34 +36,6 @@ def people(n=30):
 
 def entry(run, point, metric="balanced_accuracy"):
     return {"run": run, "level": "subject", "metric": metric, "class": None, "n": 9, "point": point, "ci95": [0.2, 0.8]}
-
-
-def test_saved_figures_are_registered_once_and_closed(tmp_path):
-    before = plt.get_fignums()
-    for caption in ("first", "second"):
-        figure, _ = plt.subplots()
-        theme.save_figure(figure, tmp_path, "01_x", notebook="01", sources="t.tsv", caption=caption)
-    table = read_table(tmp_path / "figures.tsv", FIGURES)
-    assert table[["name", "caption"]].values.tolist() == [["01_x", "second"]]
-    assert (tmp_path / "01_x.png").stat().st_size > 0
-    assert (tmp_path / "01_x.svg").read_text().startswith("<?xml")
-    assert plt.get_fignums() == before
-
-
-def test_the_same_figure_gives_the_same_bytes(tmp_path):
-    for name in ("a", "b"):
-        figure = cohort.plot_cohort(people(), CLASSES)
-        theme.save_figure(figure, tmp_path / name, "x", notebook="01", sources="t", caption="c")
-    for suffix in ("png", "svg"):
-        assert (tmp_path / "a" / f"x.{suffix}").read_bytes() == (tmp_path / "b" / f"x.{suffix}").read_bytes()
-
-
-def test_a_figure_is_laid_out_once_for_both_of_its_files(tmp_path, monkeypatch):
-    laid_out, lay_out = [], ConstrainedLayoutEngine.execute
-    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *args: laid_out.append(lay_out(*args)))
-    theme.apply_theme()
-    theme.save_figure(plt.subplots()[0], tmp_path, "01_x", notebook="01", sources="t", caption="c")
-    assert len(laid_out) == 1
 
 
 def test_class_colours_are_distinct_and_ordered_from_light_to_dark():

@@ -84,8 +84,8 @@ def test_every_figure_that_a_notebook_draws_is_known_and_others_count_as_scans()
     drawn = set()
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         for cell in nbformat.read(path, as_version=4).cells:
-            if "save_figure(" in cell.source:
-                drawn |= set(re.findall(r'^\s*f?"(0\d_\w+)', cell.source, re.M))
+            if "figures.save(" in cell.source:
+                drawn |= set(re.findall(r'figures\.save\(.*, f?"(0\d_\w+)', cell.source))
     assert drawn - set(SHOWS) == {"05_example_", "05_nearest_"} and set(SHOWS) <= drawn
     assert shows("05_example_7") == shows("09_new") == "scans" and not may_show("09_new", simulated=False)
     assert shows("04_confusion") == COHORT

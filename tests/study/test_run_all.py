@@ -7,14 +7,10 @@ import signal
 import subprocess
 import time
 
-import matplotlib.pyplot as plt
 import nbformat
 import pytest
-from bs4 import BeautifulSoup
-from IPython.core.formatters import DisplayFormatter
 from throwaway import CELLS, command, environment, make_project, run, write_notebook
 
-from adlib.figures.theme import save_figure
 from adlib.study import publication
 from adlib.study.execution import write_html
 from adlib.study.params import load_params
@@ -285,19 +281,6 @@ def test_a_reader_that_goes_away_does_not_stop_the_study(finished):
     process.stdout.close()
     assert process.wait(timeout=60) == 0
     assert (finished / "outputs" / "tiny" / "metrics.json").is_file()
-
-
-def test_a_figure_on_the_page_has_its_caption_as_text(tmp_path):
-    figure, _ = plt.subplots()
-    caption = 'Share of "CN" < 1'
-    picture = save_figure(figure, tmp_path, "01_x", notebook="01", sources="t", caption=caption)
-    data, metadata = DisplayFormatter().format(picture)
-    output = nbformat.v4.new_output("display_data", data=data, metadata=metadata)
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])]), tmp_path / "x.ipynb"
-    )
-    (image,) = BeautifulSoup(write_html(tmp_path / "x.ipynb").read_text(), "html.parser").select("img")
-    assert image["alt"] == caption and image["src"].startswith("data:image/png;base64,")
 
 
 def test_of_a_progress_bar_the_page_shows_only_the_end(tmp_path):
