@@ -1,199 +1,125 @@
-"""One run at a time in a folder, on every file system, also where computers share it.
-
-A lock of the system is the quick answer, but some shared file systems keep locks to each computer (NFS with
-``local_lock``, Lustre with ``localflock``). So a run also keeps a mark in the folder and writes it anew every few
-seconds; a mark that stays as it is belongs to nobody. Only whether it changes counts, not how old it is: the clocks of
-computers differ.
-"""
+"""One run at a time in a study's folder, also where computers share it."""
 
 from __future__ import annotations
 
-import os
-import secrets
 import signal
-import socket
 import sys
 import threading
-import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, SoftFileLease, Timeout
+
 from adlib.study.records import StudyError
 
-BEAT = 5.0  # seconds from one writing of a mark to the next
-LOOK = 1.0  # seconds from one look at a mark to the next
-LOOKS = 30  # a mark that so many looks find unchanged is left over
+LEASE_SECONDS = 30.0  # a claim that is not refreshed for so long is taken over
+HEARTBEAT_SECONDS = 5.0
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a study's folder for this process.
 
-    What a killed run left is taken over: at once if its process was one of this computer, else after `LOOKS` looks.
+    A lock of the operating system refuses a second run of this computer at once. Some shared file systems keep locks to
+    each computer (NFS with ``local_lock``, Lustre with ``localflock``), so a run also holds a lease: a file that it
+    refreshes every `HEARTBEAT_SECONDS`. The claim of a killed run is taken over at once on the same computer, and after
+    `LEASE_SECONDS` without a refresh on another one; the clocks of the computers do not matter.
+
+    Parameters
+    ----------
+    folder : Path
+        Created if missing.
 
     Raises
     ------
     StudyError
-        If another process holds the folder, or took it over because this one stood still; then the main thread is
-        interrupted, as by Ctrl-C, to get there.
+        If another process holds the folder, or took it over while this one was suspended; then the main thread is
+        interrupted, as by Ctrl-C.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    mark = folder / ".running"
-    with (folder / ".lock").open("w") as lock:
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _refusal(mark) from None
-        except (ImportError, OSError):
-            pass  # the file system knows no locks: the mark decides alone
-        with _marked(mark):
+    claim = folder / ".running"
+    system = FileLock(folder / ".lock", timeout=0)
+    try:
+        system.acquire()
+    except Timeout:
+        raise _refusal(claim) from None
+    except (OSError, NotImplementedError):
+        pass  # no locks on this file system: the lease decides alone
+    try:
+        with _leased(claim):
             yield
+    finally:
+        system.release()
 
 
 @contextmanager
-def _marked(path: Path) -> Iterator[None]:
-    mark = f"{socket.gethostname()} {os.getpid()} {_system()} {secrets.token_hex(8)}"
-    _claim(path, mark)
-    done, lost = threading.Event(), threading.Event()
-    heart = threading.Thread(target=_beat, args=(path, mark, done, lost), daemon=True)
-    heart.start()
+def _leased(claim: Path) -> Iterator[None]:
+    lease = SoftFileLease(
+        claim,
+        lease_duration=LEASE_SECONDS,
+        heartbeat_interval=HEARTBEAT_SECONDS,
+        on_compromise=_interrupt,
+        timeout=LEASE_SECONDS + HEARTBEAT_SECONDS,
+        poll_interval=min(0.5, HEARTBEAT_SECONDS / 2),
+    )
+    try:
+        lease.acquire(cancel_check=_Watch(claim))
+    except Timeout:
+        raise _refusal(claim) from None
+    lost = False
     try:
         try:
             yield
         finally:
-            done.set()
-            heart.join()
-        if not _held(path, mark):
-            lost.set()
+            lost = not lease.is_lock_held_by_us
+            lease.release()
     except KeyboardInterrupt:
-        if not lost.is_set():
+        if not (lost or lease.compromise):
             raise
-    finally:
-        with suppress(OSError):
-            _remove(path, mark)
-    if lost.is_set():
+    if lost or lease.compromise:
         raise StudyError(
-            f"this run stood still for so long that another{_owner(path)} took over {path.parent}, which may hold "
-            "results of both now; when no run is at work there, run the same command again"
+            f"this run was suspended for so long that another run{_owner(claim)} took over {claim.parent}, which may "
+            "hold results of both; run the same command again when no run is active there"
         )
 
 
-def _claim(path: Path, mark: str) -> None:
-    found = _look(path)
-    free = found is None or (_left_over(path, found) and _remove(path, found[1]))
-    if not (free and _create(path, mark) and _held(path, mark)):
-        raise _refusal(path)
+class _Watch:
+    """Whether the owner of a claim refreshes it, asked again and again."""
 
+    def __init__(self, claim: Path) -> None:
+        self.claim = claim
+        self.first: int | None = None
 
-def _beat(path: Path, mark: str, done: threading.Event, lost: threading.Event) -> None:
-    while not done.wait(BEAT):
-        with suppress(OSError):
-            if not _held(path, mark):
-                lost.set()
-                if not done.is_set() and hasattr(signal, "pthread_kill"):  # else the end of the run tells it
-                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-                return
-
-
-def _held(path: Path, mark: str) -> bool:
-    """Write a mark anew if it is still there; a second look, as another run may have it aside for an instant."""
-    for wait in (LOOK, 0):
-        with suppress(FileNotFoundError), path.open("r+", encoding="utf-8", errors="replace") as stream:
-            if stream.read() == mark:
-                stream.seek(0)
-                stream.write(mark)
-                return True
-        time.sleep(wait)
-    return False
-
-
-def _ended(mark: str) -> bool:
-    """Whether a mark is of a process of this computer that is no more."""
-    import psutil
-
-    words = mark.split()
-    if len(words) != 4 or (words[0], words[2]) != (socket.gethostname(), _system()):
-        return False
-    try:
-        return psutil.Process(int(words[1])).status() == psutil.STATUS_ZOMBIE
-    except psutil.Error as error:
-        return isinstance(error, psutil.NoSuchProcess)
-
-
-def _left_over(path: Path, found: tuple[int, str]) -> bool:
-    """Whether a mark's process has ended or, as one watches, nobody writes it anew, or it goes away."""
-    if _ended(found[1]):
-        return True
-    limit = f"{LOOKS * LOOK:.0f} seconds"
-    print(f"{path} is the mark of another run{_owner(path)}; watching it for up to {limit}", file=sys.stderr)
-    for _ in range(LOOKS):
-        time.sleep(LOOK)
-        now = _look(path)
-        if now != found:
-            return now is None
-        if _ended(found[1]):
-            return True
-    return True
-
-
-def _look(path: Path) -> tuple[int, str] | None:
-    """Time and text of a mark; of the open file, as network file systems may answer by name from memory."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as stream:
-            return os.fstat(stream.fileno()).st_mtime_ns, stream.read()
-    except FileNotFoundError:
-        return None
-
-
-def _read(path: Path) -> str:
-    return (_look(path) or (0, ""))[1]
-
-
-def _create(path: Path, mark: str) -> bool:
-    try:
-        with path.open("xb", buffering=0) as stream:
-            try:
-                stream.write(mark.encode())
-            except OSError:
-                path.unlink()
-                raise
-    except FileExistsError:
-        return False
-    return True
-
-
-def _remove(path: Path, mark: str) -> bool:
-    """Remove a mark; another that came in its place meanwhile stays or is put back. Whether there is none now."""
-    aside = path.with_name(f"{path.name}-{secrets.token_hex(8)}")
-    if _read(path) == mark:
+    def __call__(self) -> bool:
         with suppress(FileNotFoundError):
-            path.rename(aside)
-            if (found := _read(aside)) != mark:
-                _create(path, found)
-            aside.unlink()
-    return not path.exists()
+            refreshed = self.claim.stat().st_mtime_ns
+            if self.first is None:
+                self.first = refreshed
+                print(
+                    f"{self.claim} is the claim of another run{_owner(self.claim)}; watching it for up to "
+                    f"{LEASE_SECONDS:.0f} seconds",
+                    file=sys.stderr,
+                )
+            return refreshed != self.first
+        return False
 
 
-def _system() -> str:
-    """The running system and its process namespace: computers and containers of one name are told apart."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return f"{uuid.getnode():x}"
+def _interrupt(_: object) -> None:
+    if hasattr(signal, "pthread_kill"):  # elsewhere the end of the run reports it
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
 
-def _owner(path: Path) -> str:
-    words = _read(path).split()
-    return f" ({words[0]}, process {words[1]})" if len(words) > 1 else ""
+def _owner(claim: Path) -> str:
+    with suppress(OSError, UnicodeDecodeError):
+        fields = dict(line.split("=", 1) for line in claim.read_text("utf-8").splitlines() if "=" in line)
+        if {"host", "pid"} <= fields.keys():
+            return f" ({fields['host'].partition('?')[0]}, process {fields['pid']})"
+    return ""
 
 
-def _refusal(path: Path) -> StudyError:
+def _refusal(claim: Path) -> StudyError:
     return StudyError(
-        f"another run is at work in {path.parent}{_owner(path)}; wait for its end, or give this one a folder of its "
+        f"another run is active in {claim.parent}{_owner(claim)}; wait until it ends, or give this one a folder of its "
         "own with --set exec.outputs=FOLDER"
     )

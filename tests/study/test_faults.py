@@ -152,30 +152,31 @@ def on(finished):
 
 
 @pytest.mark.studies
-def test_a_run_of_another_computer_in_a_study_at_work_is_refused_and_changes_nothing(done, finished, on):
+def test_run_of_another_computer_is_refused(done, finished, on):
     first = start(finished, **on("first"))
-    mark = finished / "outputs" / "tiny" / ".running"
-    wait_for(mark.parent / "derivatives" / "1.txt")
+    claim = finished / "outputs" / "tiny" / ".running"
+    wait_for(claim.parent / "derivatives" / "1.txt")
     refused = run(finished, **on("second"))
-    assert refused.returncode == 3 and f"at work in outputs/tiny (first, process {first.pid})" in refused.stderr
-    assert mark.read_text().startswith(f"first {first.pid} ")
+    assert refused.returncode == 3 and f"active in outputs/tiny (first, process {first.pid})" in refused.stderr
+    assert "host=first" in claim.read_text()
     first.communicate(timeout=60)
     assert first.returncode == 0 and outputs(finished) == outputs(done)
-    assert ran(run(finished)) == [] and not list(mark.parent.glob(".running*"))
+    assert ran(run(finished)) == [] and not list(claim.parent.glob(".running*"))
 
 
 @pytest.mark.studies
-def test_a_study_whose_mark_is_lost_stops_with_its_kernel_and_the_next_run_ends_with_the_same(done, finished, on):
-    process = start(finished, **on("first"))
-    mark = finished / "outputs" / "tiny" / ".running"
-    wait_for(mark.parent / "derivatives" / "0.txt")
+def test_study_without_its_claim_stops_with_its_kernel(done, finished, on):
+    process = start(finished, **on("first") | {"SLOW": "6"})
+    claim = finished / "outputs" / "tiny" / ".running"
+    wait_for(claim.parent / "derivatives" / "0.txt")
     kernels = children(process.pid)
-    mark.write_text("second 7")
+    claim.unlink()
+    claim.write_text("filelock/2\npid=7\nhost=second\nmode=lease\n")
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 3 and "another (second, process 7) took over outputs/tiny" in errors
-    assert kernels and gone(kernels) and not (mark.parent / "derivatives" / "4.txt").exists()
-    assert mark.read_text() == "second 7"
-    mark.unlink()
+    assert process.returncode == 3 and "another run (second, process 7) took over outputs/tiny" in errors
+    assert kernels and gone(kernels) and not (claim.parent / "derivatives" / "4.txt").exists()
+    assert "host=second" in claim.read_text()
+    claim.unlink()
     again = run(finished)
     assert again.returncode == 0 and outputs(finished) == outputs(done)
 

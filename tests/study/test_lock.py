@@ -1,32 +1,30 @@
-"""One run at a time in a folder: without locks, with locks of each computer, after kills, and in races."""
+"""One run at a time in a folder: on one computer, on two that share it, after kills and suspensions."""
 
 import errno
 import fcntl
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
-from test_run_all import gone, wait_for
+from test_run_all import wait_for
 
 from adlib.study import lock
 from adlib.study.digests import path_digest
 from adlib.study.lock import locked
 from adlib.study.records import StudyError, write_text
 
-QUICK = {"BEAT": 0.05, "LOOK": 0.1, "LOOKS": 20}
-ELSEWHERE = """
+QUICK = {"HEARTBEAT_SECONDS": 0.1, "LEASE_SECONDS": 2.0}
+RUN = """
 import fcntl, socket, time
 from pathlib import Path
-from adlib import lock
+from adlib.study import lock
 
 fcntl.flock = lambda *_: None
-socket.gethostname = lambda: "elsewhere"
+socket.gethostname = lambda: {host!r}
 vars(lock).update({quick})
 with lock.locked(Path({folder!r})):
     Path({ready!r}).touch()
@@ -35,178 +33,107 @@ with lock.locked(Path({folder!r})):
 
 
 @pytest.fixture
-def no_locks(monkeypatch):
-    """A file system without locks."""
-
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+def quick(monkeypatch):
+    """A lease of two seconds."""
+    for name, value in QUICK.items():
+        monkeypatch.setattr(lock, name, value)
 
 
 @pytest.fixture
-def locks_of_each_computer(monkeypatch):
+def local_locks(monkeypatch):
     """A file system whose locks other computers do not see."""
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Marks that are written and judged in fractions of a second."""
-    for name, value in QUICK.items():
-        monkeypatch.setattr(lock, name, value, raising=False)
-
-
-@pytest.fixture
-def elsewhere(tmp_path):
-    """Start a run of another computer in a folder that both share, and wait until it is at work."""
+def start_run(tmp_path):
+    """Start a run of a named computer in a shared folder, and wait until it holds the folder."""
     started = []
 
-    def start_elsewhere():
+    def start(host):
         ready = tmp_path / f"ready-{len(started)}"
-        code = ELSEWHERE.format(quick=QUICK, folder=str(tmp_path / "shared"), ready=str(ready))
+        code = RUN.format(host=host, quick=QUICK, folder=str(tmp_path / "shared"), ready=str(ready))
         started.append(subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True))
         wait_for(ready)
         return started[-1]
 
-    yield start_elsewhere
+    yield start
     for process in started:
         process.kill()
         process.communicate()
 
 
-def marks(folder):
+def claims(folder):
     return sorted(path.name for path in folder.glob(".running*"))
 
 
-def test_without_locks_a_second_run_is_refused_all_the_same(tmp_path, no_locks, quick):
+@pytest.mark.parametrize("system_locks", ["yes", "none", "local"])
+def test_second_run_is_refused(tmp_path, quick, monkeypatch, system_locks):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    if system_locks != "yes":
+        monkeypatch.setattr(fcntl, "flock", refuse if system_locks == "none" else lambda *_: None)
     with locked(tmp_path):
-        with pytest.raises(StudyError, match=rf"another run is at work.*process {os.getpid()}"), locked(tmp_path):
+        with pytest.raises(StudyError, match=rf"another run is active.*process {os.getpid()}"), locked(tmp_path):
             pass
-        assert marks(tmp_path) == [".running"]
+        assert claims(tmp_path) == [".running"]
     with pytest.raises(ValueError), locked(tmp_path):
         raise ValueError
-    assert marks(tmp_path) == []
+    assert claims(tmp_path) == []
 
 
-def left_by(process):
-    """The mark that a process of this computer would leave if it were killed."""
-    return f"{socket.gethostname()} {process.pid} {lock._system()} 0123456789abcdef"
-
-
-def test_without_locks_what_a_killed_run_left_is_taken_over_at_once(tmp_path, no_locks, capsys):
-    process = subprocess.Popen(["sleep", "60"])
-    (tmp_path / ".running").write_text(left_by(process))
-    process.kill()
-    assert gone([process.pid])
+def test_killed_run_is_taken_over_at_once(tmp_path, local_locks, start_run):
+    first = start_run(os.uname().nodename)
+    first.kill()
+    first.wait()
     began = time.monotonic()
-    with locked(tmp_path):
-        pass
-    process.wait()
-    (tmp_path / ".running").write_text(left_by(process))
-    with locked(tmp_path):
-        assert marks(tmp_path) == [".running"]
-    assert time.monotonic() - began < lock.LOOK and capsys.readouterr().err == ""
+    with locked(tmp_path / "shared"):
+        assert f"pid={os.getpid()}" in (tmp_path / "shared" / ".running").read_text()
+    assert time.monotonic() - began < lock.HEARTBEAT_SECONDS
+    assert claims(tmp_path / "shared") == []
 
 
-@pytest.mark.parametrize("days", [-3650, 0, 3650])
-@pytest.mark.parametrize("content", ["", "elsewhere 1", "of a process whose number another has now"])
-def test_a_mark_that_nobody_writes_anew_is_taken_over_whatever_its_time(tmp_path, no_locks, monkeypatch, content, days):
-    monkeypatch.setattr(lock, "LOOK", 0.01, raising=False)
-    process = subprocess.Popen(["sleep", "60"])
-    mark, moment = tmp_path / ".running", time.time() + days * 86400
-    mark.write_text(left_by(process) if content.startswith("of a process") else content)
-    os.utime(mark, (moment, moment))
-    with locked(tmp_path):
-        assert str(os.getpid()) in mark.read_text()
-    process.kill()
-    process.wait()
-    assert marks(tmp_path) == []
-
-
-def test_of_two_computers_with_locks_of_their_own_the_second_is_refused_until_the_first_is_killed(
-    tmp_path, locks_of_each_computer, quick, elsewhere, capsys
-):
-    first = elsewhere()
+def test_run_of_another_computer_is_refused_until_killed(tmp_path, local_locks, quick, start_run, capsys):
+    first = start_run("elsewhere")
     for _ in range(3):
-        with pytest.raises(StudyError, match=rf"at work in .*shared \(elsewhere, process {first.pid}\)"):
+        with pytest.raises(StudyError, match=rf"active in .*shared \(elsewhere, process {first.pid}\)"):
             locked(tmp_path / "shared").__enter__()
     assert "watching it for up to" in capsys.readouterr().err
     first.kill()
     first.wait()
     with locked(tmp_path / "shared"):
-        assert str(os.getpid()) in (tmp_path / "shared" / ".running").read_text()
-    assert marks(tmp_path / "shared") == []
+        assert f"pid={os.getpid()}" in (tmp_path / "shared" / ".running").read_text()
+    assert claims(tmp_path / "shared") == []
 
 
-def test_a_computer_may_go_on_when_the_run_of_another_ends(tmp_path, locks_of_each_computer, quick, elsewhere):
-    first = elsewhere()
+def test_suspended_run_that_lost_its_claim_stops(tmp_path, local_locks, quick, start_run):
+    first = start_run("elsewhere")
     os.kill(first.pid, signal.SIGSTOP)
-    mark = tmp_path / "shared" / ".running"
-    began = time.monotonic()
-    threading.Timer(0.2, mark.unlink).start()
     with locked(tmp_path / "shared"):
-        assert time.monotonic() - began < lock.LOOKS * lock.LOOK
-        assert str(os.getpid()) in mark.read_text()
+        claim = (tmp_path / "shared" / ".running").read_text()
+        os.kill(first.pid, signal.SIGCONT)
+        _, errors = first.communicate(timeout=20)
+        assert first.returncode == 1 and "StudyError: this run was suspended for so long that another run" in errors
+        assert f"process {os.getpid()}" in errors
+        assert (tmp_path / "shared" / ".running").read_text() == claim
+    assert claims(tmp_path / "shared") == []
 
 
-@pytest.mark.parametrize("meanwhile", ["is at work", "has ended"])
-def test_a_run_that_stood_still_while_another_took_over_stops_and_leaves_its_mark(
-    tmp_path, locks_of_each_computer, quick, elsewhere, meanwhile
-):
-    first = elsewhere()
-    os.kill(first.pid, signal.SIGSTOP)
-    second = locked(tmp_path / "shared")
-    second.__enter__()
-    mark = tmp_path / "shared" / ".running"
-    own = mark.read_text()
-    if meanwhile == "has ended":
-        second.__exit__(None, None, None)
-    os.kill(first.pid, signal.SIGCONT)
-    _, errors = first.communicate(timeout=20)
-    assert first.returncode == 1 and "StudyError: this run stood still for so long that another" in errors
-    if meanwhile == "is at work":
-        assert f"process {os.getpid()}" in errors and mark.read_text() == own
-        second.__exit__(None, None, None)
-    assert marks(tmp_path / "shared") == []
+@pytest.mark.parametrize("heartbeat", [5.0, 0.01])
+def test_run_without_its_claim_reports_no_success(tmp_path, monkeypatch, heartbeat):
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", heartbeat)
+    claim = tmp_path / ".running"
+    with pytest.raises(StudyError, match=r"another run \(elsewhere, process 7\) took over"), locked(tmp_path):
+        other = Path(f"{claim}-other")
+        other.write_text("filelock/2\npid=7\nhost=elsewhere\nmode=lease\n")
+        other.rename(claim)
+        time.sleep(0.1)
+    assert "elsewhere" in claim.read_text()
 
 
-@pytest.mark.parametrize("beat", [5.0, 0.01])
-def test_a_run_whose_mark_is_lost_reports_no_success_though_it_ends_before_that_is_sure(tmp_path, monkeypatch, beat):
-    monkeypatch.setattr(lock, "BEAT", beat, raising=False)
-    monkeypatch.setattr(lock, "LOOK", 0.2, raising=False)
-    mark = tmp_path / ".running"
-    with pytest.raises(StudyError, match=r"another \(elsewhere, process 7\) took over"), locked(tmp_path):
-        mark.write_text("elsewhere 7")
-        time.sleep(0.05)
-    assert mark.read_text() == "elsewhere 7"
-
-
-def test_of_two_that_take_over_at_once_only_one_gets_in(tmp_path, locks_of_each_computer, quick, monkeypatch):
-    """The first has judged what was left and is about to move it away; the second has just done so and is at work."""
-    process = subprocess.Popen(["true"])
-    process.wait()
-    mark, second, inside = tmp_path / ".running", locked(tmp_path), []
-    mark.write_text(left_by(process))
-    acts = {name: getattr(Path, name) for name in ("unlink", "rename")}
-
-    def late(name, path, *arguments, **options):
-        if path == mark and not inside:
-            inside.append("second")
-            second.__enter__()
-        return acts[name](path, *arguments, **options)
-
-    for name in acts:
-        monkeypatch.setattr(Path, name, lambda path, *rest, name=name, **options: late(name, path, *rest, **options))
-    with pytest.raises(StudyError, match="another run is at work"), locked(tmp_path):
-        pass
-    assert inside == ["second"] and len(marks(tmp_path)) == 1
-    second.__exit__(None, None, None)
-    assert marks(tmp_path) == []
-
-
-def test_marks_are_in_no_digest_of_a_folder(tmp_path):
+def test_claim_is_in_no_digest_of_a_folder(tmp_path):
     write_text("1", tmp_path / "result.txt")
     before = path_digest(tmp_path)
     with locked(tmp_path):
-        assert marks(tmp_path) and path_digest(tmp_path) == before
+        assert claims(tmp_path) and path_digest(tmp_path) == before

@@ -254,7 +254,7 @@ def test_killed_or_interrupted_in_the_middle_the_next_run_ends_with_the_same(don
     _, errors = process.communicate(timeout=20)
     assert kernels and gone(kernels)
     if refused:
-        assert refused.returncode == 3 and "another run is at work in outputs/tiny" in refused.stderr
+        assert refused.returncode == 3 and "another run is active in outputs/tiny" in refused.stderr
         assert process.returncode == 130 and "run the same command again" in errors
     again = run(project)
     assert again.returncode == 0 and ran(again) == ["02_preprocessing", "03_evaluation"]
