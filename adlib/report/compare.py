@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adlib.report.page import render
-from adlib.report.results import Table, public_params, table
-from adlib.report.words import columns, metric_title, moment, run_of, unbroken
+import pandas as pd
+
+from adlib.report.content import score_table
+from adlib.report.tables import Table, bounded, metric_title, moment, public_params, run_of, table, written
+from adlib.report.text import render
 from adlib.study.digests import flat
 from adlib.study.params import StudyParams, load_params
-from adlib.study.publication import score, score_name
 from adlib.study.records import StudyError, read_json, write_text
 
 PAGE = "compare.html"
 SHOWN = ("balanced_accuracy", "roc_auc", "roc_auc_binary", "brier", "calibration_error")
-SAME, INSIDE, OUTSIDE, ALONE = "same", "B inside A's interval", "B outside A's interval", "in one alone"
+SAME, INSIDE, OUTSIDE, ALONE = "same", "B inside A's interval", "B outside A's interval", "in one study only"
 LEVELS = {"slice": "slices", "scan": "scans", "subject": "participants"}
 
 
@@ -26,12 +27,12 @@ class Side:
 
     folder: Path
     params: StudyParams
-    scores: dict[str, dict[str, Any]]
-    history: dict[str, Any]
+    scores: pd.DataFrame
+    provenance: dict[str, Any]
 
     @property
     def title(self) -> str:
-        return f"{self.params.study}, finished {moment(self.history.get('finished'))}"
+        return f"{self.params.study}, finished {moment(self.provenance.get('finished'))}"
 
 
 def read_side(folder: Path) -> Side:
@@ -40,22 +41,22 @@ def read_side(folder: Path) -> Side:
     Raises
     ------
     StudyError
-        If it is no folder of a finished study.
+        If it is not the folder of a finished study.
     """
     if not folder.is_dir():
-        raise StudyError(f"--compare: {folder} is no folder; give two folders such as outputs/phantom")
+        raise StudyError(f"--compare: {folder} is not a folder; give two folders such as outputs/phantom")
     missing = [name for name in ("params.yaml", "metrics.json", "provenance.json") if not (folder / name).is_file()]
     if missing:
-        raise StudyError(f"--compare: {folder} lacks {', '.join(missing)}; give the folder of a study that has run")
+        raise StudyError(f"--compare: {folder} lacks {', '.join(missing)}; give the folder of a finished study")
     metrics = read_json(folder / "metrics.json")
     if not isinstance(metrics.get("entries"), list):
         raise StudyError(f"--compare: {folder / 'metrics.json'} holds no scores; run its step 04_evaluation again")
-    scores = {score_name(entry): entry for entry in metrics["entries"]}
-    return Side(folder, load_params(folder / "params.yaml"), scores, read_json(folder / "provenance.json"))
+    scores, provenance = score_table(metrics["entries"]), read_json(folder / "provenance.json")
+    return Side(folder, load_params(folder / "params.yaml"), scores, provenance)
 
 
 def compare(first: Path, second: Path, outputs: Path) -> tuple[Path, str]:
-    """Write ``compare.html`` into `outputs`; return where it is, and the main scores as text for the screen.
+    """Write ``compare.html`` into `outputs`; return its path, and the main scores as text for the screen.
 
     Raises
     ------
@@ -64,7 +65,7 @@ def compare(first: Path, second: Path, outputs: Path) -> tuple[Path, str]:
     """
     a, b = read_side(first), read_side(second)
     main = scores(a, b, "Main scores of test participants.", main_only=True)
-    text = render(
+    page = render(
         "compare.html.j2",
         title=f"Two runs side by side: {a.params.study} and {b.params.study}",
         warning=_warning(a, b),
@@ -74,83 +75,67 @@ def compare(first: Path, second: Path, outputs: Path) -> tuple[Path, str]:
         params=params_that_differ(a, b),
         code=code_that_differs(a, b),
     )
-    screen = columns([main.header, *main.rows])
     sides = "\n".join(f"{name}  {side.title}  ({side.folder})" for name, side in (("A", a), ("B", b)))
-    return write_text(text, outputs / PAGE), f"{sides}\n{screen}"
+    return write_text(page, outputs / PAGE), f"{sides}\n{_columns([main.header, *main.rows])}"
 
 
 def scores(a: Side, b: Side, caption: str, *, main_only: bool = False) -> Table:
-    """Scores of both, with what their difference amounts to."""
+    """Scores of both studies with their difference and its verdict."""
     rows = []
-    for name in {**a.scores, **b.scores}:
-        one, other = a.scores.get(name), b.scores.get(name)
-        entry = one or other
-        if main_only and not _is_main(entry):
+    for name in [*a.scores.index, *b.scores.index.difference(a.scores.index, sort=False)]:
+        run, level, metric, label = name
+        is_main = " - " not in run and level == "subject" and metric in SHOWN and label in ("", "macro")
+        if main_only and not is_main:
             continue
-        title = " less ".join(run_of(run).title for run in entry["run"].split(" - "))
-        what = metric_title(entry["metric"], entry.get("class"))
-        level = () if main_only else (LEVELS.get(entry["level"], entry["level"]),)
-        rows.append(
-            (
-                title,
-                *level,
-                what,
-                unbroken(score(one)),
-                unbroken(score(other)),
-                _change(one, other),
-                verdict(one, other),
-            )
-        )
-    level = () if main_only else ("Scored",)
-    return table(caption, ("Run", *level, "Score", "A", "B", "B less A", "Verdict"), rows)
+        left, right = (side.scores.loc[name] if name in side.scores.index else None for side in (a, b))
+        title = " minus ".join(run_of(part).title for part in run.split(" - "))
+        change = "-" if left is None or right is None else f"{right['point'] - left['point']:+.3f}"
+        cells = written(left, 3), written(right, 3), change.replace("+nan", "-"), verdict(left, right)
+        rows.append((title, *(() if main_only else (LEVELS.get(level, level),)), metric_title(metric, label), *cells))
+    header = ("Run", *(() if main_only else ("Level",)), "Score", "A", "B", "B minus A", "Verdict")
+    return table(caption, header, rows)
 
 
-def verdict(one: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
-    """How far B's score is from A's; the intervals of two runs are no test of their difference."""
-    if one is None or other is None:
+def verdict(left: pd.Series | None, right: pd.Series | None) -> str:
+    """Position of B's score relative to A's interval; the intervals of two runs are no test of their difference."""
+    if left is None or right is None:
         return ALONE
-    if one["point"] == other["point"] and one.get("ci95") == other.get("ci95"):
+    numbers = ["point", "low", "high"]
+    if left[numbers].equals(right[numbers]):
         return SAME
-    interval = one.get("ci95")
-    if not interval or None in interval or other["point"] is None:
+    if not bounded(left) or pd.isna(right["point"]):
         return "no interval"
-    return INSIDE if interval[0] <= other["point"] <= interval[1] else OUTSIDE
+    return INSIDE if left["low"] <= right["point"] <= left["high"] else OUTSIDE
 
 
 def params_that_differ(a: Side, b: Side) -> Table:
-    """Params of both where they differ; places on a machine and execution settings do not count."""
+    """Params that differ, without places on a machine and execution settings."""
     return _differing("Params that differ.", "Param", *(flat(public_params(side.params)) for side in (a, b)))
 
 
 def code_that_differs(a: Side, b: Side) -> Table:
-    """Versions of code, Python, machine and packages where they differ."""
-    known = [
-        {name: side.history.get(name) for name in ("git_sha", "git_dirty", "python", "platform", "device")}
-        | side.history.get("packages", {})
+    """Versions of code, Python, machine and packages that differ."""
+    versions = [
+        {name: side.provenance.get(name) for name in ("git_sha", "git_dirty", "python", "platform", "device")}
+        | side.provenance.get("packages", {})
         for side in (a, b)
     ]
-    return _differing("Code, machine and packages that differ.", "What", *known)
+    return _differing("Code, machine and packages that differ.", "Item", *versions)
 
 
-def _differing(caption: str, what: str, one: dict[str, Any], other: dict[str, Any]) -> Table:
-    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-    rows = [(name, one.get(name, "-"), other.get(name, "-")) for name in names]
-    return table(caption, (what, "A", "B"), rows)
+def _differing(caption: str, item: str, left: dict[str, Any], right: dict[str, Any]) -> Table:
+    names = [name for name in {**left, **right} if left.get(name) != right.get(name)]
+    rows = [(name, left.get(name, "-"), right.get(name, "-")) for name in names]
+    return table(caption, (item, "A", "B"), rows)
 
 
-def _is_main(entry: dict[str, Any]) -> bool:
-    if " - " in entry["run"] or entry["level"] != "subject" or entry["metric"] not in SHOWN:
-        return False
-    return entry.get("class") in (None, "macro")
-
-
-def _change(one: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
-    if one is None or other is None or one["point"] is None or other["point"] is None:
-        return "-"
-    return f"{other['point'] - one['point']:+.3f}"
+def _columns(rows: list[tuple[str, ...]]) -> str:
+    """Rows as lines of aligned columns, for a screen."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _warning(a: Side, b: Side) -> str:
-    made = "simulated heads" if "phantom" in (a.params.source.kind, b.params.source.kind) else ""
-    about = f"Results on {made} say nothing about patients. " if made else ""
+    simulated = "phantom" in (a.params.source.kind, b.params.source.kind)
+    about = "Results on simulated heads say nothing about patients. " if simulated else ""
     return f"{about}Research only. Two intervals side by side are no test of a difference."

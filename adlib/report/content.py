@@ -1,4 +1,4 @@
-"""The stored records of a finished study, read once, as plain data for the pages."""
+"""The stored records of a finished study, read once for all pages of its report."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from adlib.report.privacy import Ids
 from adlib.study.params import StudyParams
 from adlib.study.records import AUDIT, FEATURES, FIGURES, LISTING, MANIFEST, SPLITS, StudyError, read_json, read_table
+from adlib.study.train_params import TrainParams
 
 FLOW = ("step", "scans", "participants")
 NETWORK = "resnet50"
+CITATIONS = {"ResNet50": " (He et al. 2016, doi:10.1109/CVPR.2016.90)"}
+SCORED = ("run", "level", "metric", "class")  # what identifies a score, apart from those of subgroups
 SANITY = "attribution/sanity.json"
 
 
@@ -26,22 +30,25 @@ class Study:
     Attributes
     ----------
     params : StudyParams
-    metrics, history : dict
+    metrics, provenance : dict
         ``metrics.json`` and ``provenance.json``.
-    sanity : dict
-        ``attribution/sanity.json``, the checks of the attribution maps; empty where there are none.
+    scores : DataFrame
+        The scores of ``metrics.json``, indexed by run, level, metric and class ("" for all classes).
+    sanity : list of dict
+        Checks of the attribution maps, from ``attribution/sanity.json``; empty without the file.
     card : dict
-        What the weights file says of itself.
+        Header of the model file.
     manifest, audit, flow, splits, features, figures : DataFrame
         The tables of these names.
     ids : Ids
-        What no page may hold.
+        Ids that no page may contain.
     """
 
     params: StudyParams
     metrics: dict[str, Any]
-    history: dict[str, Any]
-    sanity: dict[str, Any]
+    scores: pd.DataFrame
+    provenance: dict[str, Any]
+    sanity: list[dict[str, Any]]
     card: dict[str, Any]
     manifest: pd.DataFrame
     audit: pd.DataFrame
@@ -57,7 +64,7 @@ class Study:
 
     @property
     def simulated(self) -> bool:
-        """Whether the heads are made; nothing then is about people."""
+        """Whether the heads are simulated, so that nothing is about people."""
         return self.params.source.kind == "phantom"
 
     @property
@@ -65,15 +72,50 @@ class Study:
         """Balanced accuracy of guessing."""
         return 1 / len(self.params.classes)
 
-    def entry(self, run: str, metric: str, label: str | None = None, level: str = "subject") -> dict[str, Any] | None:
-        """The score of a run; None where it was not taken."""
-        wanted = (run, level, metric, label)
-        found = (e for e in self.metrics["entries"] if (e["run"], e["level"], e["metric"], e.get("class")) == wanted)
-        return next(found, None)
+    @property
+    def participants(self) -> int:
+        return self.manifest["participant_id"].nunique()
+
+    @property
+    def tested(self) -> int:
+        """Number of test participants behind the network's score."""
+        score = self.score("balanced_accuracy")
+        return 0 if score is None else int(score["n"])
+
+    @property
+    def train(self) -> TrainParams:
+        """Settings of the training."""
+        return self.params.train
+
+    @property
+    def network(self) -> str:
+        return "ResNet50"
+
+    @property
+    def cited(self) -> str:
+        """The network with its reference."""
+        return f"{self.network}{CITATIONS.get(self.network, '')}"
+
+    @property
+    def has_subgroups(self) -> bool:
+        return bool(self.metrics.get("subgroups"))
+
+    @property
+    def initial_weights(self) -> str:
+        """Origin of the weights before training, without the folder of a file."""
+        origin = str(self.card.get("weights_origin", "unknown")).split(" in ")[0]
+        return "a weights file" if "/" in origin else origin
+
+    def score(
+        self, metric: str, label: str = "", *, run: str = NETWORK, level: str = "subject"
+    ) -> pd.Series[Any] | None:
+        """Metric, point, low, high and n of one score; None where it was not computed."""
+        name = (run, level, metric, label)
+        return self.scores.loc[name] if name in self.scores.index else None
 
     def runs(self) -> list[str]:
-        """The runs that were scored, without the differences between them, in the order of the scores."""
-        return list(dict.fromkeys(e["run"] for e in self.metrics["entries"] if " - " not in e["run"]))
+        """The scored runs in the order of the scores, without the differences between them."""
+        return [run for run in self.scores["run"].unique() if " - " not in run]
 
 
 def read_study(params: StudyParams) -> Study:
@@ -95,21 +137,30 @@ def read_study(params: StudyParams) -> Study:
     return Study(
         params=params,
         metrics=metrics,
-        history=read_json(folder / "provenance.json"),
-        sanity=read_json(folder / SANITY) if (folder / SANITY).is_file() else {},
+        scores=score_table(metrics["entries"]),
+        provenance=read_json(folder / "provenance.json"),
+        sanity=read_json(folder / SANITY)["entries"] if (folder / SANITY).is_file() else [],
         card=read_card(folder / "model.safetensors"),
         manifest=manifest,
-        audit=read_table(folder / "audit.tsv", AUDIT),
+        audit=read_table(folder / "audit.tsv", AUDIT).fillna(""),
         flow=_read_flow(folder / "flow.tsv"),
         splits=read_table(folder / "splits.tsv", SPLITS),
         features=read_table(folder / "features.tsv", FEATURES),
-        figures=read_table(folder / "figures" / "figures.tsv", FIGURES),
+        figures=_read_figures(folder / "figures" / "figures.tsv"),
         ids=Ids.of(manifest, listing),
     )
 
 
+def score_table(entries: list[dict[str, Any]]) -> pd.DataFrame:
+    """Entries of ``metrics.json`` as a table, indexed by run, level, metric and class."""
+    table = pd.DataFrame(entries).reindex(columns=["check", "of", *SCORED, "group", "point", "n"])
+    table[["low", "high"]] = np.array([entry.get("ci95") or (None, None) for entry in entries], float).reshape(-1, 2)
+    table["class"] = table["class"].fillna("")
+    return table.astype({"point": float}).set_index(list(SCORED), drop=False)
+
+
 def read_card(path: Path) -> dict[str, Any]:
-    """The card in the header of a weights file, without the weights.
+    """The card in the header of a model file, without the weights.
 
     Raises
     ------
@@ -122,8 +173,13 @@ def read_card(path: Path) -> dict[str, Any]:
         return json.loads(next(text for name, text in header.items() if name.startswith("adlib-")))
     except (OSError, SafetensorError, StopIteration, ValueError) as error:
         raise StudyError(
-            f"{path} carries no readable model card ({type(error).__name__}); run 03_training_resnet50 again"
+            f"{path} has no readable model card ({type(error).__name__}); run 03_training_resnet50 again"
         ) from None
+
+
+def _read_figures(path: Path) -> pd.DataFrame:
+    """The register of figures, with the optional statement of what each shows of people."""
+    return read_table(path, FIGURES).reindex(columns=[*FIGURES.columns, "shows"]).fillna({"shows": ""})
 
 
 def _read_flow(path: Path) -> pd.DataFrame:

@@ -1,20 +1,18 @@
-"""Render a study as one HTML page that needs no network and no script."""
+"""Write the report of a finished study: one HTML page, model card, datasheet and checklists."""
 
 from __future__ import annotations
 
-import itertools
-from functools import lru_cache
-from typing import Any
+from pathlib import Path
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from adlib.report import explained, results, text
-from adlib.report.content import Study
-from adlib.report.methods import methods
-from adlib.report.words import step_title
+from adlib.report import cards, tables, text
+from adlib.report.content import Study, read_study
+from adlib.study.params import StudyParams
+from adlib.study.records import write_text
 from adlib.study.steps import STEPS
 
+FOLDER = "report"
 FILES = {
     "model-card.md": "Model card",
     "datasheet.md": "Datasheet of the cohort",
@@ -23,58 +21,70 @@ FILES = {
 }
 
 
-@lru_cache
-def templates() -> Environment:
-    """The templates beside this file; what goes into HTML is escaped."""
-    return Environment(
-        loader=PackageLoader("adlib.report"),
-        autoescape=select_autoescape(("html.j2",), default=False, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+def write_report(params: StudyParams) -> Path:
+    """Write the page, the cards and the checklists of a finished study to ``outputs/<study>/report/``.
 
+    Everything is rendered and checked for ids of people before the first file is written; a file whose text is
+    unchanged is not written again.
 
-def render(name: str, **values: Any) -> str:
-    """Fill the template of that name."""
-    return templates().get_template(name).render(**values)
+    Returns
+    -------
+    path
+        ``index.html``.
+
+    Raises
+    ------
+    StudyError
+        If a record is missing or cannot be read, or a page contains a participant or scan id.
+    """
+    study = read_study(params)
+    pages = {
+        "index.html": index(study),
+        "model-card.md": cards.model_card(study),
+        "datasheet.md": cards.datasheet(study),
+        "claim.md": text.checklist(study, "claim"),
+        "tripod-ai.md": text.checklist(study, "tripod-ai"),
+    }
+    folder = params.folder / FOLDER
+    for name, page in pages.items():
+        study.ids.check(page, f"{FOLDER}/{name}")
+    for name, page in pages.items():
+        path = folder / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != page:
+            write_text(page, path)
+    return folder / "index.html"
 
 
 def index(study: Study) -> str:
-    """The report page."""
-    return render(
+    """The report page, which needs no network and no script."""
+    summary = text.summary(study)
+    notebooks = {tables.step_title(step.name): f"notebooks/{step.name}.html" for step in STEPS}
+    return text.render(
         "index.html.j2",
-        title=text.title(study),
-        warning=text.warning(study),
-        abstract=text.abstract(study),
-        cohort=[results.cohort(study), results.parts(study), results.flow(study)],
-        left_out=results.left_out(study),
-        acquisition=results.acquisition(study),
-        audit=results.audit(study),
-        methods=methods(study),
-        scores=[results.runs(study), results.control_rows(study), results.differences(study)],
+        title=summary["title"],
+        warning=summary["warning"],
+        abstract={name: summary[name] for name in ("Question", "Methods", "Results", "Conclusion")},
+        cohort=[tables.cohort(study), tables.split(study), tables.flow(study)],
+        excluded=tables.excluded(study),
+        acquisition=tables.acquisition(study),
+        audit=tables.audit(study),
+        methods=text.methods(study),
+        scores=[tables.runs(study), tables.controls(study), tables.differences(study)],
         network=[
-            results.confusion(study),
-            results.by_class(study),
-            results.by_level(study),
-            results.groups(study),
-            results.overall(study),
-            explained.checks(study),
+            tables.confusion(study),
+            tables.by_class(study),
+            tables.by_level(study),
+            tables.subgroups(study),
+            tables.overall(study),
+            tables.attribution_checks(study),
         ],
-        figures={step_title(name): drawn for name, drawn in results.figures(study, itertools.count(1)).items()},
-        figures_left_out=results.figures_left_out(study),
+        figures=tables.figures(study),
+        figures_left_out=tables.figures_left_out(study),
         limitations=text.limitations(study),
-        accepted=results.accepted(study),
-        provenance=results.provenance(study),
-        packages=results.packages(study),
-        params=yaml.safe_dump(results.public_params(study.params), sort_keys=False),
+        accepted=tables.accepted(study),
+        provenance=tables.provenance(study),
+        packages=tables.packages(study),
+        params=yaml.safe_dump(tables.public_params(study.params), sort_keys=False),
         files=FILES,
-        notebooks=_notebooks(study),
+        notebooks={name: f"../{page}" for name, page in notebooks.items() if (study.folder / page).is_file()},
     )
-
-
-def _notebooks(study: Study) -> list[tuple[str, str]]:
-    """Name and relative address of each executed notebook that is there."""
-    pages = [(step.name, f"notebooks/{step.name}.html") for step in STEPS]
-    return [(step_title(name), f"../{page}") for name, page in pages if (study.folder / page).is_file()]

@@ -23,7 +23,7 @@ from adlib.imaging import atlas
 from adlib.imaging.volume import resample
 from adlib.phantom.cohort import SCANNERS
 from adlib.phantom.head import FIELD_MM, REFERENCE_AGE, Subject, anatomy, image_head, warp
-from adlib.report.explained import METHODS
+from adlib.report.text import read_yaml
 from adlib.study.params import EvaluateParams, InputParams, PreprocessParams
 from adlib.study.records import StudyError, read_table
 from adlib.training.model_file import ModelCard
@@ -130,7 +130,7 @@ def test_gradient_shap_adds_up_to_the_differences_from_the_other_slices():
 
 def test_the_names_of_methods_agree_and_others_are_refused():
     assert set(TITLES) == set(get_args(EvaluateParams.model_fields["attribution"].annotation))
-    assert TITLES == METHODS
+    assert read_yaml("choices")["attribution"] == TITLES
     with pytest.raises(StudyError, match="unknown attribution 'lime'; there are integrated_gradients"):
         attribute(Corner(), squares(), 1, "lime")
 

@@ -1,0 +1,451 @@
+"""Tables of a report, and how it writes runs, metrics, scores and numbers."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from adlib.report.content import NETWORK, Study, score_table
+from adlib.report.privacy import may_show, shows
+from adlib.study.params import StudyParams
+from adlib.study.records import StudyError
+
+NOT_MEASURED, UNKNOWN = "not measured", "unknown"
+MAIN = (("balanced_accuracy", ""), ("roc_auc", "macro"), ("roc_auc_binary", ""), ("brier", ""))
+DIFFERENCES = ("balanced_accuracy_difference", "roc_auc_binary_difference", "mcnemar_p")
+OVERALL = (
+    "accuracy", "balanced_accuracy", "f1", "roc_auc", "roc_auc_binary", "kappa_linear", "matthews", "log_loss",
+    "brier", "calibration_error", "share_of_bayes_ceiling", "permutation_p",
+)  # fmt: skip
+BY_CLASS = ("recall", "specificity", "precision", "roc_auc", "average_precision")
+LEVELS = {"slice": "Slices", "scan": "Scans", "subject": "Participants"}
+GROUPS = ("network", "control", "baseline", "ceiling", "other")
+PRIVATE = ("exec", "root", "table", "tables", "data_dir")  # params that hold places on a machine
+
+
+@dataclass(frozen=True)
+class Run:
+    """Name of a scored run in a report, its group, and its description; of a control, what it must show."""
+
+    title: str
+    group: str
+    meaning: str
+
+
+CHANCE = "must fall to chance"
+RUNS = {
+    "resnet50": Run("ResNet50", "network", "the study's network"),
+    "shuffled_labels": Run("Permuted labels", "control", f"labels permuted over participants: {CHANCE}"),
+    "background": Run("Background only", "control", f"the brain and its surroundings masked out: {CHANCE}"),
+    "slice_split": Run("Slice-level split", "control", "leakage: how much it inflates the score; not a valid score"),
+    "binarised": Run("Silhouette", "control", "1 inside the brain, 0 outside: what the outline alone predicts"),
+    "metadata_added": Run("Metadata added", "control", "scanner metadata as covariates: how much they would add"),
+    "majority": Run("Majority", "baseline", "always the most frequent class"),
+    "metadata": Run("Scanner metadata", "baseline", "site, scanner, voxels and date alone, no image"),
+    "age_sex": Run("Age and sex", "baseline", "logistic regression"),
+    "brain_fraction": Run("Brain fraction", "baseline", "brain volume as a share of the intracranial volume"),
+    "volumes": Run("Volumes", "baseline", "logistic regression on regional volumes"),
+    "age_sex_volumes": Run("Age, sex and volumes", "baseline", "logistic regression"),
+    "grey_matter_svm": Run("Grey-matter maps", "baseline", "linear support vector machine"),
+    "bayes_ceiling": Run("Best possible", "ceiling", "uses the true severity and age of every simulated participant"),
+}
+METRICS = {
+    "roc_auc": "ROC AUC",
+    "roc_auc_binary": "ROC AUC, two classes",
+    "recall": "Sensitivity",
+    "kappa_linear": "Kappa, linear weights",
+    "matthews": "Matthews correlation",
+    "brier": "Brier score",
+    "share_of_bayes_ceiling": "Share of the best possible balanced accuracy",
+    "permutation_p": "p, permutation of labels",
+    "mcnemar_p": "p, McNemar",
+}
+ATTRIBUTION_CHECKS = {
+    ("randomisation", "stem", "rank_correlation"): "Rank correlation with the maps of a random network",
+    ("perturbation", "deletion", "area_gained_over_random"): "Deletion: area gained over random order, logit",
+    ("perturbation", "insertion", "area_gained_over_random"): "Insertion: area gained over random order, logit",
+    ("overlap_volume", "trained", "ratio_to_chance"): "Strongest pixels where disease changes volume, to chance",
+    ("overlap_volume", "randomised", "ratio_to_chance"): "Volume change: the same of a random network",
+    ("overlap_volume", "edges", "ratio_to_chance"): "Volume change: the same of the edges of the image",
+    ("overlap_image", "trained", "ratio_to_chance"): "Strongest pixels where disease changes the image, to chance",
+    ("overlap_image", "randomised", "ratio_to_chance"): "Image change: the same of a random network",
+    ("overlap_image", "edges", "ratio_to_chance"): "Image change: the same of the edges of the image",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption; the first cell of each row names the row."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def table(caption: str, header: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+    """A `Table` of text."""
+    return Table(caption, tuple(header), tuple(tuple(str(cell) for cell in row) for row in rows))
+
+
+def runs(study: Study) -> Table:
+    """The main scores of every run, network first."""
+    names = sorted(study.runs(), key=lambda name: GROUPS.index(run_of(name).group))
+    return table(
+        f"Scores of test participants with 95 % intervals; chance has a balanced accuracy of {study.chance:.2f}.",
+        ("Run", "Kind", *(metric_title(metric) for metric, _ in MAIN)),
+        ((run_of(name).title, run_of(name).group, *_written(study, MAIN, run=name)) for name in names),
+    )
+
+
+def released(entries: list[dict[str, Any]]) -> Table:
+    """Scores of the weights of a release, from entries as those of ``metrics.json``."""
+    scores = [row for _, row in score_table(entries).iterrows()]
+    return table(
+        "Scores of the weights in this file, rounded to 16 bit, on the scan files of the test participants, each "
+        "preprocessed anew; all tables further down are of the study's own weights in 32 bit.",
+        ("Score", "Participants", "With 95 % interval"),
+        ((metric_title(score["metric"], score["class"]), score["n"], written(score)) for score in scores),
+    )
+
+
+def controls(study: Study) -> Table:
+    """Expected and observed result of each control."""
+    scores = {name: study.score("balanced_accuracy", run=name) for name in study.runs()}
+    rows = [
+        (run_of(name).title, run_of(name).meaning, written(score), _observed(study, name, score))
+        for name, score in scores.items()
+        if run_of(name).group == "control"
+    ]
+    header = ("Control", "Expected", "Balanced accuracy", "Observed")
+    return table("Controls: the training repeated with one thing changed.", header, rows)
+
+
+def above_chance(study: Study) -> list[str]:
+    """Titles of the controls that must fall to chance and did not."""
+    names = [name for name in study.runs() if CHANCE in run_of(name).meaning]
+    scores = {name: study.score("balanced_accuracy", run=name) for name in names}
+    return [run_of(name).title for name, s in scores.items() if bounded(s) and s["low"] > study.chance]
+
+
+def best_baseline(study: Study) -> str | None:
+    """The baseline with the highest balanced accuracy."""
+    names = [name for name in study.runs() if run_of(name).group == "baseline"]
+    scores = {name: study.score("balanced_accuracy", run=name) for name in names}
+    points = {name: score["point"] for name, score in scores.items() if score is not None and pd.notna(score["point"])}
+    return max(points, key=points.__getitem__) if points else None
+
+
+def _observed(study: Study, name: str, score: pd.Series | None) -> str:
+    if not bounded(score):
+        return "no interval, no conclusion"
+    if run_of(name).title in above_chance(study):
+        return f"not as expected: the interval lies above chance ({study.chance:.2f})"
+    if CHANCE in run_of(name).meaning:
+        where = "in" if score["high"] >= study.chance else "above"
+        return f"as expected: chance ({study.chance:.2f}) is {where} the interval"
+    network = study.score("balanced_accuracy")
+    if network is None or pd.isna(network["point"]):
+        return "not comparable"
+    return f"{score['point'] - network['point']:+.2f} relative to the network"
+
+
+def differences(study: Study) -> Table:
+    """Paired differences of the network to every other run."""
+    prefix = f"{NETWORK} - "
+    names = [name for name in study.scores["run"].unique() if name.startswith(prefix)]
+    metrics = [(metric, "") for metric in DIFFERENCES]
+    return table(
+        "Differences of the network to each other run, on the same participants. An interval that contains 0 shows no "
+        "difference.",
+        ("Compared with", "Balanced accuracy", "ROC AUC, two classes", "p, McNemar"),
+        ((run_of(name.removeprefix(prefix)).title, *_written(study, metrics, run=name)) for name in names),
+    )
+
+
+def overall(study: Study) -> Table:
+    """All overall scores of the network."""
+    scores = {metric: study.score(metric, "macro") for metric in OVERALL}
+    scores = {name: study.score(name) if score is None else score for name, score in scores.items()}
+    rows = [(metric_title(metric), written(score)) for metric, score in scores.items() if score is not None]
+    return table("The network's scores over all classes.", ("Score", "Value and 95 % interval"), rows)
+
+
+def by_class(study: Study) -> Table:
+    """The network's scores of each class."""
+    rows = [(name, *_written(study, [(metric, name) for metric in BY_CLASS])) for name in study.params.classes]
+    header = ("Class", *map(metric_title, BY_CLASS))
+    return table("The network's scores of each class against the others.", header, rows)
+
+
+def by_level(study: Study) -> Table:
+    """The network's scores of slices, scans and participants."""
+    scores = {level: study.score("balanced_accuracy", level=level) for level in LEVELS}
+    return table(
+        "The network's scores by slice, scan and participant; all intervals are over participants.",
+        ("Level", "n", *(metric_title(metric) for metric, _ in MAIN)),
+        (
+            (LEVELS[level], score["n"], *_written(study, MAIN, level=level))
+            for level, score in scores.items()
+            if score is not None
+        ),
+    )
+
+
+def subgroups(study: Study) -> Table:
+    """The network's scores in subgroups of participants, where the study has them."""
+    scores = score_table(study.metrics.get("subgroups") or []).assign(text=lambda rows: rows.apply(written, axis=1))
+    metrics = list(scores["metric"].unique())
+    rows = []
+    for (group, n), own in scores.groupby(["group", "n"], sort=False):
+        texts = own.set_index("metric")["text"]
+        rows.append((study.ids.redact(group), n, *(texts.get(metric, NOT_MEASURED) for metric in metrics)))
+    small = len(study.metrics.get("small_groups", []))
+    caption = f"The network's scores in subgroups of test participants; {small} subgroups were too small to be scored."
+    return table(caption, ("Subgroup", "n", *map(metric_title, metrics)), rows)
+
+
+def attribution_scores(study: Study) -> dict[str, pd.Series]:
+    """Scores of the checks of the attribution maps, by title."""
+    rows = {(row["check"], row["of"], row["metric"]): row for _, row in score_table(study.sanity).iterrows()}
+    return {title: rows[name] for name, title in ATTRIBUTION_CHECKS.items() if name in rows}
+
+
+def attribution_checks(study: Study) -> Table:
+    """Results of the checks of the attribution maps."""
+    return table(
+        "Checks of the attribution maps, with 95 % intervals over participants; a ratio of 1 is chance.",
+        ("Check", "Value"),
+        ((title, written(score)) for title, score in attribution_scores(study).items()),
+    )
+
+
+def confusion(study: Study) -> Table:
+    """Participants by true and predicted class of the network."""
+    classes, matrix = study.params.classes, study.metrics["confusion"].get(NETWORK, [])
+    rows = [
+        (name, *(f"{count}\u00a0({percent(round(count / max(sum(row), 1), 2))})" for count in row))
+        for name, row in zip(classes, matrix, strict=False)
+    ]
+    header = ("True class", *(f"predicted {name}" for name in classes))
+    return table("Test participants by true (row) and predicted class (column), with shares of the row.", header, rows)
+
+
+def cohort(study: Study) -> Table:
+    """Participants, scans, age and sex by class; participants count by the label of their first scan."""
+    rows = []
+    people = study.manifest.sort_values("session_id").drop_duplicates("participant_id")
+    for name in (*study.params.classes, "all"):
+        own, scans = (t if name == "all" else t[t["diagnosis"] == name] for t in (people, study.manifest))
+        age, sex = own["age"].dropna(), own["sex"].dropna().str.upper()
+        mean = f"{age.mean():.1f} ({age.std(ddof=0):.1f})" if len(age) else UNKNOWN
+        women = percent(round(sex.str.startswith("F").mean(), 2)) if len(sex) else UNKNOWN
+        rows.append((name, len(own), len(scans), mean, women))
+    header = ("Class", "Participants", "Scans", "Age, mean (sd)", "Women")
+    return table("The cohort by class; age and sex at the first session.", header, rows)
+
+
+def split(study: Study) -> Table:
+    """Participants by class and part of the split."""
+    counts = pd.crosstab(study.splits["split"], study.splits["diagnosis"])
+    counts = counts.reindex(columns=list(study.params.classes), fill_value=0)
+    names = [name for name in ("train", "validation", "test") if name in counts.index]
+    folds = study.splits["fold"].nunique()
+    over = "" if folds == 1 else f", summed over {folds} folds"
+    rows = [(name, *counts.loc[name], counts.loc[name].sum()) for name in names]
+    return table(f"Participants by part of the split{over}.", ("Part", *study.params.classes, "All"), rows)
+
+
+def flow(study: Study) -> Table:
+    """What was left after each exclusion."""
+    rows = [tuple(row) for row in study.flow.itertuples(index=False)]
+    passed = study.features[study.features["qc_verdict"] != "fail"]
+    rows.append(("passed quality control", len(passed), passed["participant_id"].nunique()))
+    return table("Scans and participants left after each step.", ("Step", "Scans", "Participants"), rows)
+
+
+def excluded(study: Study) -> Table:
+    """Scans that quality control excluded, counted by their first reason."""
+    failed = study.features[study.features["qc_verdict"] == "fail"]
+    reasons = Counter(_reason(study.ids.redact(str(text).split("; ")[0])) for text in failed["qc_reasons"])
+    return table("Scans excluded by quality control.", ("First reason", "Scans"), reasons.most_common())
+
+
+def _reason(text: str) -> str:
+    name, is_value, _ = text.partition(" is ")
+    return name if is_value and " " not in name else "could not be processed"
+
+
+def audit(study: Study) -> Table:
+    """Findings with their decisions; only audit.tsv names the scans."""
+    whole = {*study.params.classes, "all", "all participants", "all scans"}
+    rows = [
+        (
+            row.check,
+            row.severity,
+            row.subject if row.subject in whole else "not named here",
+            *(study.ids.redact(str(cell)) for cell in (row.value, row.limit, row.decision)),
+        )
+        for row in study.audit.itertuples()
+    ]
+    header = ("Check", "Severity", "Of", "Value", "Limit", "Decision")
+    return table("Findings of the audit, the worst first.", header, rows)
+
+
+def findings(study: Study, column: str, value: str) -> list[str]:
+    """Findings of the audit whose `column` is `value`, in words."""
+    rows = study.audit[study.audit[column] == value].itertuples()
+    return [study.ids.redact(f"{row.check}: {row.value}. {row.meaning}") for row in rows]
+
+
+def accepted(study: Study) -> list[str]:
+    """Stop findings that the params accept, in words."""
+    return findings(study, "decision", "accepted by params")
+
+
+def acquisition(study: Study) -> list[tuple[str, str]]:
+    """Facts about the scans as a whole."""
+    scans = study.manifest
+    facts = [("Sites", str(scans["site"].nunique() or UNKNOWN))]
+    for column, title in (("manufacturer", "Manufacturers"), ("field_strength_T", "Field strengths, T")):
+        values = sorted({str(value) for value in scans[column].dropna()})
+        facts.append((title, listed(values) if values else UNKNOWN))
+    years = pd.to_datetime(scans["acquisition_date"], errors="coerce").dt.year.dropna().astype(int)
+    facts.append(("Acquired", f"{years.min()} to {years.max()}" if len(years) else UNKNOWN))
+    facts.append(("Participants with several scans", str(int((scans["participant_id"].value_counts() > 1).sum()))))
+    return facts
+
+
+def figures(study: Study) -> dict[str, list[dict[str, Any]]]:
+    """Figures that the report may hold, numbered and inlined, by the title of the notebook that drew them.
+
+    Raises
+    ------
+    StudyError
+        If the register names a figure that is not there.
+    """
+    by_notebook: dict[str, list[dict[str, Any]]] = {}
+    allowed = [row for row in study.figures.itertuples() if may_show(row.name, study.simulated, row.shows)]
+    for number, row in enumerate(allowed, 1):
+        path = study.folder / "figures" / f"{row.name}.png"
+        try:
+            image = base64.b64encode(path.read_bytes()).decode("ascii")
+        except OSError:
+            raise StudyError(f"figures.tsv registers {path}, which does not exist; run {row.notebook} again") from None
+        caption = study.ids.redact(row.caption)
+        caption = caption[:1].upper() + caption[1:]
+        entry = {"name": row.name, "caption": caption, "image": image, "number": number}
+        by_notebook.setdefault(step_title(row.notebook), []).append(entry)
+    return by_notebook
+
+
+def figures_left_out(study: Study) -> list[str]:
+    """Names of the figures that show more than the cohort as a whole, with what they show."""
+    rows = [row for row in study.figures.itertuples() if not may_show(row.name, study.simulated, row.shows)]
+    return [f"{row.name} ({shows(row.name, row.shows)})" for row in rows]
+
+
+def provenance(study: Study) -> list[tuple[str, str]]:
+    """Times, code, machine and seed of the run."""
+    record = study.provenance
+    dirty = ", with uncommitted changes" if record.get("git_dirty") else ""
+    facts = {
+        "Started": moment(record.get("started")),
+        "Finished": moment(record.get("finished")),
+        "Code": f"git {record.get('git_sha') or 'not under git'}{dirty}",
+        "Python": record.get("python", UNKNOWN),
+        "Machine": record.get("platform", UNKNOWN),
+        "Device": record.get("device", UNKNOWN),
+        "Seed": str(record.get("seed", UNKNOWN)),
+        "Minutes by step": ", ".join(f"{step_title(s)} {_clock(t)}" for s, t in record.get("seconds", {}).items()),
+    }
+    return list(facts.items())
+
+
+def packages(study: Study) -> Table:
+    """Installed versions of the direct dependencies."""
+    return table("Packages.", ("Package", "Version"), sorted(study.provenance.get("packages", {}).items(), key=str))
+
+
+def public_params(params: StudyParams) -> dict[str, Any]:
+    """Params without places on a machine."""
+    content = params.model_dump(mode="json", exclude={"exec"})
+    content["source"] = {name: value for name, value in content["source"].items() if name not in PRIVATE}
+    kind, _, path = str(content["train"]["weights"]).partition(":")
+    content["train"]["weights"] = f"{kind}:FILE" if path else kind
+    content["splits"]["test_sites"] = len(content["splits"]["test_sites"])
+    return content
+
+
+def run_of(name: str) -> Run:
+    """The run of that name; one without an entry in `RUNS` is shown under its own name."""
+    return RUNS.get(name, Run(name.replace("_", " ").capitalize(), "other", ""))
+
+
+def metric_title(name: str, label: str = "") -> str:
+    """A metric in words, with its class."""
+    title = METRICS.get(name, name.replace("_", " ").capitalize())
+    return f"{title}, {label}" if label else title
+
+
+def bounded(score: pd.Series | None) -> bool:
+    """Whether a score exists and has an interval."""
+    return score is not None and bool(pd.notna(score[["point", "low", "high"]]).all())
+
+
+def written(score: pd.Series | None, digits: int = 2) -> str:
+    """A score with its interval, a p value with two digits, or that it was not measured."""
+    if score is None:
+        return NOT_MEASURED
+    point = score["point"]
+    if pd.isna(point):
+        return "undefined"
+    if score["metric"].endswith("_p"):
+        return "< 0.0001" if point < 0.0001 else f"{point:.2g}"
+    interval = f" [{score['low']:.{digits}f},\u00a0{score['high']:.{digits}f}]" if bounded(score) else ""
+    return f"{point:.{digits}f}{interval}"
+
+
+def in_words(score: pd.Series | None) -> str:
+    """A score in a sentence: ``0.61 (95 % interval 0.53 to 0.69)``."""
+    if not bounded(score):
+        return written(score)
+    return f"{score['point']:.2f} (95 % interval {score['low']:.2f} to {score['high']:.2f})"
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: ``1 slice``, ``3 slices``."""
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+def listed(items: Iterable[object]) -> str:
+    """Items as a list in a sentence: ``CN, MCI and AD``."""
+    *rest, last = [str(item) for item in items] or ["none"]
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.3g}\u00a0%"
+
+
+def moment(text: str | None) -> str:
+    """A time stamp: ``2026-01-31 18:05 UTC``."""
+    return f"{text[:10]} {text[11:16]} UTC" if text and text.endswith("+00:00") else text or "at an unknown time"
+
+
+def step_title(name: str) -> str:
+    """A step's name for a heading: ``01 Data audit``."""
+    number, _, rest = name.partition("_")
+    return f"{number} {rest.replace('_', ' ').capitalize().replace('resnet', 'ResNet')}"
+
+
+def _clock(seconds: float | None) -> str:
+    return UNKNOWN if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+def _written(study: Study, metrics: Sequence[tuple[str, str]], **where: str) -> list[str]:
+    return [written(study.score(metric, label, **where)) for metric, label in metrics]
