@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from adlib.evaluation.baselines import predict_baselines
-from adlib.evaluation.evaluate import best_possible, find, score_run, written
+from adlib.evaluation.evaluate import best_possible, score_run
+from adlib.study.metrics import format_score, get_score, metrics_table
 from adlib.study.params import StudyParams, load_params
 from adlib.study.records import FEATURES, MANIFEST, read_table
 from adlib.training.device import make_fabric
@@ -84,7 +85,7 @@ def scored(table: pd.DataFrame, params: StudyParams) -> tuple[str, str]:
     name = str(tested["run"].iloc[0])
     pooled = pool_level(tested, "subject", params.classes, params.input.pooling)
     entries = {"entries": score_run(pooled, name, "subject", params)}
-    return name, written(find(entries, name, "subject", "balanced_accuracy"))
+    return name, format_score(get_score(metrics_table(entries), name, "balanced_accuracy"))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from apart import apart
 from sklearn.metrics import balanced_accuracy_score
 
 from adlib.audit.run import run_audit
-from adlib.evaluation.evaluate import evaluate_study, find
+from adlib.evaluation.evaluate import evaluate_study
+from adlib.study.metrics import format_score, get_score, metrics_table
 from adlib.study.params import AuditParams, SplitParams, StudyParams, load_params
 from adlib.study.records import (
     AUDIT,
@@ -169,12 +170,11 @@ def check_scores(metrics: dict, params: StudyParams) -> None:
     pooled = pool_level(predictions, "subject", params.classes)
     decided = np.array(params.classes)[pooled[[f"p_{name}" for name in params.classes]].to_numpy().argmax(1)]
     expected = balanced_accuracy_score(pooled["truth"], decided)
-    entry = find(metrics, "resnet50", "subject", "balanced_accuracy")
-    low, high = entry["ci95"]
-    if abs(entry["point"] - expected) > 1e-12 or not low < expected < high:
-        raise AssertionError(f"balanced accuracy {entry['point']} [{low}, {high}], scikit-learn says {expected}")
-    if not 0.5 < (high - low) / (2 * 1.96 * np.sqrt(expected * (1 - expected) / entry["n"])) < 1.5:
-        raise AssertionError(f"the interval of {entry['n']} participants is {high - low:.4f} wide")
+    score = get_score(metrics_table(metrics), "resnet50", "balanced_accuracy")
+    if abs(score.point - expected) > 1e-12 or not score.low < expected < score.high:
+        raise AssertionError(f"balanced accuracy {format_score(score)}, scikit-learn says {expected}")
+    if not 0.5 < (score.high - score.low) / (2 * 1.96 * np.sqrt(expected * (1 - expected) / score.n)) < 1.5:
+        raise AssertionError(f"the interval of {score.n} participants is {score.high - score.low:.4f} wide")
 
 
 if __name__ == "__main__":

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from adlib.classify.nearest import write_examples
 from adlib.phantom.cohort import draw_cohort, write_cohort
+from adlib.study.metrics import read_metrics
 from adlib.study.params import StudyParams
-from adlib.study.records import ANSWERS, MANIFEST, PREDICTIONS, TISSUE_MAPS, StudyError, read_json, read_table
+from adlib.study.records import ANSWERS, MANIFEST, PREDICTIONS, TISSUE_MAPS, StudyError, read_table
 from adlib.training.folds import RUN
 from adlib.training.pooling import pool_level
 
@@ -49,9 +49,9 @@ def keep_examples(params: StudyParams) -> None:
         write_examples(params, params.folder / WEIGHTS, params.folder)
 
 
-def stored_scores(params: StudyParams) -> dict[str, Any]:
-    """The study's ``metrics.json`` or, before it was run, the ``scores.json`` of the released model."""
-    return read_json(params.folder / "metrics.json" if was_run(params) else find_model(params).with_name(SCORES))
+def stored_scores(params: StudyParams) -> pd.DataFrame:
+    """The metrics of the study or, before it was run, of the released model, as `read_metrics`."""
+    return read_metrics(params.folder if was_run(params) else find_model(params).with_name(SCORES))
 
 
 def stored_answers(params: StudyParams) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from adlib.evaluation.baselines import predict_baselines
 from adlib.evaluation.prediction_sets import prediction_sets, set_scores
 from adlib.evaluation.subgroups import divided, groups_of_people
 from adlib.phantom.cohort import TRUTH, bayes_probabilities
+from adlib.study.metrics import CEILING, NETWORK
 from adlib.study.params import EvaluateParams, StudyParams
 from adlib.study.records import (
     AUDIT,
@@ -29,9 +30,7 @@ from adlib.study.records import (
 from adlib.training.pooling import LEVELS, arrays, pool_level, uncalibrated
 from adlib.training.splits import check_disjoint
 
-NETWORK = "resnet50"
 LEAK = "slice_split"  # the control that shows what a split without regard to participants adds
-CEILING = "bayes_ceiling"
 Scores = dict[Any, np.ndarray]  # by metric, or metric and class: (weightings,)
 SOURCES = ("manifest.tsv", "features.tsv", "splits.tsv", "predictions.parquet", "model.safetensors")
 
@@ -282,7 +281,7 @@ def best_possible(predictions: pd.DataFrame, params: StudyParams) -> list[pd.Dat
     truth = read_table(params.folder / "source" / "truth" / "truth.tsv", TRUTH)
     p = bayes_probabilities(truth, params.source, params.classes)
     known = truth[["scan_id"]].assign(**{f"p_{name}": p[:, k] for k, name in enumerate(params.classes)})
-    scans = predictions[predictions["run"] == "resnet50"].drop_duplicates(["fold", "scan_id"])
+    scans = predictions[predictions["run"] == NETWORK].drop_duplicates(["fold", "scan_id"])
     scans = scans[["participant_id", "session_id", "scan_id", "fold", "split", "truth"]]
     return [scans.assign(run=CEILING, slice=0, temperature=1.0).merge(known, on="scan_id")]
 
@@ -295,36 +294,3 @@ def _share_of_ceiling(entries: list[dict[str, Any]], ceiling: dict[str, float]) 
             share = {"metric": "share_of_bayes_ceiling", "point": entry["point"] / best}
             shares.append({**entry, **share, "ci95": [bound / best for bound in entry["ci95"]]})
     return shares
-
-
-def metric_table(metrics: dict[str, Any], level: str, names: tuple[str, ...]) -> pd.DataFrame:
-    """Runs by metrics, as ``0.61 [0.53, 0.69]``, for reading; macro or overall values only."""
-    rows = [
-        e for e in metrics["entries"] if e["level"] == level and e["metric"] in names and e["class"] in (None, "macro")
-    ]
-    table = pd.DataFrame(rows)
-    table["text"] = [written(e) for e in rows]
-    return table.pivot(index="run", columns="metric", values="text").reindex(columns=list(names)).fillna("")
-
-
-def subgroup_table(metrics: dict[str, Any]) -> pd.DataFrame:
-    """Groups of participants by n and scores, for reading."""
-    rows = [{"group": e["group"], "participants": e["n"], e["metric"]: written(e)} for e in metrics["subgroups"]]
-    columns = ["group", "participants", "balanced_accuracy", "roc_auc_binary"]
-    return pd.DataFrame(rows, columns=columns).groupby("group", sort=False).first()
-
-
-def written(entry: dict[str, Any]) -> str:
-    """A score and its interval in words: ``0.61 [0.53, 0.69]``; a p value has no interval."""
-    if entry["point"] is None:
-        return "undefined"
-    if entry["ci95"] is None:
-        return f"{entry['point']:.2g}"
-    low, high = entry["ci95"]
-    return f"{entry['point']:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def find(metrics: dict[str, Any], run: str, level: str, metric: str, label: str | None = None) -> dict[str, Any]:
-    """The one entry of a run, level, metric and class."""
-    wanted = (run, level, metric, label)
-    return next(e for e in metrics["entries"] if (e["run"], e["level"], e["metric"], e["class"]) == wanted)

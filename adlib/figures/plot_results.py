@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,28 +13,12 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from adlib.evaluation import scores
-from adlib.evaluation.evaluate import find, written
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette, leave_panel
+from adlib.study.metrics import NETWORK, format_score, get_score, run_of
 from adlib.training.pooling import arrays
 
 GRID = np.linspace(0, 1, 101)
 FAINT = 1.8  # top of the blues: a share of 1 is light enough for black numbers, contrast above 7
-TITLES = {
-    "resnet50": "ResNet50",
-    "shuffled_labels": "ResNet50, labels shuffled (control)",
-    "slice_split": "ResNet50, split by slice (a leak, to show it)",
-    "background": "ResNet50, brain cut out (control)",
-    "binarised": "ResNet50, silhouette of the brain",
-    "metadata_added": "ResNet50, told scanner metadata",
-    "majority": "no input (majority)",
-    "metadata": "scanner metadata",
-    "age_sex": "age and sex",
-    "brain_fraction": "brain fraction",
-    "volumes": "volumes",
-    "age_sex_volumes": "age, sex and volumes",
-    "grey_matter_svm": "grey-matter maps, linear SVM",
-    "bayes_ceiling": "best possible (true severity and age)",
-}
 
 
 def plot_curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
@@ -50,7 +33,7 @@ def plot_curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
         left.plot(table["epoch"], table["validation_loss"], color=colours[run], linestyle=":")
         right.plot(table["epoch"], table["validation_balanced_accuracy"], color=colours[run])
     for run, colour in colours.items():
-        right.plot([], [], color=colour, label=TITLES.get(run, run))
+        right.plot([], [], color=colour, label=run_of(run).label)
     left.set(title="Loss (dotted: validation)", xlabel="epoch", ylabel="cross-entropy")
     right.set(title="Validation balanced accuracy", xlabel="epoch", ylim=(0, 1))
     figure.legend(fontsize="small", loc="outside lower center", ncols=2, frameon=False)
@@ -85,7 +68,7 @@ class LiveCurves:
 
 def plot_confusion(confusion: dict[str, list[list[int]]], classes: tuple[str, ...]) -> Figure:
     """Participants by truth and decision, network beside the volume baseline; colour is the share of the row."""
-    runs = [run for run in ("resnet50", "volumes", "shuffled_labels") if run in confusion]
+    runs = [run for run in (NETWORK, "volumes", "shuffled_labels") if run in confusion]
     figure, axes = plt.subplots(1, len(runs), figsize=(COLUMN_WIDTH, 0.9 + COLUMN_WIDTH / len(runs)), squeeze=False)
     for axis, run in zip(axes[0], runs, strict=True):
         counts = np.array(confusion[run])
@@ -104,14 +87,13 @@ def plot_confusion(confusion: dict[str, list[list[int]]], classes: tuple[str, ..
             xticklabels=classes,
             yticklabels=classes,
         )
-        axis.set_title(TITLES[run].replace(", ", ",\n"), size="small")
+        axis.set_title(run_of(run).label.replace(" (", "\n("), size="small")
         axis.set(xlabel="decision", ylabel="truth" if run == runs[0] else "")
     return figure
 
 
-def plot_roc(pooled: pd.DataFrame, metrics: dict[str, Any], seed: int) -> Figure:
+def plot_roc(pooled: pd.DataFrame, metrics: pd.DataFrame, classes: tuple[str, ...], seed: int) -> Figure:
     """One-vs-rest ROC curves of participants with 95 % bands over participants, for the classes that were tested."""
-    classes = tuple(metrics["classes"])
     y, p, groups = arrays(pooled, classes)
     weights = scores.cluster_weights(groups, 300, seed)
     figure, axes = plt.subplots(1, len(classes), figsize=(COLUMN_WIDTH, 2.3), sharey=True, squeeze=False)
@@ -126,7 +108,7 @@ def plot_roc(pooled: pd.DataFrame, metrics: dict[str, Any], seed: int) -> Figure
         axis.fill_between(GRID, low, high, color=colour, alpha=0.25, linewidth=0)
         axis.plot(GRID, curves[0], color=colour)
         axis.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":", linewidth=1)
-        auc = written(find(metrics, "resnet50", "subject", "roc_auc", name))
+        auc = format_score(get_score(metrics, NETWORK, "roc_auc", name))
         axis.set_title(f"{name} against the rest\nAUC {auc}", size="x-small")
         axis.set(aspect="equal", xlabel="1 - specificity", ylabel="sensitivity" if k == 0 else "")
     return figure
@@ -137,7 +119,9 @@ def _sensitivity(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -
     return np.interp(GRID, false, true)
 
 
-def plot_reliability(pooled: pd.DataFrame, before: pd.DataFrame, metrics: dict[str, Any], seed: int) -> Figure:
+def plot_reliability(
+    pooled: pd.DataFrame, before: pd.DataFrame, metrics: pd.DataFrame, classes: tuple[str, ...], seed: int
+) -> Figure:
     """Confidence of the decision against how often it is right, with intervals over participants.
 
     Dots: calibrated (`pooled`); crosses: the network's own probabilities (`before`).
@@ -149,8 +133,8 @@ def plot_reliability(pooled: pd.DataFrame, before: pd.DataFrame, metrics: dict[s
         (pooled, "calibration_error", "calibrated", {"fmt": "o", "color": ACCENT, "capsize": 2}),
     )
     for table, metric, words, look in looks:
-        y, p, groups = arrays(table, tuple(metrics["classes"]))
-        error = written(find(metrics, "resnet50", "subject", metric))
+        y, p, groups = arrays(table, classes)
+        error = format_score(get_score(metrics, NETWORK, metric))
         where, share, spread = _binned(y, p, scores.cluster_weights(groups, 500, seed), bins)
         top.errorbar(where, share, spread, label=f"{words}: error {error}", **look)
         above = {"histtype": "step", "linewidth": 1.5, "zorder": 3, "linestyle": "--"}
@@ -178,32 +162,25 @@ def _binned(y: np.ndarray, p: np.ndarray, weights: np.ndarray, bins: int) -> tup
     return where, share, np.array([below, above])
 
 
-def plot_forest(metrics: dict[str, Any], metric: str, title: str, chance: float) -> Figure:
+def plot_forest(metrics: pd.DataFrame, metric: str, title: str, chance: float) -> Figure:
     """One score of every run by participant, with its interval and chance level."""
-    entries = [
-        e for e in metrics["entries"] if e["level"] == "subject" and e["metric"] == metric and e["class"] is None
-    ]
-    entries = [e for e in entries if e["point"] is not None and e["run"] in TITLES][::-1]
-    figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 0.9 + 0.34 * len(entries)))
-    for place, entry in enumerate(entries):
-        low, high = entry["ci95"]
-        colour = ACCENT if entry["run"] == "resnet50" else NEUTRAL
-        axis.errorbar(
-            entry["point"],
-            place,
-            xerr=[[entry["point"] - low], [high - entry["point"]]],
-            fmt="o",
-            color=colour,
-            capsize=3,
-        )
-        axis.text(1.03, place, written(entry), va="center", transform=axis.get_yaxis_transform(), size="small")
-    axis.set_yticks(range(len(entries)), [TITLES[e["run"]] for e in entries])
+    rows = metrics.query(
+        "level == 'subject' and group == '' and metric == @metric and `class` == '' and point == point"
+    )
+    rows = rows[::-1]
+    figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 0.9 + 0.34 * len(rows)))
+    for place, row in enumerate(rows.itertuples()):
+        colour = ACCENT if row.run == NETWORK else NEUTRAL
+        spread = [[row.point - row.low], [row.high - row.point]]
+        axis.errorbar(row.point, place, xerr=spread, fmt="o", color=colour, capsize=3)
+        axis.text(1.03, place, format_score(row), va="center", transform=axis.get_yaxis_transform(), size="small")
+    axis.set_yticks(range(len(rows)), [run_of(run).label for run in rows["run"]])
     axis.axvline(chance, color=NEUTRAL, linestyle=":")
     axis.set(
         title=title,
         xlim=(0, 1),
         xlabel=f"dotted: chance ({chance:.2f}); bars: 95 % interval over participants",
-        ylim=(-0.6, len(entries) - 0.4),
+        ylim=(-0.6, len(rows) - 0.4),
     )
     return figure
 

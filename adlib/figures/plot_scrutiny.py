@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,19 +13,18 @@ from sklearn.metrics import precision_recall_curve
 
 from adlib.evaluation import scores
 from adlib.evaluation.errors import Failures
-from adlib.evaluation.evaluate import find, written
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette, leave_panel
+from adlib.study.metrics import NETWORK, format_score, get_score
 from adlib.training.pooling import arrays
 
 GRID = np.linspace(0, 1, 101)
 
 
-def plot_precision_recall(pooled: pd.DataFrame, metrics: dict[str, Any], seed: int) -> Figure:
+def plot_precision_recall(pooled: pd.DataFrame, metrics: pd.DataFrame, classes: tuple[str, ...], seed: int) -> Figure:
     """Precision of each class against recall, with 95 % bands over participants; dotted: the share of the class.
 
     AP is the average precision.
     """
-    classes = tuple(metrics["classes"])
     y, p, groups = arrays(pooled, classes)
     weights = scores.cluster_weights(groups, 300, seed)
     figure, axes = plt.subplots(1, len(classes), figsize=(COLUMN_WIDTH, 2.4), sharey=True, squeeze=False)
@@ -41,8 +39,8 @@ def plot_precision_recall(pooled: pd.DataFrame, metrics: dict[str, Any], seed: i
         axis.fill_between(GRID, low, high, color=colour, alpha=0.25, linewidth=0)
         axis.plot(GRID, curves[0], color=colour)
         axis.axhline(np.mean(y == k), color=NEUTRAL, linestyle=":", linewidth=1)
-        average = find(metrics, "resnet50", "subject", "average_precision", name)
-        axis.set_title(f"{name} against the rest\nAP {written(average)}", size="x-small")
+        average = get_score(metrics, NETWORK, "average_precision", name)
+        axis.set_title(f"{name} against the rest\nAP {format_score(average)}", size="x-small")
         axis.set(aspect="equal", xlabel="recall", ylabel="precision" if k == 0 else "", xlim=(0, 1), ylim=(0, 1.02))
     return figure
 
@@ -56,7 +54,12 @@ def precision_at(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -
 
 
 def plot_conformal(
-    curve: pd.DataFrame, sets: np.ndarray, truth: np.ndarray, metrics: dict[str, Any], nominal: float
+    curve: pd.DataFrame,
+    sets: np.ndarray,
+    truth: np.ndarray,
+    metrics: pd.DataFrame,
+    classes: tuple[str, ...],
+    nominal: float,
 ) -> Figure:
     """Do sets of classes hold the truth as often as promised, and how large are they?
 
@@ -68,11 +71,11 @@ def plot_conformal(
         The set of each tested participant at `nominal`.
     truth : (n,) int
         Their true classes.
-    metrics : dict
-        Content of ``metrics.json``.
+    metrics : DataFrame
+        See `adlib.study.metrics.metrics_table`.
+    classes : tuple of str
     nominal : float
     """
-    classes = tuple(metrics["classes"])
     figure, (left, right) = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 3.0), width_ratios=(1, 1.15))
     left.fill_between(
         curve["nominal"], curve["expected_low"], curve["expected_high"], color=NEUTRAL, alpha=0.18, linewidth=0,
@@ -83,14 +86,14 @@ def plot_conformal(
     left.errorbar(
         curve["nominal"], curve["coverage"], spread, fmt="o", color=ACCENT, capsize=2, markersize=4, label="measured"
     )
-    held = written(find(metrics, "resnet50", "subject", "coverage"))
+    held = format_score(get_score(metrics, NETWORK, "coverage"))
     left.set(title=f"Sets that hold the truth\n({nominal:.0%} promised: {held})", xlabel="promised", ylabel="measured")
     left.set(xlim=(0.45, 1), ylim=(0, 1.01), xticks=np.arange(0.5, 1.01, 0.1), yticks=np.arange(0, 1.01, 0.2))
     left.legend(fontsize="x-small", loc="lower right")
     for axis in (left.xaxis, left.yaxis):
         axis.set_major_formatter(PercentFormatter(1))
     _sizes(right, sets.sum(1), truth, classes)
-    size = written(find(metrics, "resnet50", "subject", "set_size"))
+    size = format_score(get_score(metrics, NETWORK, "set_size"))
     right.set_title(f"Classes in a set at {nominal:.0%}\n(mean {size})")
     return figure
 
@@ -113,32 +116,31 @@ def _sizes(axis: plt.Axes, sizes: np.ndarray, truth: np.ndarray, classes: tuple[
                 loc="upper center", bbox_to_anchor=(0.5, -0.22), frameon=False)  # fmt: skip
 
 
-def plot_subgroups(metrics: dict[str, Any], binary: str) -> Figure:
+def plot_subgroups(metrics: pd.DataFrame, classes: tuple[str, ...], binary: str) -> Figure:
     """Balanced accuracy and AUC of `binary` (in words) of the network in each group of participants and in all."""
-    groups = list(dict.fromkeys(e["group"] for e in metrics["subgroups"]))
-    figure, axes = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 1.3 + 0.3 * max(len(groups), 1)), sharey=True)
+    rows = metrics[metrics["group"] != ""]
+    counts = rows.drop_duplicates("group").set_index("group")["n"]
+    figure, axes = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 1.3 + 0.3 * max(len(counts), 1)), sharey=True)
     titles = {"balanced_accuracy": "Balanced accuracy", "roc_auc_binary": f"ROC AUC, {binary}"}
-    chances = (1 / len(metrics["classes"]), 0.5)
-    for axis, (metric, title), chance in zip(axes, titles.items(), chances, strict=True):
-        whole = find(metrics, "resnet50", "subject", metric)
-        if whole["point"] is not None:
-            axis.axvspan(*whole["ci95"], color=ACCENT, alpha=0.1, linewidth=0)
-            axis.axvline(whole["point"], color=ACCENT, linestyle="--", linewidth=1)
+    for axis, (metric, title), chance in zip(axes, titles.items(), (1 / len(classes), 0.5), strict=True):
+        whole = get_score(metrics, NETWORK, metric)
+        if not np.isnan(whole.point):
+            axis.axvspan(whole.low, whole.high, color=ACCENT, alpha=0.1, linewidth=0)
+            axis.axvline(whole.point, color=ACCENT, linestyle="--", linewidth=1)
         axis.axvline(chance, color=NEUTRAL, linestyle=":")
-        for entry in metrics["subgroups"]:
-            place = groups.index(entry["group"])
-            if entry["metric"] == metric and entry["point"] is None:
+        for row in rows[rows["metric"] == metric].itertuples():
+            place = counts.index.get_loc(row.group)
+            if np.isnan(row.point):
                 box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
                 axis.text(0.02, place, "too few of a class", va="center", color=NEUTRAL, size="x-small", bbox=box)
-            elif entry["metric"] == metric:
-                axis.plot(entry["ci95"], [place, place], color=NEUTRAL)
-                axis.plot(entry["point"], place, "o", color=NEUTRAL)
-        axis.set(title=f"{title}\nall: {written(whole)}", xlim=(0, 1.03))
+            else:
+                axis.plot([row.low, row.high], [place, place], color=NEUTRAL)
+                axis.plot(row.point, place, "o", color=NEUTRAL)
+        axis.set(title=f"{title}\nall: {format_score(whole)}", xlim=(0, 1.03))
         axis.grid(axis="x")
-    numbers = {entry["group"]: entry["n"] for entry in metrics["subgroups"]}
-    labels = [f"{name} ({numbers[name]})" for name in groups] or ["no group is\nlarge enough"]
+    labels = [f"{name} ({n})" for name, n in counts.items()] or ["no group is\nlarge enough"]
     axes[0].set_yticks(range(len(labels)), labels)
-    axes[0].set_ylim(max(len(groups), 1) - 0.4, -0.6)
+    axes[0].set_ylim(max(len(counts), 1) - 0.4, -0.6)
     figure.supxlabel("dots and bars: group (participants) with 95 % interval;\n"
                      "blue: all participants; dotted: chance", size="small")  # fmt: skip
     return figure

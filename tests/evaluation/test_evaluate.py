@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
-from adlib.evaluation.evaluate import check_unseen, evaluate_study, find, metric_table, written
+from adlib.evaluation.evaluate import check_unseen, evaluate_study
+from adlib.study.metrics import get_score, metric_table, metrics_table, read_metrics
 from adlib.study.params import load_params
 from adlib.study.records import AUDIT, FEATURES, MANIFEST, PREDICTIONS, SPLITS, StudyError, read_table, write_table
 from adlib.training.pooling import pool_level
@@ -59,7 +60,9 @@ def study(tmp_path_factory):
 
 
 def test_stored_metrics_follow_from_the_predictions_with_scikit_learn_alone(study):
-    params, metrics = study
+    params, results = study
+    metrics = metrics_table(results)
+    pd.testing.assert_frame_equal(metrics, read_metrics(params.folder))
     table = pd.read_parquet(params.folder / "predictions.parquet").query("split == 'test'")
     columns = [f"p_{c}" for c in CLASSES]
     calibrated = table[columns].pow(1 / 1.3)
@@ -68,27 +71,26 @@ def test_stored_metrics_follow_from_the_predictions_with_scikit_learn_alone(stud
     y = table.groupby("participant_id")["truth"].first().map(CLASSES.index)
     decided = p.to_numpy().argmax(1)
     expected = {
-        ("balanced_accuracy", None): balanced_accuracy_score(y, decided),
+        ("balanced_accuracy", ""): balanced_accuracy_score(y, decided),
         ("f1", "macro"): f1_score(y, decided, average="macro"),
         ("roc_auc", "AD"): roc_auc_score(y == 2, p["p_AD"]),
-        ("roc_auc_binary", None): roc_auc_score(y > 0, p["p_MCI"] + p["p_AD"]),
+        ("roc_auc_binary", ""): roc_auc_score(y > 0, p["p_MCI"] + p["p_AD"]),
     }
     for (metric, label), value in expected.items():
-        entry = find(metrics, "resnet50", "subject", metric, label)
-        assert entry["point"] == pytest.approx(value, abs=1e-12)
-        assert entry["n"] == len(y)
-        assert entry["ci95"][0] <= entry["point"] <= entry["ci95"][1]
+        score = get_score(metrics, "resnet50", metric, label)
+        assert score.point == pytest.approx(value, abs=1e-12)
+        assert score.n == len(y)
+        assert score.low <= score.point <= score.high
 
 
 def test_the_planted_volume_signal_is_found_and_age_is_chance(study):
-    _, metrics = study
-    assert find(metrics, "volumes", "subject", "balanced_accuracy")["point"] > 0.9
-    low, high = find(metrics, "age_sex", "subject", "balanced_accuracy")["ci95"]
-    assert low < 1 / 3 < high
-    assert find(metrics, "majority", "subject", "balanced_accuracy")["point"] == pytest.approx(1 / 3)
-    assert find(metrics, "majority", "subject", "roc_auc_binary")["point"] == 0.5
-    difference = find(metrics, "resnet50 - majority", "subject", "balanced_accuracy_difference")
-    assert difference["ci95"][0] > 0
+    metrics = metrics_table(study[1])
+    assert get_score(metrics, "volumes", "balanced_accuracy").point > 0.9
+    age_sex = get_score(metrics, "age_sex", "balanced_accuracy")
+    assert age_sex.low < 1 / 3 < age_sex.high
+    assert get_score(metrics, "majority", "balanced_accuracy").point == pytest.approx(1 / 3)
+    assert get_score(metrics, "majority", "roc_auc_binary").point == 0.5
+    assert get_score(metrics, "resnet50 - majority", "balanced_accuracy_difference").low > 0
 
 
 def test_left_out_scans_and_sources_are_recorded(study):
@@ -97,8 +99,9 @@ def test_left_out_scans_and_sources_are_recorded(study):
     assert set(metrics["sources"]) == {
         "manifest.tsv", "features.tsv", "splits.tsv", "predictions.parquet", "model.safetensors",
     }  # fmt: skip
-    assert np.array(metrics["confusion"]["resnet50"]).sum() == find(metrics, "resnet50", "subject", "accuracy")["n"]
-    assert metric_table(metrics, "subject", ("accuracy",)).loc["majority", "accuracy"].startswith("0.3")
+    table = metrics_table(metrics)
+    assert np.array(metrics["confusion"]["resnet50"]).sum() == get_score(table, "resnet50", "accuracy").n
+    assert metric_table(table, "subject", ("accuracy",)).loc["majority", "accuracy"].startswith("0.3")
 
 
 def test_metrics_repeat_exactly(study):
@@ -122,11 +125,6 @@ def test_a_participant_counts_with_the_later_diagnosis_at_a_tie():
     pooled = pool_level(table, "subject", ("CN", "AD"))
     assert pooled[["truth", "p_CN"]].iloc[0].tolist() == ["AD", pytest.approx(0.55)]
     assert len(pool_level(table, "scan", ("CN", "AD"))) == 2
-
-
-def test_scores_are_written_with_their_interval():
-    assert written({"point": 0.614, "ci95": [0.5, 0.7]}) == "0.61 [0.50, 0.70]"
-    assert written({"point": None, "ci95": None}) == "undefined"
 
 
 def test_what_the_params_accept_stands_in_the_metrics(study):

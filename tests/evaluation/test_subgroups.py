@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from adlib.evaluation.evaluate import _subgroups, subgroup_table
+from adlib.evaluation.evaluate import _subgroups
 from adlib.evaluation.subgroups import divided, groups_of_people
 from adlib.study import publication
+from adlib.study.metrics import metrics_table, subgroup_table
 from adlib.study.params import load_params
 from adlib.study.records import MANIFEST, StudyError, check_table, write_json
 
@@ -89,8 +90,8 @@ def test_a_group_without_one_of_the_classes_has_no_balanced_accuracy(made):
     lacking = {e["metric"]: e for e in entries if e["group"] == "age 65 to under 75"}
     assert np.isnan(lacking["balanced_accuracy"]["point"]) and lacking["balanced_accuracy"]["ci95"] is None
     assert np.isnan(lacking["roc_auc_binary"]["point"])
-    plain = [{**e, "point": e["point"] if np.isfinite(e["point"]) else None} for e in entries]
-    assert subgroup_table({"subgroups": plain}).loc["age 65 to under 75"].tolist()[1:] == ["undefined"] * 2
+    table = subgroup_table(metrics_table({"entries": [], "subgroups": entries}))
+    assert table.loc["age 65 to under 75"].tolist()[1:] == ["undefined"] * 2
 
 
 def test_age_bands_must_rise():

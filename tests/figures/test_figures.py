@@ -12,6 +12,7 @@ from adlib.figures import plot_explanation as explanations
 from adlib.figures import plot_results as results
 from adlib.figures import theme
 from adlib.imaging import atlas
+from adlib.study.metrics import metrics_table
 
 CLASSES = ("CN", "MCI", "AD")
 pytestmark = pytest.mark.usefixtures("look")
@@ -66,9 +67,9 @@ def test_the_confusion_figure_writes_the_counts():
 
 
 def test_the_forest_shows_every_run_with_its_interval_and_skips_undefined_ones():
-    metrics = {"entries": [entry("resnet50", 0.6), entry("majority", 0.25), entry("volumes", None)]}
+    metrics = metrics_table({"entries": [entry("resnet50", 0.6), entry("majority", 0.25), entry("volumes", None)]})
     figure = results.plot_forest(metrics, "balanced_accuracy", "Title", 0.25)
-    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["no input (majority)", "ResNet50"]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["Majority", "ResNet50"]
     assert "0.60 [0.20, 0.80]" in texts(figure)
 
 

@@ -13,6 +13,7 @@ from adlib.figures import plot_cohort as cohort
 from adlib.figures import plot_leak as leak
 from adlib.figures import plot_results as results
 from adlib.figures import plot_scrutiny as scrutiny
+from adlib.study.metrics import metrics_table
 
 BASELINE = Path(__file__).parent / "baseline"
 CLASSES = ("CN", "MCI", "LMCI", "AD")
@@ -44,7 +45,7 @@ def metrics():
     entries += [
         entry("resnet50", m, "subject", 0.8, name) for m in ("roc_auc", "average_precision") for name in CLASSES
     ]
-    return {"classes": list(CLASSES), "entries": entries, "ceiling": {"severity_and_age": 0.53}}
+    return metrics_table({"entries": entries})
 
 
 def entry(run, metric, level, point, label=None):
@@ -60,10 +61,10 @@ FIGURES = {
     "cohort": lambda: cohort.plot_cohort(people(), CLASSES),
     "confusion": lambda: results.plot_confusion(confusion(), CLASSES),
     "forest": lambda: results.plot_forest(metrics(), "balanced_accuracy", "Balanced accuracy", 0.25),
-    "leak": lambda: leak.plot_leak(metrics(), "AD against CN"),
-    "precision_recall": lambda: scrutiny.plot_precision_recall(people(), metrics(), 1),
-    "reliability": lambda: results.plot_reliability(people(), people(120), metrics(), 1),
-    "roc": lambda: results.plot_roc(people(), metrics(), 1),
+    "leak": lambda: leak.plot_leak(metrics(), CLASSES, "AD against CN"),
+    "precision_recall": lambda: scrutiny.plot_precision_recall(people(), metrics(), CLASSES, 1),
+    "reliability": lambda: results.plot_reliability(people(), people(120), metrics(), CLASSES, 1),
+    "roc": lambda: results.plot_roc(people(), metrics(), CLASSES, 1),
 }
 
 

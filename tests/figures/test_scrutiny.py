@@ -9,6 +9,7 @@ from adlib.evaluation.errors import Failures, may_show_participants, most_confid
 from adlib.evaluation.prediction_sets import LEVELS
 from adlib.figures import plot_results as results
 from adlib.figures import plot_scrutiny as scrutiny
+from adlib.study.metrics import metrics_table
 from adlib.study.params import load_params
 from adlib.study.records import FEATURES, SLICES, write_table
 
@@ -34,11 +35,8 @@ POOLED = people(
 
 def metrics(*names, label=None, groups=()):
     entry = {"run": "resnet50", "level": "subject", "class": label, "n": 9, "point": 0.5, "ci95": [0.25, 0.75]}
-    return {
-        "classes": list(CLASSES),
-        "entries": [entry | {"metric": name, "class": k} for name in names for k in (label or [None])],
-        "subgroups": [entry | {"metric": n, **group} for n in names for group in groups],
-    }
+    entries = [entry | {"metric": name, "class": k} for name in names for k in (label or [None])]
+    return metrics_table({"entries": entries, "subgroups": [entry | {"metric": n, **g} for n in names for g in groups]})
 
 
 def test_only_wrong_answers_are_failures_and_the_most_confident_come_first():
@@ -95,15 +93,15 @@ def test_precision_at_each_recall_is_that_of_the_definition():
 
 
 def test_precision_recall_has_a_panel_for_each_class_with_its_share_of_participants():
-    figure = scrutiny.plot_precision_recall(POOLED, metrics("average_precision", label=CLASSES), 1)
+    figure = scrutiny.plot_precision_recall(POOLED, metrics("average_precision", label=CLASSES), CLASSES, 1)
     assert [axis.get_title().split()[0] for axis in figure.axes] == list(CLASSES)
     assert [axis.lines[1].get_ydata()[0] for axis in figure.axes] == [0.6, 0.2, 0.2]
 
 
 def test_a_class_that_nobody_tested_has_gets_a_panel_that_says_so():
     nobody = POOLED[POOLED["truth"] != "MCI"]
-    drawn = scrutiny.plot_precision_recall(nobody, metrics("average_precision", label=("CN", "AD")), 1)
-    for figure in (drawn, results.plot_roc(nobody, metrics("roc_auc", label=("CN", "AD")), 1)):
+    drawn = scrutiny.plot_precision_recall(nobody, metrics("average_precision", label=("CN", "AD")), CLASSES, 1)
+    for figure in (drawn, results.plot_roc(nobody, metrics("roc_auc", label=("CN", "AD")), CLASSES, 1)):
         assert [len(axis.collections) for axis in figure.axes] == [1, 0, 1]
         assert [text.get_text() for text in figure.axes[1].texts] == ["none tested\nare MCI"]
         assert all(len(axis.get_yticks()) > 1 for axis in figure.axes)
@@ -114,7 +112,7 @@ def test_the_conformal_figure_draws_the_curve_and_counts_set_sizes_by_class():
     for name, shift in (("low", -0.1), ("high", 0.02), ("expected_low", -0.2), ("expected_high", 0.05)):
         curve[name] = curve["nominal"] + shift
     sets = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 0], [1, 1, 1]], bool)
-    figure = scrutiny.plot_conformal(curve, sets, np.array([0, 0, 1, 2]), metrics("coverage", "set_size"), 0.9)
+    figure = scrutiny.plot_conformal(curve, sets, np.array([0, 0, 1, 2]), metrics("coverage", "set_size"), CLASSES, 0.9)
     drawn = [line.get_ydata() for line in figure.axes[0].lines if len(line.get_ydata()) == len(LEVELS)]
     assert np.allclose(drawn[0], curve["coverage"])
     bars = [[bar.get_width() for bar in group] for group in figure.axes[1].containers]
@@ -124,13 +122,15 @@ def test_the_conformal_figure_draws_the_curve_and_counts_set_sizes_by_class():
 
 def test_the_forest_of_groups_has_a_row_for_each_and_says_where_there_is_no_score():
     groups = ({"group": "sex F", "n": 30}, {"group": "sex M", "n": 12, "point": None, "ci95": None})
-    figure = scrutiny.plot_subgroups(metrics("balanced_accuracy", "roc_auc_binary", groups=groups), "AD against CN")
+    figure = scrutiny.plot_subgroups(
+        metrics("balanced_accuracy", "roc_auc_binary", groups=groups), CLASSES, "AD against CN"
+    )
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["sex F (30)", "sex M (12)"]
     assert [[t.get_text() for t in axis.texts] for axis in figure.axes] == [["too few of a class"]] * 2
     assert "AD against CN" in texts(figure)
     nobody = metrics("balanced_accuracy", "roc_auc_binary")
-    nobody["entries"][1] |= {"point": None, "ci95": None}
-    figure = scrutiny.plot_subgroups(nobody, "AD against CN")
+    nobody.loc[1, ["point", "low", "high"]] = None
+    figure = scrutiny.plot_subgroups(nobody, CLASSES, "AD against CN")
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["no group is\nlarge enough"]
     assert "all: undefined" in texts(figure)
 
@@ -139,6 +139,6 @@ def test_reliability_shows_both_before_and_after():
     before = people([[0.4, 0.3, 0.3]] * 10, ["CN"] * 4 + ["AD"] * 6)
     after = people([[0.9, 0.05, 0.05]] * 10, ["CN"] * 4 + ["AD"] * 6)
     numbers = metrics("calibration_error", "calibration_error_uncalibrated")
-    figure = results.plot_reliability(after, before, numbers, 1)
+    figure = results.plot_reliability(after, before, numbers, CLASSES, 1)
     drawn = [(line.get_xdata()[0], line.get_ydata()[0]) for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
     assert {(round(float(x), 6), float(y)) for x, y in drawn} >= {(0.4, 0.4), (0.9, 0.4)}
