@@ -1,7 +1,7 @@
 """Quality control of made heads, clean and spoilt on purpose: how many faults are noticed, how many false alarms.
 
     python benchmarks/quality.py [--scans 100] [--workers 2] [--keep values.tsv]
-    python benchmarks/quality.py --learn [--scans 50]      # writes adlib/preprocess/quality_limits.py from other heads
+    python benchmarks/quality.py --learn [--scans 50]      # writes the learnt limits into adlib/preprocess/quality.py
 
 There are as many spoilt heads as clean ones, equally many of each fault. A scan counts as flagged where its verdict is
 not pass or preprocessing refuses it. Prints a table by fault; its last line holds the figures against the goals, and
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,6 @@ from adlib.parallel.mapping import map_scans
 from adlib.phantom.cohort import SCANNERS, draw_cohort
 from adlib.phantom.head import Subject, image_head
 from adlib.preprocess import quality as qc
-from adlib.preprocess import quality_limits as qc_limits
 from adlib.preprocess.pipeline import preprocess_image
 from adlib.study.exec_params import Pool
 from adlib.study.params import PreprocessParams
@@ -144,29 +144,17 @@ def learnt(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
 
 
 def write_limits(table: pd.DataFrame) -> None:
-    """Write `LEARNT` and `REFERENCE` into the package."""
-    clean = table[table["fault"] == CLEAN]
-    made_from = f"{len(clean)} clean and {len(table) - len(clean)} spoilt simulated heads"
-    lines = [
-        '"""Limits and percentiles of quality, written by ``benchmarks/quality.py --learn``.',
-        "",
-        f"Learnt from {made_from}, none of which is among those that the benchmark reports.",
-        '"""',
-        "",
-        'INFINITE = float("inf")',
-        "# Between the clean heads and those of the fault that the value is there to notice; how, see there.",
-        "LEARNT = {",
-    ]
+    """Write `LEARNT` and `SIMILARITY` into `adlib.preprocess.quality`."""
+    lines = []
     for name, bounds in learnt(table).items():
         low, high = ({-qc.INFINITE: "-INFINITE", qc.INFINITE: "INFINITE"}.get(b, f"{b:.3g}") for b in bounds)
         lines.append(f'    "{name}": ({low}, {high}),')
-    lines += ["}", "# The clean heads' values at percentiles 0, 20, ... 100.", "REFERENCE = {"]
-    for name in [name for name in qc.LIMITS if name in clean and clean[name].nunique() > 1]:
-        points = ", ".join(f"{value:.3g}" for value in np.percentile(clean[name].dropna(), np.arange(0, 101, 20)))
-        lines.append(f'    "{name}": ({points}),')
-    path = Path(qc_limits.__file__)
-    path.write_text("\n".join([*lines, "}", ""]))
-    print(path.read_text())
+    clean = table.loc[table["fault"] == CLEAN, "qc_similarity"]
+    points = ", ".join(f"{value:.3g}" for value in np.percentile(clean, np.arange(0, 101, 20)))
+    new = "\n".join(["LEARNT = {", *lines, "}", f"SIMILARITY = ({points})"])
+    path = Path(qc.__file__)
+    path.write_text(re.sub(r"LEARNT = \{.*?\n\}\nSIMILARITY = \(.*?\)", new, path.read_text(), flags=re.DOTALL))
+    print(new)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from adlib.preprocess import quality as qc
-from adlib.preprocess.pipeline import Preprocessed
+from adlib.preprocess.derivatives import Preprocessed
 from adlib.training.cohort_reference import IMAGE, QUALITY, VOLUMES, describe
 from adlib.training.mahalanobis import Space, distances, farthest
 from adlib.training.model_file import Classifier
@@ -126,11 +126,11 @@ def judge(prepared: Preprocessed, features: np.ndarray, classifier: Classifier) 
 
 
 def _by_limits(question: str, values: dict[str, float], names: tuple[str, ...], advice: str) -> Check:
-    grades = {name: qc.graded(name, values[name]) for name in names if name in values}
+    grades = {name: qc.grade(name, values[name]) for name in names if name in values}
     worst = next((grade for grade in ("fail", "check") if grade in grades.values()), "pass")
     verdict = {"fail": REFUSED, "check": DOUBTFUL, "pass": PASSED}[worst] if grades else UNCHECKED
     shown = [name for name, grade in grades.items() if grade == worst and worst != "pass"]
-    words = [f"{qc.LIMITS[n].meaning} is {values[n]:.3g}, expected {qc.limit_text(qc.LIMITS[n])}" for n in shown]
+    words = [f"{qc.LIMITS[n].meaning} is {values[n]:.3g}, expected {qc.limit_text(n)}" for n in shown]
     return Check(question, verdict, "; ".join(words) or ("within limits" if grades else "not measured"), advice)
 
 

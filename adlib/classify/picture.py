@@ -17,7 +17,7 @@ from adlib.classify.nearest import Neighbour, as_picture
 from adlib.classify.result import Prediction
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
 from adlib.imaging.volume import extract_slice
-from adlib.preprocess.pipeline import Preprocessed
+from adlib.preprocess.derivatives import Preprocessed
 
 POSITIONS_MM = {
     "axial": (-30.0, -10.0, 10.0, 30.0, 50.0),

@@ -23,9 +23,9 @@ from adlib.classify.result import COVERAGE, Prediction, as_record
 from adlib.figures.theme import apply_theme
 from adlib.parallel.mapping import map_scans
 from adlib.parallel.threads import one_thread
-from adlib.preprocess.derivatives import as_stored
-from adlib.preprocess.normalise import percentiles, standard_slices
-from adlib.preprocess.pipeline import Preprocessed, preprocess_image
+from adlib.preprocess.derivatives import Preprocessed, as_stored
+from adlib.preprocess.intensity import brain_percentiles, standard_slices
+from adlib.preprocess.pipeline import preprocess_image
 from adlib.sources.scanfile import open_scan, scan_name
 from adlib.study.exec_params import HERE
 from adlib.study.params import load_params
@@ -119,7 +119,7 @@ def _slices(prepared: Preprocessed, card: model_file.ModelCard) -> np.ndarray:
     cut = scan_slices(as_stored(prepared.t1w, prepared.affine), prepared.affine, card.input).astype(np.float16)
     if not card.landmarks:
         return cut
-    return standard_slices(cut, percentiles(prepared.t1w, prepared.mask), card.landmarks).astype(np.float16)
+    return standard_slices(cut, brain_percentiles(prepared.t1w, prepared.mask), card.landmarks).astype(np.float16)
 
 
 def predict_file(

@@ -9,7 +9,7 @@ import numpy as np
 
 from adlib.classify.input_checks import Gate
 from adlib.classify.nearest import Neighbour
-from adlib.preprocess.pipeline import Preprocessed
+from adlib.preprocess.derivatives import Preprocessed
 from adlib.training import model_file
 from adlib.training.cohort_reference import volume_percentiles
 

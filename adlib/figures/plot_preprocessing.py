@@ -14,7 +14,7 @@ from adlib.figures.plot_quality import OUTLINE, strip
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
 from adlib.imaging import atlas
 from adlib.imaging.volume import fit_square, resample, to_canonical, voxel_sizes
-from adlib.preprocess.pipeline import Preprocessed
+from adlib.preprocess.derivatives import Preprocessed
 
 TISSUES = {"GM": "#c92a2a", "WM": "#2b8a3e", "CSF": "#1c4fa3"}
 VOLUMES = {

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from adlib.figures.theme import COLUMN_WIDTH, NEUTRAL
 from adlib.imaging.volume import extract_slice
-from adlib.preprocess.pipeline import Preprocessed
+from adlib.preprocess.derivatives import Preprocessed
 from adlib.preprocess.quality import LIMITS, Limit, limit_text
 from adlib.study.records import StudyError
 
@@ -31,7 +31,7 @@ def plot_quality_page(worst: pd.DataFrame, pictures: dict[str, Preprocessed]) ->
     Parameters
     ----------
     worst : DataFrame
-        From `qc.ranked`, in the order to draw.
+        From `quality.ranked`, in the order to draw.
     pictures : dict of scan_id to Preprocessed
         Scans without a picture get their reason alone.
 
@@ -119,10 +119,10 @@ def _reason(row: dict) -> str:
         return place
     others = len(str(row["qc_reasons"]).split("; ")) - 1
     more = f" and {others} more" if others else ""
-    return f"{place}\nexpected {limit_text(LIMITS[worst])}{more}"
+    return f"{place}\nexpected {limit_text(worst)}{more}"
 
 
 def _bounds(limit: Limit) -> tuple[list[float], list[float]]:
     """The finite bounds, to be looked at and to be left out, that are not the ends of a value's scale."""
-    pairs = [pair for pair in zip(limit.fine, limit.bearable, strict=True) if pair[0] != pair[1]]
+    pairs = [pair for pair in zip(limit.typical, limit.usable, strict=True) if pair[0] != pair[1]]
     return tuple([bound for bound in side if np.isfinite(bound)] for side in zip(*pairs, strict=True))

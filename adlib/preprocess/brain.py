@@ -1,45 +1,115 @@
-"""Brain extraction: recognise a brain that comes extracted; otherwise carry the template's mask over and refine it."""
+"""Brain extraction: the template's mask fitted to the head, or the mask of an installed program.
+
+References
+----------
+Hoopes et al. 2022, doi:10.1016/j.neuroimage.2022.119474 (SynthStrip).
+Isensee et al. 2019, doi:10.1002/hbm.24750 (HD-BET).
+"""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from adlib.imaging.atlas import Template, region, template
 from adlib.imaging.volume import block_mean, box_about, grown, resample, voxel_ml, voxel_sizes
+from adlib.study.records import StudyError, TryAgain
 
-CONSTANT_SHARE = 0.25  # of the field of view, at least, in a brain that comes extracted
+CONSTANT_SHARE = 0.25  # least share of the field of view that is background around an extracted brain
 BRAIN_ML = (700.0, 2200.0)
-RING_MM = (10.0, 30.0)  # where a head has skull and scalp and an extracted brain has nothing
+RING_MM = (10.0, 30.0)  # distances from the brain between which a head has skull and scalp
 RING_GRID_MM = 3.0
-RING_SHARE = 0.04  # of the ring, at most, that is not background
+RING_SHARE = 0.04  # largest share of the ring with signal around an extracted brain
 WORK_MM = 2.0
-REACH_MM = 8.0  # tissue is looked for this far beyond the template's brain
-CORE_MM = 1.0  # deeper than this inside the template's brain all is brain
+REACH_MM = 8.0  # the brain ends at most this far outside the template's
+CORE_MM = 1.0  # all is brain deeper than this inside the template's brain
 OPEN_MM = 3.0  # bridges thinner than twice this (dura, vessels) do not join tissue to the scalp
 CLOSE_MM = 6.0  # sulci narrower than twice this belong to the brain
-EDGE = 0.35  # of the smoothed mask: below a half, for the fluid between cortex and skull
-FLUID_MM = 4.0  # fluid between cortex and skull is looked for this far beyond the smoothed mask
-FLUID_BASE_MM = 4.0  # and, at the base of the skull, this far beyond the template's brain
+EDGE = 0.35  # level of the smoothed mask: below a half, for the fluid between cortex and skull
+FLUID_MM = 4.0  # thickness of fluid between the smoothed mask and the skull, at most
+FLUID_BASE_MM = 4.0  # and, at the base of the skull, beyond the template's brain
 BASE_BELOW_MM = -20.0  # MNI152 height
 INNER_SMOOTHING_MM = 0.7
 OUTER_SMOOTHING_MM = 1.5
-OUTER_EDGE = 0.4  # of the smoothed, grown mask
+OUTER_EDGE = 0.4  # level of the smoothed, dilated mask
+SCAN, BRAIN, MASK = "scan.nii.gz", "brain.nii.gz", "brain_bet.nii.gz"  # HD-BET appends _bet to the name of the brain
+TIMEOUT_S = 1800.0
+# Commands are fixed here, not in the params, which travel inside model files and must not name programs.
+COMMANDS = {
+    "synthstrip": ("mri_synthstrip", "-i", SCAN, "-m", MASK),
+    "hd-bet": ("hd-bet", "-i", SCAN, "-o", BRAIN, "-device", "cpu", "--disable_tta", "--save_bet_mask"),
+}
 
 
-def foreground(volume: np.ndarray) -> np.ndarray | None:
-    """Where a volume differs from its exactly constant background; None if it has no such background.
+@dataclass(frozen=True)
+class Extraction:
+    """A brain mask before bias correction.
+
+    Attributes
+    ----------
+    mask : (X, Y, Z) bool
+        On the template's grid.
+    step : str
+        What was done, for the steps of the scan.
+    provisional : bool
+        The template's own mask: `refine_brain` fits it to the head after bias correction.
+    """
+
+    mask: np.ndarray
+    step: str
+    provisional: bool
+
+
+def extract_brain(
+    volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray, base: Template, method: str, name: str
+) -> Extraction:
+    """Brain mask of a registered scan.
 
     Parameters
     ----------
     volume : (X, Y, Z) float32
+        The scan in canonical orientation, not resampled.
+    affine : (4, 4) array
+        Voxel indices to world, RAS mm.
+    scan_to_mni : (4, 4) array
+        World to world, mm.
+    base : Template
+    method : str
+        ``template``, ``synthstrip`` or ``hd-bet``; not used for a scan that is already brain-extracted.
+    name : str
+        Name of the scan in messages.
 
     Returns
     -------
-    (X, Y, Z) bool or None
+    Extraction
+
+    Raises
+    ------
+    StudyError
+        If the external program fails or returns no mask that fits the scan.
+    TryAgain
+        If it is not installed, is killed, or takes over half an hour.
     """
+    if is_extracted(volume, affine, scan_to_mni):
+        mask = _on_template(_foreground(volume), affine, scan_to_mni, base)
+        return Extraction(mask, "brain extraction skipped: input is already brain-extracted", provisional=False)
+    if method == "template":
+        step = "brain extraction: the template's mask, fitted to the head up to the inner skull"
+        return Extraction(base.mask, step, provisional=True)
+    mask = _on_template(external_mask(volume, affine, method, name), affine, scan_to_mni, base)
+    return Extraction(mask, f"brain extraction: {method}", provisional=False)
+
+
+def _foreground(volume: np.ndarray) -> np.ndarray | None:
+    """Where a volume differs from its exactly constant background; None if it has no such background."""
     ends = [np.moveaxis(volume, axis, 0)[[0, -1]] for axis in range(3)]
     faces = np.concatenate([end.ravel() for end in ends])
     values, counts = np.unique(faces, return_counts=True)
@@ -50,21 +120,20 @@ def foreground(volume: np.ndarray) -> np.ndarray | None:
 def is_extracted(volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray) -> bool:
     """Tell whether skull and scalp were removed before.
 
-    Three things must hold: the background is one exact value over much of the field of view, the rest has the volume
-    of a brain, and the ring around the registered template's brain, where skull and scalp would be, is background.
+    Three conditions hold then: the background is one exact value over much of the field of view, the rest has the
+    volume of a brain, and the ring of skull and scalp around the registered template's brain is background.
 
     Parameters
     ----------
     volume : (X, Y, Z) float32
         The scan, not resampled.
-    affine : (4, 4) array
-    scan_to_mni : (4, 4) array
+    affine, scan_to_mni : (4, 4) array
 
     Returns
     -------
     bool
     """
-    differs = foreground(volume)
+    differs = _foreground(volume)
     if differs is None or not BRAIN_ML[0] < differs.sum() * voxel_ml(affine) < BRAIN_ML[1]:
         return False
     base = template(RING_GRID_MM)
@@ -81,26 +150,15 @@ def _ring() -> np.ndarray:
     return (away > RING_MM[0]) & (away < RING_MM[1]) & (height > -20)
 
 
-def given_mask(volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray, base: Template) -> np.ndarray:
-    """Mask of a brain that comes extracted, on the template's grid: all that is not background, holes filled.
-
-    Returns
-    -------
-    (X, Y, Z) bool
-    """
-    differs = foreground(volume)
-    return carried_mask(np.ones(volume.shape, bool) if differs is None else differs, affine, scan_to_mni, base)
-
-
-def carried_mask(mask: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray, base: Template) -> np.ndarray:
-    """A mask (X, Y, Z) bool on the scan's grid carried to the template's: its largest part, holes filled, bool."""
+def _on_template(mask: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray, base: Template) -> np.ndarray:
+    """A mask on the scan's grid resampled to the template's: its largest part, holes filled."""
     small, grid = block_mean(mask.astype(np.float32), affine, voxel_sizes(base.affine).max())
     moved = resample(small, grid, base.mask.shape, base.affine, np.linalg.inv(scan_to_mni)) > 0.5
     return ndimage.binary_fill_holes(_largest(moved))
 
 
-def refined_mask(volume: np.ndarray, base: Template) -> np.ndarray:
-    """Fit the template's brain mask to a registered head by intensity, within a band about its surface.
+def refine_brain(volume: np.ndarray, base: Template) -> np.ndarray:
+    """Fit the template's brain mask to a registered head by intensity, within a band around its surface.
 
     Parameters
     ----------
@@ -111,7 +169,7 @@ def refined_mask(volume: np.ndarray, base: Template) -> np.ndarray:
     Returns
     -------
     (X, Y, Z) bool
-        Brain with its sulcal and ventricular fluid.
+        Brain with its sulcal and ventricular fluid, up to the inner skull.
     """
     small, grid = block_mean(volume, base.affine, WORK_MM)
     mask, gm, wm, depth = _working_template(float(voxel_sizes(base.affine)[0]))
@@ -128,7 +186,7 @@ def refined_mask(volume: np.ndarray, base: Template) -> np.ndarray:
 
 
 def _with_fluid(volume: np.ndarray, mask: np.ndarray, grey: float, base: Template) -> np.ndarray:
-    """Grow a mask through the fluid about it up to the dark inner table of the skull."""
+    """Dilate a mask through the surrounding fluid up to the dark inner table of the skull."""
     edge = voxel_sizes(base.affine)
     box = box_about(mask, (FLUID_MM + 2) / edge)
     smooth = ndimage.gaussian_filter(volume[box], INNER_SMOOTHING_MM / edge, truncate=3)
@@ -139,9 +197,10 @@ def _with_fluid(volume: np.ndarray, mask: np.ndarray, grey: float, base: Templat
     bone = np.percentile(smooth[ring & (height > 10)], 10)
     wet = (smooth > 0.5 * (fluid + bone)) & (smooth < 0.5 * (fluid + grey)) & ring
     wet &= (height > BASE_BELOW_MM) | _near(float(edge[0]))[box]
-    grown = ndimage.binary_dilation(inner, iterations=steps, mask=wet | inner)
+    dilated = ndimage.binary_dilation(inner, iterations=steps, mask=wet | inner)
+    soft = ndimage.gaussian_filter(dilated.astype(np.float32), OUTER_SMOOTHING_MM / edge, truncate=2)
     result = mask.copy()
-    result[box] |= ndimage.gaussian_filter(grown.astype(np.float32), OUTER_SMOOTHING_MM / edge, truncate=2) > OUTER_EDGE
+    result[box] |= soft > OUTER_EDGE
     return result
 
 
@@ -176,3 +235,53 @@ def _largest(mask: np.ndarray) -> np.ndarray:
     if count < 2:
         return mask
     return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+
+
+def external_mask(volume: np.ndarray, affine: np.ndarray, method: str, name: str) -> np.ndarray:
+    """Brain mask (X, Y, Z), bool, of a scan on its own grid, by a program of `COMMANDS`; see `extract_brain`."""
+    command = COMMANDS[method]
+    if shutil.which(command[0]) is None:
+        raise TryAgain(
+            f"preprocess.brain_extraction is {method}, but {command[0]!r} is not on the PATH; install it, or set "
+            "brain_extraction to template"
+        )
+    with tempfile.TemporaryDirectory(prefix="adlib-mask-") as folder:
+        nib.save(nib.Nifti1Image(volume, affine), Path(folder) / SCAN)
+        _run(command, folder, name)
+        return _read_mask(Path(folder) / MASK, volume.shape, command[0], name)
+
+
+def _run(command: tuple[str, ...], folder: str, name: str) -> None:
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        raise TryAgain(f"{name}: {command[0]} timed out after {TIMEOUT_S / 60:.0f} minutes") from None
+    except OSError as error:
+        raise TryAgain(f"{name}: {command[0]} cannot be run: {error}") from None
+    if done.returncode < 0:
+        raise TryAgain(f"{name}: {command[0]} was killed by signal {-done.returncode}; check that memory suffices")
+    if done.returncode:
+        output = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise StudyError(f"{name}: {command[0]} failed with exit code {done.returncode}: {output}")
+
+
+def _read_mask(path: Path, shape: tuple[int, ...], program: str, name: str) -> np.ndarray:
+    if not path.is_file():
+        raise StudyError(f"{name}: {program} exited with 0 but wrote no mask; its version may not be supported")
+    try:
+        mask = np.asanyarray(nib.load(path).dataobj) > 0.5
+    except Exception as error:  # nibabel's parsers raise many kinds
+        raise StudyError(f"{name}: the mask of {program} cannot be read ({error})") from None
+    if mask.shape != shape:
+        raise StudyError(f"{name}: the mask of {program} has shape {mask.shape}, the scan {shape}")
+    if not mask.any():
+        raise StudyError(f"{name}: {program} found no brain; look at the scan")
+    return mask

@@ -1,4 +1,4 @@
-"""The pipeline over a cohort: each scan of a manifest to files, once, and back."""
+"""Preprocessing of a cohort: each scan of a manifest to its files, once."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-import numpy as np
 import pandas as pd
 from nibabel.spatialimages import HeaderDataError
 
 from adlib.parallel.mapping import map_scans
 from adlib.parallel.threads import give_back_memory
-from adlib.preprocess import derivatives as store
-from adlib.preprocess import normalise
-from adlib.preprocess.pipeline import Preprocessed, preprocess_image, preprocess_maps
+from adlib.preprocess.derivatives import (
+    OPTIONAL,
+    Preprocessed,
+    file_names,
+    load_preprocessed,
+    stored_sidecar,
+    write_images,
+    write_sidecar,
+)
+from adlib.preprocess.intensity import LANDMARKS, brain_percentiles
+from adlib.preprocess.pipeline import preprocess_image, preprocess_maps
 from adlib.study.params import PreprocessParams, StudyParams
 from adlib.study.records import (
     FEATURES,
@@ -39,9 +46,9 @@ def preprocess_scan(
     derivatives: Path,
     params: PreprocessParams,
     code: str = "",
-    keep: tuple[str, ...] = store.OPTIONAL,
+    keep: tuple[str, ...] = OPTIONAL,
 ) -> dict:
-    """Preprocess one scan of a manifest to files, unless that was done before.
+    """Preprocess one scan of a manifest to files, unless they are there.
 
     Parameters
     ----------
@@ -50,22 +57,22 @@ def preprocess_scan(
     derivatives : path
     params : PreprocessParams
     code : str
-        Digest of the code that does it; part of the key under which results are kept.
+        Digest of the preprocessing code; part of the key of the result.
     keep : tuple of str
-        Images stored beside brain and mask, as ``derivatives.keep``.
+        Images stored beside t1w and mask, as ``derivatives.keep``.
 
     Returns
     -------
     dict
         The scan's sidecar: features, qc, verdict, reasons, steps, key, Sources, outputs, and the percentiles of the
-        normalised brain for `normalise.fit_landmarks`. A scan that cannot be processed has the verdict ``fail`` and no
-        outputs; it never stops a cohort. Where that is not the scan's fault, such as a file that cannot be read or want
-        of memory, the reason stands in ``lost`` too and nothing is stored.
+        normalised brain for `intensity.fit_landmarks`. A scan that cannot be processed has the verdict ``fail`` and no
+        outputs; it never stops a cohort. Where the cause is not the scan (an unreadable disk, lack of memory), the
+        reason is in ``lost`` too and nothing is stored.
     """
-    names, key = store.file_names(scan, derivatives), scan_key(scan, params, code)
+    names, key = file_names(scan, derivatives), _key(scan, params, code)
     try:
         read = _bytes_of(scan)
-        stored = store.stored_sidecar(names, key, keep)
+        stored = stored_sidecar(names, key, keep)
         if stored is not None and stored["input_sha256"] == read:
             return stored
         names["sidecar"].unlink(missing_ok=True)
@@ -75,14 +82,14 @@ def preprocess_scan(
             raise TryAgain(f"{scan['path']} changed while it was read")
     except Exception as error:
         if is_passing(error):
-            return _lost(scan, _words(error))
-        return store.write_sidecar(names, scan, key, {}, _failure(_words(error)) | {"input_sha256": read})
-    outputs = store.write_images(names, result, keep)
-    kept = ("features", "qc", "verdict", "reasons", "steps", "scan_to_mni")
-    facts = {part: getattr(result, part) for part in kept} | {"scan_to_mni": result.scan_to_mni.tolist()}
+            return _lost(scan, _message(error))
+        return write_sidecar(names, scan, key, {}, _failure(_message(error)) | {"input_sha256": read})
+    outputs = write_images(names, result, keep)
+    facts = {part: getattr(result, part) for part in ("features", "qc", "verdict", "reasons", "steps")}
+    facts["scan_to_mni"] = result.scan_to_mni.tolist()
     facts["input_sha256"] = read
-    facts["brain_percentiles"] = normalise.percentiles(result.t1w, result.mask)
-    return store.write_sidecar(names, scan, key, outputs, facts)
+    facts["brain_percentiles"] = brain_percentiles(result.t1w, result.mask)
+    return write_sidecar(names, scan, key, outputs, facts)
 
 
 def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams, code: str = "") -> pd.DataFrame:
@@ -95,19 +102,19 @@ def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams, code: str = "
     params : StudyParams
         ``params.folder`` receives ``derivatives/`` and ``features.tsv``.
     code : str
-        Digest of the code that does it.
+        Digest of the preprocessing code.
 
     Returns
     -------
     DataFrame
-        By `records.FEATURES`, with a column for each feature and QC value, in the order of the manifest; scans that
-        failed keep their row, with the reasons and empty values. Those whose worker died or took too long, or whose
-        file could not be read, are tried again by the next call; until then `records.LOST` lists them.
+        By `records.FEATURES`, with a column for each feature and QC value, in the order of the manifest. Scans that
+        failed keep their row, with reasons and empty values. Scans whose worker died or timed out, or whose file could
+        not be read, are listed in `records.LOST` and tried again by the next call.
 
     Raises
     ------
     StudyError
-        If every scan is to be tried again: data, programs or computers are at fault, and no scan.
+        If every scan is to be tried again: the cause is then not in the scans.
     """
     root = params.folder / "derivatives"
     _describe(root / "dataset_description.json")
@@ -118,66 +125,21 @@ def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams, code: str = "
     lost = {scan["scan_id"]: done["lost"] for scan, done in zip(scans, sidecars, strict=True) if "lost" in done}
     if lost and len(lost) == len(scans):
         raise StudyError(
-            f"none of the {len(scans)} scans could be preprocessed; the first one: {next(iter(lost.values()))}. "
-            "See to that and run again"
+            f"none of the {len(scans)} scans could be preprocessed; the first: {next(iter(lost.values()))}. Solve "
+            "this and run again"
         )
-    _note_lost(lost, params)
+    if lost:
+        write_json(lost, params.folder / LOST)
+    else:
+        (params.folder / LOST).unlink(missing_ok=True)
     rows = [_row(scan, sidecar) for scan, sidecar in zip(scans, sidecars, strict=True)]
     return write_table(pd.DataFrame(rows), params.folder / "features.tsv", FEATURES)
 
 
-def load_preprocessed(scan: dict[str, Any], derivatives: Path, parts: tuple[str, ...] = store.OPTIONAL) -> Preprocessed:
-    """Read back what `preprocess_scan` wrote.
-
-    Parameters
-    ----------
-    scan : dict
-        A manifest or features row: participant_id, session_id, scan_id.
-    derivatives : path
-    parts : tuple of str
-        What is read beside t1w and mask: head, tissues.
-
-    Returns
-    -------
-    Preprocessed
-        To the precision of the stored images: 16 bits for t1w, 8 bits for tissues and native, which are None where
-        `parts` or ``derivatives.keep`` leave them out.
-
-    Raises
-    ------
-    StudyError
-        If the scan was not processed, failed, or its files changed since.
-    """
-    names, content = _sidecar_of(scan, derivatives)
-    return Preprocessed(
-        name=str(scan["scan_id"]),
-        scan_to_mni=np.array(content["scan_to_mni"]),
-        features=content["features"],
-        qc=content["qc"],
-        verdict=content["verdict"],
-        reasons=tuple(content["reasons"]),
-        steps=tuple(content["steps"]),
-        **store.read_images(names, content, parts),
-    )
-
-
-def load_t1w(scan: dict[str, Any], derivatives: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The t1w of `load_preprocessed` and the affine of its grid, without reading the other images."""
-    return store.read_t1w(*_sidecar_of(scan, derivatives))
-
-
-def all_parts(scan: dict[str, Any], params: StudyParams) -> Preprocessed:
-    """As `load_preprocessed`, from a manifest row; what was not kept is computed anew and not stored."""
+def load_complete(scan: dict[str, Any], params: StudyParams) -> Preprocessed:
+    """As `load_preprocessed`, from a manifest row, with all images: those not stored are computed, not written."""
     stored = load_preprocessed(scan, params.folder / "derivatives")
     return _preprocessed(scan, params.preprocess) if stored.native is None or stored.tissues is None else stored
-
-
-def _sidecar_of(scan: dict[str, Any], derivatives: Path) -> tuple[dict[str, Path], dict[str, Any]]:
-    names = store.file_names(scan, derivatives)
-    content = store.read_sidecar(names)
-    if not content["outputs"]:
-        raise StudyError(f"{scan['scan_id']} has no images: {'; '.join(content['reasons'])}")
-    return names, content
 
 
 def _bytes_of(scan: dict[str, Any]) -> str:
@@ -185,11 +147,11 @@ def _bytes_of(scan: dict[str, Any]) -> str:
     try:
         return digest([file_digest(path) for path in str(scan["path"]).split("|")])
     except FileNotFoundError as error:
-        raise TryAgain(f"{error.filename} does not exist; put it back, or run the audit again") from None
+        raise TryAgain(f"{error.filename} does not exist; restore it, or run the audit again") from None
 
 
-def scan_key(scan: dict[str, Any], params: PreprocessParams, code: str) -> str:
-    """The name of a result: which source bytes, which parameters, which code."""
+def _key(scan: dict[str, Any], params: PreprocessParams, code: str) -> str:
+    """Digest of the source, the params and the code."""
     space = scan.get("space") or None
     return digest({"source": scan["sha256"], "space": space, "params": params.model_dump(mode="json"), "code": code})
 
@@ -200,7 +162,7 @@ def _preprocessed(scan: dict[str, Any], params: PreprocessParams) -> Preprocesse
         grey, white = (_load(path) for path in scan["path"].split("|"))
         return preprocess_maps(grey, white, params, name)
     if space not in (None, REGISTERED):
-        raise StudyError(f"{name} is in the space {space!r}; known are {REGISTERED!r}, {TISSUE_MAPS!r} and none")
+        raise StudyError(f"{name} has space {space!r}, expected {REGISTERED!r}, {TISSUE_MAPS!r} or none")
     return preprocess_image(_load(scan["path"]), params, name, registered=space == REGISTERED)
 
 
@@ -213,8 +175,8 @@ def _load(path: Path | str) -> nib.Nifti1Image:
         raise StudyError(f"{path} cannot be read as an image ({error}); fetch or convert it again") from None
 
 
-def _words(error: Exception) -> str:
-    """What is said of an error; one that adlib did not raise is told with its kind."""
+def _message(error: Exception) -> str:
+    """Text of an error; with its type if it is no `StudyError`."""
     last = traceback.format_exception_only(error)[-1].strip()
     return str(error) if isinstance(error, StudyError) else f"unexpected {last}"
 
@@ -224,27 +186,20 @@ def _failure(reason: str) -> dict[str, Any]:
 
 
 def _lost(_scan: dict[str, Any], reason: str) -> dict[str, Any]:
-    """Stands for the sidecar of a scan that is lost, and is not stored: the next run tries it again."""
+    """In place of the sidecar of a scan that the next run tries again; not stored."""
     return _failure(f"not preprocessed: {reason}; the next run tries again") | {"lost": reason}
 
 
-def _note_lost(reasons: dict[str, str], params: StudyParams) -> None:
-    if reasons:
-        write_json(reasons, params.folder / LOST)
-    else:
-        (params.folder / LOST).unlink(missing_ok=True)
-
-
 def _row(scan: dict[str, Any], sidecar: dict[str, Any]) -> dict[str, Any]:
-    who = {name: scan[name] for name in ("participant_id", "session_id", "scan_id")}
-    judged = {"qc_verdict": sidecar["verdict"], "qc_reasons": "; ".join(sidecar["reasons"]) or None}
-    levels = sidecar.get("brain_percentiles", [None] * len(normalise.LANDMARKS))
-    own = {f"intensity_p{n}": value for n, value in zip(normalise.LANDMARKS, levels, strict=True)}
-    return {**who, **judged, **sidecar["features"], **sidecar["qc"], **own}
+    ids = {name: scan[name] for name in ("participant_id", "session_id", "scan_id")}
+    verdict = {"qc_verdict": sidecar["verdict"], "qc_reasons": "; ".join(sidecar["reasons"]) or None}
+    levels = sidecar.get("brain_percentiles", [None] * len(LANDMARKS))
+    intensities = {f"intensity_p{n}": value for n, value in zip(LANDMARKS, levels, strict=True)}
+    return {**ids, **verdict, **sidecar["features"], **sidecar["qc"], **intensities}
 
 
 def _describe(path: Path) -> None:
-    """Write what the folder holds, unless it says so; later steps would take a new date for a change."""
+    """Write the description of the dataset, unless it is there: a new date would count as a change."""
     content = {
         "Name": "adlib preprocessing",
         "BIDSVersion": "1.10.0",

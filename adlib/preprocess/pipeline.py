@@ -1,73 +1,27 @@
-"""From a raw T1w head to MNI152 space: the one pipeline that notebooks, prediction and the cohort run all use."""
+"""Preprocessing of one scan, from a raw T1w head to MNI152 space; notebooks, prediction and the cohort run share it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 
 from adlib.imaging import atlas
 from adlib.imaging.header import orientation_notes
-from adlib.imaging.volume import block_mean, resample, voxel_sizes
+from adlib.imaging.volume import block_mean, resample, to_canonical, voxel_sizes, world_box
 from adlib.parallel.threads import give_back_memory
-from adlib.preprocess import bias, brain, normalise
-from adlib.preprocess import quality as qc
-from adlib.preprocess import volumes as features
-from adlib.preprocess.coarse_search import brain_centre
-from adlib.preprocess.demons import to_shape
-from adlib.preprocess.external import external_mask
-from adlib.preprocess.raw_quality import scan_values
-from adlib.preprocess.registration import register, rigid_part
-from adlib.preprocess.scan_checks import checked_volume
+from adlib.preprocess import brain, intensity, quality
+from adlib.preprocess.derivatives import Preprocessed
+from adlib.preprocess.registration import register, register_deformable, rigid_part
 from adlib.preprocess.tissues import segment
+from adlib.preprocess.volumes import measure_volumes
 from adlib.study.params import PreprocessParams
-from adlib.study.records import StudyError
+from adlib.study.records import StudyError, is_passing
 
-
-@dataclass(frozen=True)
-class Preprocessed:
-    """A scan in MNI152 space.
-
-    Attributes
-    ----------
-    name : str
-    t1w : (X, Y, Z) float32
-        Bias-corrected, normalised intensities; 0 outside the brain.
-    mask : (X, Y, Z) bool
-        Brain with its fluid.
-    tissues : (X, Y, Z, 3) float32 or None
-        Fractions of GM, WM and CSF; None where read back and not kept.
-    native : (X, Y, Z) float32 or None
-        The head as it came, resampled to the grid, before correction and extraction; None as above.
-    affine : (4, 4) float64
-        Voxel indices of the grid to MNI152, RAS mm.
-    scan_to_mni : (4, 4) float64
-        Scan world, RAS mm, to MNI152 mm.
-    features : dict of str to float
-        Volumes in ml of the person's own head, see `features.volumes`.
-    qc : dict of str to float
-        See `qc.LIMITS`.
-    verdict : str
-        pass, check or fail.
-    reasons : tuple of str
-        Why the verdict is not pass.
-    steps : tuple of str
-        What was done, in order, and what was skipped and why.
-    """
-
-    name: str
-    t1w: np.ndarray
-    mask: np.ndarray
-    tissues: np.ndarray | None
-    native: np.ndarray | None
-    affine: np.ndarray
-    scan_to_mni: np.ndarray
-    features: dict[str, float]
-    qc: dict[str, float]
-    verdict: str
-    reasons: tuple[str, ...]
-    steps: tuple[str, ...]
+VOXEL_MM = (0.2, 8.0)
+EXTENT_MM = (80.0, 700.0)
+MAX_VOXELS = 300e6
 
 
 def preprocess_image(
@@ -81,9 +35,9 @@ def preprocess_image(
         A T1w head or an extracted brain, any orientation, voxel size and field of view.
     params : PreprocessParams
     name : str
-        What to call the scan in messages.
+        Name of the scan in messages.
     registered : bool
-        The scan already lies in MNI152 space; its volumes are then those of the template's size.
+        The scan is in MNI152 space already; its volumes are then those of a head of the template's size.
 
     Returns
     -------
@@ -98,46 +52,41 @@ def preprocess_image(
     notes = orientation_notes(image, name)
     if registered and params.registration == "rigid":
         raise StudyError(
-            f"{name}: preprocess.registration is rigid, but the source has taken the head's own size away already; set "
-            "affine or deformable"
+            f"{name}: preprocess.registration is rigid, but the scan is in MNI152 space without its head's own size; "
+            "set affine or deformable"
         )
     base = atlas.template(params.resolution_mm)
-    scan_to_mni, how = _pose(volume, affine, name, registered)
+    scan_to_mni, registration = _pose(volume, affine, name, registered)
     give_back_memory()
     head, covered = _on_template(volume, affine, scan_to_mni, base)
     steps = [
         "; ".join((f"orientation: {''.join(nib.aff2axcodes(image.affine))} to RAS", *notes)),
-        how,
+        registration,
         f"resampling: {_mm(voxel_sizes(affine))} to {params.resolution_mm:g} mm, trilinear",
     ]
-    given = brain.is_extracted(volume, affine, scan_to_mni)
-    to_skull = not given and params.brain_extraction == "template"
-    mask = base.mask if to_skull else _found_mask(volume, affine, scan_to_mni, base, params, name, given) & covered
-    if given:
-        steps.append("brain extraction skipped: input is already brain-extracted")
-    elif not to_skull:
-        steps.append(f"brain extraction: {params.brain_extraction}")
-    own = scan_values(volume, affine, scan_to_mni)
+    extraction = brain.extract_brain(volume, affine, scan_to_mni, base, params.brain_extraction, name)
+    steps.append(extraction.step)
+    raw = quality.raw_quality(volume, affine, scan_to_mni)
     del volume  # a fine scan takes as much memory as all that follows
+    mask = extraction.mask if extraction.provisional else extraction.mask & covered
     corrected = _corrected(head, mask, base, params, steps)
-    if to_skull:
-        mask = brain.refined_mask(corrected, base) & covered
-        steps.append("brain extraction: the template's mask, refined by intensity and grown to the inner skull")
+    if extraction.provisional:
+        mask = brain.refine_brain(corrected, base) & covered
     tissues = segment(corrected, mask, base)
     steps.append("segmentation: Gaussian mixture of three tissues and their mixed voxels, with weak spatial priors")
     t1w = _normalised(corrected, mask, tissues, params, steps)
-    values = qc.measure(qc.Scan(own, scan_to_mni, corrected, mask, covered, tissues, registered), base)
-    steps.extend(qc.left_out(values))
-    judged, reasons = qc.verdict(values)
-    sizes = features.volumes(tissues, mask, scan_to_mni, params.resolution_mm, whole_head=to_skull)
+    qc = quality.measure_quality(raw, scan_to_mni, corrected, mask, covered, tissues, base, registered=registered)
+    steps.extend(quality.skipped_measures(qc))
+    features = measure_volumes(tissues, mask, scan_to_mni, params.resolution_mm, whole_head=extraction.provisional)
+    verdict, reasons = quality.verdict(qc)
     result = Preprocessed(
-        name, t1w, mask, tissues, head, base.affine, scan_to_mni, sizes, values, judged, reasons, tuple(steps)
+        name, t1w, mask, tissues, head, base.affine, scan_to_mni, features, qc, verdict, reasons, tuple(steps)
     )
     return result if params.registration == "affine" else _refitted(result, params.registration, base)
 
 
 def preprocess_maps(grey: nib.Nifti1Image, white: nib.Nifti1Image, params: PreprocessParams, name: str) -> Preprocessed:
-    """Take grey- and white-matter maps that lie in MNI152 space already: resample, fill up with CSF, measure.
+    """Resample grey- and white-matter maps in MNI152 space, take CSF as the rest of the brain, and measure.
 
     Parameters
     ----------
@@ -145,7 +94,7 @@ def preprocess_maps(grey: nib.Nifti1Image, white: nib.Nifti1Image, params: Prepr
         Tissue fractions or, from voxel-based morphometry, modulated densities.
     params : PreprocessParams
     name : str
-        What to call the scan in messages.
+        Name of the scan in messages.
 
     Returns
     -------
@@ -155,11 +104,11 @@ def preprocess_maps(grey: nib.Nifti1Image, white: nib.Nifti1Image, params: Prepr
     Raises
     ------
     StudyError
-        If a map is unusable, or `params` ask for what only a T1w head can have.
+        If a map is unusable, or `params` ask for steps that need a T1w head.
     """
     if params.registration != "affine" or params.normalise != "brain_zscore":
         raise StudyError(
-            f"{name}: tissue maps lie in MNI152 space and are no T1w; set preprocess.registration to affine and "
+            f"{name}: tissue maps are in MNI152 space and are not T1w; set preprocess.registration to affine and "
             "preprocess.normalise to brain_zscore"
         )
     base = atlas.template(params.resolution_mm)
@@ -170,44 +119,141 @@ def preprocess_maps(grey: nib.Nifti1Image, white: nib.Nifti1Image, params: Prepr
         covered = covered & inside
     fluid = np.clip(1 - maps[0] - maps[1], 0, 1) * base.mask
     tissues = np.stack([*maps, fluid], axis=-1).astype(np.float32)
-    t1w = normalise.apply(maps[0], base.mask, *normalise.brain_zscore(maps[0], base.mask))
-    sizes = features.volumes(tissues, base.mask, np.eye(4), params.resolution_mm)
-    kept = {part: sizes[part] for part in ("gm_ml", "wm_ml", "temporal_ml")}
+    t1w = intensity.normalise(maps[0], base.mask, *intensity.brain_zscore(maps[0], base.mask))
+    sizes = measure_volumes(tissues, base.mask, np.eye(4), params.resolution_mm)
+    features = {part: sizes[part] for part in ("gm_ml", "wm_ml", "temporal_ml")}
     inside = base.mask & covered
-    values = {
+    qc = {
         "qc_similarity": float(np.corrcoef(maps[0][inside], base.gm[inside])[0, 1]),
         "qc_coverage": float(inside.sum() / base.mask.sum()),
     }
-    judged, reasons = qc.verdict(values)
-    steps = ("tissue maps in MNI152 space as they came: registration, bias correction and segmentation skipped",)
+    verdict, reasons = quality.verdict(qc)
+    steps = ("tissue maps in MNI152 space: registration, bias correction and segmentation skipped",)
     return Preprocessed(
-        name, t1w, base.mask, tissues, maps[0], base.affine, np.eye(4), kept, values, judged, reasons, steps
+        name, t1w, base.mask, tissues, maps[0], base.affine, np.eye(4), features, qc, verdict, reasons, steps
     )
 
 
+def checked_volume(image: nib.Nifti1Image, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Intensities and affine of a usable 3-D scan, in canonical orientation.
+
+    Parameters
+    ----------
+    image : nibabel image
+        Three-dimensional, or four-dimensional with a single volume.
+    name : str
+        Name of the scan in messages.
+
+    Returns
+    -------
+    volume : (X, Y, Z) float32
+        Intensities as stored, scaled by the header's slope and intercept; axes nearest to RAS.
+    affine : (4, 4) float64
+        Voxel indices to world, RAS mm.
+
+    Raises
+    ------
+    StudyError
+        If the image is not 3-D, its geometry is impossible, or its intensities are unreadable, not finite, or constant.
+    """
+    shape = _checked_shape(image.shape, name)
+    affine = _checked_affine(image.affine, shape, name)
+    volume = _intensities(image, name).reshape(shape)
+    _check_intensities(volume, name)
+    return to_canonical(volume, affine)
+
+
+def _checked_shape(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) > 3:
+        raise StudyError(
+            f"{name}: expected one 3-D volume, got shape {shape}; choose one volume of the series (a T1w scan has one)"
+        )
+    if len(shape) < 3 or min(shape) == 1:
+        raise StudyError(f"{name}: expected a 3-D volume, got the 2-D shape {shape}; give the whole scan, not a slice")
+    if np.prod(shape, dtype=float) > MAX_VOXELS:
+        raise StudyError(f"{name}: {shape} is more than {MAX_VOXELS:.0f} voxels; resample it to 0.5 mm first")
+    return shape
+
+
+def _checked_affine(affine: np.ndarray | None, shape: tuple[int, int, int], name: str) -> np.ndarray:
+    if affine is None or not np.isfinite(affine).all():
+        raise StudyError(f"{name}: the header holds no finite affine ({affine}); convert the scan from DICOM again")
+    affine = np.asarray(affine, dtype=float)
+    edges = voxel_sizes(affine)
+    if np.any(edges == 0) or abs(np.linalg.det(affine[:3, :3] / np.where(edges > 0, edges, 1))) < 0.1:
+        raise StudyError(
+            f"{name}: the affine is singular (voxel edges {_mm(edges)} mm); its sform or qform is broken, "
+            "convert the scan from DICOM again"
+        )
+    if edges.min() < VOXEL_MM[0] or edges.max() > VOXEL_MM[1]:
+        raise StudyError(
+            f"{name}: voxel edges are {_mm(edges)} mm, expected {VOXEL_MM[0]} to {VOXEL_MM[1]} mm; "
+            "check the units in the header (xyzt_units)"
+        )
+    low, high = world_box(shape, affine)
+    extent = high - low + edges.min()
+    if extent.min() < EXTENT_MM[0] or extent.max() > EXTENT_MM[1]:
+        raise StudyError(
+            f"{name}: the field of view is {_mm(extent)} mm (shape {shape}, voxels {_mm(edges)} mm), "
+            f"expected {EXTENT_MM[0]:.0f} to {EXTENT_MM[1]:.0f} mm along each axis; a whole head is needed"
+        )
+    return affine
+
+
+def _intensities(image: nib.Nifti1Image, name: str) -> np.ndarray:
+    kind = image.get_data_dtype()
+    if kind.fields is not None or kind.kind not in "biuf":
+        raise StudyError(f"{name}: voxels are of type {kind}, expected one real number each")
+    try:
+        with np.errstate(over="ignore"):  # overflow becomes infinite and is refused
+            return image.get_fdata(dtype=np.float32, caching="unchanged")
+    except (OSError, EOFError, ValueError, ArithmeticError) as error:
+        if is_passing(error):
+            raise
+        raise StudyError(f"{name}: the voxels cannot be read ({error}); the file is damaged, fetch it again") from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise StudyError(f"{name}: the voxels cannot be read ({type(error).__name__}: {error})") from None
+
+
+def _check_intensities(volume: np.ndarray, name: str) -> None:
+    wrong = int(volume.size - np.isfinite(volume).sum())
+    if wrong:
+        raise StudyError(
+            f"{name}: {wrong} of {volume.size} voxels are NaN or infinite; repair the scan (also its scl_slope and "
+            "scl_inter, where the stored numbers are finite) or exclude it"
+        )
+    low, high = np.percentile(volume[::2, ::2, ::2], (0.5, 99.5))
+    if not high > low:
+        raise StudyError(f"{name}: the volume is constant ({low:g}) except for stray voxels; the scan holds no image")
+
+
 def _pose(volume: np.ndarray, affine: np.ndarray, name: str, registered: bool) -> tuple[np.ndarray, str]:
-    """Scan world to MNI152 (4, 4), and how it was found."""
+    """Scan world to MNI152 (4, 4), and the step's description."""
     if registered:
-        return np.eye(4), "registration skipped: the source says that the scan lies in MNI152 space"
-    found = register(volume, affine, name)
-    explained = f"{found.explained:.0%} of intensity variance explained"
-    return found.scan_to_mni, f"registration: affine, 12 degrees of freedom, {explained}"
+        return np.eye(4), "registration skipped: by its source, the scan is in MNI152 space"
+    fit = register(volume, affine, name)
+    explained = f"{fit.explained:.0%} of intensity variance explained"
+    return fit.scan_to_mni, f"registration: affine, 12 degrees of freedom, {explained}"
 
 
 def _refitted(scan: Preprocessed, registration: str, base: atlas.Template) -> Preprocessed:
-    """Give out the images of an affinely registered scan in its own size, or in the template's shape."""
+    """Resample the images of an affinely registered scan to its own size, or to the template's shape."""
     if registration == "rigid":
-        scan_to_mni = rigid_part(scan.scan_to_mni, brain_centre())
+        scan_to_mni = rigid_part(scan.scan_to_mni)
         onto = scan.scan_to_mni @ np.linalg.inv(scan_to_mni)
-        step = "images given out in MNI152 orientation at the head's own size (rigid), resampled a second time"
+        step = "images resampled a second time, to MNI152 orientation at the head's own size (rigid)"
     else:
-        scan_to_mni, onto = scan.scan_to_mni, to_shape(scan.tissues, base)
-        step = "images given out in the template's shape (diffeomorphic demons on tissues), resampled a second time"
+        scan_to_mni, onto = scan.scan_to_mni, register_deformable(scan.tissues, base)
+        step = "images resampled a second time, to the template's shape (diffeomorphic demons on tissues)"
 
     def moved(part: np.ndarray) -> np.ndarray:
         return resample(part.astype(np.float32), base.affine, base.mask.shape, base.affine, onto)
 
-    share = moved(scan.mask)  # of each voxel, that comes from inside the brain: its edge shall not fade into nothing
+    share = moved(scan.mask)  # of each voxel that comes from the brain; dividing by it keeps the edge from fading
     mask = share > 0.5
     inside = mask / np.maximum(share, 0.5)
     tissues = np.stack([moved(part) * inside for part in np.moveaxis(scan.tissues, -1, 0)], axis=-1)
@@ -227,21 +273,6 @@ def _on_template(
     return np.maximum(moved - np.float32(lowest), 0), covered
 
 
-def _found_mask(
-    volume: np.ndarray,
-    affine: np.ndarray,
-    scan_to_mni: np.ndarray,
-    base: atlas.Template,
-    params: PreprocessParams,
-    name: str,
-    given: bool,
-) -> np.ndarray:
-    """The brain of a scan that comes extracted, or that another program finds, on the template's grid."""
-    if given:
-        return brain.given_mask(volume, affine, scan_to_mni, base)
-    return brain.carried_mask(external_mask(volume, affine, params.brain_extraction, name), affine, scan_to_mni, base)
-
-
 def _corrected(
     head: np.ndarray, mask: np.ndarray, base: atlas.Template, params: PreprocessParams, steps: list[str]
 ) -> np.ndarray:
@@ -249,22 +280,22 @@ def _corrected(
         steps.append("bias correction skipped: switched off in params")
         return head
     steps.append("bias correction: N4 inside the brain")
-    return head / bias.bias_field(head, mask, base.affine)
+    return head / intensity.bias_field(head, mask, base.affine)
 
 
 def _normalised(
     corrected: np.ndarray, mask: np.ndarray, tissues: np.ndarray, params: PreprocessParams, steps: list[str]
 ) -> np.ndarray:
     if params.normalise in ("white_matter_peak", "landmarks"):
-        offset, scale = normalise.white_matter_peak(corrected, tissues[..., 1])
-        later = "; slices go on to the landmarks of the training scans" if params.normalise == "landmarks" else ""
+        offset, scale = intensity.white_matter_peak(corrected, tissues[..., 1])
+        later = "; slices are mapped to the landmarks of the training scans" if params.normalise == "landmarks" else ""
         steps.append(f"normalisation: white matter at {scale:.4g} becomes 1{later}")
     else:
-        offset, scale = normalise.brain_zscore(corrected, mask)
+        offset, scale = intensity.brain_zscore(corrected, mask)
         steps.append(f"normalisation: brain mean {offset:.4g} and standard deviation {scale:.4g} become 0 and 1")
-    t1w = normalise.apply(corrected, mask, offset, scale)
+    t1w = intensity.normalise(corrected, mask, offset, scale)
     if params.normalise == "landmarks":
-        normalise.check_rising(normalise.percentiles(t1w, mask), "the scan")
+        intensity.check_landmarks(intensity.brain_percentiles(t1w, mask), "the scan")
     return t1w
 
 

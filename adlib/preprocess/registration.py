@@ -1,47 +1,59 @@
-"""Affine registration of a scan to MNI152: a coarse search that cannot get lost, then least squares.
+"""Registration to MNI152: affine, and deformable where the differences in shape matter.
 
-The scan is explained, point by point of MNI152 space, as a mixture of the template's tissue maps with free intensities
-and a smooth bias field; pose and intensities are solved for together by damped Gauss-Newton steps with robust weights.
+The affine starts from a coarse search of every translation for a grid of rotations and scales. Least squares then
+explain the scan, at points of MNI152 space, as a mixture of the template's tissue maps with free intensities and a
+smooth bias field; damped Gauss-Newton steps with robust weights solve for pose and intensities together.
 
 References
 ----------
-Friston et al. 1995, doi:10.1002/hbm.460030303 (spatial registration by Gauss-Newton with an intensity basis).
+Padfield 2012, doi:10.1109/TIP.2011.2181402 (masked normalised cross-correlation by FFT).
+Friston et al. 1995, doi:10.1002/hbm.460030303 (registration by Gauss-Newton with an intensity basis).
 Ashburner & Friston 2005, doi:10.1016/j.neuroimage.2005.02.018 (tissue maps as the model of the intensities).
+Vercauteren et al. 2009, doi:10.1016/j.neuroimage.2008.10.040 (diffeomorphic demons).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from itertools import product
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage
+import SimpleITK as sitk
+from scipy import fft, ndimage
 
 from adlib.imaging import atlas
-from adlib.imaging.volume import block_mean, voxel_sizes
-from adlib.preprocess.coarse_search import USUAL, WIDE, brain_centre, coarse_search
+from adlib.imaging.volume import block_mean, resample, to_sitk, voxel_sizes, world_box
 from adlib.study.records import StudyError
 
+COARSE_MM = 8.0  # voxel edge of the coarse search
+MIN_CORRELATION = 0.2  # with the template; noise reaches 0.14
+MIN_OVERLAP = 0.6  # share of the template's brain inside the field of view
 LEVELS = ((8.0, 6.0, 20), (4.0, 4.0, 15), (4.0, 2.0, 15))  # point distance mm, smoothing mm (sd), iterations
-MARGIN_MM = 6.0  # how far beyond the template's brain points are taken
-SHIFT_MM = 0.01  # a mean step below this ends a level
-OUTLIER = 2.5  # residuals beyond this many robust standard deviations lose weight
-DOUBTFUL = 0.5  # share of tissue below which a wider search is tried; real and made heads reach 0.73 to 0.95
-NO_TISSUE = 0.35  # below it no brain was found; balls, boxes and limbs reach 0.07, heads in a wrong pose 0.28
+MARGIN_MM = 6.0  # points are taken up to this distance from the template's brain
+MIN_STEP_MM = 0.01  # a level ends at a mean step below this
+OUTLIER = 2.5  # robust standard deviations from which residuals lose weight
+DOUBTFUL_TISSUE = 0.5  # share of tissue below which the wide search is tried; real and made heads reach 0.73 to 0.95
+MIN_TISSUE = 0.35  # below it the scan is refused; balls, boxes and limbs reach 0.07, heads in a wrong pose 0.28
 STRETCH = (0.6, 1.6)  # of a head against MNI152, along any direction
+DEMONS_MM = 2.0  # voxel edge of deformable registration, where the grid is finer
+DEMONS_GREY = 0.6  # grey over white matter in the image that is registered: the same for every scanner
+DEMONS_SHRINK = (2, 1)  # coarse to fine
+DEMONS_ITERATIONS = 20
+DEMONS_SMOOTHING_MM = 1.5  # sd of the blur of the displacement after each step
 
 
 @dataclass(frozen=True)
 class Registration:
-    """What was found.
+    """An affine registration and how well it explains the scan.
 
     Attributes
     ----------
     scan_to_mni : (4, 4) float64
         World, RAS mm, to MNI152 mm.
     explained : float
-        Share of the intensity variance, in and about the brain, that the model explains.
+        Share of the intensity variance, in and around the brain, that the model explains.
     tissue : float
         Share of the variance inside the brain, beyond a smooth field, that the tissue maps explain.
     """
@@ -52,10 +64,10 @@ class Registration:
 
 
 def register(volume: np.ndarray, affine: np.ndarray, name: str) -> Registration:
-    """Find the affine that takes the scan's world to MNI152.
+    """Register a scan to MNI152 by an affine with 12 degrees of freedom.
 
-    Where the usual search finds no brain, an impossible one, or one that explains little of the intensities, more
-    rotations and scales are tried.
+    A wider range of rotations and scales is tried where the usual one gives no brain, a brain of impossible shape, or
+    one whose tissue explains little of the intensities.
 
     Parameters
     ----------
@@ -64,96 +76,156 @@ def register(volume: np.ndarray, affine: np.ndarray, name: str) -> Registration:
     affine : (4, 4) array
         Voxel indices to world, RAS mm.
     name : str
-        What to call the scan in messages.
+        Name of the scan in messages.
 
     Returns
     -------
     Registration
-        With 12 degrees of freedom.
 
     Raises
     ------
     StudyError
-        If nothing in the field of view resembles a brain, or what does has an impossible shape.
+        If nothing in the field of view resembles a brain, or the best match has an impossible shape.
     """
-    small, grid = working_copy(volume, affine)
-    found, refusal = [], None
-    for tried in (USUAL, WIDE):
+    small, grid = _working_copy(volume, affine)
+    results, refusal = [], None
+    for poses in (USUAL, WIDE):
         try:
-            one = refine(small, grid, coarse_search(small, grid, name, tried), name)
+            result = _refine(small, grid, _coarse_search(small, grid, name, poses), name)
         except StudyError as error:
             refusal = error
             continue
-        found.append(one)
-        if one.tissue >= DOUBTFUL:
+        results.append(result)
+        if result.tissue >= DOUBTFUL_TISSUE:
             break
-    if not found:
+    if not results:
         raise refusal
-    return max(found, key=lambda one: one.tissue)
+    return max(results, key=lambda result: result.tissue)
 
 
-def _check_shape(matrix: np.ndarray, name: str) -> None:
-    """Refuse a pose that mirrors, flattens or blows up the head: it fits something that is no brain."""
-    stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
-    if np.linalg.det(matrix[:3, :3]) > 0 and STRETCH[0] <= stretch.min() and stretch.max() <= STRETCH[1]:
-        return
-    raise StudyError(
-        f"{name}: no brain was found in the field of view (what is most like one is {stretch.min():.2f} to "
-        f"{stretch.max():.2f} times as large as MNI152's along its axes, expected {STRETCH[0]} to {STRETCH[1]}, not "
-        "mirrored); expected a T1-weighted scan of a whole head or brain"
-    )
+def rigid_part(scan_to_mni: np.ndarray) -> np.ndarray:
+    """Rotation and translation nearest to an affine; both take the same point of the scan to the brain's centre.
 
+    Parameters
+    ----------
+    scan_to_mni : (4, 4) array
+        World to world, mm.
 
-def rigid_part(scan_to_mni: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """The turn and shift (4, 4) nearest to an affine, which takes the same point of the scan to `centre` (3,), mm."""
+    Returns
+    -------
+    (4, 4) float64
+    """
     left, _, right = np.linalg.svd(scan_to_mni[:3, :3])
     turn = left @ right
-    origin = np.linalg.solve(scan_to_mni, [*centre, 1.0])[:3]
-    return nib.affines.from_matvec(turn, centre - turn @ origin)
+    origin = np.linalg.solve(scan_to_mni, [*_brain_centre(), 1.0])[:3]
+    return nib.affines.from_matvec(turn, _brain_centre() - turn @ origin)
 
 
-def working_copy(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The scan at about 2 mm with its brightest voxels levelled, float32, from 0 up, and its affine."""
+def tissue_image(grey: np.ndarray, white: np.ndarray) -> np.ndarray:
+    """One image out of tissue fractions (X, Y, Z) float32, free of bias, noise and the scanner's contrast."""
+    return np.float32(DEMONS_GREY) * grey + white
+
+
+def demons_displacement(fixed: np.ndarray, moving: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Displacement from one image to another by diffeomorphic demons; both are affinely aligned.
+
+    Parameters
+    ----------
+    fixed, moving : (X, Y, Z) float32
+        From `tissue_image`, on one grid.
+    affine : (4, 4) array
+        Voxel indices to world, RAS mm; without shear.
+
+    Returns
+    -------
+    (X, Y, Z, 3) float32
+        Millimetres from a point of `fixed` to its place in `moving`.
+
+    References
+    ----------
+    Vercauteren et al. 2009, doi:10.1016/j.neuroimage.2008.10.040.
+    """
+    images = [to_sitk(image, affine) for image in (fixed, moving)]
+    field = None
+    for shrink in DEMONS_SHRINK:
+        pair = [_coarser(image, shrink) for image in images]
+        demons = sitk.DiffeomorphicDemonsRegistrationFilter()
+        demons.SetNumberOfIterations(DEMONS_ITERATIONS)
+        demons.SetSmoothDisplacementField(True)
+        demons.SetStandardDeviations([DEMONS_SMOOTHING_MM / edge for edge in pair[0].GetSpacing()])
+        field = demons.Execute(*pair) if field is None else demons.Execute(*pair, sitk.Resample(field, pair[0]))
+    return sitk.GetArrayFromImage(field).transpose(2, 1, 0, 3).astype(np.float32)
+
+
+def register_deformable(tissues: np.ndarray, base: atlas.Template) -> sitk.Transform:
+    """Transform from the template to an affinely registered head, by diffeomorphic demons on their tissues.
+
+    Parameters
+    ----------
+    tissues : (X, Y, Z, 3) float32
+        GM, WM, CSF fractions of the head on the template's grid.
+    base : Template
+
+    Returns
+    -------
+    SimpleITK displacement field transform
+        From points of the template to points of the head, LPS mm.
+    """
+    fixed, grid = block_mean(tissue_image(base.gm, base.wm), base.affine, DEMONS_MM)
+    moving = block_mean(tissue_image(tissues[..., 0], tissues[..., 1]), base.affine, DEMONS_MM)[0]
+    field = demons_displacement(fixed, moving, grid)
+    image = sitk.GetImageFromArray(field.transpose(2, 1, 0, 3).astype(np.float64), isVector=True)
+    image.CopyInformation(to_sitk(fixed, grid))
+    return sitk.DisplacementFieldTransform(image)
+
+
+def jacobian_determinant(field: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Local change of volume (X, Y, Z), float32, of a displacement field (X, Y, Z, 3) in mm."""
+    edges = voxel_sizes(affine)
+    slopes = np.stack([np.stack(np.gradient(field[..., k], *edges), axis=-1) for k in range(3)], axis=-2)
+    return np.linalg.det(slopes + np.eye(3)).astype(np.float32)
+
+
+def _coarser(image: sitk.Image, shrink: int) -> sitk.Image:
+    if shrink == 1:
+        return image
+    blur = [0.5 * shrink * edge for edge in image.GetSpacing()]
+    return sitk.Shrink(sitk.SmoothingRecursiveGaussian(image, blur), [shrink] * 3)
+
+
+def _working_copy(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The scan at about 2 mm, float32, from 0 up, its brightest voxels clipped, and its affine."""
     small, grid = block_mean(volume, affine, 2.0)
     low, high = np.percentile(small[small > small.min()], (1, 99.5)).astype(np.float32)
     return np.clip(small, low, high) - low, grid
 
 
-def refine(volume: np.ndarray, affine: np.ndarray, starts: list[np.ndarray], name: str) -> Registration:
-    """Least-squares pose, coarse to fine, from the rough one that explains most after the coarsest level.
-
-    Parameters
-    ----------
-    volume : (X, Y, Z) float32
-        From `working_copy`.
-    affine : (4, 4) array
-    starts : list of (4, 4) array
-        MNI152 mm to scan world, RAS mm.
-    name : str
-        What to call the scan in messages.
-
-    Returns
-    -------
-    Registration
-        Its shares are those of the finest level.
-
-    Raises
-    ------
-    StudyError
-        If what was found has an impossible shape or shows no tissue.
-    """
+def _refine(volume: np.ndarray, affine: np.ndarray, starts: list[np.ndarray], name: str) -> Registration:
+    """Least-squares pose, coarse to fine, from the start (MNI152 to scan) that explains most at the coarsest level."""
     for edge, smoothing, iterations in LEVELS:
         fit = _Fit(volume, affine, edge, smoothing)
-        matrix, explained = max((fit.descend(start, iterations) for start in starts), key=lambda found: found[1])
+        matrix, explained = max((fit.descend(start, iterations) for start in starts), key=lambda fitted: fitted[1])
         starts = [matrix]
     _check_shape(matrix, name)
     tissue = fit.tissue_share(matrix)
-    if tissue < NO_TISSUE:
+    if tissue < MIN_TISSUE:
         raise StudyError(
-            f"{name}: what lies where the brain should be shows no grey and white matter (they explain {tissue:.0%} of "
-            f"its intensities, expected {NO_TISSUE:.0%} or more); expected a T1-weighted scan of a whole head or brain"
+            f"{name}: the brain region shows no grey and white matter (tissue explains {tissue:.0%} of its intensity "
+            f"variance, expected {MIN_TISSUE:.0%} or more); expected a T1-weighted scan of a whole head or brain"
         )
     return Registration(np.linalg.inv(matrix), explained, tissue)
+
+
+def _check_shape(matrix: np.ndarray, name: str) -> None:
+    """Refuse a pose that mirrors, flattens or inflates the head: it does not fit a brain."""
+    stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    if np.linalg.det(matrix[:3, :3]) > 0 and STRETCH[0] <= stretch.min() and stretch.max() <= STRETCH[1]:
+        return
+    raise StudyError(
+        f"{name}: no brain was found in the field of view (the best match is {stretch.min():.2f} to "
+        f"{stretch.max():.2f} times as large as MNI152 along its axes, expected {STRETCH[0]} to {STRETCH[1]}, not "
+        "mirrored); expected a T1-weighted scan of a whole head or brain"
+    )
 
 
 class _Fit:
@@ -170,7 +242,7 @@ class _Fit:
         self.points, self.basis = _basis(edge, smoothing)
 
     def descend(self, matrix: np.ndarray, iterations: int) -> tuple[np.ndarray, float]:
-        """Damped Gauss-Newton; a step that explains less is halved, and given up after four halvings."""
+        """Damped Gauss-Newton; a step that explains less is halved, at most four times."""
         state = self._solve(matrix)
         for _ in range(iterations):
             step = state[1]
@@ -185,7 +257,7 @@ class _Fit:
                 break
             moved = np.abs(self.points @ step[:, :3].T + step[:, 3]).mean()
             matrix, state = trial, new
-            if moved < SHIFT_MM:
+            if moved < MIN_STEP_MM:
                 break
         return matrix, state[0]
 
@@ -202,7 +274,7 @@ class _Fit:
         return float(1 - left[0] / max(left[1], 1e-12))
 
     def _solve(self, matrix: np.ndarray) -> tuple[float, np.ndarray]:
-        """Share of the variance explained at a pose, and the (3, 4) change of pose that least squares asks for."""
+        """Share of the variance explained at a pose, and the (3, 4) least-squares change of pose."""
         voxels = nib.affines.apply_affine(self.to_voxel @ matrix, self.points)
         inside = np.all((voxels >= 0) & (voxels <= self.shape - 1), axis=1)
         if inside.mean() < 0.3:
@@ -211,7 +283,7 @@ class _Fit:
         values, *slopes = (ndimage.map_coordinates(layer, where, order=1, prefilter=False) for layer in self.layers)
         gradient = np.stack(slopes, axis=1) @ self.to_world
         points, basis = self.points[inside], self.basis[inside]
-        centred = np.column_stack([points - brain_centre(), np.full(len(points), 50.0)])
+        centred = np.column_stack([points - _brain_centre(), np.full(len(points), 50.0)])
         jacobian = (gradient[:, :, None] * centred[:, None, :]).reshape(len(points), 12)
         weights = _robust_weights(values - basis @ _least_squares(basis, values, np.ones(len(values))))
         residual = values - basis @ _least_squares(basis, values, weights)
@@ -220,7 +292,7 @@ class _Fit:
         both = _least_squares(np.column_stack([basis, -jacobian]), values, weights)
         change = both[basis.shape[1] :].reshape(3, 4)
         change[:, 3] *= 50.0
-        change[:, 3] -= change[:, :3] @ brain_centre()
+        change[:, 3] -= change[:, :3] @ _brain_centre()
         return float(explained), change
 
 
@@ -241,7 +313,7 @@ def _robust_weights(residual: np.ndarray) -> np.ndarray:
 
 @cache
 def _basis(edge: float, smoothing: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points (N, 3) in MNI152 mm and what may make up the intensity there (N, B), float64."""
+    """Points (N, 3) in MNI152 mm and the basis of the intensity there (N, B), float64."""
     base = atlas.template(min(edge, 4.0))
     step = round(edge / min(edge, 4.0))
     sigma = smoothing / min(edge, 4.0)
@@ -257,5 +329,137 @@ def _basis(edge: float, smoothing: float) -> tuple[np.ndarray, np.ndarray]:
 
 def _quadratic(points: np.ndarray) -> np.ndarray:
     """The nine linear and quadratic terms (N, 9) of positions about the brain's centre."""
-    x, y, z = ((points - brain_centre()) / 70).T
+    x, y, z = ((points - _brain_centre()) / 70).T
     return np.column_stack([x, y, z, x * x, y * y, z * z, x * y, x * z, y * z])
+
+
+@dataclass(frozen=True)
+class _Poses:
+    """Rotations, degrees, and scales to try; nodding (pitch, about the left-right axis) varies most between scans."""
+
+    pitches: tuple[float, ...]
+    turns: tuple[float, ...]
+    scales: tuple[float, ...]
+    rotation_scales: tuple[float, ...]  # scales at which all rotations are tried
+
+
+USUAL = _Poses((-30.0, -15.0, 0.0, 15.0, 30.0), (-20.0, 0.0, 20.0), (0.8, 0.9, 1.0, 1.13), (0.85, 1.05))
+WIDE = _Poses(
+    (-60.0, -40.0, -20.0, 0.0, 20.0, 40.0, 60.0),
+    (-40.0, -20.0, 0.0, 20.0, 40.0),
+    (0.7, 0.8, 0.9, 1.0, 1.13, 1.25),
+    (0.95,),
+)
+
+
+def _coarse_search(volume: np.ndarray, affine: np.ndarray, name: str, poses: _Poses) -> list[np.ndarray]:
+    """The best translation of the template's brain at each scale, with the best rotation at a similar scale.
+
+    A small template fits inside a large head and a large one around a small head, so scales are not compared here:
+    `_refine` follows each and takes the one that explains the scan best.
+
+    Returns
+    -------
+    list of (4, 4) float64
+        MNI152 mm to scan world, RAS mm; one for each scale.
+    """
+    image, inside, corner = _coarse_scan(volume, affine)
+    search = _MaskedCorrelation(image, inside)
+    rotations = {scale: _best_rotation(search, scale, poses) for scale in poses.rotation_scales}
+    matches = []
+    for scale in poses.scales:
+        rotation = rotations[min(rotations, key=lambda near, scale=scale: abs(near - scale))]
+        matches.append((rotation, scale, *search.best(rotation, scale)))
+    top = max(score for _, _, score, _ in matches)
+    if not top > MIN_CORRELATION:
+        raise StudyError(
+            f"{name}: no brain was found in the field of view (best correlation with MNI152 {max(top, 0):.2f}); "
+            "expected a T1-weighted scan of a whole head or brain"
+        )
+    return [_matrix(rotation, scale, corner + COARSE_MM * shift) for rotation, scale, _, shift in matches]
+
+
+def _best_rotation(search: _MaskedCorrelation, scale: float, poses: _Poses) -> tuple[float, float, float]:
+    every = product(poses.pitches, poses.turns, poses.turns)
+    return max(every, key=lambda rotation: search.best(rotation, scale)[0])
+
+
+def _matrix(rotation: tuple[float, float, float], scale: float, centre: np.ndarray) -> np.ndarray:
+    """The (4, 4) transform that rotates and scales the template and puts its brain's centre at a world position."""
+    turn = scale * _rotation(rotation)
+    return nib.affines.from_matvec(turn, centre - turn @ _brain_centre())
+
+
+class _MaskedCorrelation:
+    """Correlate poses of the template with one scan, over all translations at once."""
+
+    def __init__(self, image: np.ndarray, inside: np.ndarray) -> None:
+        template = _posed((0.0, 0.0, 0.0), 1.0)[0].shape
+        self.shape = [fft.next_fast_len(n + t // 2 + 1, real=True) for n, t in zip(inside.shape, template, strict=True)]
+        self.scan = [fft.rfftn(part, self.shape) for part in (inside, image * inside, image**2 * inside)]
+
+    def best(self, rotation: tuple[float, float, float], scale: float) -> tuple[float, np.ndarray]:
+        """Highest correlation, and the template's centre there in voxels of the scan's coarse grid."""
+        image, mask = _posed(rotation, scale)
+        f_mask, f_image, f_square = (
+            np.conj(fft.rfftn(part, self.shape)) for part in (mask, image * mask, image**2 * mask)
+        )
+        count, scan, square = (self._back(part * f_mask) for part in self.scan)
+        tmpl, tmpl_square = (self._back(self.scan[0] * part) for part in (f_image, f_square))
+        product_ = self._back(self.scan[1] * f_image)
+        n = np.maximum(count, 1)
+        spread = np.maximum(square - scan**2 / n, 0) * np.maximum(tmpl_square - tmpl**2 / n, 0)
+        score = (product_ - scan * tmpl / n) / np.sqrt(spread + 1e-3 * spread.max())
+        score[count < MIN_OVERLAP * mask.sum()] = -1
+        where = np.array(np.unravel_index(np.argmax(score), score.shape))
+        half = (np.array(image.shape) - 1) / 2
+        wrapped = where - np.where(where + half > np.array(self.shape) - half / 2, self.shape, 0)
+        return float(score.max()), wrapped + half
+
+    def _back(self, spectrum: np.ndarray) -> np.ndarray:
+        return fft.irfftn(spectrum, self.shape)
+
+
+def _coarse_scan(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The scan on a world-aligned coarse grid, its field of view there, and the first voxel's world position."""
+    low, high = world_box(volume.shape, affine)
+    shape = tuple(int(n) for n in np.ceil((high - low) / COARSE_MM).astype(int) + 1)
+    grid = np.diag([COARSE_MM, COARSE_MM, COARSE_MM, 1.0])
+    grid[:3, 3] = low
+    mean, mean_affine = block_mean(volume, affine, 4.0)
+    smooth = ndimage.gaussian_filter(mean, 0.8)
+    image = resample(smooth, mean_affine, shape, grid, outside=-1.0)
+    inside = (image >= 0).astype(np.float32)
+    top = float(image.max()) or 1.0
+    return np.maximum(image, 0) / np.float32(top), inside, low
+
+
+@lru_cache(maxsize=128)
+def _posed(rotation: tuple[float, float, float], scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """The rotated, scaled template on a coarse cube around its brain's centre: image and mask, float32."""
+    base = atlas.template(4.0)
+    reach = 13
+    grid = np.diag([COARSE_MM] * 3 + [1.0])
+    grid[:3, 3] = -COARSE_MM * reach
+    world = np.eye(4)
+    world[:3, :3] = np.linalg.inv(scale * _rotation(rotation))
+    world[:3, 3] = _brain_centre()
+    near = ndimage.binary_dilation(base.mask, iterations=2)
+    image = resample(ndimage.gaussian_filter(base.t1, 0.8), base.affine, (2 * reach + 1,) * 3, grid, world)
+    mask = resample(near.astype(np.float32), base.affine, (2 * reach + 1,) * 3, grid, world)
+    return image, (mask > 0.5).astype(np.float32)
+
+
+@cache
+def _brain_centre() -> np.ndarray:
+    base = atlas.template(4.0)
+    return nib.affines.apply_affine(base.affine, np.argwhere(base.mask).mean(axis=0))
+
+
+def _rotation(degrees: tuple[float, float, float]) -> np.ndarray:
+    """Rotation (3, 3) about x, then y, then z."""
+    (cx, cy, cz), (sx, sy, sz) = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x

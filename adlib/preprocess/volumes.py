@@ -9,14 +9,14 @@ import numpy as np
 
 from adlib.imaging import atlas
 from adlib.imaging.volume import block_mean, grown, voxel_ml
-from adlib.preprocess.demons import WORK_MM, displacement, jacobian, picture
+from adlib.preprocess.registration import DEMONS_MM, demons_displacement, jacobian_determinant, tissue_image
 
 SIDES = ("left", "right")
 HIPPOCAMPI_MM = ((-56.0, -62.0, -46.0), (56.0, 22.0, 24.0))  # corners of a box about both, MNI152
 VENTRICLES_MARGIN_MM = 8.0
 
 
-def volumes(
+def measure_volumes(
     tissues: np.ndarray, mask: np.ndarray, scan_to_mni: np.ndarray, resolution_mm: float, *, whole_head: bool = False
 ) -> dict[str, float]:
     """Sum tissue fractions over the brain and over regions, back in the scan's own space.
@@ -96,7 +96,7 @@ class _Box:
     affine : (4, 4) float64
         Of the box on that grid.
     fixed : (x, y, z) float32
-        The template's picture at about `WORK_MM`.
+        The template's picture at about `DEMONS_MM`.
     parts : (2, x, y, z) float32
         Share of each voxel that is tissue of the left and of the right hippocampus; manual tracings, too, take in the
         white matter on its surface.
@@ -116,16 +116,16 @@ def _box(resolution_mm: float) -> _Box:
     where = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     affine = base.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ low
-    fixed = block_mean(picture(base.gm[where], base.wm[where]), affine, WORK_MM)[0]
+    fixed = block_mean(tissue_image(base.gm[where], base.wm[where]), affine, DEMONS_MM)[0]
     tissue = base.gm[where] + base.wm[where]
     regions = (tissue * atlas.region(f"hippocampus_{side}", resolution_mm)[where] for side in SIDES)
-    return _Box(where, affine, fixed, np.stack([block_mean(part, affine, WORK_MM)[0] for part in regions]))
+    return _Box(where, affine, fixed, np.stack([block_mean(part, affine, DEMONS_MM)[0] for part in regions]))
 
 
 def _hippocampi(tissues: np.ndarray, resolution_mm: float) -> list[float]:
     """Size of the left and of the right hippocampus, ml of the template's space."""
     box = _box(resolution_mm)
     gm, wm = (tissues[(*box.where, k)] for k in range(2))
-    moving, grid = block_mean(picture(gm, wm), box.affine, WORK_MM)
-    stretch = jacobian(displacement(box.fixed, moving, grid), grid)
+    moving, grid = block_mean(tissue_image(gm, wm), box.affine, DEMONS_MM)
+    stretch = jacobian_determinant(demons_displacement(box.fixed, moving, grid), grid)
     return [float((part * stretch).sum(dtype=np.float64)) * voxel_ml(grid) for part in box.parts]

@@ -231,6 +231,6 @@ def _space(name: str, table: pd.DataFrame) -> Space:
 
 def _least(table: pd.DataFrame) -> np.ndarray:
     """Smallest standard deviations: a share of the way from the training mean to the nearer limit of quality."""
-    ends = [[end for end in LIMITS[name].fine if abs(end) != INFINITE] for name in table.columns]
+    ends = [[end for end in LIMITS[name].typical if abs(end) != INFINITE] for name in table.columns]
     pairs = zip(table.mean(), ends, strict=True)
     return np.array([min(abs(mean - end) for end in limits) / LIMIT_SD for mean, limits in pairs])

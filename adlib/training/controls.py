@@ -15,8 +15,7 @@ from adlib.audit.acquisition import acquisition_encoder, acquisition_facts
 from adlib.imaging.atlas import template
 from adlib.imaging.volume import resample
 from adlib.parallel.mapping import map_scans
-from adlib.preprocess.coarse_search import brain_centre
-from adlib.preprocess.cohort_run import load_preprocessed
+from adlib.preprocess.derivatives import load_preprocessed
 from adlib.preprocess.registration import rigid_part
 from adlib.study.params import InputParams, StudyParams
 from adlib.study.records import MANIFEST, TISSUE_MAPS, StudyError, read_table
@@ -93,7 +92,7 @@ def _background(fold: Fold, params: StudyParams) -> Fold:
 def _background_of(scan: dict[str, Any], input_params: InputParams, derivatives: Path) -> np.ndarray:
     done = load_preprocessed(scan, derivatives)
     base = template(abs(float(done.affine[0, 0])))
-    to_rigid = done.scan_to_mni @ np.linalg.inv(rigid_part(done.scan_to_mni, brain_centre()))
+    to_rigid = done.scan_to_mni @ np.linalg.inv(rigid_part(done.scan_to_mni))
     head = resample(done.native, done.affine, base.mask.shape, base.affine, to_rigid)
     outside = head * ~base.mask
     if not (outside > 0).any():

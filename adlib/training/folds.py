@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from adlib.preprocess.normalise import fit_landmarks
+from adlib.preprocess.intensity import fit_landmarks
 from adlib.study.params import StudyParams
 from adlib.study.records import FEATURES, MANIFEST, StudyError, read_table
 from adlib.training.auxiliary import auxiliary_targets

@@ -46,7 +46,7 @@ class ModelCard:
     bias : tuple of float
         Added to the logits of the classes after the temperature; empty for none.
     landmarks : tuple of float
-        The standard scale of `adlib.preprocess.normalise`, fitted on the training scans; empty for none.
+        The standard scale of `adlib.preprocess.intensity`, fitted on the training scans; empty for none.
     spaces : tuple of str
         In which spaces the training scans came, see `adlib.study.records.TISSUE_MAPS`; empty for heads only.
     covariates : dict of str to (float, float)

@@ -12,8 +12,8 @@ from numpy.lib.format import open_memmap
 
 from adlib.imaging.volume import extract_slice, fit_square
 from adlib.parallel.mapping import map_scans
-from adlib.preprocess.cohort_run import load_t1w
-from adlib.preprocess.normalise import LANDMARKS, standard_slices
+from adlib.preprocess.derivatives import load_t1w
+from adlib.preprocess.intensity import LANDMARKS, standard_slices
 from adlib.sources.planes import SEPARATOR, read_plane
 from adlib.study.params import InputParams, StudyParams
 from adlib.study.records import FEATURES, MANIFEST, SLICES, StudyError, atomic_path, read_table, write_table
@@ -168,7 +168,7 @@ def _plane_fault(path: str, params: InputParams) -> str | None:
 
 
 def scan_percentiles(params: StudyParams) -> pd.DataFrame:
-    """Intensities of each scan's brain at `normalise.LANDMARKS`, one row per scan, by scan_id."""
+    """Intensities of each scan's brain at `intensity.LANDMARKS`, one row per scan, by scan_id."""
     features = read_table(params.folder / "features.tsv", FEATURES).set_index("scan_id")
     return features[[f"intensity_p{n}" for n in LANDMARKS]].dropna()
 
@@ -184,7 +184,7 @@ def to_landmarks(slices: np.ndarray, scans: pd.Series, own: pd.DataFrame, standa
     own : DataFrame
         From `scan_percentiles`.
     standard : (len(LANDMARKS),) array
-        From `normalise.fit_landmarks` on training scans.
+        From `intensity.fit_landmarks` on training scans.
 
     Returns
     -------

@@ -17,8 +17,9 @@ from adlib.classify import prediction as predict
 from adlib.classify.picture import POSITIONS_MM
 from adlib.imaging.volume import extract_slice
 from adlib.parallel.threads import one_thread
-from adlib.preprocess.cohort_run import load_preprocessed, preprocess_scan
-from adlib.preprocess.normalise import LANDMARKS, percentiles, standard_slices
+from adlib.preprocess.cohort_run import preprocess_scan
+from adlib.preprocess.derivatives import load_preprocessed
+from adlib.preprocess.intensity import LANDMARKS, brain_percentiles, standard_slices
 from adlib.preprocess.pipeline import preprocess_image
 from adlib.study.params import InputParams, PreprocessParams, load_params
 from adlib.study.records import TISSUE_MAPS, StudyError
@@ -150,7 +151,7 @@ def test_a_model_of_landmarks_takes_any_scale_of_intensities(classifier, head):
     answer = predict.predict_image(head, "made", other)
     prepared = answer.prepared
     cut = scan_slices(prepared.t1w, prepared.affine, other.card.input)
-    moved = standard_slices(cut, percentiles(prepared.t1w, prepared.mask), standard)
+    moved = standard_slices(cut, brain_percentiles(prepared.t1w, prepared.mask), standard)
     assert np.allclose(answer.slices, model_file.classify_slices(other, moved)[0], atol=1e-6)
     assert not np.allclose(answer.slices, model_file.classify_slices(other, cut)[0], atol=1e-3)
 

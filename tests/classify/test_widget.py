@@ -30,7 +30,7 @@ from adlib.classify.widget.download import as_csv, as_html, as_json, as_pdf
 from adlib.classify.widget.jobs import Worker
 from adlib.classify.widget.uploads import PREFIX, Inbox, open_home, safe_name, sweep
 from adlib.classify.widget.views import answer_html, checks_html, page
-from adlib.preprocess.pipeline import Preprocessed
+from adlib.preprocess.derivatives import Preprocessed
 from adlib.study.params import ClassifyParams, InputParams, PreprocessParams, load_params
 from adlib.study.records import MANIFEST, PREDICTIONS, TISSUE_MAPS, read_table, write_table
 from adlib.training import model_file

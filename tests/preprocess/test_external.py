@@ -8,7 +8,7 @@ import pytest
 from made_head import made_head
 
 from adlib.parallel.threads import one_thread
-from adlib.preprocess.external import external_mask
+from adlib.preprocess.brain import external_mask
 from adlib.preprocess.pipeline import preprocess_image
 from adlib.study.params import PreprocessParams
 from adlib.study.records import StudyError, TryAgain
@@ -66,7 +66,7 @@ def test_the_mask_is_the_programs(install, volume, tool, name, code):
     ("code", "words"),
     [
         ("#!{python}\nimport sys; sys.exit('no GPU')", r"a scan: .* failed with exit code 1: no GPU"),
-        ("#!{python}", "ended well but wrote no mask"),
+        ("#!{python}", "exited with 0 but wrote no mask"),
         (SYNTHSTRIP.replace("> 0.5", "> 2"), "found no brain"),
         (
             SYNTHSTRIP.replace("image.get_fdata()", "image.get_fdata()[1:]"),
@@ -84,7 +84,7 @@ def test_a_program_that_does_not_do_its_work_is_named(install, volume, code, wor
 
 def test_a_program_that_was_killed_is_to_be_tried_again(install, volume):
     install("mri_synthstrip", "#!{python}\nimport os; os.kill(os.getpid(), 9)")
-    with pytest.raises(TryAgain, match="a scan: mri_synthstrip was ended by signal 9"):
+    with pytest.raises(TryAgain, match="a scan: mri_synthstrip was killed by signal 9"):
         external_mask(volume, AFFINE, "synthstrip", "a scan")
 
 

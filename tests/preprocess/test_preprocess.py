@@ -13,12 +13,11 @@ from adlib.imaging.volume import resample, voxel_ml, voxel_sizes
 from adlib.parallel.threads import one_thread
 from adlib.preprocess import brain
 from adlib.preprocess import quality as qc
-from adlib.preprocess.bias import bias_field
-from adlib.preprocess.cohort_run import load_preprocessed, preprocess_scan
-from adlib.preprocess.normalise import apply, brain_zscore
-from adlib.preprocess.pipeline import preprocess_image, preprocess_maps
+from adlib.preprocess.cohort_run import preprocess_scan
+from adlib.preprocess.derivatives import load_preprocessed
+from adlib.preprocess.intensity import bias_field, brain_zscore, normalise
+from adlib.preprocess.pipeline import checked_volume, preprocess_image, preprocess_maps
 from adlib.preprocess.registration import register
-from adlib.preprocess.scan_checks import checked_volume
 from adlib.study.params import PreprocessParams
 from adlib.study.records import TISSUE_MAPS, StudyError
 
@@ -128,9 +127,9 @@ def test_bias_field_is_found():
 def test_normalisation_states_what_is_wrong():
     volume, mask = np.ones((4, 4, 4), np.float32), np.ones((4, 4, 4), bool)
     with pytest.raises(StudyError, match="constant"):
-        apply(volume, mask, *brain_zscore(volume, mask))
+        normalise(volume, mask, *brain_zscore(volume, mask))
     with pytest.raises(StudyError, match=r"\(4, 4, 4\) but its mask is \(2, 2, 2\)"):
-        apply(volume, mask[:2, :2, :2], 0, 1)
+        normalise(volume, mask[:2, :2, :2], 0, 1)
 
 
 def test_white_matter_peak_puts_white_matter_at_one(head):
@@ -153,7 +152,7 @@ def test_wrong_scans_do_not_pass(head):
 def test_verdicts_follow_the_limits(result):
     assert qc.verdict(result.qc) == ("pass", ())
     verdict, reasons = qc.verdict(result.qc | {"qc_similarity": 0.45})
-    assert verdict == "check" and reasons[0].startswith("qc_similarity is 0.45, expected 0.5 to 1")
+    assert verdict == "check" and reasons[0].startswith("qc_similarity = 0.45 (expected 0.5 to 1)")
     verdict, reasons = qc.verdict(result.qc | {"qc_similarity": 0.45, "qc_coverage": 0.5})
     assert verdict == "fail" and len(reasons) == 2
 
@@ -236,4 +235,4 @@ def test_tissue_maps_are_measured_as_they_come(tmp_path):
     sidecar = preprocess_scan(scan, tmp_path / "d", PARAMS)
     assert sidecar["verdict"] == "pass"
     np.testing.assert_allclose(load_preprocessed(scan, tmp_path / "d").t1w, result.t1w, atol=0.01)
-    assert "known are" in preprocess_scan(scan | {"space": "Talairach"}, tmp_path / "e", PARAMS)["reasons"][0]
+    assert "expected 'MNI152'" in preprocess_scan(scan | {"space": "Talairach"}, tmp_path / "e", PARAMS)["reasons"][0]

@@ -15,7 +15,8 @@ from made_head import made_head
 
 from adlib.parallel.threads import one_thread
 from adlib.preprocess import cohort_run as cohort
-from adlib.preprocess.cohort_run import load_preprocessed, preprocess_cohort, preprocess_scan
+from adlib.preprocess.cohort_run import preprocess_cohort, preprocess_scan
+from adlib.preprocess.derivatives import load_preprocessed, load_t1w
 from adlib.preprocess.pipeline import preprocess_image
 from adlib.study.params import PreprocessParams, load_params, validate_params
 from adlib.study.records import FEATURES, LOST, StudyError, TryAgain, file_digest, read_json, read_table
@@ -95,7 +96,7 @@ def test_two_runs_write_the_same_bytes_and_damage_is_noticed(scan, done, tmp_pat
     assert first == second and len(first) == 6
     mask = next(tmp_path.rglob("*_mask.nii.gz"))
     mask.write_bytes(mask.read_bytes()[:-20])
-    with pytest.raises(StudyError, match=r"is not what .* says was written"):
+    with pytest.raises(StudyError, match=r"differs from its checksum"):
         load_preprocessed(scan, tmp_path)
     with one_thread():
         assert preprocess_scan(scan, tmp_path, PARAMS, "code") == sidecar
@@ -216,7 +217,7 @@ def test_a_sidecar_that_was_changed_is_not_believed(scan, done, tmp_path, edit):
     text = sidecar.read_text()
     sidecar.write_text(edit(text))
     assert sidecar.read_text() != text
-    with pytest.raises(StudyError, match=r"_T1w.json is not (what was written|readable JSON)"):
+    with pytest.raises(StudyError, match=r"_T1w.json (was changed since|is not readable JSON)"):
         load_preprocessed(scan, tmp_path)
     with one_thread():
         assert preprocess_scan(scan, tmp_path, PARAMS, "code") == done[1]
@@ -290,11 +291,11 @@ def test_what_was_not_kept_is_there_when_asked_for(scan, computed, tmp_path):
     params = load_params("params/smoke.yaml", sets)
     with one_thread():
         preprocess_cohort(pd.DataFrame([scan]), params, "code")
-        whole = cohort.all_parts(scan, params)
+        whole = cohort.load_complete(scan, params)
     np.testing.assert_array_equal(whole.tissues, computed.tissues)
     np.testing.assert_array_equal(whole.native, computed.native)
     assert load_preprocessed(scan, params.folder / "derivatives").native is None
-    t1w, affine = cohort.load_t1w(scan, params.folder / "derivatives")
+    t1w, affine = load_t1w(scan, params.folder / "derivatives")
     np.testing.assert_array_equal(t1w, load_preprocessed(scan, params.folder / "derivatives").t1w)
     np.testing.assert_array_equal(affine, computed.affine)
     assert not list(tmp_path.rglob("*head*")) + list(tmp_path.rglob("*probseg*"))

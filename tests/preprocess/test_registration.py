@@ -16,9 +16,8 @@ from adlib.imaging.volume import resample
 from adlib.parallel.threads import one_thread
 from adlib.preprocess import registration
 from adlib.preprocess.cohort_run import preprocess_scan
-from adlib.preprocess.pipeline import preprocess_image, preprocess_maps
+from adlib.preprocess.pipeline import checked_volume, preprocess_image, preprocess_maps
 from adlib.preprocess.registration import register
-from adlib.preprocess.scan_checks import checked_volume
 from adlib.study.params import PreprocessParams
 from adlib.study.records import StudyError
 
@@ -152,7 +151,7 @@ BROKEN = {
     "NaN": (lambda v: np.where(v > 890, np.nan, v).astype(np.float32), {}, "voxels are NaN or infinite"),
     "infinite": (lambda v: np.where(v > 890, np.inf, v).astype(np.float32), {}, "voxels are NaN or infinite"),
     "constant": (lambda v: np.full_like(v, 7), {}, "constant"),
-    "overflow": (lambda v: v, {"scl_slope": 3e38}, "NaN or infinite; mend the scan .its scl_slope"),
+    "overflow": (lambda v: v, {"scl_slope": 3e38}, "NaN or infinite; repair the scan .also its scl_slope"),
     "intercept": (lambda v: v, {"scl_slope": 2.0, "scl_inter": float("nan")}, "invalid intercept"),
 }
 
@@ -253,9 +252,9 @@ def test_rigid_keeps_a_head_s_size_and_deformable_gives_it_the_template_s_shape(
 def test_what_a_registered_scan_or_a_tissue_map_cannot_have_is_refused():
     base = template(3.0)
     image = nib.Nifti1Image(base.t1, base.affine)
-    with pytest.raises(StudyError, match="own size away"):
+    with pytest.raises(StudyError, match="without its head's own size"):
         preprocess_image(image, PreprocessParams(resolution_mm=3.0, registration="rigid"), "made", registered=True)
     maps = [nib.Nifti1Image(part, base.affine) for part in (base.gm, base.wm)]
     for settings in ({"registration": "deformable"}, {"normalise": "landmarks"}):
-        with pytest.raises(StudyError, match="no T1w"):
+        with pytest.raises(StudyError, match="not T1w"):
             preprocess_maps(*maps, PreprocessParams(resolution_mm=3.0, **settings), "maps")

@@ -10,11 +10,11 @@ from adlib.imaging.volume import resample, voxel_ml
 from adlib.parallel.threads import one_thread
 from adlib.phantom.cohort import SCANNERS
 from adlib.phantom.head import MEASURED, Subject, image_head, image_head_with_maps
-from adlib.preprocess import normalise
-from adlib.preprocess import volumes as features
+from adlib.preprocess import intensity
 from adlib.preprocess.cohort_run import preprocess_scan
 from adlib.preprocess.pipeline import preprocess_image
 from adlib.preprocess.tissues import segment
+from adlib.preprocess.volumes import measure_volumes
 from adlib.study.params import PreprocessParams
 from adlib.study.records import TISSUE_MAPS, StudyError
 
@@ -95,12 +95,12 @@ def test_the_darkest_tissue_must_be_fluid():
 def test_the_template_measures_as_its_own_regions():
     base = atlas.template(2.0)
     tissues = np.stack([base.gm, base.wm, base.csf], axis=-1)
-    sizes = features.volumes(tissues, base.mask, np.eye(4), 2.0)
+    sizes = measure_volumes(tissues, base.mask, np.eye(4), 2.0)
     for side in ("left", "right"):
         own = (base.gm + base.wm)[atlas.region(f"hippocampus_{side}", 2.0)].sum() * 8 / 1000
         assert sizes[f"hippocampus_{side}_ml"] == pytest.approx(own, rel=1e-4)
     assert sizes["hippocampus_percent"] == pytest.approx(100 * sizes["hippocampus_ml"] / sizes["icv_ml"])
-    half = features.volumes(tissues, base.mask, np.diag([2.0, 1.0, 1.0, 1.0]), 2.0)
+    half = measure_volumes(tissues, base.mask, np.diag([2.0, 1.0, 1.0, 1.0]), 2.0)
     assert half["hippocampus_ml"] == pytest.approx(sizes["hippocampus_ml"] / 2)
     assert half["hippocampus_percent"] == pytest.approx(sizes["hippocampus_percent"])
 
@@ -110,10 +110,10 @@ def test_landmarks_undo_any_monotonic_contrast():
     tissue = rng.choice([0.2, 0.65, 1.0], 20000, p=[0.2, 0.45, 0.35]) + 0.05 * rng.standard_normal(20000)
     scans = [tissue * 500, 90 * tissue + 40, 300 * np.clip(tissue, 0, None) ** 1.3]
     mask = np.ones(tissue.shape, bool)
-    own = [normalise.percentiles(scan, mask) for scan in scans]
-    standard = normalise.fit_landmarks(own[:2])
+    own = [intensity.brain_percentiles(scan, mask) for scan in scans]
+    standard = intensity.fit_landmarks(own[:2])
     assert standard[0] == 0 and standard[-1] == 100 and np.all(np.diff(standard) > 0)
-    moved = [normalise.apply_landmarks(scan, p, standard) for scan, p in zip(scans, own, strict=True)]
+    moved = [intensity.apply_landmarks(scan, p, standard) for scan, p in zip(scans, own, strict=True)]
     np.testing.assert_allclose(moved[0], moved[1], atol=1e-3)
     for scan, p, done in zip(scans, own, moved, strict=True):
         np.testing.assert_allclose(np.interp(p, np.sort(scan), np.sort(done)), standard, atol=0.1)
@@ -123,8 +123,8 @@ def test_landmarks_undo_any_monotonic_contrast():
 
 
 def test_landmarks_of_other_scans_do_not_matter_to_the_standard():
-    own = np.linspace(0, 10, len(normalise.LANDMARKS)) ** 1.5
-    np.testing.assert_allclose(normalise.fit_landmarks([own]), normalise.fit_landmarks([own, 7 * own + 3]))
+    own = np.linspace(0, 10, len(intensity.LANDMARKS)) ** 1.5
+    np.testing.assert_allclose(intensity.fit_landmarks([own]), intensity.fit_landmarks([own, 7 * own + 3]))
 
 
 def test_percentiles_travel_in_the_sidecar(measured, tmp_path):
@@ -136,18 +136,18 @@ def test_percentiles_travel_in_the_sidecar(measured, tmp_path):
     scan |= {"path": "|".join(map(str, paths)), "space": TISSUE_MAPS}
     stored = preprocess_scan(scan, tmp_path / "out", PreprocessParams(resolution_mm=EDGE_MM))["brain_percentiles"]
     grey = found.tissues[..., 0][base.mask]
-    np.testing.assert_allclose(stored, np.percentile((grey - grey.mean()) / grey.std(), normalise.LANDMARKS), atol=0.01)
+    np.testing.assert_allclose(stored, np.percentile((grey - grey.mean()) / grey.std(), intensity.LANDMARKS), atol=0.01)
 
 
 def test_landmarks_that_do_not_rise_are_refused():
-    flat = np.zeros(len(normalise.LANDMARKS))
+    flat = np.zeros(len(intensity.LANDMARKS))
     rising = np.arange(float(len(flat)))
     with pytest.raises(StudyError, match="training scan 1"):
-        normalise.fit_landmarks([rising, flat])
+        intensity.fit_landmarks([rising, flat])
     with pytest.raises(StudyError, match="of the scan"):
-        normalise.apply_landmarks(rising, flat, rising)
+        intensity.apply_landmarks(rising, flat, rising)
     with pytest.raises(StudyError, match="expected the 11 percentiles"):
-        normalise.fit_landmarks(np.zeros((0, 11)))
+        intensity.fit_landmarks(np.zeros((0, 11)))
 
 
 @pytest.mark.realdata

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_study import CLASSES, accuracy
 
-from adlib.preprocess.normalise import LANDMARKS, fit_landmarks, standard_slices
+from adlib.preprocess.intensity import LANDMARKS, fit_landmarks, standard_slices
 from adlib.study.params import PreprocessParams
 from adlib.study.records import FEATURES, MANIFEST, SPLITS, read_table, write_table
 from adlib.training import loop as fit
