@@ -79,13 +79,13 @@ def measure(root: Path, workers: int) -> tuple[float, float]:
     The imports stand here because workers import this script anew, and would hold what they do not need.
     """
     from adlib.audit.run import run_audit
-    from adlib.sources.bids import read_manifest
+    from adlib.sources.reading import list_source
     from adlib.study.exec_params import Pool
     from adlib.study.params import AuditParams
     from adlib.study.source_params import BidsSource
 
     start = time.perf_counter()
-    listed = read_manifest(BidsSource(kind="bids", root=root), pool=Pool(workers=workers))
+    listed = list_source(BidsSource(kind="bids", root=root), root, pool=Pool(workers=workers))
     middle = time.perf_counter()
     run_audit(listed, CLASSES, AuditParams(), seed=1)
     return middle - start, time.perf_counter() - middle

@@ -32,7 +32,7 @@ from two_hosts import FIRST, SCHEDULER, inside, two_hosts
 
 from adlib.parallel.mapping import map_scans
 from adlib.preprocess.cohort_run import preprocess_scan
-from adlib.sources import bids
+from adlib.sources.reading import list_source
 from adlib.study.exec_params import Pool
 from adlib.study.params import PreprocessParams
 from adlib.study.source_params import PhantomSource
@@ -93,7 +93,7 @@ def simulated(count: int, folder: Path, workers: int) -> list[dict[str, Any]]:
     source = PhantomSource(kind="phantom", participants_per_class=-(-count // 4), voxel_mm=2.0, followup_fraction=0.0)
     pool = Pool(workers=workers)
     root = phantom.write_cohort(source, CLASSES, 7, folder / "source", pool=pool)
-    listed = bids.read_manifest(phantom.as_bids(root), pool=pool)
+    listed = list_source(phantom.as_bids(root), root, pool=pool)
     rows = listed[["participant_id", "session_id", "scan_id", "path", "sha256"]].assign(space=None)
     return rows.to_dict("records")[:count]
 

@@ -17,7 +17,7 @@ from PIL import Image
 from adlib.imaging.volume import extract_slice, resample, to_canonical
 from adlib.parallel.mapping import map_scans
 from adlib.phantom.cohort import TRUTH
-from adlib.sources import bids
+from adlib.sources.reading import list_source
 from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.records import atomic_path, read_table, write_json, write_text
 from adlib.study.source_params import BidsSource
@@ -47,7 +47,7 @@ def write_layout(cohort: Path, kind: str, root: Path, *, pool: Pool = EVERY_CORE
     path
         What ``source.root`` is to name.
     """
-    listed = bids.read_manifest(BidsSource(kind="bids", root=cohort), pool=pool)
+    listed = list_source(BidsSource(kind="bids", root=cohort), root, pool=pool)
     truth = read_table(Path(cohort).parent / "truth" / "truth.tsv", TRUTH)
     listed = listed.merge(truth[["scan_id", "scan_to_mni"]], on="scan_id", validate="one_to_one")
     rows = [_renamed(row) for row in listed.sort_values(["participant_id", "session_id"]).to_dict("records")]

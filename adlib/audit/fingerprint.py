@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from adlib.imaging.volume import to_canonical
 from adlib.parallel.mapping import map_scans
-from adlib.sources.planes import PICTURES, SEPARATOR, read_plane
+from adlib.sources.image_files import PICTURES, SEPARATOR, read_plane
 from adlib.sources.scanfile import VOLUME_SUFFIXES
 from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.records import TryAgain, is_passing

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from adlib.audit.findings import finding, named, share
-from adlib.sources.planes import SEPARATOR
+from adlib.sources.image_files import SEPARATOR
 
 MIN_SLICES = 40  # as for DICOM: below it, a localiser or a 2-D clinical series
 MAX_ANISOTROPY = 2.5  # 3-D T1w of ADNI and OASIS-1 have 1.25 to 1.3; 5 mm clinical slices have 5

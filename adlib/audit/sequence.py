@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from adlib.audit.findings import finding, named, share
-from adlib.sources.planes import SEPARATOR
-from adlib.sources.series_names import MAPS, NOT_T1W, REFORMATTED, T1W
+from adlib.sources.image_files import SEPARATOR
+from adlib.sources.sidecars import MAPS, NOT_T1W, REFORMATTED, T1W
 
 # T1 weighting needs an echo time well below the T2 of brain, about 70 to 100 ms at 1.5 T and 3 T (Stanisz et al. 2005,
 # doi:10.1002/mrm.20605). ADNI's MPRAGE has about 3 to 4 ms, its PD and T2 echoes 10 to 13 and 95 to 105 ms with a

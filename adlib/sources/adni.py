@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import re
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from adlib.parallel.mapping import map_scans
-from adlib.sources.adni_files import AdniImage, dicom_files, find_images, read_name
 from adlib.sources.adni_tables import AdniTables, Listed, Visit, group_name, is_group, read_tables
-from adlib.sources.facts import image_facts
+from adlib.sources.scanfile import VOLUME_SUFFIXES
 from adlib.study.exec_params import EVERY_CORE, Pool
-from adlib.study.records import StudyError, digest, file_digest
+from adlib.study.records import StudyError
 from adlib.study.source_params import AdniSource
 
-OPEN_PHASE = "ADNI1/GO"  # ADNI's visit names leave open which of the two
-DAYS_PER_YEAR = 365.25
+_OPEN_PHASE = "ADNI1/GO"  # ADNI's visit names leave open which of the two
+_DAYS_PER_YEAR = 365.25
+_OTHER_FORMATS = (".img", ".mnc", ".img.gz", ".mnc.gz")  # the archive also offers Analyze and MINC
+_NAME = re.compile(
+    r"ADNI_(?P<subject>\d{3}_S_\d{4,5})_(?P<modality>[A-Z]{2,3})_(?P<description>.+?)(?:_[Bb]r(?:_[Rr]aw)?)?"
+    r"_(?P<date>\d{8})\d{0,9}(?:_\d+)?(?:_(?P<series_id>S\d+))?_(?P<image_id>I\d+)(?P<rest>\D.*)?"
+)
+_FOLDER = re.compile(
+    r"/(?P<subject>\d{3}_S_\d{4,5})/(?P<description>[^/]+)/(?P<date>\d{4}-\d\d-\d\d)_[^/]*/(?:(?P<series_id>S\d+)|(?P<image_id>I\d+))"
+)
 Label = tuple[str | None, str]
 
 
-def read_manifest(source: AdniSource, _folder: Path | None = None, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
+def list_scans(source: AdniSource, _folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
     """List every image under an ADNI download, or any folder of files with ADNI names.
 
     Each image found has a row; one that is not to be used says why in ``excluded``, one without a label has an empty
     diagnosis, and one to which the tables give several labels has a row for each. A folder of DICOM files is one image:
     ``path`` is the folder and ``sha256`` the digest of its files' sorted digests.
-
-    Parameters
-    ----------
-    source : AdniSource
-    pool : Pool
-        Processes that read headers.
 
     Raises
     ------
@@ -41,9 +41,7 @@ def read_manifest(source: AdniSource, _folder: Path | None = None, *, pool: Pool
         If there are no images or no labels, the tables that the label policy needs are missing, or one is broken.
     """
     root = Path(source.root)
-    if not root.is_dir():
-        raise StudyError(f"source.root {root} is not a folder; give the folder of the ADNI download (set ADNI_ROOT?)")
-    images, found = find_images(root)
+    images, found = _find_images(root)
     if not images:
         raise StudyError(f"no .nii, .nii.gz or .dcm files under {root}; unpack the ADNI download there")
     tables = read_tables(source.tables or found, given=bool(source.tables))
@@ -56,25 +54,23 @@ def read_manifest(source: AdniSource, _folder: Path | None = None, *, pool: Pool
             f"the first, {rows[0]['path']}: {why}"
         )
     _report(images, tables)
-    facts = map_scans(_facts, [image.path for image in images], pool=pool, label="reading headers")
-    by_path = {str(image.path): about for image, about in zip(images, facts, strict=True)}
-    return pd.DataFrame([by_path[row["path"]] | row for row in rows])
+    return rows
 
 
 def name_facts(name: str) -> dict[str, Any] | None:
-    """What a flat ADNI file name says, by the columns of a listing; None where it is no such name.
+    """Facts in a flat ADNI file name, by the columns of a listing; None where it is no such name.
 
     A name with more than a suffix after the image id, as slices of a volume have, gets no ``scan_id``.
     """
-    said = read_name(name)
-    if said is None:
+    found = read_name(name)
+    if found is None:
         return None
-    facts = _identity(said.subject, said.date, said.image_id, said.series_id)
-    if said.rest and not said.rest.startswith("."):
+    facts = _identity(found.subject, found.date, found.image_id, found.series_id)
+    if found.rest and not found.rest.startswith("."):
         del facts["scan_id"]
     return facts | {
-        "series_description": said.description,
-        "modality": said.modality,
+        "series_description": found.description,
+        "modality": found.modality,
         "participant_source": "file name",
     }
 
@@ -97,9 +93,9 @@ def _rows(image: AdniImage, tables: AdniTables, source: AdniSource) -> list[dict
         inside = image.path.relative_to(source.root).as_posix()
         name = re.sub(r"[^A-Za-z0-9]+", "-", inside).strip("-") or "root"
         return [{"scan_id": name, "path": str(image.path), "excluded": image.excluded, "diagnosis": None}]
-    listed = tables.of_image(image.said("image_id"))
+    listed = tables.of_image(image.fact("image_id"))
     about = listed[0] if listed else None
-    visits = tables.of_person(image.said("subject"))
+    visits = tables.of_person(image.fact("subject"))
     day = _acquired(image, about)
     row = _describe(image, about, visits, day, source)
     labels = _labels(image, listed, visits, day, tables, source)
@@ -108,21 +104,21 @@ def _rows(image: AdniImage, tables: AdniTables, source: AdniSource) -> list[dict
 
 def _acquired(image: AdniImage, about: Listed | None) -> date | None:
     """The day of the scan; that of the file name does not count, it is when ADNI archived the image."""
-    return (about.date if about else None) or (image.placed.date if image.placed else None)
+    return (about.date if about else None) or (image.from_folder.date if image.from_folder else None)
 
 
 def _describe(
     image: AdniImage, about: Listed | None, visits: list[Visit], day: date | None, source: AdniSource
 ) -> dict[str, Any]:
-    subject = image.said("subject")
+    subject = image.fact("subject")
     near = _nearest(visits, day, source.window_days)
     phase = _phase(about, near)
     return {
-        **_identity(subject, day or image.said("date"), image.said("image_id"), image.said("series_id")),
+        **_identity(subject, day or image.fact("date"), image.fact("image_id"), image.fact("series_id")),
         "path": str(image.path),
-        "participant_source": "file name" if image.named else "folder name",
-        "series_description": (about.description if about else None) or image.said("description"),
-        "modality": image.said("modality") or (about.modality if about else None),
+        "participant_source": "file name" if image.from_name else "folder name",
+        "series_description": (about.description if about else None) or image.fact("description"),
+        "modality": image.fact("modality") or (about.modality if about else None),
         "sex": (about.sex if about else None) or next((visit.sex for visit in visits if visit.sex), None),
         "age": _age(about, visits, day),
         "field_strength_T": next((visit.field for visit in near if visit.field), None),
@@ -146,7 +142,7 @@ def _identity(subject: str, day: date, image_id: str | None, series_id: str | No
 
 
 def _nearest(visits: list[Visit], day: date | None, window_days: int) -> list[Visit]:
-    """What is told of the visit nearest a day, by one or several tables; the earlier of two as near."""
+    """Entries of the visit nearest a day, from one or several tables; the earlier of two equally near."""
     if day is None:
         return []
     near = [visit for visit in visits if visit.date and abs((visit.date - day).days) <= window_days]
@@ -155,14 +151,14 @@ def _nearest(visits: list[Visit], day: date | None, window_days: int) -> list[Vi
 
 
 def _phase(about: Listed | None, near: list[Visit]) -> str | None:
-    own = about.phase if about else None
-    told = next((visit.phase for visit in near if visit.phase), None)
-    return (told or own) if own in (None, OPEN_PHASE) else own
+    listed = about.phase if about else None
+    visited = next((visit.phase for visit in near if visit.phase), None)
+    return (visited or listed) if listed in (None, _OPEN_PHASE) else listed
 
 
 def _outside(phase: str | None, phases: tuple[str, ...]) -> str | None:
-    known = {"ADNI1", "ADNIGO", OPEN_PHASE} if phase == OPEN_PHASE else {phase}
-    if not phases or known & set(phases):
+    possible = {"ADNI1", "ADNIGO", _OPEN_PHASE} if phase == _OPEN_PHASE else {phase}
+    if not phases or possible & set(phases):
         return None
     return f"phase {phase or 'unknown'}, not among source.phases {list(phases)}"
 
@@ -170,18 +166,18 @@ def _outside(phase: str | None, phases: tuple[str, ...]) -> str | None:
 def _other_subject(subject: str, about: Listed | None) -> str | None:
     if about is None or about.subject in (None, subject):
         return None
-    return f"its name says {subject}, the table {about.table} {about.subject}"
+    return f"its name is of {subject}, {about.table} lists it under {about.subject}"
 
 
 def _age(about: Listed | None, visits: list[Visit], day: date | None) -> float | None:
     """Years at the scan: the collection's or, from the age at the first visit, that and the time since then."""
     if about is not None and about.age is not None:
         return about.age
-    known = [visit for visit in visits if visit.age is not None and visit.date]
-    if not known or day is None:
+    aged = [visit for visit in visits if visit.age is not None and visit.date]
+    if not aged or day is None:
         return None
-    first = min(known, key=lambda visit: visit.date)
-    return round(first.age + (day - first.date).days / DAYS_PER_YEAR, 1)
+    first = min(aged, key=lambda visit: visit.date)
+    return round(first.age + (day - first.date).days / _DAYS_PER_YEAR, 1)
 
 
 def _labels(
@@ -192,15 +188,15 @@ def _labels(
     tables: AdniTables,
     source: AdniSource,
 ) -> list[Label]:
-    """Each label that the policy finds, with words for where it is from; several contradict each other."""
+    """Each label that the policy finds, and where it is from; several contradict each other."""
     if not tables.images and not tables.visits:
         found, none = _folder_label(image, source), "no folder is named by a group"
     elif source.label == "collection":
-        found, none = [(one.group, f"Group of {one.table}") for one in listed], "not in the collection csv"
+        found, none = [(entry.group, f"Group of {entry.table}") for entry in listed], "not in the collection csv"
     elif source.label == "baseline":
         found, none = _baseline(visits), "no diagnosis at the first visit"
     elif day is None:
-        found, none = [], "day of the scan unknown: a file name tells the day of archiving; add the collection csv"
+        found, none = [], "day of the scan unknown: a file name has the day of archiving; add the collection csv"
     else:
         dated = _nearest([visit for visit in visits if visit.diagnosis], day, source.window_days)
         found = [(visit.diagnosis, f"diagnosis nearest the scan, {visit.table}") for visit in dated]
@@ -211,32 +207,144 @@ def _labels(
 
 def _folder_label(image: AdniImage, source: AdniSource) -> list[Label]:
     inside = reversed(image.path.relative_to(source.root).parts)
-    named = [group_name(part) for part in inside if is_group(part) or part in source.labels]
-    return [(group, "name of the class folder") for group in named[:1]]
+    groups = [group_name(part) for part in inside if is_group(part) or part in source.labels]
+    return [(group, "name of the class folder") for group in groups[:1]]
 
 
 def _baseline(visits: list[Visit]) -> list[Label]:
     """ADNI's own baseline diagnosis or, where no table has it, that of the first visit."""
-    if told := [(visit.baseline, f"DX_bl of {visit.table}") for visit in visits if visit.baseline]:
-        return told
+    if stated := [(visit.baseline, f"DX_bl of {visit.table}") for visit in visits if visit.baseline]:
+        return stated
     days = [(date.min if visit.first else visit.date, visit) for visit in visits if visit.diagnosis]
     first = min((day for day, _ in days if day), default=None)
-    return [(one.diagnosis, f"diagnosis at the first visit, {one.table}") for day, one in days if day and day == first]
+    return [(v.diagnosis, f"diagnosis at the first visit, {v.table}") for day, v in days if day and day == first]
 
 
 def _report(images: list[AdniImage], tables: AdniTables) -> None:
-    absent = set(tables.images) - {image.said("image_id") for image in images}
+    absent = set(tables.images) - {image.fact("image_id") for image in images}
     if absent:
         print(f"ADNI: {len(absent)} of the {len(tables.images)} listed image ids are not on disk, {min(absent)} first")
     used = [image for image in images if not image.excluded]
-    by_name = sum(_acquired(image, next(iter(tables.of_image(image.said("image_id"))), None)) is None for image in used)
+    by_name = sum(_acquired(image, next(iter(tables.of_image(image.fact("image_id"))), None)) is None for image in used)
     if by_name:
         print(
             f"ADNI: {by_name} images are dated by their file name, the day of archiving; the collection csv has theirs"
         )
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    if path.is_dir():
-        return {"sha256": digest(sorted(file_digest(file) for file in dicom_files(path))), "shape": None}
-    return image_facts(path)
+@dataclass(frozen=True)
+class ImageFacts:
+    """Facts of an image in its file name, or in its folders as the Image and Data Archive (IDA) names them.
+
+    Attributes
+    ----------
+    subject : str
+        Such as ``002_S_0295``.
+    description : str
+        Of the series, its underscores back to blanks.
+    date : date
+        In a file name the day of archiving; in a folder that of acquisition.
+    image_id, series_id : str or None
+        Such as ``I120562`` and ``S52648``; older downloads have folders by series.
+    modality : str or None
+        ``MR`` or ``PT``; None from folders.
+    rest : str
+        What follows the image id in a file name.
+    """
+
+    subject: str
+    description: str
+    date: date
+    image_id: str | None = None
+    series_id: str | None = None
+    modality: str | None = None
+    rest: str = ""
+
+
+@dataclass(frozen=True)
+class AdniImage:
+    """A volume file, or a folder of DICOM files of one series; `excluded` is the reason why it cannot be used."""
+
+    path: Path
+    from_name: ImageFacts | None
+    from_folder: ImageFacts | None
+    excluded: str | None
+
+    def fact(self, name: str) -> Any:
+        """A fact from the file name or, failing that, the folders."""
+        values = (getattr(facts, name) for facts in (self.from_name, self.from_folder) if facts is not None)
+        return next((value for value in values if value is not None), None)
+
+
+def read_name(name: str) -> ImageFacts | None:
+    """Facts of a flat ADNI file name; None where it is none."""
+    return _image_facts(_NAME.fullmatch(name))
+
+
+def read_folder(folder: Path) -> ImageFacts | None:
+    """Facts of a folder ``<subject>/<series description>/<date>_<time>/I<image id>``; None where it is none."""
+    return _image_facts(_FOLDER.fullmatch("/" + "/".join(folder.parts[-4:])))
+
+
+def _find_images(root: Path) -> tuple[list[AdniImage], list[Path]]:
+    """Images under `root` in any depth, and csv tables; hidden files and folders are passed over.
+
+    Raises
+    ------
+    StudyError
+        If a folder cannot be read.
+    """
+    images, tables = [], []
+    for where, folders, files in os.walk(root, onerror=_refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = [Path(where) / name for name in sorted(files) if not name.startswith(".")]
+        tables += [path for path in paths if path.suffix.lower() == ".csv"]
+        images += [_volume(path) for path in paths if path.name.lower().endswith((*VOLUME_SUFFIXES, *_OTHER_FORMATS))]
+        if slices := [path for path in paths if path.suffix.lower() == ".dcm"]:
+            images.append(_series(Path(where), slices))
+    return images, tables
+
+
+def _refuse(error: OSError) -> None:
+    raise StudyError(f"{error.filename} cannot be read ({error.strerror}); make every folder of source.root readable")
+
+
+def _image_facts(found: re.Match[str] | None) -> ImageFacts | None:
+    if found is None:
+        return None
+    parts = found.groupdict()
+    try:
+        day = date.fromisoformat(parts["date"])
+    except ValueError:
+        return None
+    description = parts["description"].replace("__", "; ").replace("_", " ")
+    return ImageFacts(**parts | {"date": day, "description": description, "rest": parts.get("rest") or ""})
+
+
+def _volume(path: Path) -> AdniImage:
+    from_name, from_folder = read_name(path.name), read_folder(path.parent)
+    other = path.name.lower().endswith(_OTHER_FORMATS)
+    unread = "Analyze and MINC files are not read; download the image as NIfTI or DICOM" if other else None
+    return AdniImage(path, from_name, from_folder, unread or _disagreement(from_name, from_folder))
+
+
+def _series(folder: Path, slices: list[Path]) -> AdniImage:
+    """A folder of DICOM files as one image."""
+    by_id: dict[str | None, ImageFacts | None] = {}
+    for facts in map(read_name, (path.name for path in slices)):
+        by_id[facts and facts.image_id] = facts
+    from_name, from_folder = next(filter(None, by_id.values()), None), read_folder(folder)
+    ids = sorted(filter(None, by_id))
+    mixed = f"the folder mixes DICOM files of {', '.join(ids[:4])}" if len(ids) > 1 else None
+    return AdniImage(folder, from_name, from_folder, mixed or _disagreement(from_name, from_folder))
+
+
+def _disagreement(from_name: ImageFacts | None, from_folder: ImageFacts | None) -> str | None:
+    if from_name is None and from_folder is None:
+        return "neither an ADNI file name nor an ADNI folder (subject/series description/date/I...)"
+    if from_name is not None and from_folder is not None:
+        for fact in ("subject", "image_id"):
+            name, folder = getattr(from_name, fact), getattr(from_folder, fact)
+            if None not in (name, folder) and name != folder:
+                return f"its folder is of {folder}, its file name of {name}"
+    return None

@@ -1,4 +1,4 @@
-"""ADNI's tables, told apart by their columns: what they say of an image, and of a visit of a participant."""
+"""ADNI's tables, recognised by their columns: facts of images, and of visits of participants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pandas as pd
 from adlib.study.records import StudyError
 from adlib.study.user_tables import bare_name, numbers, read_user_table, table_columns
 
-COLLECTION = {
+_COLLECTION = {
     "image_id": ("Image Data ID", "Image ID"),
     "subject": ("Subject", "Subject ID"),
     "group": ("Group", "Research Group"),
@@ -27,14 +27,14 @@ COLLECTION = {
     "description": ("Description",),
     "date": ("Acq Date", "Acquisition Date", "Study Date"),
 }
-DIAGNOSES = {
+_DIAGNOSES = {
     "baseline": ("DX_bl", "DX.bl"),
     "DIAGNOSIS": ("DIAGNOSIS",),
     "DXCHANGE": ("DXCHANGE",),
     "DXCURREN": ("DXCURREN",),
     "DX": ("DX",),
 }
-VISITS = {
+_VISITS = {
     "rid": ("RID",),
     "ptid": ("PTID",),
     "viscode": ("VISCODE",),
@@ -44,7 +44,7 @@ VISITS = {
     "age": ("AGE",),
     "sex": ("PTGENDER",),
     "field": ("FLDSTRENG",),
-    **DIAGNOSES,
+    **_DIAGNOSES,
 }
 # Data dictionary of the diagnostic summary (DXSUM): DXCURREN in ADNI1, DXCHANGE (conversions count as what a person
 # became) in ADNIGO and ADNI2, DIAGNOSIS since ADNI3; adni.loni.usc.edu, Study Data. The first that a row has counts.
@@ -67,7 +67,7 @@ _PHASE = re.compile(r"ADNI\s?(1/GO|GO|[1-9])?(?![A-Z0-9])", re.I)
 
 @dataclass(frozen=True)
 class Listed:
-    """What a collection table says of an image; `table` is its file name."""
+    """An image in a collection table; `table` is its file name."""
 
     table: str
     subject: str | None
@@ -82,7 +82,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Visit:
-    """What an ADNIMERGE or DXSUM table says of a visit; `age` (years) is that at the first visit.
+    """A visit in an ADNIMERGE or DXSUM table; `age` (years) is that at the first visit.
 
     `field` is the field strength in tesla, `baseline` ADNI's diagnosis at the first visit, `table` the file name.
     """
@@ -100,18 +100,18 @@ class Visit:
 
 @dataclass(frozen=True)
 class AdniTables:
-    """Everything that the tables say: images by their id, visits by participant (RID, ADNI's roster number)."""
+    """Images by their id, visits by participant (RID, ADNI's roster number)."""
 
     images: dict[str, list[Listed]] = field(default_factory=lambda: defaultdict(list))
     visits: dict[int, list[Visit]] = field(default_factory=lambda: defaultdict(list))
 
     def of_image(self, image_id: str | None) -> list[Listed]:
-        """What is listed of an image, maybe several times."""
+        """Entries of an image; there may be several."""
         return self.images.get(image_id, []) if image_id else []
 
     def of_person(self, subject: str | None) -> list[Visit]:
         """Visits of a participant such as ``002_S_0295``."""
-        return self.visits.get(roster_number(subject), []) if subject else []
+        return self.visits.get(_roster_number(subject), []) if subject else []
 
 
 def read_tables(paths: Iterable[Path], *, given: bool) -> AdniTables:
@@ -121,7 +121,7 @@ def read_tables(paths: Iterable[Path], *, given: bool) -> AdniTables:
     ----------
     paths : iterable of path
     given : bool
-        Whether a person named them: then each must be one of ADNI's; otherwise others are left alone, with a line.
+        Whether the params name them: then each must be one of ADNI's; otherwise others are ignored, with a line.
 
     Raises
     ------
@@ -131,9 +131,9 @@ def read_tables(paths: Iterable[Path], *, given: bool) -> AdniTables:
     tables = AdniTables()
     for path in paths:
         columns = table_columns(path)
-        if {"image_id", "subject"} <= set(_known(columns, COLLECTION)):
+        if {"image_id", "subject"} <= set(_columns(columns, _COLLECTION)):
             _read_collection(path, tables)
-        elif _is_visits(_known(columns, VISITS)):
+        elif _is_visits(_columns(columns, _VISITS)):
             _read_visits(path, tables)
         elif given:
             raise StudyError(
@@ -141,11 +141,11 @@ def read_tables(paths: Iterable[Path], *, given: bool) -> AdniTables:
                 f"DX, ...) or DXSUM (RID, VISCODE, DIAGNOSIS, ...); its columns begin {columns[:8]}"
             )
         else:
-            print(f"ADNI: {path} is left alone: its columns list neither images nor diagnoses")
+            print(f"ADNI: {path} is ignored: its columns list neither images nor diagnoses")
     return tables
 
 
-def roster_number(subject: str) -> int:
+def _roster_number(subject: str) -> int:
     """295 from ``002_S_0295``."""
     return int(subject.rpartition("_")[2])
 
@@ -169,28 +169,29 @@ def phase_name(text: str | None) -> str | None:
     return f"ADNI{(found[1] or '1').upper()}" if found else None
 
 
-def _known(columns: list[str], kinds: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    """The table's own column for each field that it has."""
-    own = {bare_name(name): name for name in columns}
-    found = {name: [own[bare_name(one)] for one in spelt if bare_name(one) in own] for name, spelt in kinds.items()}
+def _columns(columns: list[str], kinds: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """The table's column for each field that it has."""
+    by_bare = {bare_name(name): name for name in columns}
+    found = {name: [by_bare[bare_name(s)] for s in spelt if bare_name(s) in by_bare] for name, spelt in kinds.items()}
     return {name: columns[0] for name, columns in found.items() if columns}
 
 
-def _is_visits(known: dict[str, str]) -> bool:
-    return bool({"rid", "ptid"} & set(known) and {"viscode", "date"} & set(known) and set(DIAGNOSES) & set(known))
+def _is_visits(fields: dict[str, str]) -> bool:
+    names = set(fields)
+    return bool({"rid", "ptid"} & names and {"viscode", "date"} & names and set(_DIAGNOSES) & names)
 
 
 def _read(path: Path, kinds: dict[str, tuple[str, ...]]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A table with a column for every field, empty where the file has none, and the file's own names of them."""
+    """A table with a column for every field, empty where the file has none, and the file's names of them."""
     table = read_user_table(path)
-    own = _known(list(table.columns), kinds)
+    own = _columns(list(table.columns), kinds)
     return pd.DataFrame(
         {name: table[own[name]] if name in own else None for name in kinds}, table.index, dtype=object
     ), own
 
 
 def _read_collection(path: Path, tables: AdniTables) -> None:
-    table, own = _read(path, COLLECTION)
+    table, own = _read(path, _COLLECTION)
     dates, ages = _dates(table["date"], own.get("date"), path), _numbers(table["age"], own.get("age"), path)
     for row, day, age in zip(table.itertuples(), dates, ages, strict=True):
         found = re.fullmatch(r"[ID]?(\d+)", row.image_id or "")
@@ -212,7 +213,7 @@ def _read_collection(path: Path, tables: AdniTables) -> None:
 
 
 def _read_visits(path: Path, tables: AdniTables) -> None:
-    table, own = _read(path, VISITS)
+    table, own = _read(path, _VISITS)
     dates, entered = (_dates(table[name], own.get(name), path) for name in ("date", "entered"))
     ages = _numbers(table["age"], own.get("age"), path)
     for row, day, typed, age in zip(table.itertuples(), dates, entered, ages, strict=True):
@@ -234,7 +235,7 @@ def _read_visits(path: Path, tables: AdniTables) -> None:
 def _rid(row: Any, path: Path) -> int:
     if row.ptid is not None and not re.fullmatch(r"\d{3}_S_\d{4,5}", row.ptid):
         raise _fault(path, row.Index, "PTID", row.ptid, "a subject such as 002_S_0295")
-    by_name = None if row.ptid is None else roster_number(row.ptid)
+    by_name = None if row.ptid is None else _roster_number(row.ptid)
     if row.rid is None and by_name is not None:
         return by_name
     if not re.fullmatch(r"\d+(\.0+)?", row.rid or ""):

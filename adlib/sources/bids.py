@@ -9,9 +9,8 @@ import pandas as pd
 import pyarrow as pa
 from bids2table import index_dataset, load_bids_metadata
 
-from adlib.parallel.mapping import map_scans
-from adlib.sources.facts import image_facts
-from adlib.sources.sidecar import sidecar_facts
+from adlib.sources.image_files import image_facts
+from adlib.sources.sidecars import sidecar_facts
 from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.records import StudyError
 from adlib.study.source_params import BidsSource
@@ -20,7 +19,7 @@ from adlib.study.user_tables import read_user_table
 _ENTITIES = ("sub", "ses", "space", "desc", "part", "suffix", "ext", "path")
 
 
-def read_manifest(source: BidsSource, _folder: Path | None = None, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
+def list_scans(source: BidsSource, _folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
     """List every T1w scan of a BIDS dataset with its label, one row per scan.
 
     Rows without a label keep an empty diagnosis; the audit reports and drops them. A file that nibabel cannot open
@@ -32,8 +31,6 @@ def read_manifest(source: BidsSource, _folder: Path | None = None, *, pool: Pool
         If the folder is no BIDS dataset, has no T1w image, or its tables lack the label column.
     """
     root = Path(source.root)
-    if not root.is_dir():
-        raise StudyError(f"source.root {root} is not a folder; give the folder that holds dataset_description.json")
     scans = _images(root)
     people = _table(root / "participants.tsv", "participant_id")
     if people is None:
@@ -45,8 +42,7 @@ def read_manifest(source: BidsSource, _folder: Path | None = None, *, pool: Pool
             f"no scan under {root} has a value in column {source.label_column!r} of participants.tsv "
             f"(columns {list(people.columns)}) or sessions.tsv; set source.label_column"
         )
-    facts = map_scans(_file_facts, [row["path"] for row in rows], pool=pool, label="reading headers")
-    return pd.DataFrame([found | row for row, found in zip(rows, facts, strict=True)])
+    return rows
 
 
 def _images(root: Path) -> pd.DataFrame:
@@ -97,6 +93,7 @@ def _describe(
     }
 
 
-def _file_facts(path: str) -> dict[str, Any]:
+def file_facts(path: str) -> dict[str, Any]:
+    """Header facts of an image and those of its sidecar, inherited as BIDS prescribes."""
     sidecar = load_bids_metadata(path)
-    return image_facts(Path(path)) | {"site": sidecar.get("InstitutionName")} | sidecar_facts(sidecar)
+    return image_facts(path) | {"site": sidecar.get("InstitutionName")} | sidecar_facts(sidecar)

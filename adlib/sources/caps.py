@@ -6,11 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from adlib.parallel.mapping import map_scans
-from adlib.sources.facts import image_facts
-from adlib.sources.people import PeopleTable
+from adlib.sources.participant_table import ParticipantTable
 from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.records import REGISTERED, StudyError
 from adlib.study.source_params import CapsSource
@@ -21,7 +17,7 @@ _NAME = re.compile(
 )
 
 
-def read_manifest(source: CapsSource, _folder: Path | None = None, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
+def list_scans(source: CapsSource, _folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
     """List the t1-linear output of every session; of a cropped and an uncropped one the uncropped is used.
 
     References
@@ -41,27 +37,22 @@ def read_manifest(source: CapsSource, _folder: Path | None = None, *, pool: Pool
             f"no subjects/sub-*/ses-*/t1_linear/*_space-MNI152NLin2009cSym*_res-1x1x1_T1w.nii.gz under {root}; "
             "run clinica's t1-linear pipeline first and give its CAPS folder"
         )
-    table = PeopleTable(source.table, label_column=source.label_column)
-    rows = [_describe(path, found, table, source) for path, found in sorted(named, key=lambda item: item[0].as_posix())]
+    table = ParticipantTable(source.table, label_column=source.label_column, labels=source.labels)
+    rows = [_describe(path, found, table) for path, found in sorted(named, key=lambda item: item[0].as_posix())]
     whole = {row["scan_id"] for row, (_, found) in zip(rows, named, strict=True) if not found["crop"]}
     for row, (_, found) in zip(rows, named, strict=True):
         if found["crop"] and row["scan_id"] in whole:
             row |= {"scan_id": f"{row['scan_id']}_desc-Crop", "excluded": "the uncropped image of the session is used"}
-    facts = map_scans(image_facts, [Path(row["path"]) for row in rows], pool=pool, label="reading headers")
-    return pd.DataFrame([found | row for row, found in zip(rows, facts, strict=True)])
+    return rows
 
 
-def _describe(path: Path, found: re.Match[str], table: PeopleTable, source: CapsSource) -> dict[str, Any]:
-    named = {"participant_id": found["participant"], "session_id": found["session"]}
+def _describe(path: Path, found: re.Match[str], table: ParticipantTable) -> dict[str, Any]:
     scan_id = f"{found['participant']}_{found['session']}_T1w"
-    told = table.about(scan_id, str(path), found["participant"], found["session"])
-    label = told.pop("diagnosis", None)
     return {
-        **told,
-        **named,
+        **table.about(scan_id, str(path), found["participant"], found["session"]),
+        "participant_id": found["participant"],
+        "session_id": found["session"],
         "scan_id": scan_id,
         "path": str(path),
         "space": REGISTERED,
-        "diagnosis": source.labels.get(label, label),
-        "label_source": f"column {source.label_column} of {source.table.name}",
     }

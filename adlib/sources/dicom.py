@@ -19,7 +19,7 @@ import dcm2niix
 import nibabel as nib
 import numpy as np
 
-from adlib.sources.series_names import CONTRAST, NOT_T1W, REFORMATTED, T1W
+from adlib.sources.sidecars import CONTRAST, NOT_T1W, REFORMATTED, T1W
 from adlib.study.conversion import raise_if_passing
 from adlib.study.records import StudyError, TryAgain, read_json
 

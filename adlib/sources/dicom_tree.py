@@ -12,16 +12,16 @@ import pandas as pd
 
 from adlib.parallel.mapping import map_scans
 from adlib.sources.dicom import Stopped, choose, list_series
-from adlib.sources.facts import image_facts
-from adlib.sources.people import PeopleTable, bids_label, check_distinct, session_label
-from adlib.sources.sidecar import sidecar_facts
+from adlib.sources.image_files import image_facts
+from adlib.sources.participant_table import ParticipantTable, bids_label, check_distinct, session_label
+from adlib.sources.sidecars import sidecar_facts
 from adlib.study.conversion import code_of, converted
 from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.records import StudyError, TryAgain, atomic_path, digest
 from adlib.study.source_params import DicomSource
 
 
-def read_manifest(source: DicomSource, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
+def list_scans(source: DicomSource, folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
     """List every series of every session; the chosen one as NIfTI under `folder`, without anything that identifies.
 
     Raises
@@ -29,21 +29,17 @@ def read_manifest(source: DicomSource, folder: Path, *, pool: Pool = EVERY_CORE)
     StudyError
         If the root holds no session folder, or the table cannot be read.
     """
-    root = Path(source.root)
-    if not root.is_dir():
-        raise StudyError(f"source.root {root} is not a folder; give the folder that holds one folder per session")
-    table = PeopleTable(source.table, label_column=source.label_column)
-    sessions = _sessions(root, source.participant)
+    table = ParticipantTable(source.table, label_column=source.label_column, labels=source.labels)
+    sessions = _sessions(Path(source.root), source.participant)
     if not sessions:
-        raise StudyError(f"no file under {root} has a path that source.participant {source.participant!r} matches")
+        raise StudyError(f"no path of a file under {source.root} matches source.participant {source.participant!r}")
     convert = partial(convert_session, folder=folder / "nifti")
-    found = map_scans(convert, sessions, pool=pool, label="converting DICOM")
-    rows = [row for series in found for row in series]
-    for row in rows:
-        told = table.about(row["scan_id"], row["path"], row["participant_id"], row["session_id"])
-        label = told.pop("diagnosis", None)
-        row |= told | {"diagnosis": source.labels.get(label, label), "label_source": f"column {source.label_column}"}
-    return pd.DataFrame(rows)
+    converted_sessions = map_scans(convert, sessions, pool=pool, label="converting DICOM")
+    return [
+        {"sha256": None} | row | table.about(row["scan_id"], row["path"], row["participant_id"], row["session_id"])
+        for rows in converted_sessions
+        for row in rows
+    ]
 
 
 def _sessions(root: Path, pattern: str) -> list[dict[str, str]]:

@@ -9,10 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from adlib.parallel.mapping import map_scans
 from adlib.sources import adni
-from adlib.sources.people import PeopleTable, bids_label, check_distinct, session_label
-from adlib.sources.planes import PICTURES, SEPARATOR, joined_facts
+from adlib.sources.image_files import PICTURES, SEPARATOR
+from adlib.sources.participant_table import ParticipantTable, bids_label, check_distinct, session_label
 from adlib.sources.scanfile import VOLUME_SUFFIXES
 from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.records import StudyError
@@ -22,7 +21,7 @@ _PARTS = {"train": "train", "training": "train", "test": "test", "testing": "tes
 _PARTS |= dict.fromkeys(("val", "valid", "validation"), "validation")
 
 
-def read_manifest(source: FoldersSource, _folder: Path | None = None, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
+def list_scans(source: FoldersSource, _folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
     """List every scan of a tree of class folders.
 
     A scan whose participant neither its name nor the table tells keeps an empty participant; the audit stops on that.
@@ -33,17 +32,14 @@ def read_manifest(source: FoldersSource, _folder: Path | None = None, *, pool: P
         If the folders are missing or hold nothing of the kind asked for, or a name or the table is ambiguous.
     """
     root = Path(source.root)
-    if not root.is_dir():
-        raise StudyError(f"source.root {root} is not a folder; give the folder that holds the class folders")
-    table = PeopleTable(source.table, columns=source.columns, root=root) if source.table else None
+    table = ParticipantTable(source.table, columns=source.columns, root=root) if source.table else None
     rows = [_describe(files, where, part, root, source, table) for part, where in _classes(root, source)
             for files in _scans(where, source)]  # fmt: skip
     if not rows:
         raise StudyError(f"no {source.contents} under the class folders of {root}; set source.contents or source.parts")
     check_distinct((row.pop("name") for row in rows if "name" in row), root)
     _name(rows)
-    facts = map_scans(joined_facts, [row["path"] for row in rows], pool=pool, label="reading headers")
-    return pd.DataFrame([found | row for row, found in zip(rows, facts, strict=True)])
+    return rows
 
 
 def _classes(root: Path, source: FoldersSource) -> Iterator[tuple[str | None, Path]]:
@@ -78,7 +74,7 @@ def _natural(path: Path) -> list[tuple[bool, int, str]]:
 
 
 def _describe(
-    files: list[Path], where: Path, part: str | None, root: Path, source: FoldersSource, table: PeopleTable | None
+    files: list[Path], where: Path, part: str | None, root: Path, source: FoldersSource, table: ParticipantTable | None
 ) -> dict[str, Any]:
     one = files[0] if len(files) == 1 and source.contents != "slices" else files[0].parent
     inside = one.relative_to(root).as_posix()

@@ -1,12 +1,14 @@
-"""OASIS-1 and OASIS-2 as distributed: one T1w volume for each MRI session, labels from the release's table.
+"""OASIS-1 and OASIS-2 as distributed, OASIS-2 mid-slices, and OASIS-1 tissue maps from nilearn.
 
-In OASIS-1 the averaged, motion-corrected image of a session (``PROCESSED/MPRAGE/SUBJ_111``) is taken, else its first
-acquisition; in OASIS-2 the first acquisition (``RAW/mpr-1``). The others are listed with the reason.
+Of a session of OASIS-1 the averaged, motion-corrected image (``PROCESSED/MPRAGE/SUBJ_111``) is used, else its first
+acquisition; of OASIS-2 the first acquisition (``RAW/mpr-1``). The others are listed with the reason. Labels come from
+the Clinical Dementia Rating in the release's table.
 """
 
 from __future__ import annotations
 
 import re
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,40 +16,116 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from nilearn.datasets import fetch_oasis_vbm
 
 from adlib.parallel.mapping import map_scans
-from adlib.sources.facts import image_facts
-from adlib.sources.oasis_tables import read_oasis_table, visit_facts
+from adlib.sources.image_files import SEPARATOR, image_facts
 from adlib.study.conversion import code_of, converted, raise_if_passing
 from adlib.study.exec_params import EVERY_CORE, Pool
-from adlib.study.records import StudyError, atomic_path, digest, file_digest
-from adlib.study.source_params import Oasis1Source, Oasis2Source
+from adlib.study.records import TISSUE_MAPS, StudyError, atomic_path, digest, file_digest
+from adlib.study.source_params import Oasis1Source, Oasis2SlicesSource, Oasis2Source, OasisVbmSource
+from adlib.study.user_tables import numbers, read_user_table
 
+ACKNOWLEDGEMENT = (
+    "Data were provided in part by OASIS. OASIS-1 (Cross-Sectional) and OASIS-2 (Longitudinal): principal "
+    "investigators D. Marcus, R. Buckner, J. Csernansky, J. Morris; P50 AG05681, P01 AG03991, P01 AG026276, "
+    "R01 AG021910, P20 MH071616, U24 RR021382 (Marcus et al. 2007, doi:10.1162/jocn.2007.19.9.1498; 2010, "
+    "doi:10.1162/jocn.2009.21407). OASIS-3: P30 AG066444, P50 AG00561, P30 NS09857781, P01 AG026276, P01 AG003991, "
+    "R01 AG043434, UL1 TR000448, R01 EB009352 (LaMontagne et al. 2019, doi:10.1101/2019.12.13.19014902)."
+)
+PLANES = ("axl", "cor", "sag")  # folders and suffixes of the OASIS-2 mid-slices, in the order of a scan's files
 _SESSION = re.compile(r"OAS(?P<release>[12])_(?P<number>\d{4})_MR(?P<visit>\d+)$")
 _RANKS = ("SUBJ_111", "_mpr-1", "mpr-1", "_mpr-2", "mpr-2", "_mpr-3", "mpr-3", "_mpr-4", "mpr-4")
+_NO_RATING = "missing"
+_NUMBERS = ("age", "cdr", "etiv", "nwbv")
+Rows = list[dict[str, Any]]
 
 
-def read_oasis1(source: Oasis1Source, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
-    """List the sessions of OASIS-1; see `_read_release`."""
-    table = read_oasis_table(_checked(source.root), "*cross-sectional*.csv", "id")
-    return _read_release(Path(source.root), "1", table, source.cdr_labels, folder, pool)
+def list_oasis1(source: Oasis1Source, folder: Path, *, pool: Pool = EVERY_CORE) -> Rows:
+    """List the sessions of OASIS-1; see `_list_release`."""
+    return _list_release("1", source, _read_table(Path(source.root), "*cross-sectional*.csv", "id"), folder, pool)
 
 
-def read_oasis2(source: Oasis2Source, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
-    """List the sessions of OASIS-2; see `_read_release`."""
-    table = read_oasis_table(_checked(source.root), "*longitudinal*.csv", "mriid")
-    return _read_release(Path(source.root), "2", table, source.cdr_labels, folder, pool)
+def list_oasis2(source: Oasis2Source, folder: Path, *, pool: Pool = EVERY_CORE) -> Rows:
+    """List the sessions of OASIS-2; see `_list_release`."""
+    return _list_release("2", source, _read_table(Path(source.root), "*longitudinal*.csv", "mriid"), folder, pool)
 
 
-def _checked(root: Path) -> Path:
-    if not Path(root).is_dir():
-        raise StudyError(f"source.root {root} is not a folder; give the folder of the OASIS images and their table")
-    return Path(root)
+def list_oasis2_slices(source: Oasis2SlicesSource, folder: Path, *, pool: Pool = EVERY_CORE) -> Rows:
+    """List the sessions of the OASIS-2 table: one scan is the axial, coronal and sagittal mid-slice of one session.
+
+    `path` of a row holds the three files, joined by ``|``. A session without all three slices is listed as excluded.
+
+    Parameters
+    ----------
+    source : Oasis2SlicesSource
+    folder : path
+        Receives the slices in ``slices/`` where the root holds them as a zip.
+    pool : Pool
+
+    Returns
+    -------
+    list of dict
+        Rows by `records.LISTING`, with ``nbv`` (nWBV) and ``icv_ml`` (eTIV) as OASIS publishes them (Marcus et al.
+        2010, doi:10.1162/jocn.2009.21407).
+
+    Raises
+    ------
+    StudyError
+        If the table, a column or all slices are missing.
+    """
+    root = Path(source.root)
+    table = _read_table(root, "*longitudinal*.csv", "mriid")
+    slices = _slice_folder(root, folder)
+    rows = [_slice_session(str(name), visit, slices, source) for name, visit in table.iterrows()]
+    if all("excluded" in row for row in rows):
+        raise StudyError(f"none of the {len(table)} sessions of the table has slices axl/, cor/, sag/ under {slices}")
+    return rows
 
 
-def _read_release(
-    root: Path, release: str, table: pd.DataFrame, labels: dict[str, str], folder: Path, pool: Pool
-) -> pd.DataFrame:
+def list_tissue_maps(source: OasisVbmSource, _folder: Path, *, pool: Pool = EVERY_CORE) -> Rows:
+    """List the grey- and white-matter maps in MNI152 space that nilearn fetches, one scan for each participant.
+
+    Raises
+    ------
+    StudyError
+        If the maps are not on disk and cannot be fetched.
+
+    References
+    ----------
+    Marcus et al. 2007, doi:10.1162/jocn.2007.19.9.1498; maps by nilearn (doi:10.5281/zenodo.8397156).
+    """
+    try:
+        fetched = fetch_oasis_vbm(n_subjects=source.participants, data_dir=source.data_dir, verbose=0)
+    except Exception as error:  # the fetcher raises whatever its network library raises
+        where = source.data_dir or "nilearn's data folder"
+        raise StudyError(
+            f"the OASIS maps are not in {where} and cannot be fetched ({type(error).__name__}: {error}); "
+            "fetch them where there is a network (about 800 MB) and set source.data_dir"
+        ) from None
+    table = fetched.ext_vars.set_index("id")
+    rows = []
+    for grey, white in zip(fetched.gray_matter_maps, fetched.white_matter_maps, strict=True):
+        session = Path(grey).parent.name
+        participant, _, visit = session.partition("_MR")
+        bare = participant.replace("_", "")
+        rows.append(
+            {
+                "participant_id": f"sub-{bare}",
+                "session_id": f"ses-MR{visit}",
+                "scan_id": f"sub-{bare}_ses-MR{visit}_T1w",
+                "path": f"{grey}{SEPARATOR}{white}",
+                "space": TISSUE_MAPS,
+                "site": "OASIS",
+                **_visit_facts(table.loc[session], source.cdr_labels),
+            }
+        )
+    return rows
+
+
+def _list_release(
+    release: str, source: Oasis1Source | Oasis2Source, table: pd.DataFrame, folder: Path, pool: Pool
+) -> Rows:
     """One row per image; the chosen image of a session as NIfTI with its true orientation under `folder`.
 
     Raises
@@ -55,8 +133,9 @@ def _read_release(
     StudyError
         If no session of the release has an image.
     """
+    root = Path(source.root)
     sessions = sorted(path for path in root.rglob(f"OAS{release}_*") if path.is_dir() and _SESSION.match(path.name))
-    rows = [row for session in sessions for row in _rows(session, root, table, labels)]
+    rows = [row for session in sessions for row in _session_rows(session, table, source.cdr_labels)]
     if not rows:
         raise StudyError(f"no OAS{release}_*_MR*/ folder with an image (.hdr and .img, or .nii) under {root}")
     print(f"OASIS-{release}: {len(sessions)} of the table's {len(table)} sessions are on disk")
@@ -64,19 +143,19 @@ def _read_release(
     facts = map_scans(partial(_converted, folder=folder / "nifti"), chosen, pool=pool, label="reading images")
     for row, found in zip(chosen, facts, strict=True):
         row |= found
-    return pd.DataFrame(rows)
+    return rows
 
 
-def _rows(session: Path, root: Path, table: pd.DataFrame, labels: dict[str, str]) -> list[dict[str, Any]]:
+def _session_rows(session: Path, table: pd.DataFrame, labels: dict[str, str]) -> Rows:
     named = _SESSION.match(session.name)
     participant = f"sub-OAS{named['release']}{named['number']}"
     about = {"participant_id": participant, "session_id": f"ses-MR{named['visit']}", "site": "OASIS"}
     if session.name in table.index:
-        about |= visit_facts(table.loc[session.name], labels)
+        about |= _visit_facts(table.loc[session.name], labels)
     images = sorted(_images(session), key=_rank)
     rows = []
     for number, image in enumerate(images):
-        reason = {} if number == 0 else {"excluded": f"{_kind(images[0])} of the session is used"}
+        reason = {} if number == 0 else {"excluded": f"{_kind(images[0])} of the session is used", "sha256": None}
         name = f"{participant}_{about['session_id']}" + (f"_run-{number + 1}" if number else "") + "_T1w"
         series = {"series_description": f"MPRAGE, {_kind(image)}", "scan_id": name, "path": str(image)}
         rows.append(about | series | reason)
@@ -143,3 +222,100 @@ def _affine(image: nib.spatialimages.SpatialImage, shape: tuple[int, int, int]) 
     x, y, z = (float(edge) for edge in image.header.get_zooms()[:3])
     i, j, k = shape
     return np.array([[0, 0, -z, z * k / 2], [x, 0, 0, -x * i / 2], [0, y, 0, -y * j / 2], [0, 0, 0, 1]])
+
+
+def _slice_folder(root: Path, folder: Path) -> Path:
+    if (root / PLANES[0]).is_dir():
+        return root
+    archives = sorted(root.glob("*.zip"))
+    if len(archives) != 1:
+        raise StudyError(f"expected folders {PLANES} or one zip of them in {root}, found {[p.name for p in archives]}")
+    slices = folder / "slices"
+    key = digest([file_digest(archives[0]), code_of(__name__)])
+    converted(slices, folder / "slices.json", key, partial(_unpack, archives[0], slices))
+    return slices
+
+
+def _unpack(archive: Path, slices: Path) -> None:
+    slices.mkdir(parents=True)
+    try:
+        with zipfile.ZipFile(archive) as contents:
+            contents.extractall(slices)
+    except Exception as error:  # zipfile meets arbitrary bytes here and raises whatever its parsers raise
+        raise_if_passing(error, archive)
+        raise StudyError(f"{archive} is not a readable zip of slices ({error}); fetch it again") from None
+
+
+def _slice_session(name: str, visit: pd.Series, slices: Path, source: Oasis2SlicesSource) -> dict[str, Any]:
+    files = [slices / plane / f"{name}_{plane}.nii.gz" for plane in PLANES]
+    lacking = [path.parent.name for path in files if not path.is_file()]
+    number = "".join(c for c in name.partition("_MR")[2] if c.isdigit()) or "1"
+    return {
+        "participant_id": f"sub-{name.partition('_MR')[0].replace('_', '')}",
+        "session_id": f"ses-{int(number):02d}",
+        "scan_id": name,
+        "path": SEPARATOR.join(str(path) for path in files),
+        "site": "OASIS-2",
+        **_visit_facts(visit, source.cdr_labels),
+        **({"excluded": f"no slice in {', '.join(lacking)}", "sha256": None} if lacking else {}),
+    }
+
+
+def _read_table(root: Path, pattern: str, key: str) -> pd.DataFrame:
+    """The one table of a release, by MRI session.
+
+    Column names lose case and punctuation (``M/F`` and ``M.F`` both become ``mf``), numbers may have decimal commas.
+
+    Parameters
+    ----------
+    root : path
+    pattern : str
+        Of the table's file name.
+    key : str
+        Column, so spelt, that names the session, such as ``OAS1_0001_MR1``.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by `key`, with float columns age, cdr, etiv (ml), nwbv (share) and text column mf.
+
+    Raises
+    ------
+    StudyError
+        If there is not one such table, it lacks a column, or it names a session twice.
+    """
+    tables = sorted(path for path in root.glob(pattern) if path.is_file())
+    if len(tables) != 1:
+        raise StudyError(f"expected one {pattern} in {root}, found {[path.name for path in tables]}")
+    table = read_user_table(tables[0])
+    table.columns = [re.sub(r"[^a-z0-9]", "", str(name).lower()) for name in table.columns]
+    missing = [name for name in (key, "mf", *_NUMBERS) if name not in table]
+    if missing:
+        raise StudyError(f"{tables[0]} lacks columns {missing}; it has {list(table.columns)}")
+    table = table.assign(**{name: numbers(table, name, tables[0]) for name in _NUMBERS})
+    repeated = table[key].duplicated()
+    if repeated.any():
+        raise StudyError(
+            f"{tables[0]}, line {table.index[repeated][0]}: {table.loc[repeated, key].iloc[0]} comes twice"
+        )
+    return table.set_index(key)
+
+
+def _visit_facts(visit: pd.Series, labels: dict[str, str]) -> dict[str, Any]:
+    """Diagnosis by Clinical Dementia Rating, age, sex and the published volumes of one row of a table.
+
+    ``nbv`` is nWBV, the brain's share of the intracranial volume, and ``icv_ml`` is eTIV.
+    """
+    return {
+        "diagnosis": rating_label(visit["cdr"], labels),
+        "label_source": "Clinical Dementia Rating at the visit",
+        "age": visit["age"],
+        "sex": visit["mf"],
+        "nbv": visit["nwbv"],
+        "icv_ml": visit["etiv"],
+    }
+
+
+def rating_label(rating: float, labels: dict[str, str]) -> str | None:
+    """The class of a Clinical Dementia Rating; ratings that `labels` does not name have none."""
+    return labels.get(_NO_RATING if pd.isna(rating) else f"{rating:g}")

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adlib.parallel.mapping import map_scans
-from adlib.sources.facts import image_facts
-from adlib.sources.oasis_tables import rating_label
+from adlib.sources.oasis import rating_label
 from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.records import StudyError
 from adlib.study.source_params import Oasis3Source
@@ -23,7 +21,7 @@ _SEXES = {"1": "M", "2": "F", "1.0": "M", "2.0": "F"}
 DAYS_PER_YEAR = 365.25
 
 
-def read_manifest(source: Oasis3Source, _folder: Path | None = None, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
+def list_scans(source: Oasis3Source, _folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
     """List every T1w image; its diagnosis is the Clinical Dementia Rating of the visit nearest in days.
 
     A scan without a visit inside the window keeps an empty diagnosis. Of several runs of a session the first is used,
@@ -39,16 +37,13 @@ def read_manifest(source: Oasis3Source, _folder: Path | None = None, *, pool: Po
     LaMontagne et al. 2019, doi:10.1101/2019.12.13.19014902.
     """
     root = Path(source.root)
-    if not root.is_dir():
-        raise StudyError(f"source.root {root} is not a folder; give the folder of the OASIS-3 images and tables")
     named = [(path, found) for path in sorted(root.rglob("*_T1w.nii*")) if (found := _SCAN.search(path.name))]
     if not named:
         raise StudyError(f"no sub-OAS3*_ses-d*_T1w.nii.gz under {root}; is it an OASIS-3 download?")
     visits, people = _tables(root)
     rows = [_describe(path, found, visits, people, source) for path, found in named]
     _leave_out_repeats(rows)
-    facts = map_scans(image_facts, [Path(row["path"]) for row in rows], pool=pool, label="reading headers")
-    return pd.DataFrame([found | row for row, found in zip(rows, facts, strict=True)])
+    return rows
 
 
 def _tables(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

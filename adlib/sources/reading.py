@@ -1,26 +1,35 @@
-"""The study's source, whichever it is, as a listing of scans."""
+"""The scans of the study's source as one listing, whatever the source."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pandas as pd
 
+from adlib.parallel.mapping import map_scans
 from adlib.phantom import cohort as phantom
-from adlib.sources import adni, bids, caps, dicom_tree, folders, oasis, oasis2_slices, oasis3, oasis_vbm
+from adlib.sources import adni, bids, caps, dicom_tree, folders, oasis, oasis3
+from adlib.sources.image_files import image_facts
+from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.params import StudyParams
-from adlib.study.records import LISTING, check_table
+from adlib.study.records import LISTING, StudyError, check_table
 
-READERS = {
-    "adni": adni.read_manifest,
-    "bids": bids.read_manifest,
-    "caps": caps.read_manifest,
-    "dicom": dicom_tree.read_manifest,
-    "folders": folders.read_manifest,
-    "oasis1": oasis.read_oasis1,
-    "oasis2": oasis.read_oasis2,
-    "oasis2_slices": oasis2_slices.read_manifest,
-    "oasis3": oasis3.read_manifest,
-    "oasis_vbm": oasis_vbm.read_manifest,
+# Each takes the source's params, a folder for converted images and `pool`, and returns the rows of `records.LISTING`.
+READERS: dict[str, Callable[..., list[dict[str, Any]]]] = {
+    "adni": adni.list_scans,
+    "bids": bids.list_scans,
+    "caps": caps.list_scans,
+    "dicom": dicom_tree.list_scans,
+    "folders": folders.list_scans,
+    "oasis1": oasis.list_oasis1,
+    "oasis2": oasis.list_oasis2,
+    "oasis2_slices": oasis.list_oasis2_slices,
+    "oasis3": oasis3.list_scans,
+    "oasis_vbm": oasis.list_tissue_maps,
 }
+_FACTS = {"bids": bids.file_facts}  # a source whose files say more than `image_files.image_facts`
 
 
 def read_source(params: StudyParams, code: str = "") -> pd.DataFrame:
@@ -36,11 +45,49 @@ def read_source(params: StudyParams, code: str = "") -> pd.DataFrame:
     -------
     DataFrame
         Schema `records.LISTING`; participant and diagnosis may still be unknown, diagnosis outside `params.classes`.
+
+    Raises
+    ------
+    StudyError
+        If the source cannot be read.
     """
     source, pool = params.source, params.pool
     folder = params.folder / "source"
     if source.kind == "phantom":
         root = phantom.write_cohort(source, params.classes, params.seed, folder, pool=pool, code=code)
         source = phantom.as_bids(root)
-    listed = check_table(READERS[source.kind](source, folder, pool=pool), LISTING, f"source {source.kind}")
+    listed = list_source(source, folder, pool=pool)
     return check_table(dicom_tree.convert_rows(listed, folder / "nifti", pool=pool), LISTING, "DICOM conversion")
+
+
+def list_source(source: Any, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
+    """List the scans of a source, with digest and header facts of each image.
+
+    Parameters
+    ----------
+    source : section of `study.source_params`
+    folder : path
+        Receives converted images.
+    pool : Pool
+        Processes that read headers and convert images.
+
+    Returns
+    -------
+    DataFrame
+        Schema `records.LISTING`. What the source says of a scan goes before the facts of its file.
+
+    Raises
+    ------
+    StudyError
+        If the root is no folder or holds nothing that the source can read.
+    """
+    root = getattr(source, "root", None)
+    if root is not None and not Path(root).is_dir():
+        expected = type(source).model_fields["root"].description
+        raise StudyError(f"source.root {root} is not a folder; expected: {expected}")
+    rows = READERS[source.kind](source, folder, pool=pool)
+    paths = list(dict.fromkeys(row["path"] for row in rows if "sha256" not in row))
+    read = _FACTS.get(source.kind, image_facts)
+    facts = dict(zip(paths, map_scans(read, paths, pool=pool, label="reading headers"), strict=True))
+    table = pd.DataFrame([facts.get(row["path"], {}) | row for row in rows])
+    return check_table(table, LISTING, f"source {source.kind}")

@@ -14,7 +14,7 @@ from adlib.imaging.volume import extract_slice, fit_square
 from adlib.parallel.mapping import map_scans
 from adlib.preprocess.derivatives import load_t1w
 from adlib.preprocess.intensity import LANDMARKS, standard_slices
-from adlib.sources.planes import SEPARATOR, read_plane
+from adlib.sources.image_files import SEPARATOR, read_plane
 from adlib.study.params import InputParams, StudyParams
 from adlib.study.records import FEATURES, MANIFEST, SLICES, StudyError, atomic_path, read_table, write_table
 

@@ -16,7 +16,7 @@ from adlib.audit.findings import AuditStop, enforce
 from adlib.audit.fingerprint import pixel_facts, thumbnail
 from adlib.audit.run import run_audit
 from adlib.audit.similarity import near_duplicates, recover_groups, spanning_tree
-from adlib.sources import folders
+from adlib.sources.reading import list_source
 from adlib.study.exec_params import HERE
 from adlib.study.params import AuditParams
 from adlib.study.records import StudyError, TryAgain
@@ -216,8 +216,8 @@ def test_slices_as_shipped_are_stopped_as_leaking(realdata, tmp_path):
     shipped = realdata / "oasis1_axial_slices"
     with zipfile.ZipFile(shipped / "oasis1_axial_slices.zip") as archive:
         archive.extractall(tmp_path)
-    listed = folders.read_manifest(
-        FoldersSource(kind="folders", root=tmp_path, contents="images", parts=("train", "test"))
+    listed = list_source(
+        FoldersSource(kind="folders", root=tmp_path, contents="images", parts=("train", "test")), tmp_path
     )
     truth = pd.read_csv(shipped / "subjects.csv").set_index("path")["subject"]
     params = AuditParams(min_participants_per_class=2)

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from adlib.sources import adni
-from adlib.sources.adni_files import read_folder, read_name
 from adlib.sources.adni_tables import CODES, phase_name
+from adlib.sources.reading import list_source
 from adlib.study.exec_params import HERE
 from adlib.study.params import load_params
 from adlib.study.records import LISTING, MANIFEST, StudyError, check_table, digest, file_digest
@@ -47,8 +47,7 @@ def merge(root, *lines, name="ADNIMERGE_15Jan2024.csv"):
 
 
 def read(root, **settings):
-    table = adni.read_manifest(AdniSource(kind="adni", root=root, **settings), pool=HERE)
-    return check_table(table, LISTING, "test")
+    return list_source(AdniSource(kind="adni", root=root, **settings), root, pool=HERE)
 
 
 def only(root, **settings):
@@ -98,7 +97,10 @@ def test_names_without_tables_are_labelled_by_their_class_folder_and_dated_by_ar
 
 @pytest.mark.parametrize(
     ("subject", "number", "reason"),
-    [("003_S_0001", IMAGE, "folder says 002_S_0295, its file name 003_S_0001"), (SUBJECT, "I7", "its file name I7")],
+    [
+        ("003_S_0001", IMAGE, "folder is of 002_S_0295, its file name of 003_S_0001"),
+        (SUBJECT, "I7", "file name of I7"),
+    ],
 )
 def test_a_file_that_lies_in_a_folder_of_another_is_excluded(tmp_path, subject, number, reason):
     download(tmp_path)
@@ -139,7 +141,7 @@ def test_a_folder_of_dicom_files_is_one_scan(tmp_path):
     row = only(tmp_path)
     assert (row["path"], row["shape"], row["image_id"]) == (str(folder), None, IMAGE)
     assert row["sha256"] == digest(sorted(map(file_digest, files)))
-    assert read_name(files[0].name).description == "MP-RAGE"
+    assert adni.read_name(files[0].name).description == "MP-RAGE"
     (folder / files[0].name.replace(IMAGE, "I9")).write_bytes(b"3")
     download(tmp_path, number="I5")
     collection(tmp_path, listed_line(), listed_line(number="I5"))
@@ -159,7 +161,7 @@ def test_an_image_with_two_groups_has_two_rows_and_repeated_lines_one(tmp_path):
 def test_a_table_that_knows_the_image_as_anothers_excludes_it(tmp_path):
     download(tmp_path)
     collection(tmp_path, listed_line(subject="003_S_0001"))
-    assert only(tmp_path)["excluded"] == "its name says 002_S_0295, the table study_1_05_2010.csv 003_S_0001"
+    assert only(tmp_path)["excluded"] == "its name is of 002_S_0295, study_1_05_2010.csv lists it under 003_S_0001"
 
 
 def test_listed_ids_that_are_not_on_disk_and_other_tables_are_told(tmp_path, capsys):
@@ -169,7 +171,7 @@ def test_listed_ids_that_are_not_on_disk_and_other_tables_are_told(tmp_path, cap
     assert only(tmp_path)["diagnosis"] == "MCI"
     said = capsys.readouterr().out
     assert "2 of the 3 listed image ids are not on disk, I8 first" in said
-    assert "MMSE.csv is left alone" in said
+    assert "MMSE.csv is ignored" in said
 
 
 VISITS = (
@@ -334,8 +336,8 @@ def test_named_tables_are_read_and_others_are_not(tmp_path):
 
 
 def test_names_and_folders_that_are_not_adnis():
-    assert read_name("brain.nii") is read_name(flat(archived="20081314102030123")) is None
-    assert read_name(f"{SUBJECT}_{IMAGE}.nii") is None
+    assert adni.read_name("brain.nii") is adni.read_name(flat(archived="20081314102030123")) is None
+    assert adni.read_name(f"{SUBJECT}_{IMAGE}.nii") is None
     assert adni.name_facts("brain.nii") is None
     whole, part = adni.name_facts(flat()), adni.name_facts(flat(end="_88.jpg"))
     assert set(whole) - set(part) == {"scan_id"}
@@ -344,7 +346,7 @@ def test_names_and_folders_that_are_not_adnis():
 
 def test_a_folder_by_series_names_the_scan_by_its_series(tmp_path):
     folder = tmp_path / SUBJECT / "MP-RAGE" / "2008-10-14_09_08_07.0" / "S52648"
-    assert read_folder(folder).series_id == "S52648"
+    assert adni.read_folder(folder).series_id == "S52648"
     image(folder / "scan.nii")
     merge(tmp_path, *VISITS)
     assert only(tmp_path, label="visit")["scan_id"] == "sub-ADNI002S0295_ses-20081014_acq-S52648_T1w"

@@ -10,7 +10,7 @@ import pytest
 from deno import find_deno_bin
 
 from adlib.phantom import cohort as phantom
-from adlib.sources import bids
+from adlib.sources.reading import list_source
 from adlib.study.exec_params import HERE
 from adlib.study.records import read_json, read_table, write_json
 from adlib.study.source_params import BidsSource, PhantomSource
@@ -59,7 +59,7 @@ def test_a_written_cohort_has_no_error_and_no_warning_but_those_of_what_a_simula
 
 
 def test_the_cohort_is_read_back_with_what_is_missing_left_empty(cohort):
-    listed = bids.read_manifest(BidsSource(kind="bids", root=cohort), pool=HERE).set_index("participant_id")
+    listed = list_source(BidsSource(kind="bids", root=cohort), cohort, pool=HERE).set_index("participant_id")
     truth = read_table(cohort.parent / "truth" / "truth.tsv", phantom.TRUTH)
     assert sorted(listed["scan_id"]) == sorted(truth["scan_id"])
     assert listed.loc["sub-0001", "age"].isna().all() and listed.loc["sub-0002", "sex"].isna().all()

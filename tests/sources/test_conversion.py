@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from dicom_writer import write_series
 
-from adlib.sources import dicom, dicom_tree, oasis, oasis2_slices
+from adlib.sources import dicom, dicom_tree, oasis
 from adlib.study import conversion
 from adlib.study.exec_params import HERE
 from adlib.study.records import StudyError, file_digest
@@ -231,7 +231,7 @@ def slices(tmp_path):
 
     def write(value):
         with zipfile.ZipFile(root / "slices.zip", "w") as archive:
-            for plane in oasis2_slices.PLANES:
+            for plane in oasis.PLANES:
                 image = nib.Nifti1Image(np.full((8, 9), value, np.uint8), np.eye(4))
                 nib.save(image, tmp_path / "plane.nii.gz")
                 archive.write(tmp_path / "plane.nii.gz", f"{plane}/OAS2_0001_MR1_{plane}.nii.gz")
@@ -243,13 +243,13 @@ def slices(tmp_path):
 def test_a_zip_of_slices_that_is_damaged_is_named(tmp_path):
     (tmp_path / "slices.zip").write_bytes(b"no zip")
     with pytest.raises(StudyError, match=r"slices.zip is not a readable zip of slices \(.*fetch it again"):
-        oasis2_slices._slice_folder(tmp_path, tmp_path / "out")
+        oasis._slice_folder(tmp_path, tmp_path / "out")
 
 
 def test_slices_of_a_replaced_zip_and_damaged_ones_are_unpacked_again(slices, tmp_path):
     def values(root):
         source = Oasis2SlicesSource(kind="oasis2_slices", root=root)
-        paths = oasis2_slices.read_manifest(source, tmp_path / "out", pool=HERE)["path"].iloc[0].split("|")
+        paths = oasis.list_oasis2_slices(source, tmp_path / "out", pool=HERE)[0]["path"].split("|")
         return paths, [int(np.asarray(nib.load(path).dataobj).mean()) for path in paths]
 
     paths, first = values(slices(1))

@@ -13,12 +13,11 @@ from dicom_writer import write_series
 
 from adlib.imaging.volume import to_canonical
 from adlib.phantom import cohort as phantom
-from adlib.sources import bids
-from adlib.sources.reading import READERS, read_source
+from adlib.sources.reading import list_source, read_source
 from adlib.study import source_params
 from adlib.study.exec_params import HERE
 from adlib.study.params import ExecParams, load_params
-from adlib.study.records import LISTING, MANIFEST, check_table, read_table
+from adlib.study.records import MANIFEST, read_table
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")
 UNLIKE = {"path", "sha256", "label_source", "participant_source", "image_id"}
@@ -33,7 +32,7 @@ def cohort(tmp_path_factory):
 
 def read(kind, root, folder, **settings):
     source = source_params.KINDS[kind](kind=kind, root=root, **settings)
-    return check_table(READERS[kind](source, folder, pool=HERE), LISTING, kind)
+    return list_source(source, folder, pool=HERE)
 
 
 def in_layout(cohort, kind, tmp_path):
@@ -42,7 +41,7 @@ def in_layout(cohort, kind, tmp_path):
 
 @pytest.fixture
 def listed(cohort):
-    return bids.read_manifest(source_params.BidsSource(kind="bids", root=cohort), pool=HERE)
+    return read("bids", cohort, cohort)
 
 
 def facts(table):

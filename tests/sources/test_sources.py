@@ -5,10 +5,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adlib.sources import bids, oasis2_slices
+from adlib.sources.oasis import PLANES
+from adlib.sources.reading import list_source
 from adlib.study.exec_params import HERE
 from adlib.study.records import MANIFEST, StudyError, check_table
 from adlib.study.source_params import BidsSource, Oasis2SlicesSource
+
+
+def read_bids(root, **settings):
+    return list_source(BidsSource(kind="bids", root=root, **settings), root / "unused", pool=HERE)
 
 
 @pytest.fixture
@@ -29,9 +34,9 @@ def dataset(tmp_path):
 
 
 def test_bids_rows_carry_visit_labels_headers_and_sidecars(dataset):
-    listed = bids.read_manifest(BidsSource(kind="bids", root=dataset, label_column="group"), pool=HERE)
+    listed = read_bids(dataset, label_column="group")
     rows = listed.set_index("scan_id")
-    assert rows.loc["sub-01_ses-b_T1w", ["diagnosis", "age"]].tolist() == ["MCI", "72"]
+    assert rows.loc["sub-01_ses-b_T1w", ["diagnosis", "age"]].tolist() == ["MCI", 72]
     assert rows.loc["sub-02_T1w", ["session_id", "shape", "voxel_z_mm"]].tolist() == ["ses-01", "4x5x6", 3.0]
     assert rows.loc["sub-02_T1w", ["manufacturer", "field_strength_T"]].tolist() == ["Maker", 3]
     assert pd.isna(rows.loc["sub-03_T1w", "diagnosis"])
@@ -39,13 +44,13 @@ def test_bids_rows_carry_visit_labels_headers_and_sidecars(dataset):
 
 
 def test_labels_are_renamed_by_params(dataset):
-    source = BidsSource(kind="bids", root=dataset, label_column="group", labels={"AD": "demented"})
-    assert set(bids.read_manifest(source, pool=HERE)["diagnosis"].dropna()) == {"CN", "MCI", "demented"}
+    listed = read_bids(dataset, label_column="group", labels={"AD": "demented"})
+    assert set(listed["diagnosis"].dropna()) == {"CN", "MCI", "demented"}
 
 
 def test_a_corrupt_image_is_listed_without_shape(dataset):
     (dataset / "sub-02" / "anat" / "sub-02_T1w.nii.gz").write_bytes(b"not gzip")
-    listed = bids.read_manifest(BidsSource(kind="bids", root=dataset, label_column="group"), pool=HERE)
+    listed = read_bids(dataset, label_column="group")
     assert listed.set_index("scan_id")["shape"].isna().tolist() == [False, False, True, False]
 
 
@@ -61,15 +66,15 @@ def test_a_corrupt_image_is_listed_without_shape(dataset):
 def test_broken_bids_datasets_say_what_is_wrong(dataset, change, words):
     change(dataset)
     with pytest.raises(StudyError, match=words):
-        bids.read_manifest(BidsSource(kind="bids", root=dataset, label_column="group"), pool=HERE)
+        read_bids(dataset, label_column="group")
 
 
 def test_a_wrong_label_column_names_those_there_are(dataset):
     (dataset / "sub-01" / "sub-01_sessions.tsv").unlink()
     with pytest.raises(StudyError, match=r"set source\.label_column"):
-        bids.read_manifest(BidsSource(kind="bids", root=dataset, label_column="dx"), pool=HERE)
+        read_bids(dataset, label_column="dx")
     with pytest.raises(StudyError, match="is not a folder"):
-        bids.read_manifest(BidsSource(kind="bids", root=dataset / "none"), pool=HERE)
+        read_bids(dataset / "none")
 
 
 @pytest.fixture
@@ -82,15 +87,14 @@ def slices(tmp_path):
     ]
     (tmp_path / "oasis_longitudinal_demographic.csv").write_text("\n".join([header, *lines]))
     for name in ("OAS2_0001_MR1", "OAS2_0002_MR1"):
-        for plane in oasis2_slices.PLANES:
+        for plane in PLANES:
             (tmp_path / plane).mkdir(exist_ok=True)
             nib.save(nib.Nifti1Image(np.ones((8, 9), np.uint8), np.eye(4)), tmp_path / plane / f"{name}_{plane}.nii.gz")
     return tmp_path
 
 
 def read_slices(root, tmp_path):
-    source = Oasis2SlicesSource(kind="oasis2_slices", root=root)
-    return oasis2_slices.read_manifest(source, tmp_path / "u", pool=HERE)
+    return list_source(Oasis2SlicesSource(kind="oasis2_slices", root=root), tmp_path / "u", pool=HERE)
 
 
 def test_oasis_sessions_with_three_planes_become_scans(slices, tmp_path):
@@ -121,7 +125,7 @@ def test_oasis_without_its_table_or_column_is_refused(slices, tmp_path):
     table = slices / "oasis_longitudinal_demographic.csv"
     table.write_text(table.read_text().replace("CDR", "Rating"))
     with pytest.raises(StudyError, match=r"lacks columns \['cdr'\]"):
-        oasis2_slices.read_manifest(Oasis2SlicesSource(kind="oasis2_slices", root=slices), tmp_path / "u", pool=HERE)
+        read_slices(slices, tmp_path)
     table.unlink()
     with pytest.raises(StudyError, match="longitudinal"):
-        oasis2_slices.read_manifest(Oasis2SlicesSource(kind="oasis2_slices", root=slices), tmp_path / "u", pool=HERE)
+        read_slices(slices, tmp_path)

@@ -2,13 +2,13 @@
 
 import pytest
 
-from adlib.sources.people import PeopleTable, bids_label, session_label
+from adlib.sources.participant_table import ParticipantTable, bids_label, session_label
 from adlib.study.records import StudyError
 
 
 def table(tmp_path, text, **settings):
     (tmp_path / "people.csv").write_text(text)
-    return PeopleTable(tmp_path / "people.csv", **settings)
+    return ParticipantTable(tmp_path / "people.csv", **settings)
 
 
 def test_a_visit_goes_before_its_participant(tmp_path):
@@ -23,10 +23,11 @@ def test_columns_are_translated_and_the_label_is_taken_on_request_only(tmp_path)
     names = {"who": "participant_id", "M/F": "sex"}
     assert table(tmp_path, text, columns=names).about(None, "", "sub-A1", "ses-01") == {"sex": "F"}
     labelled = table(tmp_path, text, columns=names, label_column="Group")
-    assert labelled.about(None, "", "sub-A1", "ses-01") == {"sex": "F", "diagnosis": "AD"}
+    expected = {"sex": "F", "diagnosis": "AD", "label_source": "column Group of people.csv"}
+    assert labelled.about(None, "", "sub-A1", "ses-01") == expected
 
 
-def test_a_picture_is_found_by_its_path(tmp_path):
+def test_picture_is_found_by_its_path(tmp_path):
     found = table(tmp_path, 'path,participant_id\n"train/AD/1 (2).jpg",7\ntrain\\AD\\3.jpg,8\n', root=tmp_path)
     expected = {"participant_id": "sub-7", "participant_source": "people.csv"}
     assert found.about("x", "train/AD/1 (2).jpg", None, None) == expected
@@ -37,12 +38,12 @@ def test_a_picture_is_found_by_its_path(tmp_path):
     ("text", "words"),
     [
         ("name,age\nx,1\n", r"none of the columns \['path', 'scan_id', 'participant_id'\]"),
-        ("participant_id,age\n1,70\n1,71\n", "different things of one participant_id: lines 2, 3"),
+        ("participant_id,age\n1,70\n1,71\n", "contradictory rows for one participant_id: lines 2, 3"),
         ("path,participant_id\n../../etc/passwd,1\n", "line 2: the path '../../etc/passwd'"),
         ("path,participant_id\n/etc/passwd,1\n", "lies outside"),
         ("path,participant_id\na.jpg,1\n,2\n", "line 3, column 'path' is empty"),
         ("participant_id\n---\n", "no letter or digit"),
-        ("participant_id\nA-1\nA1\n", "'A-1' and 'A1' would both be called sub-A1"),
+        ("participant_id\nA-1\nA1\n", "'A-1' and 'A1' would both become sub-A1"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, text, words):

@@ -1,4 +1,4 @@
-"""A table of people and visits that a user brings, and how their names become BIDS labels."""
+"""A user's table of participants and sessions, and BIDS labels from their names."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pandas as pd
 from adlib.study.records import StudyError
 from adlib.study.user_tables import read_user_table, safe_path
 
-KEYS = ("path", "scan_id", "participant_id")
-FACTS = (
+_KEYS = ("path", "scan_id", "participant_id")
+_FACTS = (
     "participant_id", "session_id", "age", "sex", "site", "phase", "acquisition_date", "slice_index", "diagnosis",
 )  # fmt: skip
 
 
-class PeopleTable:
-    """What a table says of a scan, found by its path, its name, or its participant and session.
+class ParticipantTable:
+    """Facts of scans from a table, by a scan's path, its name, or its participant and session.
 
     Parameters
     ----------
@@ -27,8 +27,10 @@ class PeopleTable:
         Table with at least one of the columns path, scan_id and participant_id.
     label_column : str
         Column that becomes the diagnosis; empty takes none.
+    labels : dict of str to str
+        Labels in that column to classes; others stay as they are.
     columns : dict of str to str
-        The table's own names to those of the listing, such as ``{"M/F": "sex"}``.
+        Names in the table to those of the listing, such as ``{"M/F": "sex"}``.
     root : path, optional
         Folder that the paths in a column ``path`` are relative to and may not leave.
 
@@ -43,6 +45,7 @@ class PeopleTable:
         path: Path | str,
         *,
         label_column: str = "",
+        labels: dict[str, str] | None = None,
         columns: dict[str, str] | None = None,
         root: Path | None = None,
     ) -> None:
@@ -52,15 +55,16 @@ class PeopleTable:
         if missing:
             raise StudyError(f"{self.path} lacks columns {missing}; it has {list(table.columns)}")
         table = table.rename(columns=columns or {})
+        self.label_source = f"column {label_column} of {self.path.name}" if label_column else None
         if label_column:
-            table = table.assign(diagnosis=table[label_column])
-        self.key = next((name for name in KEYS if name in table), None)
+            table = table.assign(diagnosis=table[label_column].replace(labels or {}))
+        self.key = next((name for name in _KEYS if name in table), None)
         if self.key is None:
-            raise StudyError(f"{self.path} has none of the columns {list(KEYS)}; it has {list(table.columns)}")
+            raise StudyError(f"{self.path} has none of the columns {list(_KEYS)}; it has {list(table.columns)}")
         table = self._labelled(table)
         if self.key == "path" and root is not None:
             table = table.assign(path=[self._inside(cell, line, root) for line, cell in table["path"].items()])
-        facts = [name for name in FACTS if name in table and (name != "diagnosis" or label_column)]
+        facts = [name for name in _FACTS if name in table and (name != "diagnosis" or label_column)]
         self.index = [self.key, *(["session_id"] if self.key == "participant_id" and "session_id" in table else [])]
         self._check_unique(table, facts)
         self.rows = table.drop_duplicates(self.index).set_index(self.index)[[n for n in facts if n not in self.index]]
@@ -84,26 +88,36 @@ class PeopleTable:
         if len(twice):
             lines = ", ".join(map(str, twice.index[:4]))
             raise StudyError(
-                f"{self.path} says different things of one {' and '.join(self.index)}: lines {lines}; keep one"
+                f"{self.path} has contradictory rows for one {' and '.join(self.index)}: lines {lines}; keep one"
             )
 
     def about(self, scan_id: str | None, path: str, participant: str | None, session: str | None) -> dict[str, Any]:
-        """Facts of the table about one scan, empty where it says nothing."""
+        """Facts of one scan, and the source of its label; a session's row goes before its participant's.
+
+        Parameters
+        ----------
+        scan_id, path, participant, session : str
+            Names of the scan; the table's key is one of them.
+
+        Returns
+        -------
+        dict
+            By the names of `records.LISTING`; without facts where the table has no row for the scan.
+        """
+        source = {} if self.label_source is None else {"label_source": self.label_source}
         value = {"path": path, "scan_id": scan_id, "participant_id": participant}[self.key]
-        for key in ((value, session), (value, None)) if len(self.index) == 2 else ((value,),):
-            name = key if len(key) > 1 else key[0]
+        for name in ((value, session), (value, None)) if len(self.index) == 2 else (value,):
             if name in self.rows.index:
                 facts = self.rows.loc[[name]].iloc[0].dropna().to_dict()
-                told = {"participant_source": self.path.name} if "participant_id" in facts else {}
-                return facts | told
-        return {}
+                return facts | source | ({"participant_source": self.path.name} if "participant_id" in facts else {})
+        return source
 
 
 def bids_label(entity: str, text: str) -> str:
     """A BIDS name such as ``sub-OAS20001`` from ``OAS2_0001`` or ``sub-OAS20001`` (letters and digits only)."""
     bare = re.sub(r"[^A-Za-z0-9]", "", str(text).removeprefix(f"{entity}-"))
     if not bare:
-        raise StudyError(f"{text!r} has no letter or digit to name a {entity}- by")
+        raise StudyError(f"{text!r} has no letter or digit, which a {entity}- label needs")
     return f"{entity}-{bare}"
 
 
@@ -121,7 +135,7 @@ def check_distinct(names: Iterable[str], where: Path | str) -> None:
         first = seen.setdefault(bids_label("sub", bare), bare)
         if first != bare:
             raise StudyError(
-                f"{where}: the participants {first!r} and {bare!r} would both be called {bids_label('sub', bare)}; "
+                f"{where}: the participants {first!r} and {bare!r} would both become {bids_label('sub', bare)}; "
                 "rename one, or both alike if they are one person"
             )
 
