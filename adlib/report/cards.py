@@ -8,7 +8,8 @@ import pandas as pd
 import yaml
 
 from adlib.report import tables, text
-from adlib.report.content import Study, score_table
+from adlib.report.content import Study
+from adlib.study.metrics import KEY, tidy
 from adlib.study.records import TISSUE_MAPS
 
 INDEXED = (
@@ -55,7 +56,7 @@ def front_matter(study: Study, released: list[dict[str, Any]] | None = None) -> 
         licence = {"license": "other", "license_name": "terms-of-the-training-cohort"}
     tags = ["mri", "brain", "t1w", "alzheimer", study.network.lower(), "research-only"]
     if released:
-        scores = [score for _, score in score_table(released).iterrows()]
+        scores = [score for _, score in tidy(released, KEY).iterrows()]
     else:
         scores = [study.score(metric, label or "") for metric, label in INDEXED]
     result = {

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from adlib.report.content import score_table
-from adlib.report.tables import Table, bounded, metric_title, moment, public_params, run_of, table, written
+from adlib.report.tables import Table, bounded, metric_title, moment, public_params, table, written
 from adlib.report.text import render
 from adlib.study.digests import flat
+from adlib.study.metrics import KEY, read_metrics, run_of
 from adlib.study.params import StudyParams, load_params
 from adlib.study.records import StudyError, read_json, write_text
 
@@ -48,11 +48,8 @@ def read_side(folder: Path) -> Side:
     missing = [name for name in ("params.yaml", "metrics.json", "provenance.json") if not (folder / name).is_file()]
     if missing:
         raise StudyError(f"--compare: {folder} lacks {', '.join(missing)}; give the folder of a finished study")
-    metrics = read_json(folder / "metrics.json")
-    if not isinstance(metrics.get("entries"), list):
-        raise StudyError(f"--compare: {folder / 'metrics.json'} holds no scores; run its step 04_evaluation again")
-    scores, provenance = score_table(metrics["entries"]), read_json(folder / "provenance.json")
-    return Side(folder, load_params(folder / "params.yaml"), scores, provenance)
+    scores, provenance = read_metrics(folder).query("group == ''"), read_json(folder / "provenance.json")
+    return Side(folder, load_params(folder / "params.yaml"), scores.set_index(list(KEY), drop=False), provenance)
 
 
 def compare(first: Path, second: Path, outputs: Path) -> tuple[Path, str]:
@@ -83,7 +80,7 @@ def scores(a: Side, b: Side, caption: str, *, main_only: bool = False) -> Table:
     """Scores of both studies with their difference and its verdict."""
     rows = []
     for name in [*a.scores.index, *b.scores.index.difference(a.scores.index, sort=False)]:
-        run, level, metric, label = name
+        run, level, _, metric, label = name
         is_main = " - " not in run and level == "subject" and metric in SHOWN and label in ("", "macro")
         if main_only and not is_main:
             continue

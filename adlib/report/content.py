@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from adlib.report.privacy import Ids
+from adlib.study.metrics import CHECK, NETWORK, get_score, metrics_table, tidy
 from adlib.study.params import StudyParams
 from adlib.study.records import AUDIT, FEATURES, FIGURES, LISTING, MANIFEST, SPLITS, StudyError, read_json, read_table
 from adlib.study.train_params import TrainParams
 
 FLOW = ("step", "scans", "participants")
-NETWORK = "resnet50"
 CITATIONS = {"ResNet50": " (He et al. 2016, doi:10.1109/CVPR.2016.90)"}
-SCORED = ("run", "level", "metric", "class")  # what identifies a score, apart from those of subgroups
 SANITY = "attribution/sanity.json"
 
 
@@ -33,9 +31,9 @@ class Study:
     metrics, provenance : dict
         ``metrics.json`` and ``provenance.json``.
     scores : DataFrame
-        The scores of ``metrics.json``, indexed by run, level, metric and class ("" for all classes).
-    sanity : list of dict
-        Checks of the attribution maps, from ``attribution/sanity.json``; empty without the file.
+        See `adlib.study.metrics.metrics_table`.
+    sanity : DataFrame
+        check, of, metric, point, low, high and n of the checks of the attribution maps; empty without them.
     card : dict
         Header of the model file.
     manifest, audit, flow, splits, features, figures : DataFrame
@@ -48,7 +46,7 @@ class Study:
     metrics: dict[str, Any]
     scores: pd.DataFrame
     provenance: dict[str, Any]
-    sanity: list[dict[str, Any]]
+    sanity: pd.DataFrame
     card: dict[str, Any]
     manifest: pd.DataFrame
     audit: pd.DataFrame
@@ -109,9 +107,8 @@ class Study:
     def score(
         self, metric: str, label: str = "", *, run: str = NETWORK, level: str = "subject"
     ) -> pd.Series[Any] | None:
-        """Metric, point, low, high and n of one score; None where it was not computed."""
-        name = (run, level, metric, label)
-        return self.scores.loc[name] if name in self.scores.index else None
+        """One row of the scores; None where it was not computed."""
+        return get_score(self.scores, run, metric, label, level)
 
     def runs(self) -> list[str]:
         """The scored runs in the order of the scores, without the differences between them."""
@@ -137,9 +134,9 @@ def read_study(params: StudyParams) -> Study:
     return Study(
         params=params,
         metrics=metrics,
-        scores=score_table(metrics["entries"]),
+        scores=metrics_table(metrics),
         provenance=read_json(folder / "provenance.json"),
-        sanity=read_json(folder / SANITY)["entries"] if (folder / SANITY).is_file() else [],
+        sanity=tidy(read_json(folder / SANITY)["entries"] if (folder / SANITY).is_file() else [], CHECK),
         card=read_card(folder / "model.safetensors"),
         manifest=manifest,
         audit=read_table(folder / "audit.tsv", AUDIT).fillna(""),
@@ -149,14 +146,6 @@ def read_study(params: StudyParams) -> Study:
         figures=_read_figures(folder / "figures" / "figures.tsv"),
         ids=Ids.of(manifest, listing),
     )
-
-
-def score_table(entries: list[dict[str, Any]]) -> pd.DataFrame:
-    """Entries of ``metrics.json`` as a table, indexed by run, level, metric and class."""
-    table = pd.DataFrame(entries).reindex(columns=["check", "of", *SCORED, "group", "point", "n"])
-    table[["low", "high"]] = np.array([entry.get("ci95") or (None, None) for entry in entries], float).reshape(-1, 2)
-    table["class"] = table["class"].fillna("")
-    return table.astype({"point": float}).set_index(list(SCORED), drop=False)
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from adlib.report.content import NETWORK, Study, score_table
+from adlib.report.content import Study
 from adlib.report.privacy import may_show, shows
+from adlib.study.metrics import CHANCE, KEY, NETWORK, NOT_MEASURED, format_score, run_of, tidy
 from adlib.study.params import StudyParams
 from adlib.study.records import StudyError
 
-NOT_MEASURED, UNKNOWN = "not measured", "unknown"
+UNKNOWN = "unknown"
 MAIN = (("balanced_accuracy", ""), ("roc_auc", "macro"), ("roc_auc_binary", ""), ("brier", ""))
 DIFFERENCES = ("balanced_accuracy_difference", "roc_auc_binary_difference", "mcnemar_p")
 OVERALL = (
@@ -26,34 +27,6 @@ BY_CLASS = ("recall", "specificity", "precision", "roc_auc", "average_precision"
 LEVELS = {"slice": "Slices", "scan": "Scans", "subject": "Participants"}
 GROUPS = ("network", "control", "baseline", "ceiling", "other")
 PRIVATE = ("exec", "root", "table", "tables", "data_dir")  # params that hold places on a machine
-
-
-@dataclass(frozen=True)
-class Run:
-    """Name of a scored run in a report, its group, and its description; of a control, what it must show."""
-
-    title: str
-    group: str
-    meaning: str
-
-
-CHANCE = "must fall to chance"
-RUNS = {
-    "resnet50": Run("ResNet50", "network", "the study's network"),
-    "shuffled_labels": Run("Permuted labels", "control", f"labels permuted over participants: {CHANCE}"),
-    "background": Run("Background only", "control", f"the brain and its surroundings masked out: {CHANCE}"),
-    "slice_split": Run("Slice-level split", "control", "leakage: how much it inflates the score; not a valid score"),
-    "binarised": Run("Silhouette", "control", "1 inside the brain, 0 outside: what the outline alone predicts"),
-    "metadata_added": Run("Metadata added", "control", "scanner metadata as covariates: how much they would add"),
-    "majority": Run("Majority", "baseline", "always the most frequent class"),
-    "metadata": Run("Scanner metadata", "baseline", "site, scanner, voxels and date alone, no image"),
-    "age_sex": Run("Age and sex", "baseline", "logistic regression"),
-    "brain_fraction": Run("Brain fraction", "baseline", "brain volume as a share of the intracranial volume"),
-    "volumes": Run("Volumes", "baseline", "logistic regression on regional volumes"),
-    "age_sex_volumes": Run("Age, sex and volumes", "baseline", "logistic regression"),
-    "grey_matter_svm": Run("Grey-matter maps", "baseline", "linear support vector machine"),
-    "bayes_ceiling": Run("Best possible", "ceiling", "uses the true severity and age of every simulated participant"),
-}
 METRICS = {
     "roc_auc": "ROC AUC",
     "roc_auc_binary": "ROC AUC, two classes",
@@ -104,7 +77,7 @@ def runs(study: Study) -> Table:
 
 def released(entries: list[dict[str, Any]]) -> Table:
     """Scores of the weights of a release, from entries as those of ``metrics.json``."""
-    scores = [row for _, row in score_table(entries).iterrows()]
+    scores = [row for _, row in tidy(entries, KEY).iterrows()]
     return table(
         "Scores of the weights in this file, rounded to 16 bit, on the scan files of the test participants, each "
         "preprocessed anew; all tables further down are of the study's own weights in 32 bit.",
@@ -198,7 +171,8 @@ def by_level(study: Study) -> Table:
 
 def subgroups(study: Study) -> Table:
     """The network's scores in subgroups of participants, where the study has them."""
-    scores = score_table(study.metrics.get("subgroups") or []).assign(text=lambda rows: rows.apply(written, axis=1))
+    scores = study.scores[study.scores["group"] != ""]
+    scores = scores.assign(text=[written(row) for row in scores.itertuples()])
     metrics = list(scores["metric"].unique())
     rows = []
     for (group, n), own in scores.groupby(["group", "n"], sort=False):
@@ -211,7 +185,7 @@ def subgroups(study: Study) -> Table:
 
 def attribution_scores(study: Study) -> dict[str, pd.Series]:
     """Scores of the checks of the attribution maps, by title."""
-    rows = {(row["check"], row["of"], row["metric"]): row for _, row in score_table(study.sanity).iterrows()}
+    rows = {(row["check"], row["of"], row["metric"]): row for _, row in study.sanity.iterrows()}
     return {title: rows[name] for name, title in ATTRIBUTION_CHECKS.items() if name in rows}
 
 
@@ -381,11 +355,6 @@ def public_params(params: StudyParams) -> dict[str, Any]:
     return content
 
 
-def run_of(name: str) -> Run:
-    """The run of that name; one without an entry in `RUNS` is shown under its own name."""
-    return RUNS.get(name, Run(name.replace("_", " ").capitalize(), "other", ""))
-
-
 def metric_title(name: str, label: str = "") -> str:
     """A metric in words, with its class."""
     title = METRICS.get(name, name.replace("_", " ").capitalize())
@@ -398,16 +367,8 @@ def bounded(score: pd.Series | None) -> bool:
 
 
 def written(score: pd.Series | None, digits: int = 2) -> str:
-    """A score with its interval, a p value with two digits, or that it was not measured."""
-    if score is None:
-        return NOT_MEASURED
-    point = score["point"]
-    if pd.isna(point):
-        return "undefined"
-    if score["metric"].endswith("_p"):
-        return "< 0.0001" if point < 0.0001 else f"{point:.2g}"
-    interval = f" [{score['low']:.{digits}f},\u00a0{score['high']:.{digits}f}]" if bounded(score) else ""
-    return f"{point:.{digits}f}{interval}"
+    """A score as `format_score` writes it, without a line break inside its interval."""
+    return format_score(score, digits).replace(", ", ",\u00a0")
 
 
 def in_words(score: pd.Series | None) -> str:

@@ -12,7 +12,8 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from adlib.report import tables
-from adlib.report.content import NETWORK, Study
+from adlib.report.content import Study
+from adlib.study.metrics import NETWORK, run_of
 
 SMALL = 30  # test participants of a class below which its scores are very uncertain
 COMMON = ("params", "train", "network", "cited", "simulated", "initial_weights")  # of the study, in every text
@@ -39,7 +40,7 @@ def templates() -> Environment:
         "plain": "{:g}".format,
         "written": tables.written,
     }
-    environment.globals |= {"choices": read_yaml("choices"), "run_of": tables.run_of, "pairs": _pairs, "zip": zip}
+    environment.globals |= {"choices": read_yaml("choices"), "run_of": run_of, "pairs": _pairs, "zip": zip}
     return environment
 
 
@@ -84,7 +85,7 @@ def limitations(study: Study) -> list[str]:
         study,
         few=[f"{name} ({tested.get(name, 0)})" for name in study.params.classes if tested.get(name, 0) < SMALL],
         small=SMALL,
-        not_run=[tables.run_of(name).title for name in missing],
+        not_run=[run_of(name).title for name in missing],
         above_chance=tables.above_chance(study),
         warnings=tables.findings(study, "severity", "warn"),
         accepted=tables.accepted(study),
@@ -107,7 +108,7 @@ def checklist(study: Study, name: str) -> str:
         summary=first,
         methods=methods(study),
         acquisition=dict(tables.acquisition(study)),
-        controls=[tables.run_of(run).title for run in study.runs() if tables.run_of(run).group == "control"],
+        controls=[run_of(run).title for run in study.runs() if run_of(run).group == "control"],
         attribution_checks=[
             f"{title[0].lower()}{title[1:]} {tables.in_words(score)}"
             for title, score in tables.attribution_scores(study).items()

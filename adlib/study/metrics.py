@@ -15,6 +15,7 @@ from adlib.study.records import StudyError, read_json
 NETWORK = "resnet50"  # the run of the study's network
 CEILING = "bayes_ceiling"
 KEY = ("run", "level", "group", "metric", "class")  # together they name a score
+CHECK = ("check", "of", "metric")  # the same for a check of the attribution maps
 NOT_MEASURED = "not measured"
 CHANCE = "must fall to chance"
 

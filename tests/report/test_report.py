@@ -14,8 +14,8 @@ from finished_study import FIGURE_NAMES, make_finished
 from adlib.report.compare import compare
 from adlib.report.page import write_report
 from adlib.report.privacy import COHORT, SHOWS, Ids, may_show, shows
-from adlib.report.tables import RUNS
 from adlib.report.text import read_yaml
+from adlib.study.metrics import RUNS
 from adlib.study.params import EvaluateParams, InputParams, PreprocessParams, StudyParams
 from adlib.study.records import LISTING, MANIFEST, StudyError, read_json, read_table, write_json
 from adlib.study.train_params import Control, TrainParams
