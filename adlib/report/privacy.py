@@ -67,6 +67,11 @@ def shows(name: str, statement: str = "") -> str:
     return max(levels, key=LEVELS.index, default=SCANS)
 
 
+def is_stated(name: str, statement: str = "") -> bool:
+    """Whether `SHOWS` or the code that saved the figure states what it shows."""
+    return name in SHOWS or statement in LEVELS
+
+
 def may_show(name: str, simulated: bool, statement: str = "") -> bool:
     """Whether a report may include the figure: all of simulated heads, only `COHORT` figures of people."""
     return simulated or shows(name, statement) == COHORT

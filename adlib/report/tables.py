@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from adlib.report.content import Study
-from adlib.report.privacy import may_show, shows
+from adlib.report.privacy import is_stated, may_show, shows
 from adlib.study.metrics import CHANCE, KEY, NETWORK, NOT_MEASURED, format_score, run_of, tidy
 from adlib.study.params import StudyParams
 from adlib.study.records import StudyError
@@ -320,7 +320,9 @@ def figures(study: Study) -> dict[str, list[dict[str, Any]]]:
 def figures_left_out(study: Study) -> list[str]:
     """Names of the figures that show more than the cohort as a whole, with what they show."""
     rows = [row for row in study.figures.itertuples() if not may_show(row.name, study.simulated, row.shows)]
-    return [f"{row.name} ({shows(row.name, row.shows)})" for row in rows]
+    return [
+        f"{row.name} ({shows(row.name, row.shows) if is_stated(row.name, row.shows) else 'not stated'})" for row in rows
+    ]
 
 
 def provenance(study: Study) -> list[tuple[str, str]]:

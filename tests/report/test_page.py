@@ -1,130 +1,232 @@
-"""The report opened in a browser, on a phone and on a desk: it asks for nothing, fits, and is accessible.
+"""The report matches the records, contains no ids, needs no network, and is written whole or not at all."""
 
-``ADLIB_PAGE`` may name the page of a finished study, which is looked at as well.
-"""
-
-import os
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from chromium import CHROMIUM, chromium
-from finished_study import make_finished
-from PIL import Image
+import yaml
+from finished_study import FIGURE_NAMES, make_finished
 
-from adlib.report.compare import compare
 from adlib.report.page import write_report
-from adlib.study.records import read_json, write_json
+from adlib.report.text import read_yaml
+from adlib.study.metrics import RUNS
+from adlib.study.params import EvaluateParams, InputParams, PreprocessParams, StudyParams
+from adlib.study.records import LISTING, MANIFEST, StudyError, read_table
+from adlib.study.train_params import Control, TrainParams
 
-WIDTHS = {"phone": 390, "desk": 1280}
-PAGES = ["phantom", "people", "compare", *filter(None, [os.environ.get("ADLIB_PAGE")])]
-WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
-PLAIN = ".scroll, .wide { background: none !important }"  # axe does not judge letters on a gradient
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the browser chromium (Debian: apt install chromium)")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as started:
-        yield started
+ROOT = Path(__file__).parents[2]
+COHORTS = {"phantom": "params/phantom.yaml", "people": "params/oasis2_slices.yaml"}
+FILES = ("claim.md", "datasheet.md", "index.html", "model-card.md", "tripod-ai.md")
 
 
-def finished(folder, params_file, *sets):
-    """A finished study whose figures are wider than a phone and whose audit has a line that is hard to break."""
-    params = make_finished(folder, params_file, *sets)
-    for path in (params.folder / "figures").glob("*.png"):
-        Image.new("RGB", (1000, 300), "navy").save(path)
-    history = read_json(params.folder / "provenance.json") | {"platform": "x86_64" * 40}
-    write_json(history, params.folder / "provenance.json")
+@pytest.fixture(scope="module", params=COHORTS)
+def study(request, tmp_path_factory):
+    params = make_finished(tmp_path_factory.mktemp(request.param), COHORTS[request.param])
+    write_report(params)
     return params
 
 
-def made_pages(folder):
-    """Path of each page by name."""
-    phantom = finished(folder / "a", "params/phantom.yaml")
-    people = finished(folder / "b", "params/oasis2_slices.yaml")
-    other = finished(folder / "c", "params/phantom.yaml", "train.epochs=3")
-    return {
-        "phantom": write_report(phantom),
-        "people": write_report(people),
-        "compare": compare(phantom.folder, other.folder, folder)[0],
-    }
+@pytest.fixture
+def made(tmp_path):
+    return make_finished(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    return made_pages(tmp_path_factory.mktemp("pages"))
+def texts(params):
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted((params.folder / "report").iterdir())}
 
 
-def faults(browser, path, width):
-    """Whatever is wrong with a page, in words."""
-    found = []
-    page = browser.new_page(viewport={"width": width, "height": 844})
-    page.on("console", lambda message: found.append(f"console: {message.text}"))
-    page.on("pageerror", lambda error: found.append(f"script: {error}"))
-    page.on("request", lambda asked: found.append(f"request: {asked.url}") if _foreign(asked.url, path) else None)
-    page.goto(path.as_uri(), wait_until="load")
-    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-    broken = page.evaluate("[...document.images].filter(one => !one.naturalWidth).map(one => one.alt)")
-    found += [f"image: {alt}" for alt in broken]
-    needed = page.evaluate("document.documentElement.scrollWidth")
-    found += [f"overflow: {needed} pixels"] if needed > width else []
-    found += _axe(page, {"runOnly": WCAG})["violations"]
-    page.add_style_tag(content=PLAIN)
-    page.set_viewport_size({"width": WIDTHS["desk"], "height": 844})  # nor those cut off by an edge
-    contrast = _axe(page, {"runOnly": {"type": "rule", "values": ["color-contrast"]}})
-    found += contrast["violations"] + contrast["incomplete"]
-    page.close()
-    return found
+class Page(HTMLParser):
+    """Tags in order with their attributes, and all words."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
 
 
-def _foreign(url, path):
-    return not url.startswith("data:") and url != path.as_uri()
+def test_files_contain_no_id_and_no_path(study):
+    assert tuple(texts(study)) == FILES
+    tables = read_table(study.folder / "manifest.tsv", MANIFEST), read_table(study.folder / "listing.tsv", LISTING)
+    for name, text in texts(study).items():
+        for table in tables:
+            for column in ("participant_id", "scan_id", "path"):
+                assert not [value for value in table[column] if value in text], (name, column)
+        assert "/secret" not in text and str(study.exec.outputs) not in text, name
 
 
-def _axe(page, options):
-    said = Axe().run(page, options=options).response
-    assert said["passes"]
-    return {
-        kind: [f"{one['id']}: {one['nodes'][0]['html']}" for one in said[kind]] for kind in ("violations", "incomplete")
-    }
+def test_only_cohort_figures_of_people_are_included(study):
+    page = Page(texts(study)["index.html"])
+    simulated = study.source.kind == "phantom"
+    shown = {attributes["id"] for attributes in page.all("figure")}
+    assert shown == set(FIGURE_NAMES if simulated else ("01_cohort", "04_attribution", "04_forest", "04_stated"))
+    assert ("02_mosaic (scans), 02_volumes (points), 05_example_1 (not stated)" in page.words) != simulated
+    assert ('figures.save(..., shows="cohort")' in page.words) != simulated
 
 
-@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
-@pytest.mark.parametrize("name", PAGES)
-def test_the_page_has_no_fault_in_a_browser(browser, pages, name, width):
-    assert faults(browser, pages.get(name) or Path(name).resolve(), width) == []
+def test_page_needs_no_network_and_no_script(study):
+    text = texts(study)["index.html"]
+    page = Page(text)
+    assert not page.all("script") and not page.all("link") and "@import" not in text
+    assert not re.findall(r"""(?:src|href)=["']?(?:https?:|//)|url\(""", text)
+    assert all(attributes["src"].startswith("data:image/png;base64,") for attributes in page.all("img"))
+
+
+def test_page_has_ordered_headings_and_descriptions(study):
+    page = Page(texts(study)["index.html"])
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
+    assert levels.count(1) == 1 and all(after - before <= 1 for before, after in pairwise(levels))
+    assert all(len(attributes["alt"]) > 5 for attributes in page.all("img"))
+    assert all("scope" in attributes for attributes in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    targets = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    for link in (attributes["href"] for attributes in page.all("a")):
+        assert link[1:] in targets if link[0] == "#" else (study.folder / "report" / link).is_file(), link
+    assert len({one["id"] for _, one in page.tags if "id" in one}) == sum("id" in one for _, one in page.tags)
+
+
+def test_warning_is_first_line_of_every_file(study):
+    for name, text in texts(study).items():
+        if name == "index.html":
+            words = Page(text[text.index("<header>") :]).words.strip()
+        else:
+            words = text.split("\n---\n", 1)[-1].strip().splitlines()[0]
+        expected = "simulated" if study.source.kind == "phantom" else "Research only"
+        assert expected in words[:60], name
+    if study.source.kind == "phantom":
+        card = texts(study)["model-card.md"].split("\n---\n", 1)[1].strip()
+        assert card.startswith("**Trained on simulated images.**")
+
+
+def test_numbers_match_the_records(study):
+    page = Page(texts(study)["index.html"])
+    assert "balanced accuracy was 0.60 (95 % interval 0.55 to 0.65), with chance at 0.33" in page.words
+    best = "volumes, reached 0.50 [0.45,\u00a00.55]; the difference of the network to that baseline is 0.10 [0.06,"
+    assert best in page.words
+    assert "the network was better than chance; it was better than the best baseline" in page.words
+    assert "need come from the brain: background only did not fall to chance" in page.words
+    assert "as expected: chance (0.33) is in the interval" in page.words
+    assert "not as expected: the interval lies above chance (0.33)" in page.words
+    assert "sex F150.55 [0.45,\u00a00.65]" in page.words and "corrected for multiple comparisons" in page.words
+    assert "Manufacturersunknown" in page.words
+    assert "0.012" in page.words and "4\u00a0(80\u00a0%)" in page.words
+    assert "git 0123abc, with uncommitted" in page.words
+    assert "given-split-leaks: 2 people, one scan too. Leaks." in page.words
+    assert "<head> & answer" in page.words or study.source.kind != "phantom"
+
+
+def test_attribution_method_and_checks_are_described(study):
+    found = texts(study)
+    page = Page(found["index.html"])
+    assert "Evidence for AD was attributed to the pixels of up to 40 test scans by expected gradients" in page.words
+    assert "Deletion: area gained over random order, logit0.71 [0.61,\u00a00.81]" in page.words
+    row = next(row for row in found["claim.md"].splitlines() if row.startswith("| 31 |"))
+    assert "expected gradients" in row and "random network 0.02 (95 % interval -0.08 to 0.12)" in row
+
+
+def test_unchecked_attribution_is_described_as_such(made):
+    (made.folder / "attribution" / "sanity.json").unlink()
+    write_report(made)
+    row = next(row for row in texts(made)["claim.md"].splitlines() if row.startswith("| 31 |"))
+    assert row.endswith("They were not checked. |")
+
+
+def test_model_card_index_holds_the_scores(study):
+    front, rest = texts(study)["model-card.md"].removeprefix("---\n").split("\n---\n", 1)
+    content = yaml.safe_load(front)
+    result = content["model-index"][0]["results"][0]
+    found = {metric["type"]: metric for metric in result["metrics"]}
+    assert found["balanced_accuracy"]["value"] == 0.6 and found["balanced_accuracy"]["args"]["ci95"] == [0.55, 0.65]
+    assert content["license"] == ("bsd-3-clause" if study.source.kind == "phantom" else "other")
+    assert "Training participants: 10 CN, 10 MCI and 10 AD" in rest and "and age" in rest
+    assert ("python -m adlib.predict" in rest) == (study.source.kind == "phantom")
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "fault"),
+    ("name", "dois", "numbers"),
     [
-        ('<script>console.error("oh")</script>', "console: oh"),
-        ("<script>nowhere()</script>", "script: nowhere is not defined"),
-        ('<img src="nowhere.png" alt="what is not there">', "request: "),
-        ('<img src="data:image/png;base64,AAAA" alt="what is broken">', "image: what is broken"),
-        ('<div style="width: 500px">wide</div>', "overflow: "),
-        ('<p style="color: #999999">pale</p>', "color-contrast: "),
-        ('<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">', "image-alt: "),
-        ('<div role="region" style="overflow: auto; width: 9em"><pre>%s</pre></div>' % ("long " * 99), "scrollable-"),
+        ("claim", ("10.1148/ryai.2020200029", "10.1148/ryai.240300"), range(1, 43)),
+        ("tripod-ai", ("10.1136/bmj-2023-078378",), range(1, 28)),
     ],
-)  # fmt: skip
-def test_a_spoilt_page_has_its_fault(browser, pages, tmp_path, spoilt, fault):
-    text = pages["compare"].read_text(encoding="utf-8")
-    page = tmp_path / "index.html"
-    page.write_text(text.replace("</main>", spoilt + "</main>"), encoding="utf-8")
-    assert [one for one in faults(browser, page, WIDTHS["phone"]) if one.startswith(fault)]
+)
+def test_checklist_answers_every_item(study, name, dois, numbers):
+    text, items = texts(study)[f"{name}.md"], read_yaml(name)["items"]
+    rows = [row.split(" | ") for row in text.splitlines() if row.startswith("| ")][1:]
+    assert [row[0].strip("| ") for row in rows] == [number for number, _, _ in items]
+    assert all(len(row) == 3 and len(row[2].strip("| ")) > 3 for row in rows)
+    assert all(doi in text for doi in dois) and "Not done" in text
+    assert {int(re.match(r"\d+", number)[0]) for number, _, _ in items} - {2024} == set(numbers)
 
 
-def test_on_a_phone_wide_figures_stay_legible_and_move_and_small_ones_are_not_blown_up(browser, tmp_path):
-    params = finished(tmp_path, "params/phantom.yaml")
-    Image.new("RGB", (200, 100), "navy").save(params.folder / "figures" / "04_forest.png")
-    page = browser.new_page(viewport={"width": WIDTHS["phone"], "height": 844})
-    page.goto(write_report(params).as_uri())
-    shown = "name => [...document.getElementById(name).querySelectorAll('.wide, img')].map(one => one.clientWidth)"
-    box, image = page.evaluate(shown, "01_cohort")
-    assert box < WIDTHS["phone"] and image == 576
-    assert page.evaluate(shown, "04_forest")[1] == 200
-    moved = "one => { one.scrollLeft = 1000; return one.scrollLeft }"
-    assert page.eval_on_selector("[id='01_cohort'] .wide", moved) == image - box
-    page.close()
+def test_no_answer_of_the_checklists_is_unused():
+    template = (ROOT / "adlib/report/templates/checklist-answers.j2").read_text()
+    used = {key for name in ("claim", "tripod-ai") for _, _, key in read_yaml(name)["items"]}
+    assert set(re.findall(r"(?m)^## (.+)$", template)) == used
+
+
+def test_every_choice_of_the_params_has_words():
+    models = {
+        PreprocessParams: ("registration", "brain_extraction", "normalise"),
+        InputParams: ("pooling",),
+        EvaluateParams: ("attribution",),
+        TrainParams: ("balance", "augment"),
+    }
+    words = read_yaml("choices")
+    for model, names in models.items():
+        for name in names:
+            assert set(get_args(model.model_fields[name].annotation)) == set(words[name]), name
+    kinds = get_args(get_args(StudyParams.model_fields["source"].annotation)[0] or ())
+    sources = kinds or get_args(StudyParams.model_fields["source"].annotation)
+    assert {get_args(kind.model_fields["kind"].annotation)[0] for kind in sources} == set(words["source"])
+    assert set(get_args(Control)) == {name for name, run in RUNS.items() if run.group == "control"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("splits.protocol=kfold", "splits.repeats=2"), "5-fold cross-validation, repeated 2 times"),
+        (("splits.protocol=external", "splits.test_sites=[north]"), "The participants of 1 named site were tested"),
+        (("train.patience=3",), "stopped early"),
+        (("splits.protocol=leave_one_site_out",), "are on the same side of every split. 12\u00a0% of the remaining"),
+        (("input.plane=three_planes",), "An axial, a coronal and a sagittal slice"),
+        (("train.members=3", "train.covariates=[age, sex]"), "3 networks per fold and age and sex concatenated"),
+        (("preprocess.registration=rigid", "preprocess.bias_correction=false"), "not corrected for the bias field"),
+        (("train.weights=path:/secret/weights.pt",), "path:FILE"),
+    ],
+)
+def test_methods_follow_the_params(tmp_path, settings, words):
+    text = Page(write_report(make_finished(tmp_path, COHORTS["phantom"], *settings)).read_text()).words
+    assert words in text and "/secret" not in text
+
+
+def test_second_writing_changes_nothing(made):
+    write_report(made)
+    before = {path: path.stat().st_mtime_ns for path in (made.folder / "report").iterdir()}
+    write_report(made)
+    assert {path: path.stat().st_mtime_ns for path in (made.folder / "report").iterdir()} == before
+
+
+JSON = ("metrics.json", "attribution/sanity.json", "provenance.json")
+
+
+@pytest.mark.parametrize("name", [*JSON, "manifest.tsv", "flow.tsv", "model.safetensors", "figures/04_forest.png"])
+def test_broken_record_is_named_and_old_report_stays(made, name):
+    page = write_report(made)
+    before = page.read_bytes()
+    (made.folder / name).write_text("broken" if name != "flow.tsv" else "a\tb\n1\t2\n")
+    if name.endswith(".png"):
+        (made.folder / name).unlink()
+    with pytest.raises(StudyError, match=re.escape(name)):
+        write_report(made)
+    assert page.read_bytes() == before and not list(page.parent.glob(".part*"))
