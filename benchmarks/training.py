@@ -32,8 +32,9 @@ from torchvision.models import resnet50
 
 from adlib.study.params import StudyParams, load_params
 from adlib.training import loop as fit
-from adlib.training.device import make_fabric, takes_bf16
+from adlib.training.devices import make_fabric, takes_bf16
 from adlib.training.folds import Fold
+from adlib.training.recipe import Recipe
 
 FASTER, WAITING, GROWTH = 1.7, 0.05, 0.05
 CLASSES = 4
@@ -156,11 +157,12 @@ def study_epoch(fold: Fold, args: argparse.Namespace, augment: str = "none") -> 
     params = study_of(args, augment)
     fabric = make_fabric(params)
     fit.repeat_exactly(fabric.device)
-    network, _ = fit.initial_network(fold, params)
+    recipe = Recipe()
+    network, _ = fit.initial_network(fold, params, recipe)
     network = network.to(fabric.device, memory_format=torch.channels_last)
-    progress = fit._progress(network, params, args.steps * 100)
+    progress = fit.start(network, params, recipe, args.steps * 100)
     trained, optimizer = fabric.setup(progress.network, progress.optimizer)
-    return lambda: fit._train_epoch(fold, progress, trained, optimizer, params, [0, 0, 0, 0], fabric)
+    return lambda: fit.train_epoch(fold, progress, trained, optimizer, params, recipe, [0, 0, 0, 0], fabric)
 
 
 def waiting(args: argparse.Namespace, augment: str) -> tuple[float, float]:

@@ -5,7 +5,7 @@ import signal
 
 import matplotlib
 import pytest
-from tiny_study import study, tiny  # noqa: F401
+from tiny_study import study  # noqa: F401
 
 matplotlib.use("Agg")
 

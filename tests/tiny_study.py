@@ -7,14 +7,16 @@ import torch
 
 from adlib.study.params import load_params
 from adlib.study.records import FEATURES, MANIFEST, SLICES, SPLITS, write_table
-from adlib.training import loop as fit
-from adlib.training import model_file
+from adlib.training import model_file, runs
+from adlib.training.network import ResNet50
 
 CLASSES = ("CN", "AD")
 
 
 class Tiny(torch.nn.Module):
     """The named parts of ResNet50, each as small as can be."""
+
+    explained_layer, stages = ResNet50.explained_layer, ResNet50.stages
 
     def __init__(self, outputs, covariates=0, dropout=0.0):
         super().__init__()
@@ -27,17 +29,25 @@ class Tiny(torch.nn.Module):
         self.dropout = torch.nn.Dropout(dropout)
         self.fc = torch.nn.Linear(128 + covariates, outputs)
 
-    def forward(self, x, covariates=None):
+    def features(self, x):
         x = torch.relu(self.bn1(self.conv1(x)))
-        x = x + self.layer1(x) + self.layer2(x) + self.layer3(x) + self.layer4(x)
-        x = self.dropout(self.avgpool(x).flatten(1))
+        return self.avgpool(x + self.layer1(x) + self.layer2(x) + self.layer3(x) + self.layer4(x)).flatten(1)
+
+    def forward(self, x, covariates=None):
+        x = self.dropout(self.features(x))
         if self.covariates:
             x = torch.cat([x, x.new_zeros(len(x), self.covariates) if covariates is None else covariates], 1)
         return self.fc(x)
 
 
-def tiny_network(outputs, weights, covariates=0, dropout=0.0):
-    return Tiny(outputs, covariates, dropout), "random initialisation"
+def train_study(study, **parts):
+    """Train a study with the small network."""
+    return runs.train_study(study, **{"build_network": Tiny, **parts})
+
+
+def load(path):
+    """A classifier with the small network."""
+    return model_file.load(path, Tiny)
 
 
 SETS = (
@@ -78,14 +88,7 @@ def make_study(folder, *sets, scans=1):
 
 
 @pytest.fixture
-def tiny(monkeypatch):
-    """Put the small network in the place of ResNet50."""
-    for module in (fit, model_file):
-        monkeypatch.setattr(module, "build_network", tiny_network)
-
-
-@pytest.fixture
-def study(tmp_path, tiny):
+def study(tmp_path):
     return make_study(tmp_path)
 
 

@@ -95,7 +95,7 @@ def write_examples(params: StudyParams, model: Path, folder: Path) -> Path | Non
         None, and no file, where the study does not show its training scans.
     """
     path = folder / FILE
-    classifier = load(model)
+    classifier = load(model, trusted=True)
     if not shows_training(params) or classifier.card.refusal or IMAGE not in classifier.spaces:
         path.unlink(missing_ok=True)
         return None

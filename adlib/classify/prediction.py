@@ -169,7 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         params = load_params(options.study)
         weights = str(model_file.weights_path(options.model or find_model(params)))
-        _loaded(weights)
+        own = options.model is None
+        _loaded(weights, own)
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -179,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = {"person": person, "coverage": params.evaluate.coverage}
     taken: set[str] = set()
     scans = [(path, folder / f"{_free_name(scan_name(path), taken)}_summary.png") for path in options.files]
-    classify = partial(_classified, weights=weights, **settings)
+    classify = partial(_classified, weights=weights, own=own, **settings)
     pool = params.pool if len(scans) > 1 else HERE
     records = map_scans(classify, scans, pool=pool, label="classifying", lost=_unclassified)
     for (path, _), record in zip(scans, records, strict=True):
@@ -191,13 +192,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 @cache
-def _loaded(weights: str) -> tuple[model_file.Classifier, Examples | None]:
-    return model_file.load(weights), read_examples(weights)
+def _loaded(weights: str, own: bool) -> tuple[model_file.Classifier, Examples | None]:
+    return model_file.load(weights, trusted=own), read_examples(weights)
 
 
-def _classified(scan: tuple[Path, Path], weights: str, **settings: Any) -> dict[str, Any]:
+def _classified(scan: tuple[Path, Path], weights: str, own: bool, **settings: Any) -> dict[str, Any]:
     path, picture = scan
-    classifier, examples = _loaded(weights)
+    classifier, examples = _loaded(weights, own)
     try:
         prediction = predict_file(path, classifier, examples=examples, **settings)
     except StudyError as error:

@@ -74,7 +74,7 @@ class Prediction:
         counts = ", ".join(f"{people[name]} {name}" for name in self.card.classes if name in people)
         kind = "simulated heads" if self.card.simulated else "participants"
         trained = f", trained on {sum(people.values())} {kind} ({counts})" if people else ""
-        return f"ResNet50 of the study {self.card.study!r}{trained}"
+        return f"{self.card.network} of the study {self.card.study!r}{trained}"
 
     @property
     def refusals(self) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from nilearn.plotting import plot_stat_map
 
 from adlib.evaluation.explain.maps import AttributionMaps
 from adlib.evaluation.explain.perturb import FRACTIONS
-from adlib.evaluation.explain.randomise import STAGES
 from adlib.evaluation.explain.sanity import find_check
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL
 
@@ -114,15 +113,16 @@ def plot_randomisation(sanity: dict[str, Any]) -> Figure:
 
 
 def _correlations(axis: plt.Axes, sanity: dict[str, Any]) -> None:
+    stages = list(dict.fromkeys(entry["of"] for entry in sanity["entries"] if entry["check"] == "randomisation"))
     for place, (metric, title) in enumerate(METRICS.items()):
-        entries = [find_check(sanity, "randomisation", stage, metric) for stage in STAGES]
+        entries = [find_check(sanity, "randomisation", stage, metric) for stage in stages]
         points = np.array([1.0] + [entry["point"] for entry in entries])
         bounds = np.array([[1.0, 1.0]] + [entry["ci95"] for entry in entries]).T
         look = {"color": (ACCENT, NEUTRAL)[place], "fmt": ("o-", "s--")[place], "markersize": 4, "capsize": 2}
         where = np.arange(len(points)) + 0.12 * place
         axis.errorbar(where, points, np.maximum(np.abs(bounds - points), 0), label=title, **look)
     axis.axhline(0, color=NEUTRAL, linestyle=":", linewidth=1)
-    ticks = ["none", *(STAGE_TITLES[stage] for stage in STAGES)]
+    ticks = ["none", *(STAGE_TITLES.get(stage, f"+ {stage}") for stage in stages)]
     axis.set_xticks(range(len(ticks)), ticks, rotation=40, ha="right", size="small")
     axis.set(title="Maps of ever more random networks", ylabel="rank correlation", xlabel="what is random",
              ylim=(min(-0.3, axis.get_ylim()[0]), 1.05))  # fmt: skip

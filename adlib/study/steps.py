@@ -75,7 +75,8 @@ STEPS = (
         "03_training_resnet50",
         ("classes", "seed", "preprocess", "input", "splits", "train"),
         ("manifest.tsv", "features.tsv", DERIVATIVES, "slices.npy", "slices.tsv", WEIGHTS),
-        ("splits.tsv", "predictions.parquet", "model.safetensors"),
+        ("splits.tsv", "predictions.parquet", "model.safetensors", "training/record.json"),
+        ("network.py",),
     ),
     Step(
         "04_evaluation",

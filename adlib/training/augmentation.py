@@ -6,6 +6,31 @@ import torch
 import torchio
 from torch import nn
 
+from adlib.study.params import StudyParams
+
+SIDES = {"sagittal": (), "three_planes": (0, 1), "three_planes_2d": (0, 1)}  # channels whose last axis is left-right
+
+
+def augment_slices(x: torch.Tensor, generator: torch.Generator, params: StudyParams) -> torch.Tensor:
+    """Vary training slices as ``train.augment`` names it, half of them mirrored left to right.
+
+    Parameters
+    ----------
+    x : (B, 3, H, W) float32
+        Background 0.
+    generator : torch.Generator
+        All chance comes from it.
+    params : StudyParams
+
+    Returns
+    -------
+    (B, 3, H, W) float32
+    """
+    if params.train.augment == "none":
+        return x
+    x = mirror(x, generator, SIDES.get(params.input.plane, (0, 1, 2)))
+    return augment_light(x, generator) if params.train.augment == "light" else augment_mri(x, generator)
+
 
 def mirror(x: torch.Tensor, generator: torch.Generator, channels: tuple[int, ...]) -> torch.Tensor:
     """Mirror half of the items (B, 3, H, W) along the last axis, in the channels where that axis is left-right.
@@ -19,7 +44,7 @@ def mirror(x: torch.Tensor, generator: torch.Generator, channels: tuple[int, ...
     return x
 
 
-def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def augment_light(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Vary slices slightly, all at once: small rotation, scale and shift, gain, noise.
 
     Parameters
@@ -55,7 +80,7 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def augment_mri(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Vary slices one by one as scanners do: TorchIO's affine, bias field, gamma, motion, ghosts and noise.
 
-    Parameters and result are those of `augment`.
+    Parameters and result are those of `augment_light`.
 
     References
     ----------

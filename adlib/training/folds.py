@@ -1,19 +1,26 @@
-"""What one training sees: slices, targets, and to which part of the split each slice belongs."""
+"""The data of one training: slices, targets and split; the order of an epoch; and the parts of a step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from adlib.preprocess.intensity import fit_landmarks
 from adlib.study.params import StudyParams
 from adlib.study.records import FEATURES, MANIFEST, StudyError, read_table
-from adlib.training.auxiliary import auxiliary_targets
+from adlib.training.pooling import ATTENTION
 from adlib.training.slices import scan_percentiles, to_landmarks
 
+Augment = Callable[[torch.Tensor, torch.Generator, StudyParams], torch.Tensor]
+
 RUN = "resnet50"
+LOADERS = 2  # processes that vary slices during the training, for the slower augmentation
+SHARES = ("gm_ml", "wm_ml", "csf_ml", "hippocampus_ml", "temporal_ml", "ventricles_ml")
 
 
 @dataclass(frozen=True)
@@ -102,3 +109,150 @@ def as_numbers(name: str, values: pd.Series) -> np.ndarray:
         return values.to_numpy(float)
     first = values.astype("string").str.upper().str[0]
     return first.map({"F": 1.0, "M": 0.0}).to_numpy(float, na_value=np.nan)
+
+
+def auxiliary_targets(
+    table: pd.DataFrame, manifest: pd.DataFrame, features: pd.DataFrame, train: np.ndarray
+) -> np.ndarray:
+    """Standardised age, intracranial volume, brain fraction and volumes as shares of the intracranial volume.
+
+    They guide training only (multi-task learning, Caruana 1997, doi:10.1023/A:1007379606734); a prediction needs
+    nothing but the image.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Slices in the order of the array's rows; column scan_id.
+    manifest, features : DataFrame
+        With whatever of ``age``, ``icv_ml``, ``nbv`` and `SHARES` the study has.
+    train : (n,) int
+        Rows whose mean and spread standardise all rows.
+
+    Returns
+    -------
+    (rows, M) float32
+        0 where a value is missing; M counts those that some training scan has.
+    """
+    scans = features.drop(columns=[c for c in features if c in manifest and c != "scan_id"])
+    scans = manifest.merge(scans, on="scan_id").set_index("scan_id").loc[table["scan_id"]]
+    shares = [scans[name] / scans["icv_ml"] for name in SHARES if name in scans and "icv_ml" in scans]
+    columns = [scans[name] for name in ("age", "icv_ml", "nbv") if name in scans] + shares
+    present = [values for column in columns if np.isfinite((values := column.to_numpy(float))[train]).any()]
+    if not present:
+        return np.zeros((len(table), 0), np.float32)
+    values = np.stack(present, axis=1)
+    mean, spread = np.nanmean(values[train], axis=0), np.nanstd(values[train], axis=0)
+    return np.nan_to_num((values - mean) / np.where(spread > 0, spread, 1)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A part of a step: number, slices (B, 3, H, W), targets (B,), auxiliary (B, M), covariates (B, C), scans (B,)."""
+
+    number: int
+    x: torch.Tensor
+    y: torch.Tensor
+    auxiliary: torch.Tensor
+    covariates: torch.Tensor
+    scan: torch.Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        x = self.x.to(device, memory_format=torch.channels_last)
+        return Batch(
+            self.number, x, *(part.to(device) for part in (self.y, self.auxiliary, self.covariates, self.scan))
+        )
+
+
+def epoch_rows(fold: Fold, params: StudyParams, rng: np.random.Generator) -> list[list[np.ndarray]]:
+    """Rows of the training slices of an epoch, by step and, within it, by part.
+
+    The unit of chance is a slice or, where attention pools a scan, all training slices of a scan. Each step has
+    ``batch_size`` slices in ``micro_batches`` parts, whatever the number of devices that share them.
+
+    Returns
+    -------
+    list of list of (B,) int arrays
+    """
+    settings = params.train
+    units = _units(fold, params)
+    drawn = _balanced(fold, units, rng) if settings.balance == "sampling" else rng.permutation(len(units))
+    each = max(len(unit) for unit in units)
+    size = max(settings.batch_size // each, 2 * settings.micro_batches)
+    if len(units) < 2 * settings.micro_batches:
+        size = len(units)
+    steps = [drawn[start : start + size] for start in range(0, max(len(drawn) - size + 1, 1), size)]
+    return [
+        [np.sort(np.concatenate([units[k] for k in part])) for part in np.array_split(step, settings.micro_batches)]
+        for step in steps
+    ]
+
+
+def _units(fold: Fold, params: StudyParams) -> list[np.ndarray]:
+    rows = fold.rows("train")
+    if params.input.pooling != ATTENTION:
+        return list(rows[:, None])
+    scans = fold.scans[rows]
+    return [rows[scans == scan] for scan in np.unique(scans)]
+
+
+def _balanced(fold: Fold, units: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """As many units as there are, each from a class, then a participant of the class, then a unit, drawn evenly."""
+    first = np.array([unit[0] for unit in units])
+    classes, people = fold.targets[first], fold.table["participant_id"].to_numpy()[first]
+    drawn = np.empty(len(units), int)
+    for k, label in enumerate(rng.permutation(np.resize(np.unique(classes), len(units)))):
+        person = rng.choice(np.unique(people[classes == label]))
+        drawn[k] = rng.choice(np.flatnonzero((classes == label) & (people == person)))
+    return drawn
+
+
+def part_seed(seed: list[int], number: int) -> int:
+    """Seed of all that is random in one part of an epoch, whichever device computes it."""
+    return int(np.random.default_rng([*seed, number]).integers(2**31))
+
+
+class _Parts(Dataset):
+    """The parts of an epoch that one device computes, each varied by a seed of its own in whichever process."""
+
+    def __init__(
+        self,
+        fold: Fold,
+        params: StudyParams,
+        parts: list[tuple[int, np.ndarray]],
+        seed: list[int],
+        augment: Augment,
+    ) -> None:
+        self.fold, self.params, self.parts, self.seed, self.augment = fold, params, parts, seed, augment
+        self.scans = fold.scans
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> Batch:
+        number, rows = self.parts[index]
+        fold, generator = self.fold, torch.Generator().manual_seed(part_seed(self.seed, number))
+        x = torch.from_numpy(fold.slices[rows].astype(np.float32))  # (B, 3, H, W)
+        x = self.augment(x, generator, self.params)
+        covariates = fold.covariates[rows] if len(fold.covariates) else np.zeros((len(rows), 0), np.float32)
+        others = (fold.targets[rows], fold.auxiliary[rows], covariates, self.scans[rows])
+        return Batch(number, x, *map(torch.from_numpy, others))
+
+
+def load_parts(
+    fold: Fold,
+    params: StudyParams,
+    steps: list[list[np.ndarray]],
+    seed: list[int],
+    augment: Augment,
+    rank: int = 0,
+    ranks: int = 1,
+) -> DataLoader:
+    """Load what device `rank` of `ranks` computes: of each step its share of the parts, in order."""
+    share = params.train.micro_batches // ranks
+    numbered = [
+        (step * params.train.micro_batches + k, rows)
+        for step, parts in enumerate(steps)
+        for k, rows in list(enumerate(parts))[rank * share : (rank + 1) * share]
+    ]
+    workers = LOADERS if params.train.augment == "mri" else 0
+    return DataLoader(_Parts(fold, params, numbered, seed, augment), batch_size=None, num_workers=workers)

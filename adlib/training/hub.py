@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from huggingface_hub import PyTorchModelHubMixin
 
-from adlib.training.network import Network
+from adlib.training.network import ResNet50
 
 
-class HubNetwork(Network, PyTorchModelHubMixin, library_name="adlib", license="bsd-3-clause"):
+class HubNetwork(ResNet50, PyTorchModelHubMixin, library_name="adlib", license="bsd-3-clause"):
     """The network alone, from the two files of a release that the hub reads; `model_file.load` gives the rest.
 
     Its outputs (B, K) are logits before calibration; class order, input and preprocessing stand in ``config.json``
@@ -16,7 +16,7 @@ class HubNetwork(Network, PyTorchModelHubMixin, library_name="adlib", license="b
     Parameters
     ----------
     outputs, covariates : int
-        See `adlib.training.network.Network`.
+        See `adlib.training.network.ResNet50`.
     """
 
     def __init__(self, outputs: int, covariates: int = 0):

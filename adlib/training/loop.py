@@ -18,22 +18,30 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from adlib.study.params import StudyParams
 from adlib.study.records import StudyError, atomic_path, write_json, write_text
-from adlib.training.batches import Batch, epoch_rows, load_parts, part_seed
-from adlib.training.device import takes_bf16
-from adlib.training.folds import Fold
+from adlib.training.devices import takes_bf16
+from adlib.training.folds import Batch, Fold, epoch_rows, load_parts, part_seed
 from adlib.training.model_file import continue_from, outputs
-from adlib.training.network import build_network, freeze, hold, slice_outputs, softmax
+from adlib.training.network import (
+    check_network,
+    freeze,
+    keep_outputs,
+    load_initial_weights,
+    slice_outputs,
+    softmax,
+    train_mode,
+)
 from adlib.training.pooling import ATTENTION, arrays, pool_level, within_scan
+from adlib.training.recipe import Loss, Recipe
 
 CLIP_NORM = 5.0
-OWN = "adlib:"
+CONTINUED = "adlib:"
 
 OnEpoch = Callable[[str, list[dict[str, float]]], None]
 
 
 @dataclass
 class Progress:
-    """All that a training goes on from: networks, optimizer, schedule, the best epoch so far, and the curves."""
+    """The state of a training: networks, optimizer, schedule, weights of the best epoch so far, and the curves."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
@@ -44,7 +52,7 @@ class Progress:
 
     @property
     def used(self) -> nn.Module:
-        """The network that answers: the moving average where there is one."""
+        """The network that predicts: the moving average where there is one."""
         return self.network if self.average is None else self.average.module
 
     def save(self, path: Path, key: str) -> None:
@@ -57,7 +65,7 @@ class Progress:
             )
 
     def load(self, path: Path, key: str, device: torch.device) -> bool:
-        """Go on from a checkpoint of the same key, and say whether there is one."""
+        """Continue from a checkpoint of the same key; return whether there is one."""
         stored = torch.load(path, map_location=device, weights_only=True) if path.is_file() else {"key": None}
         if stored["key"] != key:
             return False
@@ -75,6 +83,7 @@ def fit(
     folder: Path,
     key: str,
     fabric: Fabric,
+    recipe: Recipe,
     member: int = 0,
     on_epoch: OnEpoch | None = None,
 ) -> tuple[nn.Module, str]:
@@ -90,12 +99,14 @@ def fit(
     folder : path
         Receives ``checkpoint.pt``, and the curves as ``history.json`` and ``history.csv``, after every epoch.
     key : str
-        A checkpoint with another key is not gone on from.
+        A checkpoint with another key is ignored.
     fabric : Fabric
+    recipe : Recipe
+        Network, loss, optimizer and augmentation.
     member : int
         Number of the network among those of an ensemble.
     on_epoch : callable, optional
-        Told the name of the run and its curves after every epoch.
+        Receives the name of the run and its curves after every epoch.
 
     Returns
     -------
@@ -111,9 +122,9 @@ def fit(
     settings = params.train
     repeat_exactly(fabric.device)
     torch.manual_seed(params.training_seed + fold.number + 1000 * member)
-    network, origin = initial_network(fold, params)
+    network, origin = initial_network(fold, params, recipe)
     steps = len(epoch_rows(fold, params, np.random.default_rng(0)))
-    progress = _progress(network.to(fabric.device, memory_format=torch.channels_last), params, steps)
+    progress = start(network.to(fabric.device, memory_format=torch.channels_last), params, recipe, steps)
     if progress.load(folder / "checkpoint.pt", key, fabric.device) and fabric.is_global_zero:
         print(f"going on after epoch {len(progress.history)} of {folder / 'checkpoint.pt'}")
     trained, optimizer = fabric.setup(progress.network, progress.optimizer)
@@ -125,7 +136,7 @@ def fit(
     while len(progress.history) < settings.epochs and not stalled(progress.history, settings.patience):
         started = time.monotonic()
         seed = [params.training_seed, fold.number, member, len(progress.history)]
-        loss, waited = _train_epoch(fold, progress, trained, optimizer, params, seed, fabric)
+        loss, waited = train_epoch(fold, progress, trained, optimizer, params, recipe, seed, fabric)
         row = {"epoch": len(progress.history) + 1, "train_loss": loss}
         scores = _validate(fold, progress.used, params) if fabric.is_global_zero else {}
         progress.history.append(row | fabric.broadcast(scores))
@@ -143,7 +154,7 @@ def fit(
         progress.used.load_state_dict(progress.best)
     if settings.micro_batches > 1:
         _settle(progress.used, fold, params, steps)
-    return _without_auxiliary(progress.used, outputs(params.classes, params.input)), origin
+    return keep_outputs(progress.used, outputs(params.classes, params.input)), origin
 
 
 def repeat_exactly(device: torch.device) -> None:
@@ -152,50 +163,51 @@ def repeat_exactly(device: torch.device) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-def initial_network(fold: Fold, params: StudyParams) -> tuple[nn.Module, str]:
+def initial_network(fold: Fold, params: StudyParams, recipe: Recipe) -> tuple[nn.Module, str]:
     """A network with an output for each class, attention where it pools, and each auxiliary value."""
     settings = params.train
-    own = settings.weights.startswith(OWN)
     count = outputs(params.classes, params.input) + fold.auxiliary.shape[1]
-    covariates = fold.covariates.shape[1]
-    network, origin = build_network(count, "random" if own else settings.weights, covariates, settings.dropout)
-    if own:
-        path = Path(settings.weights.removeprefix(OWN))
-        origin = continue_from(network, path, params.classes, params.input, params.preprocess)
+    network = recipe.build_network(count, fold.covariates.shape[1], settings.dropout)
+    check_network(network, count)
+    if settings.weights.startswith(CONTINUED):
+        path = Path(settings.weights.removeprefix(CONTINUED))
+        origin = continue_from(network, path, params, recipe.build_network)
+    elif settings.weights == "random" and "build_network" in recipe.changed():
+        origin = f"weights as {recipe.build_network.__qualname__} makes them"
+    else:
+        origin = load_initial_weights(network, settings.weights)
     freeze(network, settings.frozen_stages)
     return network, origin
 
 
-def _progress(network: nn.Module, params: StudyParams, steps: int) -> Progress:
+def start(network: nn.Module, params: StudyParams, recipe: Recipe, steps: int) -> Progress:
+    """The state of a training before its first epoch, which has so many steps."""
     settings = params.train
-    learnt = [value for value in network.parameters() if value.requires_grad]
-    optimizer = torch.optim.AdamW(learnt, settings.learning_rate, weight_decay=settings.weight_decay)
-    total = max(settings.epochs * steps, 8)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=total, pct_start=settings.warmup
-    )
+    trainable = [value for value in network.parameters() if value.requires_grad]
+    optimizer, schedule = recipe.optimizer(trainable, params, settings.epochs * steps)
     average = None
     if settings.average:
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.average), use_buffers=True)
     return Progress(network, optimizer, schedule, average)
 
 
-def _train_epoch(
+def train_epoch(
     fold: Fold,
     progress: Progress,
     trained: nn.Module,
     optimizer: Any,
     params: StudyParams,
+    recipe: Recipe,
     seed: list[int],
     fabric: Fabric,
 ) -> tuple[float, float]:
     """Mean loss over the parts of an epoch, and the share of time spent waiting for slices."""
     settings = params.train
     steps = epoch_rows(fold, params, np.random.default_rng(seed))
-    parts = iter(load_parts(fold, params, steps, seed, fabric.global_rank, fabric.world_size))
+    parts = iter(load_parts(fold, params, steps, seed, recipe.augment, fabric.global_rank, fabric.world_size))
     share = settings.micro_batches // fabric.world_size
     weights = class_weights(fold, len(params.classes)).to(fabric.device) if settings.balance == "weights" else None
-    hold(progress.network, settings.frozen_stages)
+    train_mode(progress.network, settings.frozen_stages)
     losses, waited, started = [], 0.0, time.monotonic()
     for _ in range(len(steps)):
         for k in range(share):
@@ -204,7 +216,7 @@ def _train_epoch(
             waited += time.monotonic() - asked
             torch.manual_seed(part_seed(seed, batch.number))
             with fabric.no_backward_sync(trained, enabled=fabric.world_size > 1 and k < share - 1):
-                loss = _loss(trained, batch, weights, params)
+                loss = _loss(trained, batch, weights, params, recipe.loss)
                 fabric.backward(loss / share)
             losses.append(loss.detach())
         fabric.clip_gradients(trained, optimizer, max_norm=CLIP_NORM, error_if_nonfinite=False)
@@ -219,7 +231,10 @@ def _train_epoch(
     return mean, waited / max(time.monotonic() - started, 1e-9)
 
 
-def _loss(network: nn.Module, batch: Batch, weights: torch.Tensor | None, params: StudyParams) -> torch.Tensor:
+def _loss(
+    network: nn.Module, batch: Batch, weights: torch.Tensor | None, params: StudyParams, criterion: Loss
+) -> torch.Tensor:
+    """Loss of a part of a step: of the classes, of mixed pairs where asked for, and of the auxiliary values."""
     settings, classes = params.train, len(params.classes)
     x, y, auxiliary, share, other = batch.x, batch.y, batch.auxiliary, 1.0, None
     if settings.mixup:
@@ -230,10 +245,9 @@ def _loss(network: nn.Module, batch: Batch, weights: torch.Tensor | None, params
     logits, predicted = values[:, :classes], values[:, outputs(params.classes, params.input) :]
     if params.input.pooling == ATTENTION:
         logits, y = _attended(logits, values[:, classes], batch)
-    criterion = nn.CrossEntropyLoss(weights, label_smoothing=settings.label_smoothing)
-    loss = criterion(logits, y)
+    loss = criterion(logits, y, weights, params)
     if other is not None:
-        loss = share * loss + (1 - share) * criterion(logits, y[other])
+        loss = share * loss + (1 - share) * criterion(logits, y[other], weights, params)
     if auxiliary.shape[1]:
         loss = loss + settings.auxiliary_weight * nn.functional.mse_loss(predicted, auxiliary)
     return loss
@@ -307,13 +321,6 @@ def _settle(network: nn.Module, fold: Fold, params: StudyParams, steps: int) -> 
     update_bn((torch.from_numpy(fold.slices[part].astype(np.float32)) for part in parts), network, device)
     for part, state in zip(held, kept, strict=True):
         part.load_state_dict(state)
-
-
-def _without_auxiliary(network: nn.Module, count: int) -> nn.Module:
-    last = nn.Linear(network.fc.in_features, count)
-    last.load_state_dict({name: value[:count] for name, value in network.fc.state_dict().items()})
-    network.fc = last.to(next(network.parameters()).device)
-    return network
 
 
 def _line(row: dict[str, float], epochs: int, seconds: float, waited: float) -> str:

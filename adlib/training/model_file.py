@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from adlib.study.params import InputParams, PreprocessParams
+from adlib.study.params import InputParams, PreprocessParams, StudyParams
 from adlib.study.records import TISSUE_MAPS, StudyError, atomic_path
 from adlib.training.mahalanobis import Space
-from adlib.training.network import build_network, load_body, read_state, slice_outputs, softmax
+from adlib.training.network import ResNet50, load_body, output_layer, read_state, slice_outputs, softmax
 from adlib.training.pooling import ATTENTION, within_scan
+from adlib.training.recipe import NETWORK_FILE, BuildNetwork, Recipe, read_network
 
 FORMAT = "adlib-resnet50-3"
 SPACE = "reference."
@@ -25,7 +26,7 @@ SPACE_PARTS = ("mean", "sd", "axes", "variances", "rest")
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a weights file says of itself.
+    """The description that travels with the weights.
 
     Attributes
     ----------
@@ -33,7 +34,7 @@ class ModelCard:
     classes : tuple of str
         In the order of the network's outputs.
     simulated : bool
-        True where the training cohort was the phantom: the answers then say nothing about a patient.
+        True where the training cohort was the phantom: results then do not apply to patients.
     input : InputParams
     preprocess : PreprocessParams
     temperature : float
@@ -50,9 +51,11 @@ class ModelCard:
     spaces : tuple of str
         In which spaces the training scans came, see `adlib.study.records.TISSUE_MAPS`; empty for heads only.
     covariates : dict of str to (float, float)
-        What the last layer is told beside the image, in order, with its mean and standard deviation in training.
+        Covariates of the output layer, in order, with their mean and standard deviation in training.
     reference : dict
-        What answers are held against, see `adlib.training.cohort_reference.make_reference`; empty in older files.
+        What a scan is compared with, see `adlib.training.cohort_reference.make_reference`; empty in older files.
+    training : dict
+        What was trained, see `adlib.training.recipe.describe`; empty in older files, whose network is ResNet50.
     """
 
     study: str
@@ -71,6 +74,12 @@ class ModelCard:
     spaces: tuple[str, ...] = ()
     covariates: dict[str, tuple[float, float]] = field(default_factory=dict)
     reference: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def network(self) -> str:
+        """Title of the network, such as ResNet50."""
+        return self.training.get("network", {}).get("title", ResNet50.__name__)
 
     @property
     def refusal(self) -> str | None:
@@ -140,13 +149,23 @@ def weights_path(path: Path | str) -> Path:
     return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
 
 
-def load(path: Path | str) -> Classifier:
+def load(path: Path | str, build_network: BuildNetwork | None = None, trusted: bool = False) -> Classifier:
     """Read a classifier that `save` wrote: a file, or a folder with ``model.safetensors``.
+
+    Parameters
+    ----------
+    path : path
+    build_network : callable, optional
+        Makes the network, see `adlib.training.recipe.Recipe`. By default it is ResNet50.
+    trusted : bool
+        Whether the code in ``network.py`` beside the file may be run, which the training of another network writes:
+        only for the folder of a study of one's own. No code of the model file itself is ever run.
 
     Raises
     ------
     StudyError
-        If the file is missing, is no safetensors file, has no card, or its weights do not fit or are not finite.
+        If the file is missing, is no safetensors file, has no card, its weights do not fit or are not finite, or its
+        network is not ResNet50 and is not given.
     """
     path = weights_path(path)
     state, metadata = read_state(path)
@@ -158,12 +177,25 @@ def load(path: Path | str) -> Classifier:
         spaces = _spaces(card, extra)
     except (KeyError, TypeError, ValueError) as error:
         raise StudyError(f"{path} carries no readable model card: {error}") from None
-    network, _ = build_network(outputs(card.classes, card.input), "random", len(card.covariates))
+    build_network = build_network or _builder(card, path, trusted)
+    network = build_network(outputs(card.classes, card.input), len(card.covariates), 0.0)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise StudyError(f"{path} does not fit ResNet50: {str(error).splitlines()[-1].strip()}") from None
+        raise StudyError(f"{path} does not fit {card.network}: {str(error).splitlines()[-1].strip()}") from None
     return Classifier(network.eval(), card, spaces)
+
+
+def _builder(card: ModelCard, path: Path, trusted: bool) -> BuildNetwork:
+    stated = card.training.get("network", {})
+    if "source" not in stated:
+        return Recipe().build_network
+    if trusted:
+        return read_network(path.with_name(NETWORK_FILE), stated)
+    raise StudyError(
+        f"{path} was trained with the network {stated['name']!r}, which is not run from a file; "
+        "give it as load(path, build_network=...)"
+    )
 
 
 def _spaces(card: ModelCard, tensors: dict[str, torch.Tensor]) -> dict[str, Space]:
@@ -180,9 +212,7 @@ def outputs(classes: tuple[str, ...], params: InputParams) -> int:
     return len(classes) + (params.pooling == ATTENTION)
 
 
-def continue_from(
-    network: nn.Module, path: Path, classes: tuple[str, ...], *sections: InputParams | PreprocessParams
-) -> str:
+def continue_from(network: nn.Module, path: Path, params: StudyParams, build_network: BuildNetwork) -> str:
     """Load body and class outputs of a model that this project trained on the very same kind of input.
 
     Parameters
@@ -191,42 +221,45 @@ def continue_from(
         With at least one output per class.
     path : path
         A file that `save` wrote.
-    classes : tuple of str
-    *sections : InputParams, PreprocessParams
-        Those of the study that goes on with it.
+    params : StudyParams
+        Of the study that continues with it.
+    build_network : callable
+        That of `network`.
 
     Returns
     -------
     str
-        Where the weights came from, to be said aloud.
+        The origin of the weights, as the training reports it.
 
     Raises
     ------
     StudyError
         If the model's classes, their order, its input or its preprocessing differ.
     """
-    known = load(path)
-    if known.card.classes != classes:
-        raise StudyError(f"{path} tells {list(known.card.classes)}, the study {list(classes)}; the order counts too")
-    for mine, theirs in zip(sections, (known.card.input, known.card.preprocess), strict=True):
+    model = load(path, build_network)
+    if model.card.classes != params.classes:
+        raise StudyError(
+            f"{path} has the classes {list(model.card.classes)}, the study {list(params.classes)}; the order counts too"
+        )
+    for mine, theirs in ((params.input, model.card.input), (params.preprocess, model.card.preprocess)):
         changed = {k: (v, getattr(mine, k)) for k, v in theirs.model_dump().items() if getattr(mine, k) != v}
         if changed:
             name, (there, here) = next(iter(changed.items()))
             raise StudyError(
                 f"{path} was trained with {name} = {there!r}, the study has {here!r}; path: takes its body alone"
             )
-    load_body(network, known.network.state_dict(), str(path))
-    last, count = known.network.fc, len(classes)
+    load_body(network, model.network.state_dict(), str(path))
+    (_, last), (_, first), count = output_layer(model.network), output_layer(network), len(params.classes)
     with torch.no_grad():
-        network.fc.weight[:count, : last.in_features] = last.weight[:count]
-        network.fc.bias[:count] = last.bias[:count]
-    return f"the model of {known.card.study!r} in {path.name}"
+        first.weight[:count, : last.in_features] = last.weight[:count]
+        first.bias[:count] = last.bias[:count]
+    return f"the model of {model.card.study!r} in {path.name}"
 
 
 def classify_slices(
     classifier: Classifier, slices: np.ndarray, person: dict[str, float] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Calibrated answers for the slices of one scan, and how much each counts.
+    """Calibrated probabilities of the slices of one scan, and the weight of each.
 
     Parameters
     ----------
@@ -242,8 +275,8 @@ def classify_slices(
         Sum 1; equal unless attention pools the slices.
     """
     card, person = classifier.card, person or {}
-    told = [(person.get(name, mean) - mean) / sd for name, (mean, sd) in card.covariates.items()]
-    values = slice_outputs(classifier.network, slices, np.tile(told, (len(slices), 1)))
+    covariates = [(person.get(name, mean) - mean) / sd for name, (mean, sd) in card.covariates.items()]
+    values = slice_outputs(classifier.network, slices, np.tile(covariates, (len(slices), 1)))
     count = len(card.classes)
     scores = values[:, count] if card.input.pooling == ATTENTION else np.zeros(len(values))
     p = softmax(values[:, :count], card.temperature, card.bias)

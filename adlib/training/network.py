@@ -1,9 +1,10 @@
-"""The ResNet50, where its first weights come from, and what it answers."""
+"""The ResNet50, what the package asks of any other network, first weights, and outputs for slices."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,10 +15,63 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from adlib.study.records import StudyError
 
-STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+class ImageNetwork(nn.Module):
+    """Any body with a linear output layer over its features and the covariates.
+
+    The package asks this of a network, whatever its class, and knows none of its layers:
+
+    - ``forward(x, covariates)`` returns (B, outputs) for slices (B, 3, H, W); without covariates, they count as 0;
+    - ``features(x)`` returns the image features (B, F) by which scans are compared;
+    - ``explained_layer`` names the layer whose maps (B, C, h, w) Grad-CAM explains, as `torch.nn.Module.get_submodule`;
+    - its last `torch.nn.Linear` is the output layer;
+    - ``stages``, if it has one, names the layers of each stage from the first to the last, see `stages`.
+
+    Parameters
+    ----------
+    body : nn.Module
+        From slices to features (B, features) or maps that flatten to it.
+    features : int
+    explained_layer : str
+        Name of a layer inside `body`.
+    outputs : int
+    covariates : int
+        Number of covariates concatenated to the features of the image.
+    dropout : float
+        Share of the features dropped in training.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        features: int,
+        explained_layer: str,
+        outputs: int,
+        covariates: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.explained_layer = f"body.{explained_layer}"
+        self.body, self.dropout = body, nn.Dropout(dropout)
+        self.covariates = covariates
+        self.output = nn.Linear(features + covariates, outputs)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Image features (B, F) of slices (B, 3, H, W)."""
+        return torch.flatten(self.body(x), 1)
+
+    def forward(self, x: torch.Tensor, covariates: torch.Tensor | None = None) -> torch.Tensor:
+        """Outputs (B, outputs) of slices (B, 3, H, W) and covariates (B, covariates)."""
+        return self.output(_joined(self.dropout(self.features(x)), covariates, self.covariates))
+
+    @property
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """Each layer of the body with weights, then the output layer."""
+        layers = [name for name, part in self.body.named_children() if list(part.parameters())]
+        return {name: (f"body.{name}",) for name in layers} | {"output": ("output",)}
 
 
-class Network(ResNet):
+class ResNet50(ResNet):
     """torchvision's ResNet50 with covariates such as age and sex concatenated to the image features.
 
     Parameters
@@ -27,9 +81,16 @@ class Network(ResNet):
         Number of covariates concatenated to the features of the image.
     dropout : float
         Share of the 2048 features dropped in training.
+
+    References
+    ----------
+    He et al. 2016, doi:10.1109/CVPR.2016.90.
     """
 
-    def __init__(self, outputs: int, covariates: int = 0, dropout: float = 0.0):
+    explained_layer = "layer4"
+    stages: ClassVar = {"stem": ("conv1", "bn1"), **{f"layer{k}": (f"layer{k}",) for k in (1, 2, 3, 4)}, "fc": ("fc",)}
+
+    def __init__(self, outputs: int, covariates: int = 0, dropout: float = 0.0) -> None:
         super().__init__(Bottleneck, [3, 4, 6, 3], zero_init_residual=True)
         self.covariates = covariates
         self.dropout = nn.Dropout(dropout)
@@ -37,100 +98,170 @@ class Network(ResNet):
         with torch.no_grad():
             self.fc.weight[:, self.fc.in_features - covariates :] = 0
 
-    def forward(self, x: torch.Tensor, covariates: torch.Tensor | None = None) -> torch.Tensor:
-        """Outputs (B, outputs) of slices (B, 3, H, W) and covariates (B, covariates); left out, those count as 0."""
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Image features (B, 2048) of slices (B, 3, H, W)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for name in STAGES:
-            x = getattr(self, name)(x)
-        features = self.dropout(torch.flatten(self.avgpool(x), 1))  # (B, 2048)
-        if self.covariates:
-            given = features.new_zeros(len(features), self.covariates) if covariates is None else covariates
-            features = torch.cat([features, given.to(features.dtype)], dim=1)
-        return self.fc(features)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return torch.flatten(self.avgpool(x), 1)
+
+    def forward(self, x: torch.Tensor, covariates: torch.Tensor | None = None) -> torch.Tensor:
+        """Outputs (B, outputs) of slices (B, 3, H, W) and covariates (B, covariates)."""
+        return self.fc(_joined(self.dropout(self.features(x)), covariates, self.covariates))
 
 
-def build_network(outputs: int, weights: str, covariates: int = 0, dropout: float = 0.0) -> tuple[nn.Module, str]:
-    """ResNet50 with a new last layer.
+def _joined(features: torch.Tensor, covariates: torch.Tensor | None, count: int) -> torch.Tensor:
+    """Features and covariates (B, F + count); covariates that are not given are 0."""
+    if not count:
+        return features
+    given = features.new_zeros(len(features), count) if covariates is None else covariates
+    return torch.cat([features, given.to(features.dtype)], dim=1)
 
-    Parameters
-    ----------
-    outputs : int
-    weights : str
-        ``random``, ``imagenet`` or ``path:FILE``: a safetensors file, or a state dict that torch.save wrote, in the
-        layout that the ResNet50 of torchvision and that of timm share.
-    covariates : int
-    dropout : float
-        See `Network`.
 
-    Returns
-    -------
-    network : nn.Module
-    origin : str
-        What the weights really are, to be said aloud; ImageNet falls back to random where it cannot be had.
+def output_layer(network: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and module of the output layer: the last linear one.
 
     Raises
     ------
     StudyError
-        If `weights` is none of these, or the file does not fit.
+        If the network has no linear layer.
     """
-    network, origin = Network(outputs, covariates, dropout), "random initialisation"
-    if weights == "imagenet":
-        origin = _load_imagenet(network)
-    elif weights.startswith("path:"):
-        origin = _load_backbone(network, Path(weights.removeprefix("path:")))
-    elif weights != "random":
-        raise StudyError(f"train.weights is {weights!r}; expected random, imagenet, path:FILE or adlib:FILE")
-    return network, origin
+    layers = [(name, part) for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+    if not layers:
+        raise StudyError(f"{type(network).__name__} has no torch.nn.Linear; its last one must be the output layer")
+    return layers[-1]
 
 
-def freeze(network: nn.Module, stages: int) -> None:
-    """Leave the stem and the first `stages` of four stages as they are; `hold` does it for batch statistics."""
-    for part in _frozen(network, stages):
+def keep_outputs(network: nn.Module, count: int) -> nn.Module:
+    """Remove all outputs of a network but the first `count`."""
+    name, layer = output_layer(network)
+    last = nn.Linear(layer.in_features, count, bias=layer.bias is not None)
+    last.load_state_dict({part: value[:count] for part, value in layer.state_dict().items()})
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, last.to(next(network.parameters()).device))
+    return network
+
+
+def check_network(network: nn.Module, outputs: int) -> None:
+    """Check that a network has what `ImageNetwork` lists.
+
+    Raises
+    ------
+    StudyError
+        With what is missing.
+    """
+    name, layer = type(network).__name__, output_layer(network)[1]
+    if layer.out_features != outputs:
+        raise StudyError(f"the last linear layer of {name} has {layer.out_features} outputs, expected {outputs}")
+    if not callable(getattr(network, "features", None)):
+        raise StudyError(f"{name} has no method features(x) that returns image features (B, F); see ImageNetwork")
+    try:
+        network.get_submodule(network.explained_layer)
+    except (AttributeError, TypeError):
+        raise StudyError(f"{name} has no attribute explained_layer that names one of its layers") from None
+
+
+def stages(network: nn.Module) -> dict[str, list[nn.Module]]:
+    """Layers of each stage of a network, by title, from the first to the last.
+
+    They are what the network's ``stages`` names or, without it, each child module that has weights.
+    """
+    named = getattr(network, "stages", None)
+    if named is None:
+        named = {name: (name,) for name, part in network.named_children() if list(part.parameters())}
+    return {title: [network.get_submodule(name) for name in names] for title, names in named.items()}
+
+
+def freeze(network: nn.Module, count: int) -> None:
+    """Keep the first stage and the `count` after it as they are; `train_mode` keeps their batch statistics."""
+    for part in _frozen(network, count):
         part.requires_grad_(False)
 
 
-def hold(network: nn.Module, stages: int) -> None:
-    """Set a network to training, its frozen part to evaluation, so that batch statistics there do not move."""
+def train_mode(network: nn.Module, count: int) -> None:
+    """Set a network to training, and its frozen stages to evaluation."""
     network.train()
-    for part in _frozen(network, stages):
+    for part in _frozen(network, count):
         part.eval()
 
 
-def _frozen(network: nn.Module, stages: int) -> list[nn.Module]:
-    return [getattr(network, name) for name in (("conv1", "bn1", *STAGES[:stages]) if stages else ())]
+def _frozen(network: nn.Module, count: int) -> list[nn.Module]:
+    parts = list(stages(network).values())
+    if count >= max(len(parts) - 1, 1):
+        raise StudyError(f"train.frozen_stages is {count}, but {type(network).__name__} has {len(parts)} stages in all")
+    return [part for stage in parts[: count + 1] for part in stage] if count else []
+
+
+def load_initial_weights(network: nn.Module, weights: str) -> str:
+    """Load first weights into a network, its output layer excepted.
+
+    Parameters
+    ----------
+    network : nn.Module
+    weights : str
+        ``random``, ``imagenet`` (ResNet50 only) or ``path:FILE``: a safetensors file, or a state dict that torch.save
+        wrote, in the layout that the ResNet50 of torchvision and that of timm share.
+
+    Returns
+    -------
+    str
+        The origin of the weights, as the training reports it.
+
+    Raises
+    ------
+    StudyError
+        If `weights` is none of these, cannot be downloaded, or does not fit.
+    """
+    kind, _, path = weights.partition(":")
+    if weights == "random":
+        return "random initialisation"
+    if weights == "imagenet":
+        return _load_imagenet(network)
+    if kind == "path" and path:
+        return _load_backbone(network, Path(path))
+    raise StudyError(f"train.weights is {weights!r}; expected random, imagenet, path:FILE or adlib:FILE")
 
 
 def _load_imagenet(network: nn.Module) -> str:
+    if not isinstance(network, ResNet50):
+        raise StudyError(
+            f"train.weights is imagenet, which are weights of ResNet50, and the network is {type(network).__name__}; "
+            "set train.weights to random or path:FILE"
+        )
     try:
         state = ResNet50_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True)
-    except Exception as error:  # no network, no cache, a broken download: all mean that the weights cannot be had
-        return f"random initialisation (ImageNet weights could not be had: {type(error).__name__})"
+    except Exception as error:  # no network, no cache, a broken download: all mean that there are no weights
+        raise StudyError(
+            f"train.weights is imagenet, but the weights cannot be downloaded ({type(error).__name__}); set it to "
+            f"random, or copy {ResNet50_Weights.IMAGENET1K_V2.url} to this computer and set it to path:FILE"
+        ) from None
     load_body(network, state, "ImageNet weights")
     return "ImageNet (torchvision IMAGENET1K_V2)"
 
 
 def _load_backbone(network: nn.Module, path: Path) -> str:
     state = read_state(path)[0] if path.suffix == ".safetensors" else _read_pickled(path)
-    load_body(network, _without_prefix(state), str(path))
+    load_body(network, _without_prefix(state, next(iter(network.state_dict()))), str(path))
     return f"weights of {path.name}"
 
 
 def load_body(network: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
-    """Load all of a ResNet50 but its last layer.
+    """Load all of a network but its output layer.
 
     Raises
     ------
     StudyError
         If a layer is missing or has another shape.
     """
-    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    missing = [n for n in network.state_dict() if n not in state and not n.startswith("fc.")]
+    output, name = f"{output_layer(network)[0]}.", type(network).__name__
+    state = {name: value for name, value in state.items() if not name.startswith(output)}
+    missing = [name for name in network.state_dict() if name not in state and not name.startswith(output)]
     if missing:
-        raise StudyError(f"{where} is not a ResNet50 in the layout of torchvision and timm: it lacks {missing[:3]}")
+        layout = " in the layout of torchvision and timm" if isinstance(network, ResNet50) else ""
+        raise StudyError(f"{where} is not a {name}{layout}: it lacks {missing[:3]}")
     try:
         network.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise StudyError(f"{where} does not fit ResNet50: {str(error).splitlines()[-1].strip()}") from None
+        raise StudyError(f"{where} does not fit {name}: {str(error).splitlines()[-1].strip()}") from None
 
 
 def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
@@ -151,10 +282,10 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _without_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Names as ResNet50 has them: what a wrapper put before ``conv1.weight`` is taken off."""
-    found = [name.removesuffix("conv1.weight") for name in state if name.endswith("conv1.weight")]
-    prefix = min(found, key=len, default="")
+def _without_prefix(state: dict[str, torch.Tensor], first: str) -> dict[str, torch.Tensor]:
+    """Names without what a wrapper put before them; `first` is the network's own first name."""
+    prefixes = [name.removesuffix(first) for name in state if name.endswith(first)]
+    prefix = min(prefixes, key=len, default="")
     return {name.removeprefix(prefix): value for name, value in state.items()}
 
 
@@ -214,16 +345,14 @@ def slice_outputs(
 
 @torch.inference_mode()
 def image_features(network: nn.Module, slices: np.ndarray, batch: int = 64) -> np.ndarray:
-    """What the last layer sees of slices (n, 3, H, W): features (n, 2048) float32, without covariates."""
-    device, kept = next(network.parameters()).device, []
-    hook = network.avgpool.register_forward_hook(lambda *call: kept.append(torch.flatten(call[2], 1).float().cpu()))
+    """Image features (n, F) float32 of slices (n, 3, H, W), without covariates; see `ImageNetwork`."""
+    device = next(network.parameters()).device
     network.eval()
-    try:
-        for start in range(0, len(slices), batch):
-            network(torch.from_numpy(np.asarray(slices[start : start + batch], dtype=np.float32)).to(device))
-    finally:
-        hook.remove()
-    return torch.cat(kept).numpy()
+    parts = [
+        network.features(torch.from_numpy(np.asarray(slices[k : k + batch], dtype=np.float32)).to(device)).float().cpu()
+        for k in range(0, len(slices), batch)
+    ]
+    return torch.cat(parts).numpy()
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0, bias: Sequence[float] = ()) -> np.ndarray:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from lightning_fabric import Fabric
 from torch import nn
 
 from adlib.study.params import StudyParams
@@ -15,6 +15,7 @@ from adlib.study.records import (
     MANIFEST,
     PREDICTIONS,
     SPLITS,
+    StudyError,
     content_digest,
     digest,
     file_digest,
@@ -26,96 +27,175 @@ from adlib.study.records import (
 from adlib.training.calibration import fit_calibration
 from adlib.training.cohort_reference import make_reference
 from adlib.training.controls import control_fold
-from adlib.training.device import is_worker, make_fabric
-from adlib.training.folds import RUN, Fold, make_fold
-from adlib.training.launch import launch
+from adlib.training.devices import is_worker, launch, make_fabric
+from adlib.training.folds import RUN, Augment, Fold, make_fold
 from adlib.training.loop import OnEpoch, fit, prediction_table
 from adlib.training.model_file import Classifier, ModelCard, save
-from adlib.training.network import slice_outputs, softmax
+from adlib.training.network import ResNet50, slice_outputs, softmax
 from adlib.training.pooling import ATTENTION
+from adlib.training.recipe import (
+    RECORD,
+    BuildNetwork,
+    Loss,
+    Optimizer,
+    Recipe,
+    adamw_one_cycle,
+    augment_slices,
+    cross_entropy,
+    describe,
+    training_record,
+    write_network,
+)
 from adlib.training.slices import load_slices
 from adlib.training.splits import check_disjoint, fold_numbers
 
 READ = ("manifest.tsv", "features.tsv", "slices.npy", "slices.tsv", "splits.tsv")
 
 
-def train_study(params: StudyParams, code: str = "", on_epoch: OnEpoch | None = None) -> pd.DataFrame:
+def train_study(
+    params: StudyParams,
+    *,
+    build_network: BuildNetwork = ResNet50,
+    loss: Loss = cross_entropy,
+    optimizer: Optimizer = adamw_one_cycle,
+    augment: Augment = augment_slices,
+    on_epoch: OnEpoch | None = None,
+) -> pd.DataFrame:
     """Train the network and its controls on every fold and predict every validation and test slice.
 
-    Writes ``predictions.parquet`` and, from the first fold, ``model.safetensors``. Finished folds are kept and an
-    interrupted one goes on from its last epoch, as long as data, params and code are the same. Where ``exec`` asks for
-    several devices, torchrun starts a process for each.
+    Parameters and result are those of `Training` and `Training.finish`.
+    """
+    training = Training(params, build_network, loss, optimizer, augment, on_epoch)
+    slices, table = load_slices(params)
+    splits = read_table(params.folder / "splits.tsv", SPLITS)
+    for run in (RUN, *params.train.controls):
+        for number in fold_numbers(splits):
+            training.train(run, make_fold(number, slices, table, splits, params))
+    return training.finish()
+
+
+class Training:
+    """The trainings of a study, one for each run and fold.
+
+    Finished folds are kept and an interrupted one continues from its last epoch, as long as data, params, recipe and
+    code are the same. Where ``exec`` asks for several devices, torchrun starts a process for each at once, and trains
+    all runs and folds of the params.
 
     Parameters
     ----------
     params : StudyParams
-    code : str
-        Digest of the training code.
+    build_network, loss, optimizer, augment : callable
+        See `adlib.training.recipe.Recipe`.
     on_epoch : callable, optional
-        Told the name of a run and its curves after every epoch of a training in this process.
+        Receives the name of a run and its curves after every epoch of a training in this process.
 
-    Returns
-    -------
-    DataFrame
-        Schema `records.PREDICTIONS` with columns ``p_<class>``, ``temperature`` and ``bias_<class>`` and, where
-        attention pools slices, ``weight``.
+    Raises
+    ------
+    StudyError
+        If a participant is in two parts of a fold, a callable has no source that can be stored, or several devices are
+        asked for and a callable cannot be imported.
     """
-    if params.exec.devices * params.exec.nodes > 1 and not is_worker():
-        launch(params, code)
-    slices, table = load_slices(params)
-    splits = read_table(params.folder / "splits.tsv", SPLITS)
-    check_disjoint(splits)
-    fabric = make_fabric(params)
-    parts = []
-    for run in (RUN, *params.train.controls):
-        for number in fold_numbers(splits):
-            parts.append(
-                _finished(run, make_fold(number, slices, table, splits, params), params, code, fabric, on_epoch)
-            )
-    predictions = pd.concat(parts, ignore_index=True)
-    if fabric.is_global_zero:
-        write_table(predictions, params.folder / "predictions.parquet", PREDICTIONS)
-    return predictions
+
+    def __init__(
+        self,
+        params: StudyParams,
+        build_network: BuildNetwork = ResNet50,
+        loss: Loss = cross_entropy,
+        optimizer: Optimizer = adamw_one_cycle,
+        augment: Augment = augment_slices,
+        on_epoch: OnEpoch | None = None,
+    ) -> None:
+        self.params, self.on_epoch = params, on_epoch
+        self.recipe = Recipe(build_network, loss, optimizer, augment)
+        self.code = self.recipe.code()
+        self.predictions: dict[tuple[str, int], pd.DataFrame] = {}
+        check_disjoint(read_table(params.folder / "splits.tsv", SPLITS))
+        if not is_worker():
+            write_network(self.recipe, params.folder)
+            if params.exec.devices * params.exec.nodes > 1:
+                launch(params, self.recipe)
+        self.fabric = make_fabric(params)
+
+    def train(self, run: str, fold: Fold) -> pd.DataFrame:
+        """Train a run on a fold, or read what is kept of it, and predict its validation and test slices.
+
+        Writes ``predictions.parquet`` in ``training/<run>/fold-<n>`` and, of the network's first fold,
+        ``model.safetensors`` in the study's folder.
+
+        Parameters
+        ----------
+        run : str
+            ``resnet50``, the network, or the name of a control.
+        fold : Fold
+
+        Returns
+        -------
+        DataFrame
+            Schema `records.PREDICTIONS`, see `finish`.
+        """
+        params, fabric = self.params, self.fabric
+        folder = params.folder / "training" / run / f"fold-{fold.number}"
+        done, stored, record = (folder / name for name in ("done.json", "predictions.parquet", "record.json"))
+        model = params.folder / "model.safetensors" if run == RUN and fold.number == 0 else None
+        written = [stored, record, *([model] if model else [])]
+        key = training_key(params, run, self.code)
+        if done.is_file() and read_json(done) == _proof(key, written):
+            if fabric.is_global_zero:
+                print(f"{run}, fold {fold.number}: kept, nothing changed")
+        else:
+            fold = fold if run == RUN else control_fold(run, fold, params)
+            networks = []
+            for member in range(params.train.members):
+                place = folder / f"member-{member}" if params.train.members > 1 else folder
+                network, origin = fit(fold, params, place, key, fabric, self.recipe, member, self.on_epoch)
+                networks.append(network)
+            if fabric.is_global_zero:
+                about = describe(self.recipe, networks[0], origin, params)
+                write_json(about, record)
+                if model:
+                    predicted = predict_fold(fold, networks[:1], params)
+                    save(_classifier(fold, networks[0], params, predicted, about, key), model)
+                write_table(predict_fold(fold, networks, params), stored, PREDICTIONS)
+                write_json(_proof(key, written), done)
+                for checkpoint in folder.rglob("checkpoint.pt"):
+                    checkpoint.unlink()
+            fabric.barrier()
+        self.predictions[run, fold.number] = read_table(stored, PREDICTIONS)
+        return self.predictions[run, fold.number]
+
+    def finish(self) -> pd.DataFrame:
+        """Write ``predictions.parquet`` of all runs and folds that were trained, and ``training/record.json``.
+
+        Returns
+        -------
+        DataFrame
+            Schema `records.PREDICTIONS` with columns ``p_<class>``, ``temperature`` and ``bias_<class>`` and, where
+            attention pools slices, ``weight``.
+        """
+        if not any(run == RUN for run, _ in self.predictions):
+            raise StudyError(f"the run {RUN!r}, which is the network, was not trained; train it beside its controls")
+        predictions = pd.concat(self.predictions.values(), ignore_index=True)
+        if self.fabric.is_global_zero:
+            folder = self.params.folder / "training"
+            runs: dict[str, dict[str, int]] = {}
+            for run, number in self.predictions:
+                history = next((folder / run / f"fold-{number}").rglob("history.json"))
+                runs.setdefault(run, {})[str(number)] = len(read_json(history))
+            first = min(number for run, number in self.predictions if run == RUN)
+            about = read_json(folder / RUN / f"fold-{first}" / "record.json")
+            write_json(about | {"runs": runs}, self.params.folder / RECORD)
+            write_table(predictions, self.params.folder / "predictions.parquet", PREDICTIONS)
+        return predictions
 
 
-def training_key(params: StudyParams, run: str, code: str) -> str:
-    """Name of a training: which params, which code, which data."""
+def training_key(params: StudyParams, run: str, code: list[Any]) -> str:
+    """Name of a training: which params, which recipe and code, which data."""
     settings = params.train.model_dump(exclude={"controls"})
     facts = [settings, params.input.pooling, params.classes, params.seed]
     tables = [content_digest(params.folder / name) for name in READ]
     begun = params.train.weights_file
     tables += [file_digest(begun)] if begun and begun.is_file() else []
     return digest([*facts, params.preprocess.normalise, code, tables, run])
-
-
-def _finished(
-    run: str, fold: Fold, params: StudyParams, code: str, fabric: Fabric, on_epoch: OnEpoch | None
-) -> pd.DataFrame:
-    folder = params.folder / "training" / run / f"fold-{fold.number}"
-    key = training_key(params, run, code)
-    done, stored = folder / "done.json", folder / "predictions.parquet"
-    own = run == RUN and fold.number == 0
-    made = [stored, *([params.folder / "model.safetensors"] if own else [])]
-    if done.is_file() and read_json(done) == _proof(key, made):
-        if fabric.is_global_zero:
-            print(f"{run}, fold {fold.number}: kept, nothing changed")
-        return read_table(stored, PREDICTIONS)
-    fold = fold if run == RUN else control_fold(run, fold, params)
-    networks = []
-    for member in range(params.train.members):
-        place = folder / f"member-{member}" if params.train.members > 1 else folder
-        network, origin = fit(fold, params, place, key, fabric, member, on_epoch)
-        networks.append(network)
-    if fabric.is_global_zero:
-        if own:
-            first = predict_fold(fold, networks[:1], params)
-            save(_classifier(fold, networks[0], params, first, origin, key), made[1])
-        write_table(predict_fold(fold, networks, params), stored, PREDICTIONS)
-        write_json(_proof(key, made), done)
-        for checkpoint in folder.rglob("checkpoint.pt"):
-            checkpoint.unlink()
-    fabric.barrier()
-    return read_table(stored, PREDICTIONS)
 
 
 def _proof(key: str, files: list[Path]) -> dict[str, str | None]:
@@ -159,7 +239,12 @@ def _mean_outputs(values: list[np.ndarray], params: StudyParams) -> np.ndarray:
 
 
 def _classifier(
-    fold: Fold, network: nn.Module, params: StudyParams, predictions: pd.DataFrame, origin: str, key: str
+    fold: Fold,
+    network: nn.Module,
+    params: StudyParams,
+    predictions: pd.DataFrame,
+    about: dict[str, Any],
+    key: str,
 ) -> Classifier:
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id")
     features = read_table(params.folder / "features.tsv", FEATURES).set_index("scan_id")
@@ -181,11 +266,12 @@ def _classifier(
             "participants": manifest.groupby("diagnosis")["participant_id"].nunique().to_dict(),
             "volumes": volume_summary(features, manifest["diagnosis"]),
         },
-        weights_origin=origin,
+        weights_origin=about["weights"],
         splits_sha256=file_digest(params.folder / "splits.tsv"),
         code=key,
         seed=params.seed,
         reference=reference,
+        training=about,
     )
     return Classifier(network, card, spaces)
 
@@ -200,8 +286,10 @@ def volume_summary(features: pd.DataFrame, diagnosis: pd.Series) -> dict[str, di
 
 
 def read_histories(params: StudyParams) -> dict[str, list[dict[str, float]]]:
-    """Stored learning curves, by ``run, fold``, the network before its controls; of an ensemble the first member."""
-    folds = fold_numbers(read_table(params.folder / "splits.tsv", SPLITS))
-    names = [(run, fold) for run in (RUN, *params.train.controls) for fold in folds]
-    folder, first = params.folder / "training", "member-0/" if params.train.members > 1 else ""
-    return {f"{run}, fold {fold}": read_json(folder / run / f"fold-{fold}/{first}history.json") for run, fold in names}
+    """Stored learning curves, by ``run, fold``, of all trained runs; of an ensemble the first member."""
+    folder, curves = params.folder / "training", {}
+    for run, folds in training_record(params.folder)["runs"].items():
+        for number in folds:
+            path = min((folder / run / f"fold-{number}").rglob("history.json"))
+            curves[f"{run}, fold {number}"] = read_json(path)
+    return curves

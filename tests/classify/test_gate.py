@@ -150,7 +150,7 @@ def made(seed: int, **changed):
 def plain():
     """A network with random weights and no stored reference."""
     torch.manual_seed(3)
-    network, origin = model.build_network(len(CLASSES), "random")
+    network, origin = model.ResNet50(len(CLASSES)), "random initialisation"
     card = model_file.ModelCard(
         "phantom", CLASSES, True, InputParams(size=64), PreprocessParams(resolution_mm=3.0), 1.0,
         {"participants": dict.fromkeys(CLASSES, 5)}, origin, "", "", 3,

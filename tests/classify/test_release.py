@@ -13,7 +13,7 @@ from adlib.study.records import MANIFEST, SPLITS, StudyError, read_json, write_j
 from adlib.training import model_file
 from adlib.training.hub import HubNetwork
 from adlib.training.model_file import Classifier, ModelCard
-from adlib.training.network import build_network
+from adlib.training.network import ResNet50
 from adlib.training.splits import make_splits
 
 SMALL = (
@@ -35,7 +35,7 @@ def study(tmp_path_factory):
     write_table(manifest.astype({"path": str}), params.folder / "manifest.tsv", MANIFEST)
     write_table(splits, params.folder / "splits.tsv", SPLITS)
     torch.manual_seed(0)
-    network, origin = build_network(3, "random")
+    network, origin = ResNet50(3), "random initialisation"
     network.fc.weight.data *= 30
     card = ModelCard(
         params.study, params.classes, True, params.input, params.preprocess, 1.0, {}, origin, "s", "c", params.seed

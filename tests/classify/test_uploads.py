@@ -40,7 +40,7 @@ def home(tmp_path_factory):
 def worker(home, tmp_path_factory):
     """The real process with a network of random weights, held to 2 GiB."""
     torch.manual_seed(3)
-    network, origin = model.build_network(len(CLASSES), "random")
+    network, origin = model.ResNet50(len(CLASSES)), "random initialisation"
     card = model_file.ModelCard(
         "phantom", CLASSES, True, InputParams(size=64), PreprocessParams(resolution_mm=3.0), 1.3,
         {"participants": dict.fromkeys(CLASSES, 5)}, origin, "", "", 3,

@@ -18,7 +18,7 @@ from adlib.evaluation.explain.attribution import TITLES, attribute
 from adlib.evaluation.explain.estimate import entry, resampled_means
 from adlib.evaluation.explain.maps import ScanMaps, class_means
 from adlib.evaluation.explain.perturb import FRACTIONS, perturbation_curves
-from adlib.evaluation.explain.randomise import STAGES, cascade
+from adlib.evaluation.explain.randomise import cascade
 from adlib.imaging import atlas
 from adlib.imaging.volume import resample
 from adlib.phantom.cohort import SCANNERS
@@ -27,7 +27,7 @@ from adlib.report.text import read_yaml
 from adlib.study.params import EvaluateParams, InputParams, PreprocessParams
 from adlib.study.records import StudyError, read_table
 from adlib.training.model_file import ModelCard
-from adlib.training.network import slice_outputs
+from adlib.training.network import ResNet50, slice_outputs
 from adlib.training.slices import scan_slices
 
 CORNER = (slice(4, 12), slice(20, 28))
@@ -36,6 +36,8 @@ GROWN = (slice(0, 16), slice(16, 32))  # what smoothing and the cells of a metho
 
 class Corner(torch.nn.Module):
     """The answer depends on what is bright in the first channel; the second channel is not looked at."""
+
+    explained_layer = "layer4"
 
     def __init__(self):
         super().__init__()
@@ -245,15 +247,14 @@ def test_a_region_that_no_slice_shows_has_no_ratio(tmp_path):
 def test_randomisation_goes_from_the_last_layer_down_and_leaves_the_rest(trained):
     network, x, _ = trained
     before = copy.deepcopy(network.state_dict())
-    parts = {"stem": ("conv1", "bn1")} | {name: (name,) for name in STAGES if name != "stem"}
-    done = []
+    parts, done = ResNet50.stages, []
     for stage, random in cascade(network, x, 3):
         done += parts[stage]
         for name, value in random.state_dict().items():
             if name.endswith("weight"):
                 same = name.startswith("bn1") or torch.equal(value, before[name])  # the start of bn1 is 1 for all
                 assert same != (name.split(".")[0] in done) or name.startswith("bn1"), (stage, name)
-    assert tuple(STAGES) == ("fc", "layer4", "layer3", "layer2", "layer1", "stem")
+    assert [name for name, _ in cascade(network, x, 3)] == ["fc", "layer4", "layer3", "layer2", "layer1", "stem"]
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     again = [slice_outputs(random, x) for _, random in cascade(network, x, 3)]
     other = [slice_outputs(random, x) for _, random in cascade(network, x, 3)]

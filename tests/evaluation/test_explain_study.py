@@ -10,9 +10,9 @@ from tiny_study import make_study
 from adlib.evaluation.explain import explain_study as study
 from adlib.evaluation.explain.explain_study import explain_study
 from adlib.evaluation.explain.maps import scan_maps
-from adlib.evaluation.explain.randomise import STAGES
 from adlib.study.records import StudyError, read_json
 from adlib.training.model_file import Classifier
+from adlib.training.network import ResNet50
 
 SETS = ("preprocess.resolution_mm=3.0", "input.positions_mm=[-20.0]", "evaluate.attribution_scans=6",
         "evaluate.bootstrap=100")  # fmt: skip
@@ -34,7 +34,7 @@ def test_a_study_is_explained_and_repeats(tmp_path, plane):
     assert len(list(folder.glob("*.nii.gz"))) == (0 if flat else 2)
     assert (folder / "regions.tsv").is_file() != flat and ("changed" in stored) != flat
     checks = {(e["check"], e["of"]) for e in stored["entries"]}
-    assert {("randomisation", stage) for stage in STAGES} <= checks
+    assert {("randomisation", stage) for stage in ResNet50.stages} <= checks
     assert {("perturbation", "deletion"), ("perturbation", "insertion")} <= checks
     assert (("overlap_volume", "randomised") in checks) != flat
     assert all(e["ci95"][0] <= e["point"] <= e["ci95"][1] and e["n"] == 6 for e in stored["entries"])

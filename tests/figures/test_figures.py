@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from adlib.evaluation.explain.maps import AttributionMaps
-from adlib.evaluation.explain.randomise import STAGES
 from adlib.evaluation.explain.space import as_image
 from adlib.figures import plot_cohort as cohort
 from adlib.figures import plot_explanation as explanations
@@ -13,6 +12,7 @@ from adlib.figures import plot_results as results
 from adlib.figures import theme
 from adlib.imaging import atlas
 from adlib.study.metrics import metrics_table
+from adlib.training.network import ResNet50
 
 CLASSES = ("CN", "MCI", "AD")
 pytestmark = pytest.mark.usefixtures("look")
@@ -114,7 +114,7 @@ def test_maps_without_any_evidence_are_drawn():
 def checks(known):
     entries = [
         {"check": "randomisation", "of": stage, "metric": metric, "point": 0.5 - 0.1 * k, "ci95": [0.0, 0.6]}
-        for k, stage in enumerate(STAGES)
+        for k, stage in enumerate(reversed(ResNet50.stages))
         for metric in explanations.METRICS
     ]
     entries += [

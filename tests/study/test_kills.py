@@ -22,7 +22,7 @@ ALL = (
 def start(study):
     path = study.folder / "job.yaml"
     path.write_text(dump_params(study))
-    command = [sys.executable, "-u", "-m", "adlib.training.worker_process", str(path), "code"]
+    command = [sys.executable, "-u", "-m", "adlib.training.devices", "--job", str(path)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_head import made_head, random_affine
-from tiny_study import CLASSES, accuracy, make_study
+from tiny_study import CLASSES, Tiny, accuracy, make_study, train_study
 
 from adlib.evaluation.evaluate import check_unseen
 from adlib.preprocess.cohort_run import preprocess_cohort
@@ -17,8 +17,9 @@ from adlib.study.train_params import Control
 from adlib.training import loop as fit
 from adlib.training import runs as train
 from adlib.training.controls import CONTROLS, control_fold
-from adlib.training.device import make_fabric
+from adlib.training.devices import make_fabric
 from adlib.training.folds import Fold, make_fold
+from adlib.training.recipe import Recipe
 from adlib.training.slices import load_slices
 
 
@@ -66,9 +67,9 @@ def leaky(study, epochs=60):
     return study.model_copy(update={"train": study.train.model_copy(update=settings)})
 
 
-def test_a_split_by_slice_rewards_knowing_persons_and_the_split_by_participant_does_not(tmp_path, tiny):
+def test_a_split_by_slice_rewards_knowing_persons_and_the_split_by_participant_does_not(tmp_path):
     study = leaky(make_study(tmp_path, scans=2))
-    predictions = train.train_study(study)
+    predictions = train_study(study)
     assert accuracy(predictions, "slice_split") > 0.75
     assert abs(accuracy(predictions, "resnet50") - 0.5) < 0.25
     splits = read_table(study.folder / "splits.tsv", SPLITS)
@@ -96,7 +97,7 @@ def test_the_shuffled_control_tells_a_leak_from_none(study):
     found = {}
     for name, split in (("leak", parts), ("none", fold.table["split"])):
         tried = replace(fold, table=fold.table.assign(split=split))
-        network, _ = fit.fit(tried, long, long.folder / name, name, make_fabric(long))
+        network, _ = fit.fit(tried, long, long.folder / name, name, make_fabric(long), Recipe(build_network=Tiny))
         found[name] = accuracy(train.predict_fold(tried, [network], long), "shuffled_labels")
     assert found["leak"] > 0.8
     assert abs(found["none"] - 0.5) < 0.25

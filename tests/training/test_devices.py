@@ -12,10 +12,9 @@ import pytest
 import torch
 from tiny_study import make_study
 
-from adlib.study.digests import code_digest
 from adlib.study.params import dump_params, load_params
 from adlib.study.records import StudyError, read_json
-from adlib.training import launch
+from adlib.training import devices
 from adlib.training import runs as train
 from adlib.training.model_file import load
 
@@ -70,10 +69,10 @@ def test_a_killed_process_is_said_in_words_and_the_next_run_goes_on(tmp_path, ca
 def test_several_computers_need_a_place_to_meet():
     sets = ("exec.devices=4", "exec.nodes=2", "train.micro_batches=8")
     with pytest.raises(StudyError, match=r"set exec\.rendezvous"):
-        launch.command(load_params("params/phantom.yaml", sets))
-    found = launch.command(load_params("params/phantom.yaml", (*sets, "exec.rendezvous=head:29500")))
+        devices.command(load_params("params/phantom.yaml", sets))
+    found = devices.command(load_params("params/phantom.yaml", (*sets, "exec.rendezvous=head:29500")))
     assert {"--nnodes=2", "--nproc-per-node=4", "--rdzv-endpoint=head:29500"} <= set(found)
-    assert launch.main(["--params", "params/phantom.yaml"]) == 1
+    assert devices.main(["--params", "params/phantom.yaml"]) == 1
 
 
 @pytest.mark.studies
@@ -85,10 +84,9 @@ def test_a_second_computer_joins_and_the_training_is_that_of_two_processes(tmp_p
     two = make_study(tmp_path / "two", *TOGETHER, "exec.devices=2")
     apart = make_study(tmp_path / "apart", *TOGETHER, "exec.nodes=2", place)
     (tmp_path / "apart.yaml").write_text(dump_params(apart))
-    command = [sys.executable, "-m", "adlib.training.launch", "--params", str(tmp_path / "apart.yaml")]
+    command = [sys.executable, "-m", "adlib.training.devices", "--params", str(tmp_path / "apart.yaml")]
     second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    code = code_digest(launch.CODE)
-    first = train.train_study(apart, code)
+    first = train.train_study(apart)
     assert second.communicate(timeout=120)[0] and second.returncode == 0
-    together = train.train_study(two, code)
+    together = train.train_study(two)
     np.testing.assert_allclose(first[["p_CN", "p_AD"]], together[["p_CN", "p_AD"]], atol=1e-6)

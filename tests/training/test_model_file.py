@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from adlib.study.params import InputParams, PreprocessParams
 from adlib.study.records import StudyError
 from adlib.training.model_file import Classifier, ModelCard, classify_slices, load, save
-from adlib.training.network import build_network
+from adlib.training.network import ResNet50, load_initial_weights
 
 CLASSES = ("CN", "AD")
 
@@ -16,7 +16,7 @@ CLASSES = ("CN", "AD")
 @pytest.fixture
 def classifier():
     torch.manual_seed(0)
-    network, origin = build_network(2, "random")
+    network, origin = ResNet50(2), "random initialisation"
     card = ModelCard(
         "tiny", CLASSES, True, InputParams(), PreprocessParams(), 1.5, {"participants": {"CN": 1}}, origin, "s", "c", 1
     )
@@ -78,20 +78,21 @@ def test_a_wrong_model_file_is_refused(kind, words, classifier, tmp_path):
 
 def test_weights_from_a_file_and_unknown_names(classifier, tmp_path):
     save(classifier, tmp_path / "m.safetensors")
-    network, origin = build_network(4, f"path:{tmp_path / 'm.safetensors'}")
+    network = ResNet50(4)
+    origin = load_initial_weights(network, f"path:{tmp_path / 'm.safetensors'}")
     assert origin == "weights of m.safetensors"
     assert torch.equal(network.layer1[0].conv1.weight, classifier.network.layer1[0].conv1.weight)
     assert network.fc.out_features == 4
     with pytest.raises(StudyError, match="expected random, imagenet, path:FILE or adlib:FILE"):
-        build_network(4, "alexnet")
+        load_initial_weights(ResNet50(4), "alexnet")
 
 
-def test_imagenet_falls_back_to_random_aloud(monkeypatch):
+def test_imagenet_weights_offline_stop_the_training(monkeypatch):
     from torchvision.models import ResNet50_Weights
 
     def unreachable(*args, **kwargs):
         raise OSError("no network")
 
     monkeypatch.setattr(ResNet50_Weights, "get_state_dict", unreachable)
-    _, origin = build_network(4, "imagenet")
-    assert origin == "random initialisation (ImageNet weights could not be had: OSError)"
+    with pytest.raises(StudyError, match=r"cannot be downloaded.*or copy http.*path:FILE"):
+        load_initial_weights(ResNet50(4), "imagenet")

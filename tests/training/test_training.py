@@ -4,20 +4,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_study import CLASSES, accuracy
+from tiny_study import CLASSES, accuracy, load, train_study
 
 from adlib.preprocess.intensity import LANDMARKS, fit_landmarks, standard_slices
 from adlib.study.params import PreprocessParams
 from adlib.study.records import FEATURES, MANIFEST, SPLITS, read_table, write_table
 from adlib.training import loop as fit
-from adlib.training import runs as train
 from adlib.training.folds import make_fold
-from adlib.training.model_file import load
 from adlib.training.slices import load_slices
 
 
 def test_a_planted_signal_is_learnt_and_kept_results_are_not_recomputed(study, capsys):
-    predictions = train.train_study(study)
+    predictions = train_study(study)
     assert accuracy(predictions, "resnet50") == 1.0
     assert set(predictions["split"]) == {"validation", "test"}
     card = load(study.folder / "model.safetensors").card
@@ -25,7 +23,7 @@ def test_a_planted_signal_is_learnt_and_kept_results_are_not_recomputed(study, c
     assert card.simulated
     assert card.cohort["participants"] == {"CN": 12, "AD": 12}
     capsys.readouterr()
-    again = train.train_study(study)
+    again = train_study(study)
     assert "kept, nothing changed" in capsys.readouterr().out
     pd.testing.assert_frame_equal(again, predictions)
 
@@ -42,27 +40,27 @@ def test_landmarks_are_of_the_training_scans_and_travel_with_the_model(study):
     for row in (0, 39):
         wanted = standard_slices(slices[row], own[row], fit_landmarks(own[:24]))
         np.testing.assert_allclose(fold.slices[row], wanted, rtol=2e-3, atol=1e-3)
-    train.train_study(study)
+    train_study(study)
     card = load(study.folder / "model.safetensors").card
     assert card.landmarks == fold.landmarks
     assert card.preprocess.normalise == "landmarks"
 
 
 def test_a_model_file_says_nothing_of_the_folder(study, tmp_path):
-    train.train_study(study)
+    train_study(study)
     other = study.model_copy(update={"exec": study.exec.model_copy(update={"outputs": tmp_path / "second"})})
     other.folder.mkdir(parents=True)
     for name in ("slices.npy", "slices.tsv", "features.tsv", "splits.tsv"):
         (other.folder / name).write_bytes((study.folder / name).read_bytes())
     moved = read_table(study.folder / "manifest.tsv", MANIFEST).assign(path="elsewhere")
     write_table(moved, other.folder / "manifest.tsv", MANIFEST)
-    train.train_study(other)
+    train_study(other)
     first, second = ((one.folder / "model.safetensors").read_bytes() for one in (study, other))
     assert first == second
 
 
 def test_a_resumed_training_ends_with_the_same_weights(study, monkeypatch, tmp_path):
-    whole = train.train_study(study)
+    whole = train_study(study)
     whole_weights = load(study.folder / "model.safetensors").network.state_dict()
     other = study.model_copy(update={"exec": study.exec.model_copy(update={"outputs": tmp_path / "second"})})
     other.folder.mkdir(parents=True)
@@ -79,9 +77,9 @@ def test_a_resumed_training_ends_with_the_same_weights(study, monkeypatch, tmp_p
 
     monkeypatch.setattr(fit, "_validate", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
-        train.train_study(other)
+        train_study(other)
     monkeypatch.setattr(fit, "_validate", validate)
-    resumed = train.train_study(other)
+    resumed = train_study(other)
     pd.testing.assert_frame_equal(resumed, whole)
     for name, value in load(other.folder / "model.safetensors").network.state_dict().items():
         assert torch.equal(value, whole_weights[name]), name

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from adlib.training.augmentation import augment, augment_mri, mirror
-from adlib.training.auxiliary import auxiliary_targets
+from adlib.training.augmentation import augment_light, augment_mri, mirror
 from adlib.training.calibration import fit_calibration
-from adlib.training.device import takes_bf16
+from adlib.training.devices import takes_bf16
+from adlib.training.folds import auxiliary_targets
 from adlib.training.network import softmax
 
 
@@ -80,7 +80,7 @@ def block():
     return x
 
 
-@pytest.mark.parametrize("vary", [augment, augment_mri])
+@pytest.mark.parametrize("vary", [augment_light, augment_mri])
 def test_augmentation_repeats_by_seed_moves_little_and_keeps_the_background(vary):
     torch.manual_seed(1)
     first = vary(block(), torch.Generator().manual_seed(3))

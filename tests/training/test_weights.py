@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torchvision.models import resnet50
 
 from adlib.study.records import StudyError
-from adlib.training.network import build_network
+from adlib.training.network import ResNet50, load_initial_weights
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def wrapped(state):
 )
 def test_the_body_is_that_of_the_file_and_the_last_layer_is_new(state, tmp_path, name, write):
     write(state, tmp_path / name)
-    network, origin = build_network(4, f"path:{tmp_path / name}")
-    assert origin == f"weights of {name}"
+    network = ResNet50(4)
+    assert load_initial_weights(network, f"path:{tmp_path / name}") == f"weights of {name}"
     loaded = network.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in state.items() if not key.startswith("fc."))
     assert loaded["fc.weight"].shape == (4, 2048)
@@ -71,5 +71,5 @@ def broken(state):
 def test_files_that_are_no_resnet50_are_refused_in_words(state, tmp_path, capsys, name, write, words):
     write(state, tmp_path / name)
     with pytest.raises(StudyError, match=words):
-        build_network(4, f"path:{tmp_path / name}")
+        load_initial_weights(ResNet50(4), f"path:{tmp_path / name}")
     assert "must not be run" not in capsys.readouterr().out

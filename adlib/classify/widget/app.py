@@ -302,7 +302,7 @@ def classifier_app(params: StudyParams) -> widgets.Widget:
         If the study has no model yet.
     """
     model = find_model(params)
-    card = model_file.load(model).card
+    card = model_file.load(model, trusted=True).card
     if card.refusal:
         words = f"This study's model {card.refusal}."
         return Form([widgets.HTML(words)], words)

@@ -20,7 +20,7 @@ Record = dict[str, Any]
 def classify_scans(params: StudyParams, paths: Iterable[str]) -> list[Prediction]:
     """Classify scans from their files, exactly as uploaded ones would be."""
     weights = find_model(params)
-    classifier, examples = model_file.load(weights), read_examples(weights)
+    classifier, examples = model_file.load(weights, trusted=True), read_examples(weights)
     settings = {"coverage": params.evaluate.coverage, "examples": examples}
     return [predict_file(path, classifier, **settings) for path in paths]
 

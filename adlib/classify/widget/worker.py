@@ -54,7 +54,7 @@ def main() -> None:
         print(json.dumps(content), file=out, flush=True)
 
     try:
-        classifier, examples = model_file.load(settings["model"]), read_examples(Path(settings["model"]))
+        classifier, examples = model_file.load(settings["model"], trusted=True), read_examples(Path(settings["model"]))
     except StudyError as error:
         say(error=str(error))
         return

@@ -82,7 +82,7 @@ def _gradient_shap(network: nn.Module, x: torch.Tensor, target: int, apart: bool
 
 
 def _grad_cam(network: nn.Module, x: torch.Tensor, target: int, apart: bool) -> torch.Tensor:
-    method = LayerGradCam(network, network.layer4)
+    method = LayerGradCam(network, network.get_submodule(network.explained_layer))
     parts = [method.attribute(part.requires_grad_(), target=target) for part in x.split(BATCH)]
     fine = LayerAttribution.interpolate(torch.cat(parts), tuple(x.shape[2:]), interpolate_mode="bilinear")
     return fine.expand(-1, x.shape[1], -1, -1) / x.shape[1]

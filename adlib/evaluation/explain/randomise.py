@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from adlib.evaluation.explain.attribution import BATCH
-
-STAGES = ("fc", "layer4", "layer3", "layer2", "layer1", "stem")
+from adlib.training.network import stages
 
 
 def cascade(network: nn.Module, slices: np.ndarray, seed: int) -> Iterator[tuple[str, nn.Module]]:
@@ -23,14 +22,14 @@ def cascade(network: nn.Module, slices: np.ndarray, seed: int) -> Iterator[tuple
     Parameters
     ----------
     network : nn.Module
-        With the parts of ResNet50; it is not changed.
+        Its stages are those of `adlib.training.network.stages`; it is not changed.
     slices : (n, 3, H, W) float32
     seed : int
 
     Yields
     ------
     stage : str
-        One of `STAGES`; that stage and all after it in the network are random.
+        Title of the stage; that stage and all after it in the network are random.
     network : nn.Module
         In evaluation mode; the next step goes on changing the same one.
     """
@@ -38,8 +37,7 @@ def cascade(network: nn.Module, slices: np.ndarray, seed: int) -> Iterator[tuple
     done: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for stage in STAGES:
-            parts = [random.conv1, random.bn1] if stage == "stem" else [getattr(random, stage)]
+        for stage, parts in reversed(stages(random).items()):
             done += parts
             for module in (m for part in parts for m in part.modules()):
                 if hasattr(module, "reset_parameters"):

@@ -1,0 +1,169 @@
+"""Train on one or several devices: device and precision, and the processes of a training on several.
+
+``python -m adlib.training.devices --params FILE`` joins, on every computer but the first, the training that step 03 of
+``run_all.py`` begins on the first with the same params.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+
+from adlib.parallel.threads import keep_memory
+from adlib.study.params import StudyParams, dump_params, load_params
+from adlib.study.records import StudyError, write_text
+from adlib.training.recipe import Recipe, import_name, importable_name
+
+MODULE, JOB = "adlib.training.devices", "--job"
+KEPT_LINES = 12
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG, linux/prctl.h
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of the exec params; ``auto`` takes CUDA or MPS where there is one."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def takes_bf16(precision: str, device: torch.device) -> bool:
+    """Whether the forward pass runs in bfloat16; ``auto`` does where the device need not emulate it.
+
+    A processor without such instructions takes about twenty times as long in bfloat16 as in float32.
+    """
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def is_worker() -> bool:
+    """Whether this process is one of several that torchrun started to train together."""
+    return torch.distributed.is_torchelastic_launched()
+
+
+def make_fabric(params: StudyParams) -> Fabric:
+    """Lightning Fabric on the study's device: one process or, in a process of torchrun, one of several."""
+    device = pick_device(params.exec.device)
+    together = {}
+    if is_worker():
+        together = {"strategy": DDPStrategy(broadcast_buffers=False), "num_nodes": params.exec.nodes}
+    if device.type == "cpu":
+        keep_memory()
+    precision = "bf16-mixed" if takes_bf16(params.train.precision, device) else "32-true"
+    devices = params.exec.devices if is_worker() else 1
+    fabric = Fabric(accelerator=device.type, devices=devices, precision=precision, **together)
+    fabric.launch()
+    return fabric
+
+
+def launch(params: StudyParams, recipe: Recipe) -> None:
+    """Train a study in one process per device under torchrun, and print what it prints.
+
+    Parameters
+    ----------
+    params : StudyParams
+        ``exec.devices``, ``exec.nodes`` and ``exec.rendezvous`` set the number of processes and where they meet.
+    recipe : Recipe
+
+    Raises
+    ------
+    StudyError
+        If a part of the recipe cannot be imported by another process, or a process fails or is killed; torchrun then
+        ends the others. Finished epochs are kept.
+    """
+    parts = [f"{name}={_shared(name, part, params)}" for name, part in recipe.changed().items()]
+    path = params.folder / "training" / "job.yaml"
+    write_text(dump_params(params), path)
+    last: deque[str] = deque(maxlen=KEPT_LINES)
+    process = subprocess.Popen(
+        [*command(params), JOB, str(path), *parts], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"}, preexec_fn=_end_with_parent,
+    )  # fmt: skip
+    try:
+        for line in process.stdout:
+            last.append(line.rstrip())
+            print(line, end="", flush=True)
+    except BaseException:
+        process.terminate()
+        raise
+    finally:
+        process.wait()
+    if process.returncode:
+        raise StudyError(
+            f"the training on {params.exec.devices * params.exec.nodes} processes ended with code "
+            f"{process.returncode}: one of them failed or was killed, its last lines are below. Finished epochs are "
+            "kept; the same command goes on from there.\n" + "\n".join(last)
+        )
+
+
+def _shared(name: str, part: Callable[..., Any], params: StudyParams) -> str:
+    found = importable_name(part)
+    if found is None:
+        raise StudyError(
+            f"{name} is {part.__qualname__}, defined in the notebook, where the {params.exec.devices} processes of "
+            "exec.devices cannot find it; put it into a .py file beside run_all.py and import it, or set exec.devices "
+            "and exec.nodes to 1"
+        )
+    if params.exec.nodes > 1:
+        raise StudyError(f"{name} is {found}; several computers (exec.nodes) train with the package's own recipe only")
+    return found
+
+
+def command(params: StudyParams) -> list[str]:
+    """The torchrun command, without the arguments of the job."""
+    run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={params.exec.devices}"]
+    if params.exec.nodes == 1:
+        return [*run, "--standalone", "-m", MODULE]
+    if not params.exec.rendezvous:
+        raise StudyError("exec.nodes is over 1: set exec.rendezvous to host:port of the first node on every node")
+    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={params.exec.rendezvous}", f"--rdzv-id={params.study}"]
+    return [*run, f"--nnodes={params.exec.nodes}", *meeting, "-m", MODULE]
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Join a training on a further computer; 1 where it failed. With ``--job`` be one process of a training."""
+    from adlib.training.runs import train_study
+
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
+    parser.add_argument("--params", help="of the study, as for run_all.py on the first computer")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="the same, too")
+    parser.add_argument(JOB, nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.job:
+        path, *parts = options.job
+        pairs = (part.split("=", 1) for part in parts)
+        train_study(load_params(path), **{name: import_name(where) for name, where in pairs})
+        return 0
+    try:
+        params = load_params(options.params or parser.error("--params is required"), tuple(options.set))
+        if params.exec.nodes == 1:
+            raise StudyError("exec.nodes is 1: there is no training of several computers to join")
+        launch(params, Recipe())
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

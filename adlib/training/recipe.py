@@ -1,0 +1,321 @@
+"""What a training is made of, each part a callable that may be another, and the record of what was trained."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import linecache
+import os
+import symtable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from adlib.study.digests import code_digest, file_digest, flat
+from adlib.study.params import StudyParams
+from adlib.study.records import StudyError, digest, read_json, write_text
+from adlib.training.augmentation import augment_slices
+from adlib.training.folds import RUN, Augment
+from adlib.training.network import ResNet50
+
+PACKAGE = "adlib."
+RECORD = Path("training") / "record.json"
+NETWORK_FILE = "network.py"
+SECTIONS = ("train", "input", "preprocess", "splits")
+
+Schedule = torch.optim.lr_scheduler.LRScheduler
+BuildNetwork = Callable[[int, int, float], nn.Module]
+Loss = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None", StudyParams], torch.Tensor]
+Optimizer = Callable[[list[nn.Parameter], StudyParams, int], "tuple[torch.optim.Optimizer, Schedule]"]
+
+
+def cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, params: StudyParams
+) -> torch.Tensor:
+    """Cross-entropy with class weights and label smoothing.
+
+    Parameters
+    ----------
+    logits : (B, K) float32
+    targets : (B,) int64
+    weights : (K,) float32, optional
+        Of the classes, where ``train.balance`` is ``weights``.
+    params : StudyParams
+    """
+    return nn.functional.cross_entropy(logits, targets, weights, label_smoothing=params.train.label_smoothing)
+
+
+def adamw_one_cycle(
+    parameters: list[nn.Parameter], params: StudyParams, steps: int
+) -> tuple[torch.optim.Optimizer, Schedule]:
+    """AdamW whose learning rate follows one cycle over `steps` steps."""
+    settings = params.train
+    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=max(steps, 8), pct_start=settings.warmup
+    )
+    return optimizer, schedule
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The parts of a training that a researcher changes.
+
+    Attributes
+    ----------
+    build_network : callable
+        ``(outputs, covariates, dropout)`` to a network as `adlib.training.network.ImageNetwork` describes it.
+    loss : callable
+        ``(logits, targets, weights, params)`` to a number, see `cross_entropy`.
+    optimizer : callable
+        ``(parameters, params, steps)`` to an optimizer and a schedule that is stepped after each step.
+    augment : callable
+        ``(slices, generator, params)`` to slices (B, 3, H, W); all chance comes from the generator.
+    """
+
+    build_network: BuildNetwork = ResNet50
+    loss: Loss = cross_entropy
+    optimizer: Optimizer = adamw_one_cycle
+    augment: Augment = augment_slices
+
+    def parts(self) -> dict[str, Callable[..., Any]]:
+        """Each part by its name."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
+
+    def changed(self) -> dict[str, Callable[..., Any]]:
+        """Parts that are not the package's own."""
+        return {name: part for name, part in self.parts().items() if not _name(part).startswith(PACKAGE)}
+
+    def code(self) -> list[Any]:
+        """Names and code of all parts, for the key of a training."""
+        sources = {name: _code(part) for name, part in self.changed().items()}
+        return [
+            {name: _name(part) for name, part in self.parts().items()},
+            sources,
+            code_digest(f"{PACKAGE}training.runs"),
+        ]
+
+
+def _name(function: Callable[..., Any]) -> str:
+    if not hasattr(function, "__qualname__"):
+        raise StudyError(f"{function!r} has no name; write it with def or class, so that the record can name it")
+    return f"{function.__module__}:{function.__qualname__}"
+
+
+def importable_name(function: Callable[..., Any]) -> str | None:
+    """``module:name`` by which a function or class can be imported; None for one of a notebook."""
+    if function.__module__ == "__main__" or "." in function.__qualname__:
+        return None
+    try:
+        same = getattr(importlib.import_module(function.__module__), function.__qualname__, None)
+    except ImportError:
+        return None
+    return _name(function) if same is function else None
+
+
+def import_name(name: str) -> Any:
+    """What `importable_name` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _code(function: Callable[..., Any]) -> str:
+    """Digest of the code of a callable: of its whole module or, for one of a notebook, of all that it needs."""
+    if importable_name(function):
+        path = getattr(importlib.import_module(function.__module__), "__file__", None)
+        return file_digest(Path(path)) if path else _name(function)
+    return digest(written_source(function))
+
+
+def written_source(function: Callable[..., Any]) -> str:
+    """Python source of a module that defines a callable of a notebook, with the imports, functions and values it uses.
+
+    Raises
+    ------
+    StudyError
+        If it uses something that cannot be written as source, such as a table.
+    """
+    if name := importable_name(function):
+        module, _, attribute = name.partition(":")
+        return f"from {module} import {attribute}\n"
+    pieces: dict[str, str] = {}
+    _collect(function, pieces)
+    imports = sorted(piece for piece in pieces.values() if piece.startswith(("import ", "from ")))
+    return "\n\n".join(["\n".join(imports), *(piece for piece in pieces.values() if piece not in imports)]) + "\n"
+
+
+def _collect(function: Callable[..., Any], pieces: dict[str, str]) -> None:
+    """Add the source of a function or class, after that of all it uses."""
+    source, space = _definition(function)
+    pieces.setdefault(function.__qualname__, "")
+    for name in sorted(_globals_used(symtable.symtable(source, "notebook", "exec"))):
+        if name in pieces or name not in space:
+            continue
+        value = space[name]
+        if isinstance(value, ModuleType):
+            pieces[name] = f"import {value.__name__} as {name}"
+        elif callable(value) and hasattr(value, "__qualname__"):
+            found = importable_name(value)
+            if found is None:
+                _collect(value, pieces)
+            else:
+                module, _, attribute = found.partition(":")
+                pieces[name] = f"from {module} import {attribute} as {name}"
+        else:
+            pieces[name] = f"{name} = {_literal(name, value, function)}"
+    pieces.pop(function.__qualname__)
+    pieces[function.__qualname__] = source
+
+
+def _literal(name: str, value: Any, function: Callable[..., Any]) -> str:
+    try:
+        if ast.literal_eval(repr(value)) == value:
+            return repr(value)
+    except (ValueError, SyntaxError, TypeError):
+        pass
+    raise StudyError(
+        f"{function.__qualname__} uses {name!r} of the notebook, a {type(value).__name__}, which cannot be stored with "
+        "the model; pass plain numbers, or put the function into a module and import it"
+    )
+
+
+def _globals_used(table: symtable.SymbolTable) -> Iterator[str]:
+    top = table.get_type() == "module"
+    for symbol in table.get_symbols():
+        if symbol.is_referenced() and (symbol.is_global() or (top and not symbol.is_assigned())):
+            yield symbol.get_name()
+    for child in table.get_children():
+        yield from _globals_used(child)
+
+
+def _definition(function: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
+    """Source of a function or class as it is written, and the names around it."""
+    inner = function
+    if isinstance(function, type):
+        methods = [value for value in vars(function).values() if hasattr(value, "__code__")]
+        inner = methods[0] if methods else function
+    if hasattr(inner, "__code__") and (isinstance(function, type) or not inner.__closure__):
+        text = "".join(linecache.getlines(inner.__code__.co_filename))
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == function.__qualname__:
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                lines = text.splitlines()[first - 1 : node.end_lineno]
+                return "\n".join(lines), inner.__globals__
+    raise StudyError(
+        f"{_name(function)} has no source to store with the model; write it with def or class in a cell, "
+        "or put it into a module and import it"
+    )
+
+
+def describe(recipe: Recipe, network: nn.Module, origin: str, params: StudyParams) -> dict[str, Any]:
+    """What a training really uses, for the model file and for ``training/record.json``.
+
+    Returns
+    -------
+    dict
+        For ``network``, ``loss``, ``optimizer`` and ``augment`` the ``name`` and, where it is not the package's own,
+        its ``source`` and ``sha256``; ``network`` also has its ``title`` and number of ``parameters``; ``weights``,
+        the origin of the first weights; ``classes`` and ``seed``; every setting of `SECTIONS`.
+    """
+    parts = {}
+    for name, part in recipe.parts().items():
+        own = name in recipe.changed()
+        source = written_source(part) if own else ""
+        parts[name.removeprefix("build_")] = {"name": _name(part)} | (
+            {"source": source, "sha256": digest(source)} if own else {}
+        )
+    parts["network"] |= {
+        "title": type(network).__name__,
+        "parameters": sum(value.numel() for value in network.parameters()),
+    }
+    settings = {name: getattr(params, name).model_dump(mode="json") for name in SECTIONS}
+    settings["train"]["weights"] = _without_folder(params.train.weights)
+    return {**parts, "weights": origin, "classes": list(params.classes), "seed": params.training_seed, **settings}
+
+
+def _without_folder(weights: str) -> str:
+    kind, colon, path = weights.partition(":")
+    return f"{kind}:{Path(path).name}" if colon else weights
+
+
+def training_record(folder: Path) -> dict[str, Any]:
+    """What was trained, from ``training/record.json`` in a study's folder; empty where nothing was.
+
+    Returns
+    -------
+    dict
+        See `describe`; also ``runs``, the epochs of each fold by run.
+    """
+    path = Path(folder) / RECORD
+    return read_json(path) if path.is_file() else {}
+
+
+def record_differences(record: dict[str, Any], params: StudyParams) -> dict[str, tuple[Any, Any]]:
+    """Where a training differs from the params file and the package's own recipe.
+
+    Returns
+    -------
+    dict of str to (params value, trained value)
+        By setting, such as ``train.epochs``, or part, such as ``loss``; empty without differences or record.
+    """
+    if not record:
+        return {}
+    stated = {name: getattr(params, name).model_dump(mode="json") for name in SECTIONS}
+    stated["train"] |= {"weights": _without_folder(params.train.weights), "controls": list(params.train.controls)}
+    stated |= {"classes": list(params.classes), "seed": params.training_seed}
+    stated |= {name.removeprefix("build_"): {"name": _name(part)} for name, part in Recipe().parts().items()}
+    before, after = flat(stated), flat(record)
+    trained = [run for run in record.get("runs", {}) if run != RUN]
+    if "runs" in record:
+        after["train.controls"] = trained
+    return {
+        name.removesuffix(".name"): (before[name], after.get(name))
+        for name in before
+        if before[name] != after.get(name)
+    }
+
+
+def write_network(recipe: Recipe, folder: Path) -> None:
+    """Write ``network.py``, from which a study's own model is loaded, if its network is not the package's own."""
+    path = folder / NETWORK_FILE
+    if "build_network" not in recipe.changed():
+        path.unlink(missing_ok=True)
+        return
+    source = written_source(recipe.build_network)
+    write_text(_file_text(source), path)
+
+
+def _file_text(source: str) -> str:
+    return f'"""The network of this study, written by its training; imported when its model is loaded."""\n\n{source}'
+
+
+def read_network(path: Path, stated: dict[str, Any]) -> BuildNetwork:
+    """The callable that makes the network of a study's own model, from ``network.py`` beside the weights.
+
+    Parameters
+    ----------
+    path : path
+        ``network.py``. Its code is run.
+    stated : dict
+        ``network`` of the model file's record.
+
+    Raises
+    ------
+    StudyError
+        If the file is missing, is not the one that the training wrote, or belongs to another user.
+    """
+    name = stated["name"].rpartition(":")[2]
+    if not path.is_file() or path.read_text(encoding="utf-8") != _file_text(stated["source"]):
+        raise StudyError(f"{path} is not the file that the training of {name} wrote; run step 03 again")
+    if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
+        raise StudyError(f"{path} belongs to another user, so its code is not run; give load(..., build_network=...)")
+    spec = importlib.util.spec_from_file_location(f"adlib_network_{stated['sha256'][:12]}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
