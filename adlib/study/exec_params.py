@@ -103,7 +103,7 @@ class ExecParams(Section):
     retries: int = Field(2, ge=0, description="How often a scan is tried again that its worker died of.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device of the network.")
     devices: int = Field(1, ge=1, description="Processes that train together on each node, one per device.")
-    nodes: int = Field(1, ge=1, description="Computers that train together; the others join by adlib.training.launch.")
+    nodes: int = Field(1, ge=1, description="Computers that train together; the others join by adlib.training.devices.")
     rendezvous: str = Field("", description="host:port of the first node, where there are several.")
     publish: bool = Field(False, description="Copy figures to figures/ when the run ends.")
 
