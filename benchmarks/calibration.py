@@ -24,7 +24,7 @@ from adlib.evaluation import scores
 from adlib.evaluation.prediction_sets import prediction_sets
 from adlib.parallel.mapping import map_scans
 from adlib.phantom.cohort import draw_cohort, write_cohort
-from adlib.release import ungated
+from adlib.release import load_without_reference
 from adlib.study.exec_params import Pool
 from adlib.study.params import load_params
 from adlib.training import model_file
@@ -70,7 +70,7 @@ def answers_of_others(args: argparse.Namespace) -> pd.DataFrame:
 
 def answer(scan: dict, model: str) -> pd.DataFrame:
     """Slices of one scan as the network itself sees them; the model's own calibration is taken off again."""
-    classifier = ungated(model)
+    classifier = load_without_reference(model)
     card = classifier.card
     prediction = predict_file(scan["path"], classifier)
     if prediction.predicted is None:

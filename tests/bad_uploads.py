@@ -1,4 +1,4 @@
-"""Fifty uploads that a form must survive: damaged, hostile, of another kind, or merely unusual."""
+"""Bad uploads: damaged, hostile, of another kind, or merely unusual."""
 
 import gzip
 import io
@@ -46,14 +46,15 @@ def volume() -> np.ndarray:
     return np.random.default_rng(7).integers(0, 900, SHAPE).astype(np.int16)
 
 
-def head(**changed) -> nib.Nifti1Image:
+def head(voxel_mm: float = 3.0, **changed) -> nib.Nifti1Image:
+    """A synthetic head of the size of a person's."""
     pose = random_affine(4, scale=0.0)
-    pose[:3, :3] *= 0.9
-    return made_head(seed=4, pose=pose, voxel_mm=(3.0, 3.0, 3.0), **changed).image
+    pose[:3, :3] *= 0.9  # the template's head is larger
+    return made_head(seed=4, pose=pose, voxel_mm=(voxel_mm,) * 3, **changed).image
 
 
 def damaged() -> dict[str, tuple[str, bytes, str]]:
-    """Name, bytes and the words that must be said, of files that are no whole image."""
+    """Name, bytes and expected message of files that are no whole image."""
     good = nifti(volume())
     raw = gzip.compress(good)
     flipped = bytearray(raw)

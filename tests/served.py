@@ -1,4 +1,4 @@
-"""The form's page on the servers of the Makefile, and what a person does on it, in a browser.
+"""The form on the servers of the Makefile, and the actions of a user in a browser.
 
 ``ADLIB_SHOTS`` may name a folder, which receives screenshots.
 """
@@ -32,10 +32,12 @@ LAB_ONLY = ("--LabApp.expose_app_in_browser=True", "--allow-root")
 
 
 def command(target: str, notebook: Path) -> list[str]:
-    """What the Makefile runs for a target, with this environment's programs."""
+    """Command of a Makefile target, with the programs of this environment."""
     options = ["READY=Makefile", f"BIN={Path(sys.prefix) / 'bin'}", f"APP={notebook}"]
-    said = subprocess.run(["make", "--dry-run", target, *options], cwd=ROOT, capture_output=True, text=True, check=True)
-    program, *arguments = shlex.split(said.stdout.strip().splitlines()[-1])
+    printed = subprocess.run(
+        ["make", "--dry-run", target, *options], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    program, *arguments = shlex.split(printed.stdout.strip().splitlines()[-1])
     return [sys.executable, "-m", Path(program).name, *arguments]
 
 
@@ -59,14 +61,14 @@ def server_starter(temporary):
     started = []
 
     def start(target: str, form: Path, **environment: str) -> str:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
-        own = environment | {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
-        line = [one for one in command(target, form) if one != "--token"]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment |= {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
+        line = [word for word in command(target, form) if word != "--token"]
         line += [f"--Voila.token={TOKEN}"] if target == "app" else [f"--IdentityProvider.token={TOKEN}", *LAB_ONLY]
         line += ["--no-browser", f"--port={port}"]
-        process = subprocess.Popen(line, cwd=ROOT, env=os.environ | own, start_new_session=True)
+        process = subprocess.Popen(line, cwd=ROOT, env=os.environ | environment, start_new_session=True)
         started.append(process)
         address = f"http://127.0.0.1:{port}/"
         _await(address, process)
@@ -122,8 +124,8 @@ def give(page, *files: Path) -> None:
 
 
 def classify(page, count: int) -> None:
-    """Press the button and wait for as many answers, given or refused, that were not there before."""
-    page.evaluate("document.querySelectorAll('p.answer').forEach(one => one.dataset.old = '')")
+    """Press the button and wait for as many new results or refusals."""
+    page.evaluate("document.querySelectorAll('p.result').forEach(one => one.dataset.old = '')")
     page.get_by_role("button", name="Classify").click()
-    expect(page.locator("p.answer:not([data-old])")).to_have_count(count, timeout=WAIT_MS)
+    expect(page.locator("p.result:not([data-old])")).to_have_count(count, timeout=WAIT_MS)
     expect(page.get_by_role("button", name="Classify")).to_be_enabled(timeout=WAIT_MS)

@@ -1,4 +1,4 @@
-"""Whether a scan may be answered at all: a whole brain, T1w, good enough, and like those of the training cohort."""
+"""Checks of a scan before it is classified: field of view, contrast, quality, distance from the training scans."""
 
 from __future__ import annotations
 
@@ -7,148 +7,137 @@ from typing import Any
 
 import numpy as np
 
-from adlib.preprocess import quality as qc
+from adlib.preprocess import quality
 from adlib.preprocess.derivatives import Preprocessed
 from adlib.training.cohort_reference import IMAGE, QUALITY, VOLUMES, describe
 from adlib.training.mahalanobis import Space, distances, farthest
 from adlib.training.model_file import Classifier
 
-PASSED, DOUBTFUL, REFUSED, UNCHECKED = "passed", "doubtful", "refused", "not checked"
+PASSED, WARNING, FAILED, UNCHECKED = "passed", "warning", "failed", "not checked"
+# Title of a check, the QC values that it rests on, and what to do if it fails.
+LIMIT_CHECKS = {
+    "Whole brain in the field of view": (
+        ("qc_coverage", "qc_mask_ml", "qc_scale", "qc_dark"),
+        "Use a scan of the whole head without cropped or blanked parts",
+    ),
+    "Registration and orientation": (
+        ("qc_similarity", "qc_mask_dice", "qc_symmetry", "qc_asymmetry"),
+        "Check the brain outline in the figure; if it misses the brain, convert the scan from DICOM again to restore "
+        "the orientation in its header",
+    ),
+    "T1w contrast": (
+        ("qc_order", "qc_cnr"),
+        "White matter must be brighter than grey matter and grey matter brighter than CSF; use the T1w series "
+        "(MPRAGE, SPGR, FSPGR or TFE) without contrast agent",
+    ),
+    "Noise, motion and artefacts": (
+        ("qc_snr", "qc_edge", "qc_ghost", "qc_air", "qc_wrap", "qc_jump"),
+        "Use a repeat of the scan, if there is one",
+    ),
+}
+# Title of a check, the compared quantity, and what to do if it fails.
+DISTANCE_CHECKS = {
+    QUALITY: (
+        "Image quality within the training distribution",
+        "quality",
+        "The model was not tested on such scans; use a repeat with less noise or motion, or a model trained on similar "
+        "scans",
+    ),
+    VOLUMES: (
+        "Volumes within the training distribution",
+        "volume",
+        "Check the outlines in the figure; if they follow the brain, the model was not trained on similar brains",
+    ),
+    IMAGE: (
+        "Network features within the training distribution",
+        "feature",
+        "Use a model trained on similar scans (scanner, sequence, age)",
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question about a scan.
+    """The result of one check.
 
     Attributes
     ----------
-    question : str
-    verdict : str
-        passed, doubtful (answered all the same), refused, or not checked.
-    found : str
-        What was measured and what was expected, in words.
+    title : str
+    status : str
+        ``passed``, ``warning`` (classified all the same), ``failed`` or ``not checked``.
+    message : str
+        Measured and expected values.
     advice : str
-        What a person can do where it is refused.
+        What to do if the check fails.
     """
 
-    question: str
-    verdict: str
-    found: str
+    title: str
+    status: str
+    message: str
     advice: str
 
-
-@dataclass(frozen=True)
-class Gate:
-    """All checks of a scan."""
-
-    checks: tuple[Check, ...] = ()
-
     @property
-    def accepted(self) -> bool:
-        """Whether the scan may be answered."""
-        return not any(check.verdict == REFUSED for check in self.checks)
-
-    @property
-    def refusals(self) -> tuple[str, ...]:
-        """Why it may not and what to do, a sentence for each question that it fails."""
-        return tuple(
-            f"{check.question} No: {check.found}. {check.advice}" for check in self.checks if check.verdict == REFUSED
-        )
+    def refusal(self) -> str:
+        """Why the scan is not classified and what to do; empty unless the check failed."""
+        return f"{self.title}: {self.message}. {self.advice}" if self.status == FAILED else ""
 
 
-QUESTIONS = {
-    "Is a whole brain in view?": (
-        ("qc_coverage", "qc_mask_ml", "qc_scale", "qc_dark"),
-        "Give a scan of the whole head, with no part cut off or blanked",
-    ),
-    "Is it a brain, the right way round?": (
-        ("qc_similarity", "qc_mask_dice", "qc_symmetry", "qc_asymmetry"),
-        "Look at the picture: where the yellow line misses the brain, convert the scan from DICOM again, so that its "
-        "header says how it lies",
-    ),
-    "Is it T1-weighted?": (
-        ("qc_order", "qc_cnr"),
-        "White matter must be brighter than grey matter and grey matter brighter than fluid; give the T1w series "
-        "(MPRAGE, SPGR, FSPGR or TFE) without contrast agent",
-    ),
-    "Is it free of noise, motion and artefacts?": (
-        ("qc_snr", "qc_edge", "qc_ghost", "qc_air", "qc_wrap", "qc_jump"),
-        "Give a repeat of the scan, if there is one",
-    ),
-}
-LIKENESS = {
-    QUALITY: (
-        "Is its quality that of the training scans?",
-        "The model was not tested on such scans; give a repeat with less noise or motion, or use a model trained on "
-        "scans like this one",
-    ),
-    VOLUMES: (
-        "Are its volumes those of the training cohort?",
-        "Look whether the outlines follow the brain; if they do, the model was not trained on brains like this one",
-    ),
-    IMAGE: (
-        "Does it look to the network like the training scans?",
-        "Use a model trained on scans like this one (scanner, sequence, age)",
-    ),
-}
-WORDS = {QUALITY: "quality", VOLUMES: "volumes", IMAGE: "appearance"}
-
-
-def judge(prepared: Preprocessed, features: np.ndarray, classifier: Classifier) -> Gate:
-    """Ask all questions about a scan.
+def check_input(prepared: Preprocessed, features: np.ndarray, classifier: Classifier) -> tuple[Check, ...]:
+    """Run all checks of a scan.
 
     Parameters
     ----------
     prepared : Preprocessed
-    features : (2048,) float
-        Mean over its slices of what the network's last layer sees, from `adlib.training.network.image_features`.
+    features : (p,) float
+        Mean over its slices of the network's features before the last layer.
     classifier : Classifier
-        A file without a stored reference leaves the questions of likeness unchecked.
+        Without a stored cohort reference the distance checks are ``not checked``.
 
     Returns
     -------
-    Gate
+    tuple of Check
     """
-    asked = [_by_limits(question, prepared.qc, *known) for question, known in QUESTIONS.items()]
-    stored = classifier.card.reference.get("gate") or {}
+    checks = [_check_limits(title, prepared.qc, *rest) for title, rest in LIMIT_CHECKS.items()]
+    reference = classifier.card.reference.get("gate") or {}
     values = describe(prepared.features | prepared.qc)
-    for name, (question, advice) in LIKENESS.items():
-        if name not in classifier.spaces or name not in stored.get("centre", {}):
-            asked.append(Check(question, UNCHECKED, "this model file stores nothing to compare with", ""))
+    for name, (title, quantity, advice) in DISTANCE_CHECKS.items():
+        if name not in classifier.spaces or name not in reference.get("centre", {}):
+            checks.append(Check(title, UNCHECKED, "the model file stores no cohort reference", ""))
             continue
-        known = classifier.spaces[name]
-        own = features if name == IMAGE else np.array([values[name].get(one, np.nan) for one in known.names])
-        distance = float(distances(own[None], known)[0])
-        off = (np.log(max(distance, 1e-6)) - stored["centre"][name]) / stored["spread"][name]
-        found = _distance_words(name, off, stored) + (_farthest_words(own, known) if name != IMAGE else "")
-        asked.append(Check(question, REFUSED if off > stored["threshold"] else PASSED, found, advice))
-    return Gate(tuple(asked))
+        space = classifier.spaces[name]
+        measured = features if name == IMAGE else np.array([values[name].get(key, np.nan) for key in space.names])
+        z = _z_score(name, float(distances(measured[None], space)[0]), reference)
+        limit = reference["threshold"]
+        message = f"{quantity} distance z = {z:.1f} relative to held-out scans (limit {limit:.1f})"
+        details = [] if name == IMAGE else _largest_deviations(measured, space)
+        message += f"; largest deviations: {'; '.join(details)}" if details else ""
+        checks.append(Check(title, FAILED if z > limit else PASSED, message, advice))
+    return tuple(checks)
 
 
-def _by_limits(question: str, values: dict[str, float], names: tuple[str, ...], advice: str) -> Check:
-    grades = {name: qc.grade(name, values[name]) for name in names if name in values}
+def _check_limits(title: str, values: dict[str, float], names: tuple[str, ...], advice: str) -> Check:
+    grades = {name: quality.grade(name, values[name]) for name in names if name in values}
+    if not grades:
+        return Check(title, UNCHECKED, "not measured", advice)
     worst = next((grade for grade in ("fail", "check") if grade in grades.values()), "pass")
-    verdict = {"fail": REFUSED, "check": DOUBTFUL, "pass": PASSED}[worst] if grades else UNCHECKED
-    shown = [name for name, grade in grades.items() if grade == worst and worst != "pass"]
-    words = [f"{qc.LIMITS[n].meaning} is {values[n]:.3g}, expected {qc.limit_text(n)}" for n in shown]
-    return Check(question, verdict, "; ".join(words) or ("within limits" if grades else "not measured"), advice)
+    limits = {name: quality.LIMITS[name] for name, grade in grades.items() if grade == worst != "pass"}
+    reasons = [f"{v.meaning} is {values[k]:.3g}, expected {quality.limit_text(k)}" for k, v in limits.items()]
+    status = {"fail": FAILED, "check": WARNING, "pass": PASSED}[worst]
+    return Check(title, status, "; ".join(reasons) or "within limits", advice)
 
 
-def _distance_words(name: str, off: float, stored: dict[str, Any]) -> str:
-    return (
-        f"the distance of its {WORDS[name]} is {off:+.1f} robust spreads from that of a typical scan that the model "
-        f"had not seen, accepted up to {stored['threshold']:+.1f}"
-    )
+def _z_score(name: str, distance: float, reference: dict[str, Any]) -> float:
+    """Log distance, standardised by median and median absolute deviation of held-out scans."""
+    return (np.log(max(distance, 1e-6)) - reference["centre"][name]) / reference["spread"][name]
 
 
-def _farthest_words(own: np.ndarray, space: Space) -> str:
+def _largest_deviations(values: np.ndarray, space: Space) -> list[str]:
     parts = []
-    for name, value, mean, sd in farthest(own, space):
-        if name in qc.LIMITS:
-            parts.append(f"{qc.LIMITS[name].meaning} {value:.3g}, training {mean:.3g} ± {sd:.2g}")
-        else:
-            low, high = np.exp(mean - sd), np.exp(mean + sd)
-            parts.append(
-                f"{name.removesuffix('_ml').replace('_', ' ')} {np.exp(value):.3g} ml, training {low:.3g} to {high:.3g}"
-            )
-    return f" ({'; '.join(parts)})" if parts else ""
+    for name, value, mean, sd in farthest(values, space):
+        if name in quality.LIMITS:
+            parts.append(f"{quality.LIMITS[name].meaning} {value:.3g} (training {mean:.3g} ± {sd:.2g})")
+        else:  # logarithms of volumes
+            value, low, high = np.exp([value, mean - sd, mean + sd])
+            title = name.removesuffix("_ml").replace("_", " ")
+            parts.append(f"{title} {value:.3g} ml (training {low:.3g} to {high:.3g})")
+    return parts

@@ -1,4 +1,4 @@
-"""A study's model and what is known of it: from the study's last run or, before there is one, as it was released."""
+"""A study's model with its scores, predictions and example scans: from its last run or, before it, as released."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from adlib.training.pooling import pool_level
 RELEASED = Path(__file__).resolve().parents[2] / "models"
 WEIGHTS, SCORES, STORED = "model.safetensors", "scores.json", "answers.tsv"
 PREDICTED = "predictions.parquet"
-EXAMPLES = 4  # test scans offered by the interactive classifier
+EXAMPLES = 4  # test scans offered by the form
 
 
 def was_run(params: StudyParams) -> bool:
-    """Whether the study has a model of its own."""
+    """Whether the study has trained its model."""
     return (params.folder / WEIGHTS).is_file()
 
 
@@ -35,18 +35,16 @@ def find_model(params: StudyParams) -> Path:
         If there are neither.
     """
     places = (params.folder / WEIGHTS, RELEASED / params.study / WEIGHTS)
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise StudyError(
-            f"no model of the study {params.study!r} at {' or '.join(map(str, places))}; run the study first"
-        )
-    return found
+    for place in places:
+        if place.is_file():
+            return place
+    raise StudyError(f"no model of the study {params.study!r} at {' or '.join(map(str, places))}; run the study first")
 
 
-def keep_examples(params: StudyParams) -> None:
-    """Store training scans beside the model of the study's own run, see `adlib.classify.nearest.write_examples`."""
+def store_examples(params: StudyParams) -> None:
+    """Store training scans next to the model of the study's last run, see `adlib.classify.nearest.write_examples`."""
     if was_run(params):
-        write_examples(params, params.folder / WEIGHTS, params.folder)
+        write_examples(params, params.folder / WEIGHTS)
 
 
 def stored_scores(params: StudyParams) -> pd.DataFrame:
@@ -54,8 +52,8 @@ def stored_scores(params: StudyParams) -> pd.DataFrame:
     return read_metrics(params.folder if was_run(params) else find_model(params).with_name(SCORES))
 
 
-def stored_answers(params: StudyParams) -> pd.DataFrame:
-    """What the study's network answered for each scan of its test participants.
+def stored_predictions(params: StudyParams) -> pd.DataFrame:
+    """The study's predictions for the scans of its test participants.
 
     Parameters
     ----------
@@ -64,7 +62,7 @@ def stored_answers(params: StudyParams) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Schema `records.ANSWERS` with columns ``p_<class>``; one row per scan.
+        Schema `records.ANSWERS` with columns ``p_<class>``, and ``predicted``; one row per scan.
     """
     columns = [f"p_{name}" for name in params.classes]
     if was_run(params):
@@ -73,52 +71,62 @@ def stored_answers(params: StudyParams) -> pd.DataFrame:
         pooled = pool_level(tested, "scan", params.classes, params.input.pooling)
     else:
         pooled = read_table(find_model(params).with_name(STORED), ANSWERS)
-    return pooled.assign(answer=np.array(params.classes)[pooled[columns].to_numpy().argmax(axis=1)])
+    return pooled.assign(predicted=np.array(params.classes)[pooled[columns].to_numpy().argmax(axis=1)])
 
 
 def example_scans(params: StudyParams) -> pd.DataFrame:
-    """Test scans of the model's own fold, one class after the other, one per participant.
+    """Test scans of the first fold, alternating between classes, one per participant.
 
-    Those of a simulated study that was not run are simulated now.
+    Scans of a simulated study without a run are simulated now.
 
     Returns
     -------
     DataFrame
-        Columns scan_id, path and diagnosis; at most `EXAMPLES` rows, none where the model takes no
-        heads or has not answered yet.
+        Columns scan_id, path and diagnosis; at most `EXAMPLES` rows, none if the model takes no heads
+        or has not predicted yet.
     """
-    unanswered = was_run(params) and not (params.folder / PREDICTED).is_file()
-    if params.input.flat or unanswered:
-        return pd.DataFrame({"scan_id": [], "path": [], "diagnosis": []})
-    answers = stored_answers(params)
-    scans = answers[answers["fold"] == 0].sort_values("scan_id").drop_duplicates("participant_id")
-    if was_run(params):
+    if params.input.flat or (was_run(params) and not (params.folder / PREDICTED).is_file()):
+        return pd.DataFrame(columns=["scan_id", "path", "diagnosis"])
+    table = stored_predictions(params)
+    scans = table[table["fold"] == 0].sort_values("scan_id").drop_duplicates("participant_id")
+    if not was_run(params):
+        chosen = _alternating(scans, params)
+        scans = simulate_scans(params, params.folder / "examples", set(chosen["participant_id"]))
+        paths = scans.set_index("scan_id")["path"]
+    else:
         manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id")
         if "space" in manifest:
             scans = scans[~scans["scan_id"].map(manifest["space"]).eq(TISSUE_MAPS)]
-        chosen = _in_turns(scans, params)
-        paths = chosen["scan_id"].map(manifest["path"])
-    else:
-        chosen = _in_turns(scans, params)
-        paths = chosen["scan_id"].map(_simulated(params, set(chosen["participant_id"])))
-    return pd.DataFrame({"scan_id": chosen["scan_id"], "path": paths, "diagnosis": chosen["truth"]}).reset_index(
-        drop=True
-    )
+        chosen, paths = _alternating(scans, params), manifest["path"]
+    columns = {"scan_id": chosen["scan_id"], "path": chosen["scan_id"].map(paths), "diagnosis": chosen["truth"]}
+    return pd.DataFrame(columns).reset_index(drop=True)
 
 
-def _in_turns(scans: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
+def _alternating(scans: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     turns = scans.assign(turn=scans.groupby("truth").cumcount(), order=scans["truth"].map(params.classes.index))
     return turns.sort_values(["turn", "order"]).head(EXAMPLES)
 
 
-def _simulated(params: StudyParams, participants: set[str]) -> dict[str, str]:
-    """Paths by scan_id of the scans of some participants of a simulated study."""
-    known, classes, seed = params.source, params.classes, params.seed
-    folder = params.folder / "examples"
-    root = write_cohort(known, classes, seed, folder, pool=params.pool, only=participants)
-    cohort = draw_cohort(known, classes, seed)
-    cohort = cohort[cohort["participant_id"].isin(participants)]
-    return {
-        scan.scan_id: str(root / scan.participant_id / scan.session_id / "anat" / f"{scan.scan_id}.nii.gz")
-        for scan in cohort.itertuples()
-    }
+def simulate_scans(params: StudyParams, folder: Path, participants: set[str] | None = None) -> pd.DataFrame:
+    """Simulate scans of the study's phantom cohort.
+
+    Parameters
+    ----------
+    params : StudyParams
+    folder : path
+        Receives the scan files.
+    participants : set of str, optional
+        Only these.
+
+    Returns
+    -------
+    DataFrame
+        See `adlib.phantom.cohort.draw_cohort`, with ``path``.
+    """
+    source, classes, seed = params.source, params.classes, params.seed
+    root = write_cohort(source, classes, seed, folder, pool=params.pool, only=participants)
+    scans = draw_cohort(source, classes, seed)
+    if participants is not None:
+        scans = scans[scans["participant_id"].isin(participants)]
+    files = scans["participant_id"] + "/" + scans["session_id"] + "/anat/" + scans["scan_id"] + ".nii.gz"
+    return scans.assign(path=[str(root / file) for file in files])

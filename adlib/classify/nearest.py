@@ -1,4 +1,4 @@
-"""Training scans that are nearest to a new one among the network's features: to be looked at, never to decide."""
+"""Training scans nearest to a new one in the network's features: for comparison by eye, not part of the decision."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from adlib.training.network import image_features
 from adlib.training.slices import load_slices, scan_percentiles, to_landmarks
 
 FILE = "examples.npz"
-NEAREST = 3  # training scans shown beside a result
+NEAREST = 3  # training scans shown with a result
 DARKEST, BRIGHTEST = -2.0, 3.0  # standard deviations of the brain's intensities
-FACTS = ("scan_id", "diagnosis", "age", "sex")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,14 +29,14 @@ class Examples:
     Attributes
     ----------
     model : str
-        SHA-256 of the weights file whose features they are placed by.
+        SHA-256 of the weights file that the features come from.
     places : (n, k) float32
         See `adlib.training.mahalanobis.coordinates`.
     pictures : (n, H, W) uint8
-        The middle slice of each as the network saw it.
+        Middle slice of each, as input to the network.
     scan_id, diagnosis, sex : (n,) array of str
     age : (n,) float64
-        Years; not a number where unknown.
+        Years; NaN if unknown.
     """
 
     model: str
@@ -51,7 +50,7 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Neighbour:
-    """A training scan near to the one asked about.
+    """A training scan near to a new one.
 
     Attributes
     ----------
@@ -60,9 +59,9 @@ class Neighbour:
         Years.
     sex : str
     distance : float
-        Per axis, in standard deviations of the training scans; about 1.4 between two of them drawn at random.
+        Root mean square over the axes, in standard deviations of the training scans; about 1.4 between two random ones.
     picture : (H, W) uint8
-        Its middle slice.
+        Middle slice.
     """
 
     scan_id: str
@@ -73,74 +72,68 @@ class Neighbour:
     picture: np.ndarray = field(repr=False)
 
 
-def shows_training(params: StudyParams) -> bool:
-    """Whether training scans of the study may be shown beside an answer."""
-    return not params.input.flat and (params.source.kind == "phantom" or params.classify.show_training)
-
-
-def write_examples(params: StudyParams, model: Path, folder: Path) -> Path | None:
-    """Store the training scans of a model's own fold beside it; what is there for this very file is kept.
+def write_examples(params: StudyParams, model: Path) -> Path | None:
+    """Store training scans of the first fold in ``examples.npz`` next to its model, unless they are there.
 
     Parameters
     ----------
     params : StudyParams
     model : path
         Weights file.
-    folder : path
-        Receives ``examples.npz``.
 
     Returns
     -------
     path or None
-        None, and no file, where the study does not show its training scans.
+        None, and no file, unless the cohort is simulated or `classify.show_training` is set.
     """
-    path = folder / FILE
-    classifier = load(model, trusted=True)
-    if not shows_training(params) or classifier.card.refusal or IMAGE not in classifier.spaces:
+    path, classifier = model.with_name(FILE), load(model, trusted=True)
+    shown = params.source.kind == "phantom" or params.classify.show_training
+    if not shown or params.input.flat or classifier.card.refusal or IMAGE not in classifier.spaces:
         path.unlink(missing_ok=True)
         return None
-    if read_examples(model, path) is None:
-        found = _examples(params, classifier, file_digest(model))
+    if read_examples(model) is None:
+        examples = _examples(params, classifier, file_digest(model))
         with atomic_path(path) as temporary:
-            np.savez_compressed(temporary, **vars(found))
+            np.savez_compressed(temporary, **vars(examples))
     return path
 
 
-def read_examples(model: Path, path: Path | None = None) -> Examples | None:
-    """The examples stored beside a weights file; None where there are none or they belong to another.
+def read_examples(model: Path) -> Examples | None:
+    """The examples stored next to a weights file; None if there are none or they belong to another model.
 
     Raises
     ------
     StudyError
         If the file is damaged.
     """
-    path = path or Path(model).with_name(FILE)
+    path = Path(model).with_name(FILE)
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
-            found = Examples(**{name: stored[name] for name in Examples.__dataclass_fields__})
+            examples = Examples(**{name: stored[name] for name in Examples.__dataclass_fields__})
     except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
         raise StudyError(f"{path} cannot be read ({error}); delete it, notebook 05 writes it anew") from None
-    return found if str(found.model) == file_digest(model) else None
+    return examples if str(examples.model) == file_digest(model) else None
 
 
 def nearest(features: np.ndarray, classifier: Classifier, examples: Examples | None) -> list[Neighbour]:
-    """The training scans nearest to features (2048,) of a scan, nearest first; empty without examples."""
+    """The `NEAREST` training scans nearest to features (p,) of a scan, nearest first; empty without examples."""
     if examples is None:
         return []
-    own = coordinates(features[None], classifier.spaces[IMAGE])
-    distances = np.sqrt(((examples.places - own) ** 2).mean(1))
-    return [_neighbour(examples, k, float(distances[k])) for k in np.argsort(distances, kind="stable")[:NEAREST]]
+    place = coordinates(features[None], classifier.spaces[IMAGE])
+    distances = np.sqrt(((examples.places - place) ** 2).mean(1))
+    return [
+        Neighbour(
+            str(examples.scan_id[k]), str(examples.diagnosis[k]),
+            float(examples.age[k]) if np.isfinite(examples.age[k]) else None,
+            str(examples.sex[k]), float(distances[k]), examples.pictures[k],
+        )
+        for k in np.argsort(distances, kind="stable")[:NEAREST]
+    ]  # fmt: skip
 
 
-def _neighbour(examples: Examples, k: int, distance: float) -> Neighbour:
-    age = float(examples.age[k])
-    texts = {name: str(getattr(examples, name)[k]) for name in ("scan_id", "diagnosis", "sex")}
-    return Neighbour(**texts, age=age if np.isfinite(age) else None, distance=distance, picture=examples.pictures[k])
-
-
-def as_picture(slices: np.ndarray) -> np.ndarray:
+def middle_slice(slices: np.ndarray) -> np.ndarray:
     """The middle one of slices (n, 3, H, W) as uint8 (H, W)."""
     seen = (slices[len(slices) // 2, 1].astype(np.float32) - DARKEST) / (BRIGHTEST - DARKEST)
     return np.rint(seen.clip(0, 1) * 255).astype(np.uint8)
@@ -150,23 +143,18 @@ def _examples(params: StudyParams, classifier: Classifier, model: str) -> Exampl
     slices, table = load_slices(params)
     splits = read_table(params.folder / "splits.tsv", SPLITS)
     trained = splits.loc[(splits["fold"] == 0) & (splits["split"] == "train"), "participant_id"]
-    table = table[table["participant_id"].isin(trained)]
-    first = table.sort_values("scan_id").drop_duplicates("participant_id")["scan_id"]
-    places, pictures = [], []
-    for scan in first:
-        own = table[table["scan_id"] == scan].sort_values("slice")
-        x = np.asarray(slices[own["row"].to_numpy()])
+    table = table[table["participant_id"].isin(trained)].sort_values(["scan_id", "slice"])
+    first = table.drop_duplicates("participant_id")["scan_id"]
+    features, pictures = [], []
+    for _, rows in table[table["scan_id"].isin(first)].groupby("scan_id"):
+        x = np.asarray(slices[rows["row"].to_numpy()])
         if landmarks := classifier.card.landmarks:
-            x = to_landmarks(x, own["scan_id"], scan_percentiles(params), np.array(landmarks))
-        places.append(image_features(classifier.network, x).mean(0))
-        pictures.append(as_picture(x))
-    facts = _facts(params, first)
-    return Examples(model, coordinates(np.array(places), classifier.spaces[IMAGE]), np.array(pictures), **facts)
-
-
-def _facts(params: StudyParams, scans: pd.Series) -> dict[str, np.ndarray]:
-    manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id", drop=False).loc[scans]
-    known = manifest.reindex(columns=list(FACTS))
-    age = pd.to_numeric(known["age"], errors="coerce").to_numpy(np.float64)
-    texts = {name: known[name].fillna("").astype(str).to_numpy(str) for name in ("scan_id", "diagnosis", "sex")}
-    return texts | {"age": age}
+            x = to_landmarks(x, rows["scan_id"], scan_percentiles(params), np.array(landmarks))
+        features.append(image_features(classifier.network, x).mean(0))
+        pictures.append(middle_slice(x))
+    manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id", drop=False).loc[first]
+    facts = manifest.reindex(columns=["scan_id", "diagnosis", "sex", "age"])
+    texts = {name: facts[name].fillna("").astype(str).to_numpy(str) for name in ("scan_id", "diagnosis", "sex")}
+    age = pd.to_numeric(facts["age"], errors="coerce").to_numpy(np.float64)
+    places = coordinates(np.array(features), classifier.spaces[IMAGE])
+    return Examples(model, places, np.array(pictures), age=age, **texts)

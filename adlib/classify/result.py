@@ -1,52 +1,56 @@
-"""What is said of one scan: the answer and how sure it is, or why there is none."""
+"""The classification of one scan: prediction, prediction set and percentiles, as a record and as tables."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from adlib.classify.input_checks import Gate
+from adlib.classify.input_checks import Check
 from adlib.classify.nearest import Neighbour
 from adlib.preprocess.derivatives import Preprocessed
-from adlib.training import model_file
 from adlib.training.cohort_reference import volume_percentiles
+from adlib.training.model_file import ModelCard
 
-SIMULATED = "Research only. The model was trained on simulated images: the answer means nothing about a patient."
-RESEARCH = "Research only. Not a medical device: the answer is no diagnosis and no basis for treatment."
+SIMULATED = "Research only. The model was trained on simulated images: the result means nothing about a patient."
+RESEARCH = "Research only. Not a medical device: the result is no diagnosis and no basis for treatment."
 COVERAGE = 0.9
+
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """One scan and what is said of it.
+    """The classification of one scan.
 
     Attributes
     ----------
     name : str
     predicted : str or None
-        Class of the highest probability; None where the scan was refused.
+        Class of the highest probability; None if the scan is refused.
     probabilities : dict of str to float
-        By class, with sum 1; empty where the scan was refused.
+        By class, with sum 1; empty if the scan is refused.
     slices : (n_slices, K) float64
-        Calibrated probabilities of each slice, columns in the order of the model's classes; (0, K) where refused.
+        Calibrated probabilities of each slice, columns in the order of the model's classes; (0, K) if refused.
     prepared : Preprocessed
         The scan in MNI152 space, its tissues, volumes and quality control.
-    card : adlib.training.model_file.ModelCard
-        What the model is.
+    card : ModelCard
     notes : tuple of str
-        How the file was read, and what lies outside the training cohort.
-    gate : Gate
-        Whether the scan may be answered, and why not.
+        How the file was read, and which volumes lie outside the training cohort.
+    checks : tuple of Check
+        See `adlib.classify.input_checks`.
     person : dict of str to float
-        ``age`` in years and ``sex`` (1 female, 0 male), as far as given.
+        ``age`` in years and ``sex`` (1 female, 0 male), if given.
     seen : (n_slices, 3, H, W) float32
-        What the network saw.
+        Input of the network.
     coverage : float
-        How often the set of classes is to hold the truth.
+        Probability with which the prediction set contains the true class.
     nearest : list of Neighbour
-        Training scans that lie nearest to this one among the network's features, nearest first.
+        Nearest training scans in the network's features, nearest first.
     """
 
     name: str
@@ -54,9 +58,9 @@ class Prediction:
     probabilities: dict[str, float]
     slices: np.ndarray
     prepared: Preprocessed
-    card: model_file.ModelCard
+    card: ModelCard
     notes: tuple[str, ...] = ()
-    gate: Gate = field(default_factory=Gate)
+    checks: tuple[Check, ...] = ()
     person: dict[str, float] = field(default_factory=dict)
     seen: np.ndarray = field(default_factory=lambda: np.zeros((0, 3, 1, 1), np.float32))
     coverage: float = COVERAGE
@@ -64,12 +68,12 @@ class Prediction:
 
     @property
     def warning(self) -> str:
-        """The line that must stand beside every answer."""
+        """The line that is shown with every result."""
         return SIMULATED if self.card.simulated else RESEARCH
 
     @property
     def origin(self) -> str:
-        """Which model answers, and whom it was trained on."""
+        """The model and its training cohort."""
         people = self.card.cohort.get("participants", {})
         counts = ", ".join(f"{people[name]} {name}" for name in self.card.classes if name in people)
         kind = "simulated heads" if self.card.simulated else "participants"
@@ -78,12 +82,13 @@ class Prediction:
 
     @property
     def refusals(self) -> tuple[str, ...]:
-        """Why there is no answer and what to do; empty where there is one."""
-        return () if self.predicted else self.gate.refusals or self.prepared.reasons
+        """Why the scan is not classified and what to do; empty if it is classified."""
+        failed = tuple(check.refusal for check in self.checks if check.refusal)
+        return () if self.predicted else failed or self.prepared.reasons
 
     @property
     def possible(self) -> tuple[str, ...]:
-        """Classes of the prediction set; empty where the scan is refused or the model file has no bound."""
+        """Classes of the prediction set; empty if the scan is refused or the model file stores no bounds."""
         bounds = self.card.reference.get("sets", {})
         enough = [level for level in bounds if float(level) >= self.coverage - 1e-9]
         if not self.probabilities or not enough:
@@ -93,20 +98,18 @@ class Prediction:
 
     @property
     def statement(self) -> str:
-        """The answer in a sentence: ``CN or MCI; AD excluded at 90 %``."""
+        """The prediction set in a sentence: ``CN or MCI; AD excluded at 90 %``."""
         if self.predicted is None:
-            return "No answer"
+            return "Not classified"
         if not self.possible:
-            return f"Most probable: {self.predicted} (this model file stores no bound for a set of classes)"
+            return f"Most probable: {self.predicted} (no prediction set: the model file stores no bounds)"
         excluded = [name for name in self.card.classes if name not in self.possible]
-        at = f"at {self.coverage:.0%}".replace("%", " %")
-        if not excluded:
-            return f"{_listed(self.possible, 'or')}: no class excluded {at}"
-        return f"{_listed(self.possible, 'or')}; {_listed(excluded, 'and')} excluded {at}"
+        result = f"{_listed(excluded, 'and')} excluded" if excluded else "no class excluded"
+        return f"{_listed(self.possible, 'or')}; {result} at {100 * self.coverage:.0f} %"
 
     @property
     def agreement(self) -> str:
-        """How far the slices agree on the most probable class."""
+        """Number of slices whose most probable class is the predicted one."""
         if self.predicted is None or not len(self.slices):
             return ""
         votes = int((self.slices.argmax(1) == self.card.classes.index(self.predicted)).sum())
@@ -114,32 +117,30 @@ class Prediction:
 
     @property
     def percentiles(self) -> dict[str, float]:
-        """Volumes among healthy training participants of that age, sex and head size, 0 to 100."""
+        """Percentiles of the volumes, 0 to 100, among healthy training participants of that age, sex and head size."""
         return volume_percentiles(self.prepared.features, self.person, self.card.reference.get("norms", {}))
 
     @property
     def percentiles_note(self) -> str:
-        """Against whom the percentiles stand, or why there are none."""
+        """The reference group of the percentiles, or why there are none."""
         norms = self.card.reference.get("norms", {})
         if not norms:
-            return "No percentiles: this model file stores no healthy volumes by age and sex."
-        low, high = norms["age"]
+            return "No percentiles: the model file stores no volumes of healthy participants."
         if not {"age", "sex"} <= set(self.person):
-            return "Give age and sex to see the volumes as percentiles of healthy training participants."
+            return "Percentiles among healthy training participants require age and sex."
         if not self.percentiles:
-            return (
-                f"No percentiles: the age lies outside that of the healthy training participants, {low:g} to {high:g}."
-            )
-        who = "simulated " if self.card.simulated else ""
-        return f"Percentiles among {norms['participants']} {who}CN of the training cohort, for age, sex and head size."
+            low, high = norms["age"]
+            return f"No percentiles: age outside the range of the healthy training participants, {low:g} to {high:g}."
+        kind = "simulated " if self.card.simulated else ""
+        return f"Percentiles among {norms['participants']} {kind}CN of the training cohort, for age, sex and head size."
 
 
 def _listed(names: tuple[str, ...] | list[str], last: str) -> str:
     return f" {last} ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def as_record(prediction: Prediction) -> dict[str, Any]:
-    """Everything about a prediction that JSON can hold; no pixel and no path."""
+def as_record(prediction: Prediction) -> Record:
+    """A prediction as JSON-compatible values, without voxels and paths."""
     prepared, card = prediction.prepared, prediction.card
     return {
         "name": prediction.name,
@@ -151,15 +152,15 @@ def as_record(prediction: Prediction) -> dict[str, Any]:
         "coverage": prediction.coverage,
         "probabilities": prediction.probabilities,
         "agreement": prediction.agreement,
-        "slice_probabilities": [dict(zip(card.classes, row, strict=True)) for row in prediction.slices.tolist()],
-        "nearest": [{k: v for k, v in vars(one).items() if k != "picture"} for one in prediction.nearest],
-        "gate": [{**vars(check)} for check in prediction.gate.checks],
+        "slice_probabilities": pd.DataFrame(prediction.slices, columns=list(card.classes)).to_dict("records"),
+        "nearest": [{k: v for k, v in vars(scan).items() if k != "picture"} for scan in prediction.nearest],
+        "checks": [asdict(check) for check in prediction.checks],
         "refused": list(prediction.refusals),
-        "volumes": _plain(prepared.features),
+        "volumes": _finite(prepared.features),
         "percentiles": prediction.percentiles,
         "percentiles_note": prediction.percentiles_note,
         "person": prediction.person,
-        "qc": _plain(prepared.qc),
+        "qc": _finite(prepared.qc),
         "verdict": prepared.verdict,
         "reasons": list(prepared.reasons),
         "steps": list(prepared.steps),
@@ -174,7 +175,51 @@ def as_record(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Numbers for JSON: NumPy scalars as Python's, not-a-number as null."""
-    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
-    return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in plain.items()}
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: float(value) if np.isfinite(value) else None for name, value in values.items()}
+
+
+def unique_name(name: str, taken: Collection[str]) -> str:
+    """The name, with the first free number from 2 on if it is taken."""
+    return next(free for free in chain([name], (f"{name}_{n}" for n in count(2))) if free not in taken)
+
+
+def scan_table(records: Iterable[Record], truth: dict[str, str] | None = None) -> pd.DataFrame:
+    """One row per scan: predicted class, prediction set, probabilities, volumes and percentiles.
+
+    Parameters
+    ----------
+    records : iterable of dict
+        From `as_record`.
+    truth : dict of str to str, optional
+        Diagnosis by scan name; adds the column ``diagnosis``.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by ``scan``.
+    """
+    records, rows = list(records), []
+    for record in records:
+        diagnosis = {} if truth is None else {"diagnosis": truth.get(record["name"], "unknown")}
+        percentiles = {f"{name} percentile": value for name, value in record["percentiles"].items()}
+        volumes = {name: value for name, value in record["volumes"].items() if name.endswith(("_ml", "nbv"))}
+        rows.append(
+            {**diagnosis, "predicted": record["predicted"] or "none"}
+            | {"set": " or ".join(record["set"]), **_probabilities(record), "slices": record["agreement"]}
+            | {"quality control": record["verdict"], **volumes, **percentiles}
+        )
+    return pd.DataFrame(rows, pd.Index([record["name"] for record in records], name="scan")).round(3)
+
+
+def summary_table(records: Iterable[Record]) -> pd.DataFrame:
+    """Number of scans, mean, standard deviation and range of probabilities and volumes; empty without scans."""
+    rows = [_probabilities(record) | record["volumes"] for record in records]
+    if not rows:
+        return pd.DataFrame()
+    table = pd.DataFrame(rows).astype(float).agg(["count", "mean", "std", "min", "max"]).T.round(2)
+    return table.astype({"count": int})
+
+
+def _probabilities(record: Record) -> dict[str, float]:
+    return {f"p({name})": value for name, value in record["probabilities"].items()}

@@ -1,4 +1,4 @@
-"""Stands in for the working process of the form: answers by the name of the file, without reading it."""
+"""Replaces the worker process of the form: the result depends on the file name alone."""
 
 import json
 import os
@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 
-def say(**content):
+def send(**content):
     print(json.dumps(content), flush=True)
 
 
-def answer(job):
-    """Leave what `adlib.classify.widget.worker.work` would leave."""
+def write_result(job):
+    """Write the files that `adlib.classify.worker` writes."""
     folder, name = Path(job["folder"]), Path(job["path"]).name.split(".nii")[0].removesuffix(".mgz")
     record = json.loads(Path(os.environ["FAKE_RECORD"]).read_text()) | {"name": name, "person": job["person"]}
     record["bytes"] = Path(job["path"]).stat().st_size if Path(job["path"]).exists() else None
@@ -33,21 +33,21 @@ def answer(job):
 
 def serve(job):
     name = Path(job["path"]).name
-    say(stage="reading the file")
+    send(stage="reading the file")
     if "bad" in name:
-        say(error="<b>bad</b> is no scan; copy it again")
+        send(error="<b>bad</b> is no scan; copy it again")
     elif "crash" in name:
         os.abort()
     else:
-        say(stage="classifying slices")
+        send(stage="classifying slices")
         if "slow" in name:
             (Path(os.environ["TMPDIR"]) / "half-done").write_text("somebody's head")
             time.sleep(60)
-        answer(job)
-        say(done=True)
+        write_result(job)
+        send(done=True)
 
 
 if __name__ == "__main__":
-    say(ready=True)
+    send(ready=True)
     for line in sys.stdin:
         serve(json.loads(line))

@@ -1,4 +1,4 @@
-"""A released model: rounded weights, a card with the scores of those weights, and scores that are found again."""
+"""A released model: 16-bit weights, a card with their scores, and reproducible scores."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def folder(study, tmp_path_factory):
     return place
 
 
-def test_the_scores_of_a_release_are_found_again_from_nothing(folder):
+def test_verify_reproduces_scores(folder):
     table = release.verify(folder)
     assert len(table) == len(release.INDEXED)
     assert set(table["n"]) == {4}
@@ -59,7 +59,7 @@ def test_the_scores_of_a_release_are_found_again_from_nothing(folder):
     assert table["stored"].nunique() > 3
 
 
-def test_scores_that_are_not_found_again_are_told(folder, tmp_path, monkeypatch, capsys):
+def test_verify_fails_on_other_scores(folder, tmp_path, monkeypatch, capsys):
     other = tmp_path / "other"
     other.mkdir()
     for path in folder.iterdir():
@@ -67,22 +67,23 @@ def test_scores_that_are_not_found_again_are_told(folder, tmp_path, monkeypatch,
     stored = read_json(folder / "scores.json")
     stored["entries"][0]["point"] += 0.02
     write_json(stored, other / "scores.json")
-    monkeypatch.setattr(release, "_simulated", lambda *arguments: read_json(folder / "scores.json")["entries"])
+    monkeypatch.setattr(release, "_simulated_scores", lambda *arguments: read_json(folder / "scores.json")["entries"])
     assert release.main(["--verify", "--model", str(folder)]) == 0
     assert release.main(["--verify", "--model", str(other)]) == 1
     assert "largest difference 0.0200" in capsys.readouterr().out
 
 
-def test_the_card_begins_with_what_the_model_was_trained_on_and_its_index_holds_the_scores(folder):
+def test_card_has_scores_in_its_index_and_a_datasheet(folder):
     text = (folder / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
     assert body.strip().splitlines()[0].startswith("**Trained on simulated images.**")
     metrics = yaml.safe_load(front)["model-index"][0]["results"][0]["metrics"]
     scores = read_json(folder / "scores.json")["entries"]
-    assert [one["value"] for one in metrics] == [round(one["point"], 4) for one in scores]
+    assert [metric["value"] for metric in metrics] == [round(score["point"], 4) for score in scores]
+    assert "`datasheet.md`" in text and "simulated" in (folder / "datasheet.md").read_text()
 
 
-def test_a_release_is_half_as_large_and_answers_nearly_the_same(study, folder):
+def test_released_weights_are_16_bit(study, folder):
     whole, half = study.folder / "model.safetensors", folder / "model.safetensors"
     assert half.stat().st_size < 0.51 * whole.stat().st_size
     x = torch.randn(2, 3, 32, 32)
@@ -92,7 +93,7 @@ def test_a_release_is_half_as_large_and_answers_nearly_the_same(study, folder):
     assert not torch.equal(first, second)
 
 
-def test_the_hub_loads_the_same_network_from_the_folder(folder):
+def test_hub_loads_the_same_network(folder):
     assert issubclass(HubNetwork, PyTorchModelHubMixin)
     network = HubNetwork.from_pretrained(folder).eval()
     x = torch.randn(2, 3, 32, 32)
@@ -100,7 +101,7 @@ def test_the_hub_loads_the_same_network_from_the_folder(folder):
         torch.testing.assert_close(network(x), model_file.load(folder).network(x))
 
 
-def test_weights_that_16_bit_cannot_hold_are_refused(study, tmp_path):
+def test_weights_beyond_16_bit_are_refused(study, tmp_path):
     classifier = model_file.load(study.folder / "model.safetensors")
     classifier.network.fc.weight.data[0, 0] = 1e6
     with pytest.raises(StudyError, match=r"fc\.weight.*too large for 16 bit"):
@@ -108,8 +109,8 @@ def test_weights_that_16_bit_cannot_hold_are_refused(study, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_of_people_is_not_released(tmp_path):
+def test_models_of_people_are_not_released(tmp_path):
     params = make_finished(tmp_path, "params/bids.yaml")
-    with pytest.raises(StudyError, match="bids data, whose terms decide"):
+    with pytest.raises(StudyError, match="bids data, whose terms apply"):
         release.release(params, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The summary picture of one classified scan."""
+"""Figures of a classified scan: summary, evidence, nearest training scans."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
-from adlib.classify.nearest import Neighbour, as_picture
+from adlib.classify.nearest import Neighbour, middle_slice
 from adlib.classify.result import Prediction
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
 from adlib.imaging.volume import extract_slice
@@ -36,7 +36,7 @@ VOLUME_LABELS = {
 
 
 def plot_prediction(prediction: Prediction) -> Figure:
-    """Draw what the pipeline saw, what the model answered, and where the volumes lie in the training cohort.
+    """Draw the processed head, the prediction, and the volumes relative to the training cohort.
 
     Parameters
     ----------
@@ -46,48 +46,48 @@ def plot_prediction(prediction: Prediction) -> Figure:
     -------
     matplotlib Figure
         Brain outline and white matter edges on the head in three planes; left is left. Below, a bar per class with a
-        dot per slice, or why there is no answer, and each volume against mean ± SD of each class.
+        dot per slice, or why the scan is refused, and each volume with mean ± SD of each class.
     """
     prepared, card = prediction.prepared, prediction.card
     figure = plt.figure(figsize=(9.5, 9.4))
-    head, answer, foot = figure.subfigures(3, 1, height_ratios=(6.3, 2.8, 0.5))
+    head, result, foot = figure.subfigures(3, 1, height_ratios=(6.3, 2.8, 0.5))
     shown = [name for name in VOLUME_LABELS if name in prepared.features and name in card.cohort.get("volumes", {})]
     _mosaic(head, prepared)
-    grid = answer.add_gridspec(1, 1 + len(shown), width_ratios=(2.4, *[1] * len(shown)))
-    _answer(answer.add_subplot(grid[0]), prediction)
+    grid = result.add_gridspec(1, 1 + len(shown), width_ratios=(2.4, *[1] * len(shown)))
+    _result(result.add_subplot(grid[0]), prediction)
     for column, name in enumerate(shown, start=1):
-        axis = answer.add_subplot(grid[column])
+        axis = result.add_subplot(grid[column])
         _volume(axis, prepared.features[name], card.cohort["volumes"][name], card.classes)
-        axis.set_title(f"{VOLUME_LABELS[name]}\n{written_ml(prepared.features[name])} ml", color=ACCENT)
+        axis.set_title(f"{VOLUME_LABELS[name]}\n{format_ml(prepared.features[name])} ml", color=ACCENT)
     head.supxlabel("yellow: brain mask; blue: edge of white matter; left is left", fontsize="small")
     head.suptitle(_title(prediction), fontweight="bold")
-    answer.supxlabel("volumes: blue line, this scan; dots and bars, mean ± SD of the training cohort", fontsize="small")
+    result.supxlabel("volumes: blue line, this scan; dots and bars, mean ± SD of the training cohort", fontsize="small")
     foot.text(0.5, 0.5, prediction.warning, ha="center", va="center", fontweight="bold", wrap=True)
     return figure
 
 
 def _title(prediction: Prediction) -> str:
     prepared, best = prediction.prepared, prediction.predicted
-    answer = f"{best}, probability {prediction.probabilities[best]:.2f}" if best else "no answer"
+    result = f"{best}, probability {prediction.probabilities[best]:.2f}" if best else "not classified"
     reasons = f" ({'; '.join(prepared.reasons)})" if prepared.reasons else ""
-    lines = [f"{prepared.name}: {answer}", f"quality control: {prepared.verdict}{reasons}"]
+    lines = [f"{prepared.name}: {result}", f"quality control: {prepared.verdict}{reasons}"]
     return "\n".join(textwrap.fill(line, 100) for line in lines)
 
 
-def _answer(axis: Axes, prediction: Prediction) -> None:
+def _result(axis: Axes, prediction: Prediction) -> None:
     """The probabilities, or why there are none."""
     if prediction.predicted is not None:
         pooled = np.array(list(prediction.probabilities.values()))
         _probabilities(axis, pooled, prediction.slices, prediction.card.classes)
         return
     axis.set_axis_off()
-    axis.set_title("no answer", fontweight="bold")
+    axis.set_title("not classified", fontweight="bold")
     words = "\n".join(textwrap.fill(textwrap.shorten(reason, 170), 44) for reason in prediction.refusals[:3])
     axis.text(0, 1, words, va="top", fontsize="x-small", transform=axis.transAxes)
 
 
 def plot_attribution(prediction: Prediction, maps: np.ndarray, method: str) -> Figure:
-    """Draw where the network found evidence for its answer, on the slices that it saw.
+    """Draw attribution maps for the predicted class on the slices.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def plot_attribution(prediction: Prediction, maps: np.ndarray, method: str) -> F
     maps : (n, 3, H, W) float
         Signed evidence for the predicted class, from `adlib.evaluation.explain.attribution.attribute`.
     method : str
-        The method in words.
+        Title of the method.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def plot_attribution(prediction: Prediction, maps: np.ndarray, method: str) -> F
 
 
 def plot_nearest(prediction: Prediction) -> Figure:
-    """Draw the scan's middle slice beside those of the training scans that are nearest to it.
+    """Draw the scan's middle slice next to those of its nearest training scans.
 
     Parameters
     ----------
@@ -129,36 +129,33 @@ def plot_nearest(prediction: Prediction) -> Figure:
     Returns
     -------
     matplotlib Figure
-        Above each training scan its diagnosis in the colour of its class, who it is, and how far off it lies.
+        Above each training scan its diagnosis in the colour of its class, sex, age and distance.
     """
-    found, colours = prediction.nearest, class_palette(prediction.card.classes)
-    figure, axes = plt.subplots(1, 1 + len(found), figsize=(2.1 * (1 + len(found)), 2.6), squeeze=False)
-    for axis, picture in zip(axes[0], [as_picture(prediction.seen), *(one.picture for one in found)], strict=True):
+    near, colours = prediction.nearest, class_palette(prediction.card.classes)
+    figure, axes = plt.subplots(1, 1 + len(near), figsize=(2.1 * (1 + len(near)), 2.6), squeeze=False)
+    for axis, picture in zip(axes[0], [middle_slice(prediction.seen), *(scan.picture for scan in near)], strict=True):
         axis.set_axis_off()
         axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="bilinear")
     axes[0, 0].set_title("this scan\n", fontsize="small", fontweight="bold")
-    for axis, one in zip(axes[0, 1:], found, strict=True):
-        axis.set_title(_neighbour_title(one), fontsize="small", color=colours.get(one.diagnosis, NEUTRAL))
+    for axis, scan in zip(axes[0, 1:], near, strict=True):
+        axis.set_title(_neighbour_title(scan), fontsize="small", color=colours.get(scan.diagnosis, NEUTRAL))
     return figure
 
 
-def _neighbour_title(one: Neighbour) -> str:
-    person = ", ".join(filter(None, [one.sex, f"{one.age:.0f} years" if one.age is not None else ""]))
-    who = f"{one.diagnosis} ({person})" if person else one.diagnosis
-    return f"{who}\ndistance {one.distance:.2f}"
+def _neighbour_title(scan: Neighbour) -> str:
+    person = ", ".join(filter(None, [scan.sex, f"{scan.age:.0f} years" if scan.age is not None else ""]))
+    return f"{scan.diagnosis}{f' ({person})' if person else ''}\ndistance {scan.distance:.2f}"
 
 
 def _mosaic(figure: SubFigure, prepared: Preprocessed) -> None:
-    """The slices of each plane side by side in one picture, which is less to lay out than axes for each."""
+    """The slices of each plane in one image, which is faster to lay out than axes for each."""
     axes = figure.subplots(len(POSITIONS_MM), 1, gridspec_kw={"hspace": 0})
-    inside = prepared.native[prepared.mask]
-    top = float(np.percentile(inside, 99.5)) * 1.2 if inside.size else float(prepared.native.max())
     head = prepared.native.astype(np.float32)
     edges = {TISSUE_EDGE: prepared.tissues[..., 1].astype(np.float32), BRAIN_EDGE: prepared.mask.astype(np.float32)}
     for axis, letter, (plane, positions) in zip(axes, "zyx", POSITIONS_MM.items(), strict=True):
         cut = partial(_row, affine=prepared.affine, plane=plane, positions=positions)
         axis.set_axis_off()
-        axis.imshow(cut(head), cmap="gray", vmin=0, vmax=top, interpolation="bilinear")
+        axis.imshow(cut(head), cmap="gray", vmin=0, vmax=brightest(prepared), interpolation="bilinear")
         _outline(axis, {colour: cut(volume) for colour, volume in edges.items()})
         for column, position in enumerate(positions):
             _label(axis, (column + 0.02) / len(positions), 0.98, f"{letter} = {position:+.0f}", va="top")
@@ -167,12 +164,18 @@ def _mosaic(figure: SubFigure, prepared: Preprocessed) -> None:
     _label(axes[0], 0.98 * first, 0.02, "R", va="bottom", ha="right")
 
 
+def brightest(prepared: Preprocessed) -> float:
+    """Intensity of the head that is drawn white."""
+    inside = prepared.native[prepared.mask]
+    return float(np.percentile(inside, 99.5)) * 1.2 if inside.size else float(prepared.native.max())
+
+
 def _row(volume: np.ndarray, affine: np.ndarray, plane: str, positions: tuple[float, ...]) -> np.ndarray:
     return np.hstack([extract_slice(volume, affine, plane, position) for position in positions])
 
 
-def _label(axis: Axes, x: float, y: float, words: str, **aligned: str) -> None:
-    axis.text(x, y, words, transform=axis.transAxes, color="white", fontsize="small", **aligned)
+def _label(axis: Axes, x: float, y: float, label: str, **aligned: str) -> None:
+    axis.text(x, y, label, transform=axis.transAxes, color="white", fontsize="small", **aligned)
 
 
 def _outline(axis: Axes, images: dict[str, np.ndarray]) -> None:
@@ -209,17 +212,17 @@ def _volume(axis: Axes, value: float, cohort: dict[str, list[float]], classes: t
     axis.yaxis.set_major_locator(MaxNLocator(4))
 
 
-def written_ml(value: float) -> str:
-    """A volume with the digits that mean something: 6.4, 42.1, 1430."""
+def format_ml(value: float) -> str:
+    """A volume with its significant digits: 6.4, 42.1, 1430."""
     return f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def plot_answers(answers: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
-    """Draw which probabilities scans of each known diagnosis received: what an answer is worth.
+def plot_class_probabilities(predictions: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
+    """Draw the distribution of predicted probabilities by diagnosis.
 
     Parameters
     ----------
-    answers : DataFrame
+    predictions : DataFrame
         Columns truth and ``p_<class>``, one row per scan.
     classes : tuple of str
 
@@ -228,7 +231,7 @@ def plot_answers(answers: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
     matplotlib Figure
         A box per diagnosis and class; the box of the true class should be the highest of its group.
     """
-    long = answers.melt(["truth"], [f"p_{name}" for name in classes], "class", "probability")
+    long = predictions.melt(["truth"], [f"p_{name}" for name in classes], "class", "probability")
     long["class"] = long["class"].str.removeprefix("p_")
     figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 3.2))
     sns.boxplot(
@@ -236,8 +239,8 @@ def plot_answers(answers: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
         fliersize=2, linewidth=0.8, ax=axis,
     )  # fmt: skip
     axis.axhline(1 / len(classes), color=NEUTRAL, linestyle=":", linewidth=1)
-    counts = answers["truth"].value_counts()
+    counts = predictions["truth"].value_counts()
     axis.set_xticks(range(len(classes)), [f"{name}\n(n = {counts.get(name, 0)})" for name in classes])
-    axis.set(xlabel="known diagnosis", ylim=(0, 1))
+    axis.set(xlabel="diagnosis", ylim=(0, 1))
     axis.legend(title="probability of", loc="upper left", bbox_to_anchor=(1, 1))
     return figure

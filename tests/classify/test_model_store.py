@@ -1,16 +1,18 @@
-"""A scan has one answer, whoever asks: the study, the command line, the form; and training scans to compare with."""
+"""Study, command line and form give the same probabilities; training scans for comparison."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from adlib.classify import model_store as stored
-from adlib.classify import prediction as predict
+from adlib.classify.model_store import example_scans, find_model, store_examples, stored_predictions, stored_scores
 from adlib.classify.nearest import read_examples, write_examples
-from adlib.classify.widget.jobs import Worker
+from adlib.classify.prediction import predict_file
+from adlib.classify.worker import Worker
 from adlib.preprocess.cohort_run import preprocess_cohort
 from adlib.sources.reading import read_source
 from adlib.study.digests import code_digest
@@ -41,55 +43,55 @@ def study(tmp_path_factory):
     write_table(make_splits(manifest, params.splits, params.seed), params.folder / "splits.tsv", SPLITS)
     train_study(params)
     (params.folder / "small.yaml").write_text(dump_params(params))
-    stored.keep_examples(params)
+    store_examples(params)
     return params
 
 
 @pytest.fixture(scope="module")
-def ungated(study):
-    """The study's model without the gate, which so few people leave too narrow for an untrained network's features."""
-    path = study.folder / "ungated" / "model.safetensors"
-    classifier = model_file.load(stored.find_model(study))
+def without_checks(study):
+    """The study's model without distance checks, which so few participants make too narrow."""
+    path = study.folder / "without_checks" / "model.safetensors"
+    classifier = model_file.load(find_model(study))
     card = vars(classifier.card) | {"reference": classifier.card.reference | {"gate": {}}}
     model_file.save(model_file.Classifier(classifier.network, model_file.ModelCard(**card), classifier.spaces), path)
     return path
 
 
-def test_study_command_line_and_form_give_the_same_probabilities(study, ungated, tmp_path):
-    scan = stored.example_scans(study).iloc[0]
-    row = stored.stored_answers(study).set_index("scan_id").loc[scan["scan_id"]]
-    known = [row[f"p_{name}"] for name in study.classes]
+def test_study_command_and_form_agree(study, without_checks, tmp_path):
+    scan = example_scans(study).iloc[0]
+    row = stored_predictions(study).set_index("scan_id").loc[scan["scan_id"]]
+    expected = [row[f"p_{name}"] for name in study.classes]
     command = [sys.executable, "-m", "adlib.predict", scan["path"], "--study", study.folder / "small.yaml"]
-    done = subprocess.run([*command, "--model", ungated, "--out", tmp_path], capture_output=True, text=True)
-    told = list(json.loads(done.stdout)["probabilities"].values())
+    done = subprocess.run([*command, "--model", without_checks, "--out", tmp_path], capture_output=True, text=True)
+    printed = list(json.loads(done.stdout)["probabilities"].values())
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
-    worker = Worker(ungated, study.classify, home)
+    worker = Worker(without_checks, study.classify, home)
     shown = worker.classify(scan["path"], {}, lambda stage: None)
     worker.stop()
-    assert list(shown.record["probabilities"].values()) == told
-    np.testing.assert_allclose(told, known, rtol=0, atol=1e-6)
-    assert abs(known[0] - known[1]) > 1e-3
+    assert list(shown.record["probabilities"].values()) == printed
+    np.testing.assert_allclose(printed, expected, rtol=0, atol=1e-6)
+    assert abs(expected[0] - expected[1]) > 1e-3
 
 
-def test_scans_have_the_answers_that_the_study_stored(study, ungated):
-    answers = stored.stored_answers(study).set_index("scan_id")
+def test_predictions_equal_stored_ones(study, without_checks):
+    predicted = stored_predictions(study).set_index("scan_id")
     paths = read_table(study.folder / "manifest.tsv", MANIFEST).set_index("scan_id")["path"]
-    classifier = model_file.load(ungated)
-    assert len(answers) >= 2
-    for name, row in answers.tail(2).iterrows():
-        found = predict.predict_file(paths[name], classifier).probabilities
+    classifier = model_file.load(without_checks)
+    assert len(predicted) >= 2
+    for name, row in predicted.tail(2).iterrows():
+        found = predict_file(paths[name], classifier).probabilities
         np.testing.assert_allclose(list(found.values()), row[[f"p_{k}" for k in found]].astype(float), atol=1e-6)
 
 
-def test_the_nearest_of_a_training_scan_is_itself_and_only_training_scans_are_near(study, ungated):
-    examples = read_examples(stored.find_model(study))
+def test_nearest_scan_of_a_training_scan_is_itself(study, without_checks):
+    examples = read_examples(find_model(study))
     splits = read_table(study.folder / "splits.tsv", SPLITS)
     trained = set(splits.loc[splits["split"] == "train", "participant_id"])
     assert len(examples.scan_id) == len(trained) and {name.split("_")[0] for name in examples.scan_id} == trained
     manifest = read_table(study.folder / "manifest.tsv", MANIFEST).set_index("scan_id")
     one = str(examples.scan_id[1])
-    found = predict.predict_file(manifest.loc[one, "path"], model_file.load(ungated), examples=examples)
+    found = predict_file(manifest.loc[one, "path"], model_file.load(without_checks), examples=examples)
     assert found.nearest[0].scan_id == one and len(found.nearest) == 3
     assert found.nearest[0].distance < 1e-3 < found.nearest[1].distance <= found.nearest[2].distance
     assert found.nearest[0].diagnosis == manifest.loc[one, "diagnosis"]
@@ -97,36 +99,38 @@ def test_the_nearest_of_a_training_scan_is_itself_and_only_training_scans_are_ne
     assert found.nearest[0].picture.std() > 10
 
 
-def test_people_are_shown_only_where_the_study_says_so(study, tmp_path):
-    model = stored.find_model(study)
+def test_people_are_shown_only_with_show_training(study, tmp_path):
+    model = find_model(study)
     source = load_params("params/bids.yaml", ("source.root=.",)).source
     people = study.model_copy(update={"source": source})
+    copy = Path(shutil.copy(model, tmp_path))
     (tmp_path / "examples.npz").write_bytes(b"of an earlier run")
-    assert write_examples(people, model, tmp_path) is None and not (tmp_path / "examples.npz").exists()
+    assert write_examples(people, copy) is None and not (tmp_path / "examples.npz").exists()
     asked = people.model_copy(update={"classify": people.classify.model_copy(update={"show_training": True})})
-    assert read_examples(model, write_examples(asked, model, tmp_path)) is not None
+    assert write_examples(asked, copy) and read_examples(copy) is not None
 
 
-def test_examples_of_another_model_are_not_shown_and_damaged_ones_are_told(study, ungated, tmp_path):
-    path = stored.find_model(study).with_name("examples.npz")
-    assert read_examples(ungated, path) is None
+def test_examples_of_another_model_and_damaged_ones(study, without_checks, tmp_path):
+    path = find_model(study).with_name("examples.npz")
+    assert read_examples(without_checks, path) is None
     before = file_digest(path)
-    stored.keep_examples(study)
+    store_examples(study)
     assert file_digest(path) == before
+    copy = Path(shutil.copy(find_model(study), tmp_path))
     (tmp_path / "examples.npz").write_bytes(path.read_bytes()[:-100])
     with pytest.raises(StudyError, match="delete it"):
-        read_examples(stored.find_model(study), tmp_path / "examples.npz")
+        read_examples(copy)
 
 
-def test_before_a_study_was_run_the_released_model_answers_for_it(tmp_path):
+def test_released_model_is_used_before_the_first_run(tmp_path):
     params = load_params("params/phantom.yaml", (f"exec.outputs={tmp_path}"))
-    assert stored.find_model(params).parent.name == "phantom"
-    answers = stored.stored_answers(params)
-    accuracy = get_score(stored.stored_scores(params), "resnet50", "accuracy")
-    first = answers.sort_values("session_id").drop_duplicates("participant_id")
+    assert find_model(params).parent.name == "phantom"
+    predicted = stored_predictions(params)
+    accuracy = get_score(stored_scores(params), "resnet50", "accuracy")
+    first = predicted.sort_values("session_id").drop_duplicates("participant_id")
     assert accuracy.point > 0.3 and len(first) >= 100
-    scan = stored.example_scans(params).iloc[0]
-    found = predict.predict_file(scan["path"], model_file.load(stored.find_model(params)))
-    row = answers.set_index("scan_id").loc[scan["scan_id"]]
+    scan = example_scans(params).iloc[0]
+    found = predict_file(scan["path"], model_file.load(find_model(params)))
+    row = predicted.set_index("scan_id").loc[scan["scan_id"]]
     np.testing.assert_allclose(list(found.probabilities.values()), [row[f"p_{k}"] for k in params.classes], atol=1e-6)
     assert scan["diagnosis"] == row["truth"]

@@ -1,4 +1,4 @@
-"""The form classifies what it is given, keeps no uploaded bytes, and reports faults in words."""
+"""The form classifies uploads, stores no uploaded bytes, and reports errors."""
 
 import atexit
 import base64
@@ -21,19 +21,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adlib.classify import model_store as stored
-from adlib.classify import widget
-from adlib.classify.input_checks import Check, Gate
-from adlib.classify.result import Prediction, as_record
-from adlib.classify.widget import app as app_module
-from adlib.classify.widget.download import as_csv, as_html, as_json, as_pdf
-from adlib.classify.widget.jobs import Worker
-from adlib.classify.widget.uploads import PREFIX, Inbox, open_home, safe_name, sweep
-from adlib.classify.widget.views import answer_html, checks_html, page
+from adlib.classify import form, model_store
+from adlib.classify.input_checks import Check
+from adlib.classify.result import Prediction, as_record, scan_table, summary_table
+from adlib.classify.uploads import PREFIX, Inbox, open_home, safe_name, sweep
+from adlib.classify.views import as_csv, as_html, as_json, as_pdf, html
+from adlib.classify.worker import Worker
 from adlib.preprocess.derivatives import Preprocessed
 from adlib.study.params import ClassifyParams, InputParams, PreprocessParams, load_params
 from adlib.study.records import MANIFEST, PREDICTIONS, TISSUE_MAPS, read_table, write_table
-from adlib.training import model_file
+from adlib.training.model_file import ModelCard
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")
 SECRET = b"bytes of somebody's head"
@@ -50,7 +47,7 @@ def prediction_of(name: str, probabilities=(0.1, 0.2, 0.3, 0.4), icv: float = 14
         name, mask * 1.0, mask, np.stack([mask * 0.2, mask * 0.8, mask * 0.0], -1), mask * 50.0, affine, np.eye(4),
         features, {}, "pass", (), ("a step",),
     )  # fmt: skip
-    card = model_file.ModelCard(
+    card = ModelCard(
         "phantom", CLASSES, True, InputParams(), PreprocessParams(), 1.0,
         {"volumes": {"icv_ml": {label: [1450.0, 100.0] for label in CLASSES}}}, "random", "", "", 0,
     )  # fmt: skip
@@ -60,7 +57,7 @@ def prediction_of(name: str, probabilities=(0.1, 0.2, 0.3, 0.4), icv: float = 14
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """Private folder of a form, made in a temporary folder of its own."""
+    """Private folder of a form."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     return open_home()
@@ -68,7 +65,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def make_app(home, tmp_path, monkeypatch):
-    """Makes forms whose working process answers by the name of the file."""
+    """Makes forms whose worker process is `fake_worker`."""
     from PIL import Image
 
     Image.new("RGB", (40, 30), "navy").save(tmp_path / "picture.png")
@@ -82,7 +79,7 @@ def make_app(home, tmp_path, monkeypatch):
         command = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
         worker = Worker(Path("m.safetensors"), known, home, command=command)
         made.append(worker)
-        return widget.App(worker, Inbox(known, home), {"sub-01 (AD)": "examples/sub-01.nii.gz"})
+        return form.App(worker, Inbox(known, home), {"sub-01 (AD)": "examples/sub-01.nii.gz"})
 
     yield make
     for worker in made:
@@ -122,44 +119,44 @@ def names(app) -> list[str]:
 
 
 def holds(secret: bytes, content) -> bool:
-    """Whether a secret stands anywhere in nested containers of bytes."""
+    """Whether nested containers of bytes hold a secret."""
     if isinstance(content, bytes | memoryview):
         return secret in bytes(content)
     items = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
     return any(holds(secret, item) for item in items)
 
 
-def everything(box) -> list:
+def descendants(box) -> list:
     """A widget and all below it."""
-    return [box, *(one for child in getattr(box, "children", ()) for one in everything(child))]
+    return [box, *(widget for child in getattr(box, "children", ()) for widget in descendants(child))]
 
 
 def left_in(home) -> list[str]:
-    """What lies in the private folder beside the process's own empty folder."""
+    """Files in the private folder, without the temporary folder of the worker."""
     return sorted(str(path.relative_to(home)) for path in home.rglob("*") if path != home / "tmp")
 
 
-def test_upload_leaves_the_page_at_once_and_the_disk_after_the_answer(app, home):
+def test_upload_leaves_page_at_once_and_disk_when_done(app, home):
     upload(app, "head.nii.gz")
     assert app.upload.value == () and not app.upload.get_state()["value"]
     assert "head.nii.gz" in app.waiting.value
     assert left_in(home) == ["upload-0001", "upload-0001/head.nii.gz"]
-    assert not holds(SECRET, [one.get_state() for one in everything(app.box)])
+    assert not holds(SECRET, [widget.get_state() for widget in descendants(app.box)])
     run(app)
     assert names(app) == ["head"] and app.results[0].record["bytes"] == len(SECRET)
     assert left_in(home) == []
-    assert not holds(SECRET, [one.get_state() for one in everything(app.box)])
+    assert not holds(SECRET, [widget.get_state() for widget in descendants(app.box)])
 
 
-def test_the_answer_is_shown_with_its_warning_and_origin(app):
+def test_result_is_shown_with_warning_and_origin(app):
     upload(app, "head.nii.gz")
     run(app)
     assert "<td>0.40</td>" in pages(app) and "Most probable: AD" in pages(app)
     assert "means nothing about a patient" in pages(app) and "ResNet50 of the study" in pages(app)
-    assert re.search("<img alt='[^']+' src='data:image/png", pages(app))
+    assert re.search('<img alt="[^"]+" src="data:image/png', pages(app))
 
 
-def test_the_folder_is_private_and_goes_with_its_process(home, tmp_path):
+def test_private_folder_is_removed_with_its_process(home, tmp_path):
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     for ends_well in (True, False):
         process = os.fork()
@@ -184,7 +181,7 @@ def test_example_and_path_are_classified_together(app):
     assert names(app) == ["other", "sub-01"]
 
 
-def test_age_and_sex_reach_one_scan_and_not_a_batch(app):
+def test_age_and_sex_apply_to_single_scans_only(app):
     app.age.value, app.sex.value = "71,5", 1.0
     upload(app, "a.nii")
     run(app)
@@ -194,7 +191,7 @@ def test_age_and_sex_reach_one_scan_and_not_a_batch(app):
 
 
 @pytest.mark.parametrize("age", ["old", "-3", "400", "nan"])
-def test_an_impossible_age_is_said_and_the_upload_waits(app, age):
+def test_impossible_age_is_reported_and_upload_waits(app, age):
     upload(app, "a.nii")
     app.age.value = age
     run(app)
@@ -204,7 +201,7 @@ def test_an_impossible_age_is_said_and_the_upload_waits(app, age):
     assert names(app) == ["a"]
 
 
-def test_one_bad_file_does_not_stop_the_others(app, home):
+def test_bad_file_does_not_stop_the_others(app, home):
     upload(app, "bad.nii", "good.nii")
     run(app)
     assert names(app) == ["good"]
@@ -221,11 +218,11 @@ def test_names_and_messages_are_escaped(app):
     assert "&lt;img" in pages(app) and "&lt;b&gt;bad" in pages(app)
 
 
-def test_names_with_folders_stay_in_the_private_folder(app, home):
+def test_names_with_folders_stay_in_private_folder(app, home):
     upload(app, "../../evil.nii", "..\\evil.nii", "a:b/c.nii", "..", "/")
     assert all(one.path.is_relative_to(home) and one.path.is_file() for one in app.inbox.chosen)
     run(app)
-    assert names(app)[:3] == ["evil", "evil (2)", "c"] and left_in(home) == []
+    assert names(app)[:3] == ["evil", "evil_2", "c"] and left_in(home) == []
 
 
 @pytest.mark.parametrize(
@@ -237,12 +234,12 @@ def test_safe_names(name, safe):
     assert safe_name(name) == safe
 
 
-def test_nothing_chosen_says_so(app):
+def test_nothing_chosen_message(app):
     run(app)
     assert "Choose a file" in pages(app) and "10 MB" in pages(app)
 
 
-def test_cancel_ends_the_process_and_what_waits(app, home):
+def test_cancel_ends_process_and_waiting_scans(app, home):
     upload(app, "slow.nii", "later.nii")
     app.classify()
     deadline = time.monotonic() + 20
@@ -260,20 +257,20 @@ def test_cancel_ends_the_process_and_what_waits(app, home):
     assert names(app) == ["next"]
 
 
-def test_a_crash_is_reported_and_the_next_scan_is_classified(app, home):
+def test_next_scan_is_classified_after_a_crash(app, home):
     upload(app, "crash.nii", "good.nii")
     run(app)
-    assert "ended by itself" in pages(app) and names(app) == ["good"] and left_in(home) == []
+    assert "ended unexpectedly" in pages(app) and names(app) == ["good"] and left_in(home) == []
 
 
-def test_a_scan_that_takes_too_long_is_stopped(make_app, home):
+def test_timeout(make_app, home):
     app = make_app(timeout_s=1)
     upload(app, "slow.nii")
     run(app)
-    assert "more than the 1 s allowed" in pages(app) and left_in(home) == []
+    assert "more than 1 s (classify.timeout_s)" in pages(app) and left_in(home) == []
 
 
-def test_stages_are_named_with_the_time_that_is_left(app):
+def test_stages_with_expected_seconds(app):
     told = []
     app.worker.classify("a.nii", {}, lambda stage: told.append((stage, app.worker.seconds_left(stage))))
     assert [stage for stage, _ in told] == ["starting", "reading the file", "classifying slices"]
@@ -281,10 +278,10 @@ def test_stages_are_named_with_the_time_that_is_left(app):
     assert app.worker.expected["classifying slices"] < 1
 
 
-def test_size_count_and_pairs(make_app):
+def test_upload_limits_and_pairs(make_app):
     app = make_app(max_upload_mb=1, max_scans=2)
     upload(app, "big.nii", content=bytes(2**20 + 1))
-    assert "at most 1 are taken" in app.waiting.value and not app.inbox.chosen
+    assert "expected at most 1 (classify.max_upload_mb)" in app.waiting.value and not app.inbox.chosen
     upload(app, "a.hdr", "a.img", "b.dcm", "c.dcm", "d.nii")
     assert [one.name for one in app.inbox.chosen] == ["a.hdr", "DICOM files"]
     assert sorted(path.name for path in app.inbox.chosen[0].path.parent.iterdir()) == ["a.hdr", "a.img"]
@@ -292,7 +289,7 @@ def test_size_count_and_pairs(make_app):
     assert "at most 2 scans" in app.waiting.value
 
 
-def test_the_table_is_sorted_by_the_column_that_one_chooses(app):
+def test_table_is_sorted_by_chosen_column(app):
     upload(app, "b.nii", "a.nii", "c.nii")
     run(app)
 
@@ -306,7 +303,7 @@ def test_the_table_is_sorted_by_the_column_that_one_chooses(app):
     assert order() == ["b", "a", "c"]
 
 
-def test_reports_hold_every_scan(app):
+def test_reports_contain_every_scan(app):
     app.explain.value = True
     upload(app, "a.nii", "b.nii")
     run(app)
@@ -314,45 +311,45 @@ def test_reports_hold_every_scan(app):
     assert json.loads(as_json(app.results)) == records
     table = pd.read_csv(BytesIO(as_csv(app.results)))
     assert table["scan"].tolist() == ["a", "b"] and table["p(AD)"].tolist() == [0.4, 0.4]
-    html = as_html(app.results).decode()
-    assert html.count("data:image/png") == 4 and "means nothing about a patient" in html and "<script" not in html
+    page = as_html(app.results).decode()
+    assert page.count("data:image/png") == 4 and "means nothing about a patient" in page and "<script" not in page
     assert as_pdf(app.results).startswith(b"%PDF") and as_pdf(app.results).count(b"/Type /Page ") == 4
     app.report.click()
-    links = re.findall(r"download='classified_scans\.(\w+)' href='data:[\w/]+;base64,([^']+)'", app.links.value)
+    links = re.findall(r'download="classified_scans\.(\w+)" href="data:[\w/]+;base64,([^"]+)"', app.links.value)
     assert [kind for kind, _ in links] == ["csv", "json", "html", "pdf"]
     assert json.loads(base64.b64decode(links[1][1])) == records
 
 
-def test_a_name_that_is_a_formula_is_only_text_in_the_table(app):
+def test_formula_names_are_text_in_csv(app):
     upload(app, "=HYPERLINK(1).nii", "+1.nii")
     run(app)
     assert all(not line.startswith(("=", "+")) for line in as_csv(app.results).decode().splitlines())
 
 
-def test_old_pictures_are_let_go(app, monkeypatch):
-    monkeypatch.setattr(app_module, "KEPT_PICTURES", 1)
+def test_old_pictures_are_deleted(app, monkeypatch):
+    monkeypatch.setattr(form, "MAX_WITH_PICTURES", 1)
     upload(app, "a.nii", "b.nii")
     run(app)
     assert [bool(result.pictures) for result in app.results] == [False, True]
     assert as_html(app.results).count(b"data:image/png") == 1
 
 
-def test_a_refused_scan_shows_its_reason_and_no_class():
-    check = Check("Is it T1-weighted?", "refused", "white <matter> is dark", "Give the T1w series")
+def test_refused_scan_shows_reason_and_no_class():
+    check = Check("T1w contrast", "failed", "white <matter> is dark", "Use the T1w series")
     whole = prediction_of("a")
-    refused = replace(whole, predicted=None, probabilities={}, slices=whole.slices[:0], gate=Gate((check,)))
+    refused = replace(whole, predicted=None, probabilities={}, slices=whole.slices[:0], checks=(check,))
     record = as_record(refused)
-    shown = page(answer_html(record), checks_html(record))
-    assert "white &lt;matter&gt; is dark. Give the T1w series" in shown and "refused" in shown
-    assert not re.search(r"\b(CN|MCI|LMCI|AD)\b", re.sub(r"<p class='muted'>.*?</p>", "", shown))
-    assert widget.probability_table([refused])["answer"].tolist() == ["none"]
-    assert widget.summary_table([refused]).index.tolist() == ["icv_ml", "ventricles_ml"]
+    shown = html("prediction", record)
+    assert "T1w contrast: white &lt;matter&gt; is dark. Use the T1w series" in shown and "✗ failed" in shown
+    assert not re.search(r"\b(CN|MCI|LMCI|AD)\b", re.sub('<p class="muted">.*?</p>', "", shown))
+    assert scan_table([record])["predicted"].tolist() == ["none"]
+    assert summary_table([record]).index.tolist() == ["icv_ml", "ventricles_ml"]
 
 
-def test_the_viewer_draws_what_the_sliders_say(app):
+def test_viewer_follows_sliders(app):
     upload(app, "a.nii")
     run(app)
-    (viewer,) = [one for one in app.shown.children if hasattr(one, "sliders")]
+    viewer = app.shown.children[1]
     before = viewer.picture.value
     viewer.sliders[2].value = 2
     assert viewer.picture.value != before and "z 6 mm" in viewer.picture.value
@@ -361,10 +358,10 @@ def test_the_viewer_draws_what_the_sliders_say(app):
     assert viewer.picture.value != before
 
 
-def test_the_scene_takes_the_place_of_the_picture_and_gives_it_back(app):
+def test_scene_replaces_picture(app):
     upload(app, "a.nii")
     run(app)
-    (viewer,) = [one for one in app.shown.children if hasattr(one, "sliders")]
+    viewer = app.shown.children[1]
     viewer.turn.value = True
     scene = viewer.scene
     assert viewer.children[:2] == (viewer.row, scene) and viewer.sliders[0] not in viewer.row.children
@@ -378,11 +375,11 @@ def test_the_scene_takes_the_place_of_the_picture_and_gives_it_back(app):
     assert viewer.children[:2] == (viewer.row, viewer.picture) and viewer.scene is None
 
 
-def test_evidence_is_an_overlay_where_it_was_asked_for_and_is_shown_where_it_is_strongest(app):
+def test_evidence_overlay_moves_to_maximum(app):
     app.explain.value = True
     upload(app, "a.nii")
     run(app)
-    (viewer,) = [one for one in app.shown.children if hasattr(one, "sliders")]
+    viewer = app.shown.children[1]
     assert viewer.overlay.options == ("brain mask", "tissues", "evidence", "nothing")
     viewer.turn.value = True
     viewer.overlay.value = "evidence"
@@ -390,12 +387,12 @@ def test_evidence_is_an_overlay_where_it_was_asked_for_and_is_shown_where_it_is_
     assert nib.Nifti1Image.from_bytes(viewer.scene.volumes[3].data).get_fdata()[1, 6, 2] == -127
     assert [slider.value for slider in viewer.sliders] == [1, 6, 2]
     assert "x 3, y 18, z 6 mm" in viewer.picture.value
-    assert "where the network's slices were cut" in viewer.children[2].value
+    assert "only where slices were cut" in viewer.children[2].value
     viewer.overlay.value = "nothing"
     assert viewer.children[2].value == ""
 
 
-def test_the_nearest_training_scans_are_shown_with_their_diagnoses(app, tmp_path):
+def test_nearest_training_scans_are_shown(app, tmp_path):
     record = json.loads((tmp_path / "record.json").read_text())
     near = {"scan_id": "sub-<7>", "diagnosis": "MCI", "age": 71.0, "sex": "F", "distance": 0.93}
     for nearest, shown in (([], False), ([near], True)):
@@ -403,30 +400,32 @@ def test_the_nearest_training_scans_are_shown_with_their_diagnoses(app, tmp_path
         upload(app, "a.nii")
         run(app)
         page = app.shown.children[-1].value
-        assert ("sub-&lt;7&gt; (MCI, distance 0.93)" in page) == ("do not decide" in page) == shown
+        assert ("sub-&lt;7&gt; (MCI, distance 0.93)" in page) == ("not part of the decision" in page) == shown
 
 
 def test_every_control_has_a_label(app):
     upload(app, "a.nii")
     run(app)
-    controls = [one for one in everything(app.box) if hasattr(one, "tooltip") and hasattr(one, "description")]
+    controls = [one for one in descendants(app.box) if hasattr(one, "tooltip") and hasattr(one, "description")]
     controls = [one for one in controls if type(one).__name__ not in ("HTML", "IntProgress")]
     assert len(controls) > 12
     assert all(one.description and one.tooltip for one in controls), [c for c in controls if not c.tooltip]
 
 
-def test_summary_is_the_mean_and_range():
-    table = widget.summary_table([prediction_of("a", icv=1200.0), prediction_of("b", (0.4, 0.3, 0.2, 0.1), icv=1600.0)])
+def test_summary_table():
+    predictions = [prediction_of("a", icv=1200.0), prediction_of("b", (0.4, 0.3, 0.2, 0.1), icv=1600.0)]
+    table = summary_table(map(as_record, predictions))
     assert table.loc["icv_ml"].to_dict() == {"count": 2, "mean": 1400.0, "std": 282.84, "min": 1200.0, "max": 1600.0}
     assert table.loc["p(CN)", "mean"] == 0.25
-    assert widget.summary_table([]).empty
+    assert summary_table([]).empty
 
 
-def test_tables_show_truth_beside_the_answer():
-    table = widget.probability_table([prediction_of("a"), prediction_of("b")], {"a": "CN"})
+def test_scan_table():
+    table = scan_table([as_record(prediction_of("a")), as_record(prediction_of("b"))], {"a": "CN"})
     assert table["diagnosis"].tolist() == ["CN", "unknown"]
     assert table[[f"p({name})" for name in CLASSES]].sum(axis=1).tolist() == pytest.approx([1, 1])
-    assert widget.volume_table([prediction_of("a")]).loc["icv_ml", "a"] == 1400.0
+    assert table.index.tolist() == ["a", "b"] and table.loc["a", "icv_ml"] == 1400.0
+    assert scan_table([], {}).filter(regex="p").empty
 
 
 @pytest.fixture
@@ -452,34 +451,34 @@ def study(tmp_path):
     return params
 
 
-def test_examples_are_unseen_and_cover_the_classes(study):
-    examples = stored.example_scans(study)
+def test_examples_are_test_scans_of_all_classes(study):
+    examples = model_store.example_scans(study)
     assert examples["diagnosis"].tolist() == list(CLASSES)
     assert set(examples["scan_id"]) <= {f"sub-{i:02d}_ses-01" for i in range(8)}
     assert (examples["path"] == examples["scan_id"] + ".nii").all()
     flat = study.model_copy(update={"input": InputParams(plane="three_planes_2d")})
-    assert stored.example_scans(flat).empty
+    assert model_store.example_scans(flat).empty
     path = study.folder / "manifest.tsv"
     write_table(read_table(path, MANIFEST).assign(space=TISSUE_MAPS), path, MANIFEST)
-    assert stored.example_scans(study).empty
+    assert model_store.example_scans(study).empty
 
 
-def test_stored_answers_are_of_the_network_on_test_scans(study):
-    answers = stored.stored_answers(study)
-    assert len(answers) == 9
-    assert (answers["answer"] == answers["truth"]).all()
+def test_stored_predictions_are_of_test_scans(study):
+    table = model_store.stored_predictions(study)
+    assert len(table) == 9
+    assert (table["predicted"] == table["truth"]).all()
 
 
-def test_form_of_a_study_offers_its_examples(study, monkeypatch):
+def test_form_offers_examples(study, monkeypatch):
     classifier = SimpleNamespace(card=prediction_of("x").card)
-    monkeypatch.setattr(app_module, "find_model", lambda params: Path("any"))
-    monkeypatch.setattr(app_module.model_file, "load", lambda path: classifier)
-    form = widget.classifier_app(study)
-    labels = [label for label, _ in form.children[3].options]
+    monkeypatch.setattr(form, "find_model", lambda params: Path("any"))
+    monkeypatch.setattr(form.model_file, "load", lambda path, trusted: classifier)
+    app = form.classifier_app(study)
+    labels = [label for label, _ in app.children[3].options]
     assert labels[1:] == [f"sub-0{i}_ses-01 ({name})" for i, name in enumerate(CLASSES)]
-    assert "make lab" in repr(form)
+    assert "make lab" in repr(app)
     classifier.card = replace(classifier.card, input=InputParams(plane="three_planes_2d"))
-    assert "cannot take a whole head" in widget.classifier_app(study).children[0].value
+    assert "cannot take a whole head" in form.classifier_app(study).children[0].value
 
 
 def test_notebook_is_thin_and_clean():

@@ -1,11 +1,9 @@
-"""The form: choose scans, classify them in a process of its own, look at the answers, keep a report."""
+"""The form: choose scans, classify them in a process, view the results, download a report."""
 
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,55 +11,41 @@ import ipywidgets as widgets
 
 from adlib.classify.model_store import example_scans, find_model
 from adlib.classify.prediction import STAGES
-from adlib.classify.widget.download import links_html
-from adlib.classify.widget.jobs import DRAWING, EXPLAINING, START, CancelledError, Result, Worker
-from adlib.classify.widget.result_tables import batch_table, summary_table
-from adlib.classify.widget.uploads import ACCEPT, MIB, Chosen, Inbox, open_home
-from adlib.classify.widget.views import (
-    Viewer,
-    answer_html,
-    checks_html,
-    fault_html,
-    nearest_words,
-    page,
-    picture_html,
-    remarks_html,
-    table_html,
-    volumes_html,
-)
+from adlib.classify.result import scan_table, summary_table, unique_name
+from adlib.classify.uploads import ACCEPT, Chosen, Inbox, open_home
+from adlib.classify.views import Viewer, html, links_html
+from adlib.classify.worker import DRAWING, EXPLAINING, START, CancelledError, Result, Worker
 from adlib.sources.scanfile import scan_name
 from adlib.study.params import StudyParams
 from adlib.study.records import StudyError
 from adlib.training import model_file
 
 NOTHING_CHOSEN = (
-    "Choose a file, a path or an example first. A chosen file that does not arrive is larger than this server takes "
-    "(10 MB unless it was started by <code>make lab</code> or <code>make app</code>); give its path instead."
+    "Choose a file, a path or an example first. A chosen file that does not arrive exceeds the upload limit of this "
+    "server (10 MB unless started by make lab or make app); give its path instead."
 )
 ALL_STAGES = (START, *STAGES, DRAWING, EXPLAINING)
-NEAREST_NOTE = (
-    "<p class='muted'>Nearest among the network's features, for comparison by eye; they do not decide the answer.</p>"
-)
-KEPT_PICTURES = 20  # of the latest results; older ones keep their numbers
-OLDEST, YOUNGEST = 120.0, 0.0
+MAX_WITH_PICTURES = 20  # pictures of older results are deleted to save memory
+MAX_AGE = 120.0  # years
 WIDE = {"width": "38em", "max_width": "100%"}
 LABELS = {"description_width": "7em"}
+WRAP = {"flex_flow": "row wrap"}
 
 
 class Form(widgets.VBox):
-    """A box that shows words instead of itself on a page without a kernel."""
+    """A box that shows a text instead of itself on a page without a kernel."""
 
-    def __init__(self, children: list[widgets.Widget], words: str) -> None:
-        self.words = words
+    def __init__(self, children: list[widgets.Widget], text: str) -> None:
+        self.text = text
         super().__init__(children)
 
     def __repr__(self) -> str:
-        return self.words
+        return self.text
 
 
 @dataclass
 class App:
-    """The classifier as a person sees it; `box` is what the notebook shows.
+    """The classifier; `box` is what the notebook shows.
 
     Attributes
     ----------
@@ -70,7 +54,7 @@ class App:
     examples : dict of str to str
         Path by label.
     results : list of Result
-        Every scan classified so far in this session.
+        Every scan classified in this session.
     """
 
     worker: Worker
@@ -88,10 +72,10 @@ class App:
         self.cancel.on_click(lambda _: self.stop())
         self.report.on_click(lambda _: self._report())
         for control in (self.sort, self.descending):
-            control.observe(lambda _: self._show_batch(), "value")
-        person = widgets.Box([self.age, self.sex, self.explain], layout={"flex_flow": "row wrap"})
-        row = widgets.Box([self.button, self.cancel, self.progress], layout={"flex_flow": "row wrap"})
-        order = widgets.Box([self.sort, self.descending, self.report], layout={"flex_flow": "row wrap"})
+            control.observe(lambda _: self._show_tables(), "value")
+        person = widgets.Box([self.age, self.sex, self.explain], layout=WRAP)
+        row = widgets.Box([self.button, self.cancel, self.progress], layout=WRAP)
+        order = widgets.Box([self.sort, self.descending, self.report], layout=WRAP)
         self.after = widgets.VBox([order, self.links, self.summary], layout={"display": "none"})
         parts = [self.upload, self.waiting, self.path, self.example, person, row, self.stage, self.shown, self.after]
         self.box = Form(parts, "The upload form appears here while a kernel runs: make lab, or make app")
@@ -118,14 +102,14 @@ class App:
             tooltip="for percentiles of volumes; used when one scan is classified",
         )  # fmt: skip
         self.explain = widgets.Checkbox(
-            description="show where the network looked", indent=False, layout={"width": "18em"},
-            tooltip="adds a map of the evidence; takes a few seconds more",
+            description="show an attribution map", indent=False, layout={"width": "18em"},
+            tooltip="evidence for the predicted class; takes a few seconds more",
         )  # fmt: skip
 
     def _outputs(self) -> None:
         self.button = widgets.Button(description="Classify", button_style="primary", icon="play", tooltip="start")
         self.cancel = widgets.Button(
-            description="Cancel", icon="stop", disabled=True, tooltip="stop the work now; scans not begun are dropped"
+            description="Cancel", icon="stop", disabled=True, tooltip="stop now and drop the scans that have not begun"
         )
         self.progress = widgets.IntProgress(max=len(ALL_STAGES), layout={"width": "20em", "visibility": "hidden"})
         self.waiting, self.stage, self.links, self.summary = (widgets.HTML() for _ in range(4))
@@ -142,29 +126,28 @@ class App:
             return
         left_out = self.inbox.receive(change["new"])
         self.upload.value = ()
-        self.worker.warm()
+        self.worker.start()
         self._show_waiting(left_out)
 
     def _show_waiting(self, left_out: list[str]) -> None:
-        waiting = "".join(f"<li>{escape(c.name)}, {c.bytes / MIB:.1f} MiB</li>" for c in self.inbox.chosen)
-        words = f"<p>Received:</p><ul>{waiting}</ul>" if waiting else ""
-        faults = "".join(f"<p role='alert'>{escape(one)}</p>" for one in left_out)
-        self.waiting.value = page(f"<div role='status'>{words}{faults}</div>") if words or faults else ""
+        chosen = self.inbox.chosen
+        self.waiting.value = html("received", chosen, left_out) if chosen or left_out else ""
 
     def classify(self) -> None:
-        """Begin to classify everything chosen, off the main thread; see `wait`."""
+        """Start to classify all chosen scans in a thread; see `wait`."""
         if self._thread is not None and self._thread.is_alive():
             return
-        chosen = self._chosen()
+        paths = [path for path in (self.path.value.strip(), self.example.value) if path]
+        chosen = [*self.inbox.chosen, *(Chosen(scan_name(path), Path(path), 0) for path in paths)]
         if not chosen:
-            self.shown.children = [widgets.HTML(page(f"<p role='alert'>{NOTHING_CHOSEN}</p>"))]
+            self.shown.children = [widgets.HTML(html("alert", NOTHING_CHOSEN))]
             return
-        person, fault = self._person(len(chosen))
-        if fault:
-            self.stage.value = page(f"<p role='alert'>{escape(fault)}</p>")
-            self.inbox.chosen = [one for one in chosen if one.path.is_relative_to(self.inbox.home)]
+        try:
+            person = self._person() if len(chosen) == 1 else {}
+        except ValueError as error:
+            self.stage.value = html("alert", str(error))
             return
-        self._stop, self.shown.children = False, ()
+        self._stop, self.shown.children, self.inbox.chosen = False, (), []
         self._show_waiting([])
         self._busy(True)
         self._thread = threading.Thread(target=self._run, args=(chosen, person), daemon=True)
@@ -180,76 +163,72 @@ class App:
         self._stop = True
         self.worker.stop()
 
-    def _chosen(self) -> list[Chosen]:
-        paths = [path for path in (self.path.value.strip(), self.example.value) if path]
-        return [*self.inbox.take(), *(Chosen(scan_name(path), Path(path), 0) for path in paths)]
-
-    def _person(self, count: int) -> tuple[dict[str, float], str]:
-        """Age and sex, where one scan is classified, and what is wrong with them."""
+    def _person(self) -> dict[str, float]:
         person = {} if self.sex.value is None else {"sex": self.sex.value}
         if text := self.age.value.strip():
             try:
                 person["age"] = float(text.replace(",", "."))
             except ValueError:
-                return {}, f"The age is {text!r}; give a number of years, such as 71"
-            if not YOUNGEST < person["age"] < OLDEST:
-                return {}, f"The age is {text}; give years between {YOUNGEST:g} and {OLDEST:g}"
-        return (person if count == 1 else {}), ""
+                raise ValueError(f"age is {text!r}, expected a number of years such as 71") from None
+            if not 0 < person["age"] < MAX_AGE:
+                raise ValueError(f"age is {text}, expected 0 to {MAX_AGE:g} years")
+        return person
 
     def _run(self, chosen: list[Chosen], person: dict[str, float]) -> None:
         try:
-            for number, one in enumerate(chosen, start=1):
+            for number, scan in enumerate(chosen, start=1):
                 if not self._stop:
-                    self._attempt(one, person, f"{number} of {len(chosen)}: " if len(chosen) > 1 else "")
-                self.inbox.drop(one)
-            self._show_batch()
+                    self._attempt(scan, person, f"{number} of {len(chosen)}: " if len(chosen) > 1 else "")
+                self.inbox.delete(scan)
+            self._show_tables()
         finally:
             self._busy(False)
 
-    def _attempt(self, one: Chosen, person: dict[str, float], prefix: str) -> None:
+    def _attempt(self, scan: Chosen, person: dict[str, float], prefix: str) -> None:
         explain = self.explain.value
 
-        def tell(stage: str) -> None:
+        def show_stage(stage: str) -> None:
             left = self.worker.seconds_left(stage, explain)
             self.progress.value = ALL_STAGES.index(stage) if stage in ALL_STAGES else 0
-            words = f"{prefix}{one.name}: {stage}; about {left:.0f} s left"
-            self.stage.value = page(f"<p role='status' aria-live='polite'>{escape(words)}</p>")
+            self.stage.value = html("status", f"{prefix}{scan.name}: {stage}; about {left:.0f} s left")
 
         try:
-            result = self.worker.classify(one.path, person, tell, explain)
+            result = self.worker.classify(scan.path, person, show_stage, explain)
         except CancelledError:
-            self._add(widgets.HTML(page(f"<p role='status'>{escape(one.name)}: cancelled.</p>")))
+            self._show(widgets.HTML(html("status", f"{scan.name}: cancelled")))
         except (StudyError, OSError, MemoryError) as error:
-            self._add(widgets.HTML(fault_html(one.name, str(error))))
+            self._show(widgets.HTML(html("failure", scan.name, str(error))))
         else:
-            result.record["name"] = self._free_name(result.record["name"])
+            record = result.record
+            record["name"] = unique_name(record["name"], [earlier.record["name"] for earlier in self.results])
             self.results.append(result)
-            for old in self.results[:-KEPT_PICTURES]:
+            for old in self.results[:-MAX_WITH_PICTURES]:
                 old.pictures.clear()
                 old.view.clear()
-            self._add(*result_widgets(result))
+            viewer = Viewer(result.view, record["name"])
+            details = widgets.HTML(html("details", record, result.pictures))
+            self._show(widgets.HTML(html("prediction", record)), viewer, details)
 
-    def _free_name(self, name: str) -> str:
-        taken = Counter(result.record["name"] for result in self.results)
-        return name if name not in taken else f"{name} ({sum(n.startswith(name) for n in taken) + 1})"
-
-    def _add(self, *shown: widgets.Widget) -> None:
+    def _show(self, *shown: widgets.Widget) -> None:
         self.shown.children = (*self.shown.children, *shown)
 
-    def _show_batch(self) -> None:
+    def _show_tables(self) -> None:
         """The sortable table of all scans of the session and their summary."""
         if not self.results:
             return
         records = [result.record for result in self.results]
-        table = batch_table(records)
+        table = scan_table(records)
         self.after.layout.display = ""
-        if self.sort.options != tuple(table.columns):
-            self.sort.options = list(table.columns)
+        columns = ("scan", *table.columns)
+        if self.sort.options != columns:
+            self.sort.options = columns
         table = table.sort_values(self.sort.value, ascending=not self.descending.value, kind="stable")
-        title = f"All {len(records)} scans of this session" if len(records) > 1 else "The scan of this session"
-        parts = [table_html(table.set_index("scan"), title)]
-        parts += [table_html(summary_table(records), "Summary")] if len(records) > 1 else []
-        self.summary.value = page(*parts)
+        tables = {
+            f"All {len(records)} scans of this session" if len(records) > 1 else "The scan of this session": table
+        }
+        if len(records) > 1:
+            tables["Summary"] = summary_table(records)
+        self.summary.value = html("tables", tables)
 
     def _report(self) -> None:
         self.report.disabled = True
@@ -266,23 +245,6 @@ class App:
             self.stage.value = ""
 
 
-def result_widgets(result: Result) -> list[widgets.Widget]:
-    """Answer, checks, pictures, volumes and viewer of one classified scan."""
-    record = result.record
-    name = record["name"]
-    above = page(answer_html(record), checks_html(record))
-    summary = picture_html(result.pictures["summary"], f"{name}: brain outline in three planes, answer and volumes")
-    parts = [summary]
-    if "evidence" in result.pictures:
-        words = f"{name}: evidence for {record['predicted']} on the slices that the network saw"
-        parts += ["<h4>Where the network looked</h4>", picture_html(result.pictures["evidence"], words)]
-    if "nearest" in result.pictures:
-        parts += ["<h4>Training scans nearest to it</h4>", NEAREST_NOTE]
-        parts.append(picture_html(result.pictures["nearest"], nearest_words(record)))
-    below = page(volumes_html(record), *parts, remarks_html(record))
-    return [widgets.HTML(above), Viewer(result.view, name), widgets.HTML(below)]
-
-
 def classifier_app(params: StudyParams) -> widgets.Widget:
     """The interactive classifier of a study.
 
@@ -294,7 +256,7 @@ def classifier_app(params: StudyParams) -> widgets.Widget:
     Returns
     -------
     ipywidgets.VBox
-        One line that says why, where the model takes no heads.
+        A line with the reason if the model takes no heads.
 
     Raises
     ------
@@ -304,8 +266,8 @@ def classifier_app(params: StudyParams) -> widgets.Widget:
     model = find_model(params)
     card = model_file.load(model, trusted=True).card
     if card.refusal:
-        words = f"This study's model {card.refusal}."
-        return Form([widgets.HTML(words)], words)
+        text = f"This study's model {card.refusal}."
+        return Form([widgets.HTML(text)], text)
     examples = {f"{scan.scan_id} ({scan.diagnosis})": scan.path for scan in example_scans(params).itertuples()}
     inbox = Inbox(params.classify, open_home())
     worker = Worker(model, params.classify, inbox.home, params.evaluate.coverage, params.evaluate.attribution)

@@ -1,0 +1,245 @@
+"""HTML of the form, a viewer of one scan, and reports as CSV, JSON, HTML and PDF; the templates escape all texts."""
+
+from __future__ import annotations
+
+import base64
+import json
+from functools import cache
+from io import BytesIO
+from typing import Any
+
+import ipywidgets as widgets
+import matplotlib.image
+import nibabel as nib
+import numpy as np
+from ipyniivue import NiiVue, ShowRender
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.figure import Figure
+
+from adlib.classify.plot_prediction import BRAIN_EDGE, VOLUME_LABELS, format_ml
+from adlib.classify.result import scan_table, summary_table
+from adlib.classify.worker import EVIDENCE_MAX, Result
+
+MARKS = {"passed": "✓", "warning": "!", "failed": "✗", "not checked": "–"}
+LABELS = VOLUME_LABELS | {"csf_ml": "CSF", "temporal_ml": "temporal lobes, grey matter"}
+TISSUE_COLOURS = ("#56b4e9", "#e69f00", "#009e73")  # GM, WM, CSF
+EVIDENCE_NOTE = "Red or orange: evidence for the predicted class, blue: against it; only where slices were cut."
+PLANES = ("sagittal", "coronal", "axial")
+HEIGHT = 420  # pixels
+OVERLAYS = {
+    "brain mask": ("mask", 0.35, {"colormap": "blue", "cal_min": 0.5}),
+    "tissues": ("tissue", 0.45, {"colormap": "viridis", "cal_min": 0.5}),
+    "evidence": ("evidence", 0.8, {"colormap": "warm", "colormap_negative": "winter", "cal_min": EVIDENCE_MAX / 4,
+                                   "cal_max": EVIDENCE_MAX, "cal_min_neg": -EVIDENCE_MAX,
+                                   "cal_max_neg": -EVIDENCE_MAX / 4}),
+}  # fmt: skip
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # characters that make a spreadsheet run a cell
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("adlib.classify"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"base64": lambda content: base64.b64encode(content).decode(), "ml": format_ml}
+    return environment.get_template("views.html.j2", globals={"marks": MARKS, "labels": LABELS})
+
+
+def _macro(name: str, *values: Any) -> str:
+    return str(getattr(_template().module, name)(*values))
+
+
+def html(name: str, *values: Any) -> str:
+    """A macro of ``views.html.j2`` with the style of the form."""
+    return f"{_macro('style')}<div class='adlib'>{_macro(name, *values)}</div>"
+
+
+def as_csv(results: list[Result]) -> bytes:
+    """One row per scan; a name that a spreadsheet would run as a formula begins with an apostrophe."""
+    table = scan_table(result.record for result in results)
+    table.index = [f"'{name}" if name.startswith(FORMULA) else name for name in table.index]
+    return table.to_csv(index_label="scan", lineterminator="\n").encode()
+
+
+def as_json(results: list[Result]) -> bytes:
+    """The record of each scan."""
+    return (json.dumps([result.record for result in results], indent=2, allow_nan=False) + "\n").encode()
+
+
+def as_html(results: list[Result]) -> bytes:
+    """One page with all results and pictures."""
+    return _macro("report", results, summary_table(result.record for result in results)).encode()
+
+
+def as_pdf(results: list[Result]) -> bytes:
+    """A page for each picture of each scan, under the result."""
+    content = BytesIO()
+    with PdfPages(content, metadata={"Title": "Classified scans", "Creator": "adlib"}) as pages:
+        for result in results:
+            for png in result.pictures.values():
+                pages.savefig(_sheet(result, png))
+    return content.getvalue()
+
+
+def _sheet(result: Result, png: bytes) -> Figure:
+    figure = Figure(figsize=(8.27, 11.69), layout="none")
+    record = result.record
+    figure.text(0.06, 0.965, f"{record['name']}: {record['statement']}", fontsize=11, fontweight="bold", wrap=True)
+    figure.text(0.06, 0.945, record["warning"], fontsize=7)
+    figure.text(0.06, 0.93, record["origin"], fontsize=7)
+    axis = figure.add_axes((0.05, 0.05, 0.9, 0.86))
+    axis.set_axis_off()
+    axis.imshow(matplotlib.image.imread(BytesIO(png)))
+    return figure
+
+
+def links_html(results: list[Result]) -> str:
+    """A link for each kind of report, its content inside the link."""
+    reports = {
+        "csv": ("text/csv", as_csv(results)),
+        "json": ("application/json", as_json(results)),
+        "html": ("text/html", as_html(results)),
+        "pdf": ("application/pdf", as_pdf(results)),
+    }
+    return html("links", len(results), reports)
+
+
+class Scene(NiiVue):
+    """Three planes and a rendering of one scan that follow the mouse, for browsers with WebGL 2.
+
+    Parameters
+    ----------
+    view : dict of str to array
+        See `adlib.classify.worker.view_arrays`.
+    shown : str
+        The first overlay.
+    """
+
+    def __init__(self, view: dict[str, np.ndarray], shown: str) -> None:
+        super().__init__(height=HEIGHT, multiplanar_show_render=ShowRender.ALWAYS, crosshair_width=0.3)
+        parts = [{"colormap": "gray", "cal_min": 0, "cal_max": 255, **_nifti(view, "head")}]
+        self.titles = _overlays(view)
+        for title in self.titles:
+            part, _, options = OVERLAYS[title]
+            parts.append({**options, **_nifti(view, part)})
+        self.load_volumes(parts)
+        self.show(shown)
+
+    def show(self, shown: str) -> None:
+        """Draw one overlay, or none."""
+        for volume, title in zip(self.volumes[1:], self.titles, strict=True):
+            volume.opacity = OVERLAYS[title][1] if title == shown else 0.0
+
+
+def _overlays(view: dict[str, np.ndarray]) -> list[str]:
+    return [title for title, (part, *_) in OVERLAYS.items() if part in view]
+
+
+def _nifti(view: dict[str, np.ndarray], part: str) -> dict[str, Any]:
+    return {"name": f"{part}.nii", "data": nib.Nifti1Image(view[part], view["affine"]).to_bytes()}
+
+
+class Viewer(widgets.VBox):
+    """Three planes of one scan, moved by sliders; on request a `Scene` of it.
+
+    Parameters
+    ----------
+    view : dict of str to array
+        See `adlib.classify.worker.view_arrays`.
+    name : str
+    """
+
+    def __init__(self, view: dict[str, np.ndarray], name: str) -> None:
+        self.view, self.name = view, name
+        shape, affine = view["head"].shape, view["affine"]
+        centre = np.clip(np.rint(np.linalg.inv(affine)[:3, 3]).astype(int), 0, np.array(shape) - 1)
+        self.sliders = [
+            widgets.IntSlider(
+                value=int(centre[k]), min=0, max=shape[k] - 1, description=f"{PLANES[k]}", continuous_update=False,
+                readout=False, tooltip=f"position of the {PLANES[k]} plane", layout={"width": "17em"},
+            )
+            for k in range(3)
+        ]  # fmt: skip
+        self.overlay = widgets.Dropdown(
+            options=[*_overlays(view), "nothing"], description="overlay", tooltip="drawn over the head",
+            layout={"width": "17em"},
+        )  # fmt: skip
+        self.turn = widgets.ToggleButton(
+            description="turn it with the mouse", icon="cube", layout={"width": "17em"},
+            tooltip="planes and a rendering that follow the mouse; needs a browser with WebGL 2",
+        )  # fmt: skip
+        self.turn.observe(self._turned, "value")
+        self.scene: Scene | None = None
+        self.picture, self.note = widgets.HTML(), widgets.HTML()
+        self.overlay.observe(self._chosen, "value")
+        for control in self.sliders:
+            control.observe(self._draw, "value")
+        self._draw()
+        self.row = widgets.Box([*self.sliders, self.overlay, self.turn], layout={"flex_flow": "row wrap"})
+        super().__init__([self.row, self.picture, self.note])
+
+    def _turned(self, _: Any) -> None:
+        """Replace picture and sliders by the scene, or the other way round."""
+        if self.scene is not None:
+            self.scene.close()
+        self.scene = Scene(self.view, self.overlay.value) if self.turn.value else None
+        self.row.children = (*([] if self.scene else self.sliders), self.overlay, self.turn)
+        self.children = (self.row, self.scene or self.picture, self.note)
+
+    def _chosen(self, change: dict[str, Any]) -> None:
+        """Draw another overlay; evidence at its maximum, as most of the head is in no slice."""
+        if self.scene is not None:
+            self.scene.show(change["new"])
+        shown = change["new"] == "evidence"
+        if shown:
+            evidence = np.abs(self.view["evidence"])
+            self._move(np.unravel_index(evidence.argmax(), evidence.shape))
+        self._draw()
+        self.note.value = html("note", EVIDENCE_NOTE) if shown else ""
+
+    def _move(self, at: tuple[np.intp, ...]) -> None:
+        """Set the sliders without drawing after each."""
+        for slider, position in zip(self.sliders, at, strict=True):
+            slider.unobserve(self._draw, "value")
+            slider.value = int(position)
+            slider.observe(self._draw, "value")
+
+    def _draw(self, _: Any = None) -> None:
+        at = [slider.value for slider in self.sliders]
+        png = _planes(self.view, at, self.overlay.value)
+        mm = self.view["affine"] @ [*at, 1]
+        where = f"x {mm[0]:.0f}, y {mm[1]:.0f}, z {mm[2]:.0f} mm (MNI152)"
+        text = f"{self.name}, sagittal, coronal and axial plane at {where}; overlay: {self.overlay.value}"
+        self.picture.value = html("planes", png, text, f"{where}; left is left")
+
+
+def _planes(view: dict[str, np.ndarray], at: list[int], overlay: str) -> bytes:
+    """PNG of three planes through voxel `at`, left is left."""
+    figure = Figure(figsize=(9, 3.2), facecolor="black", layout="none")
+    axes = figure.subplots(1, 3)
+    figure.subplots_adjust(0, 0, 1, 1, 0.01, 0)
+    for k, axis in enumerate(axes):
+        head, mask, tissue = (np.take(view[name], at[k], axis=k).T for name in ("head", "mask", "tissue"))
+        axis.set_axis_off()
+        axis.imshow(head, cmap="gray", vmin=0, vmax=255, origin="lower", interpolation="bilinear")
+        shown = {
+            "brain mask": [(mask, BRAIN_EDGE)],
+            "tissues": [(tissue == n, c) for n, c in enumerate(TISSUE_COLOURS, start=1)],
+        }
+        for part, colour in shown.get(overlay, []):
+            if part.any():
+                axis.contour(part.astype(float), levels=[0.5], colors=colour, linewidths=0.8)
+        if overlay == "evidence":
+            evidence = np.take(view["evidence"], at[k], axis=k).T / EVIDENCE_MAX
+            opacity = np.clip(2 * np.abs(evidence), 0, 0.8)
+            axis.imshow(evidence, cmap="RdBu_r", vmin=-1, vmax=1, alpha=opacity, origin="lower")
+        across, up = [n for n in range(3) if n != k]
+        axis.axvline(at[across], color="#888888", linewidth=0.5)
+        axis.axhline(at[up], color="#888888", linewidth=0.5)
+        if k:
+            axis.text(0.02, 0.5, "L", color="white", transform=axis.transAxes)
+            axis.text(0.98, 0.5, "R", color="white", transform=axis.transAxes, ha="right")
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=100, facecolor="black")
+    return content.getvalue()
