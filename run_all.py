@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
-from adlib.study import publication
+from adlib.study import publication, reference
 from adlib.study.lock import locked
 from adlib.study.params import StudyParams, dump_params, load_params
 from adlib.study.records import StudyError, clear_unfinished, read_json, write_json, write_text
@@ -37,8 +37,8 @@ from adlib.study.steps import STEPS, Step, StepState
 ROOT = Path(__file__).resolve().parent
 OK, FAILED, AUDIT_STOP, UNUSABLE, TERMINATED, INTERRUPTED = 0, 1, 2, 3, 143, 130
 EXIT_CODES = """exit codes:
-  0    done, or nothing to do; with --check, all metrics identical or inside the reference's interval
-  1    a step or the report failed; with --check, a metric differs
+  0    done, or nothing to do; with --check, the results are those of the reference
+  1    a step or the report failed; with --check, the results are others
   2    the data audit stopped the study
   3    the command, the params, or the state of the study's folder does not allow a run
   130  interrupted (Ctrl-C); run the same command again to go on
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.check:
             return check(params, console)
         if options.accept:
-            publication.accept(params, ROOT)
+            reference.accept(params, ROOT)
             console.say(f"figures/metrics.json and figures/provenance.json are now those of {params.study}")
             return OK
         with locked(params.folder):
@@ -199,21 +199,15 @@ def compare(first: Path, second: Path, params: StudyParams, console: Console) ->
 
 
 def check(params: StudyParams, console: Console) -> int:
-    """Print this study's metrics beside the committed reference."""
+    """Compare this study with the committed reference."""
     try:
-        table = publication.compare(params, ROOT)
+        verdict = reference.compare(params, ROOT)
     except StudyError as error:
         print(error, file=sys.stderr)
         return FAILED
-    console.say(table.to_string(index=False, justify="left"))
-    counts = table["verdict"].value_counts()
-    good = table["verdict"].isin([publication.IDENTICAL, publication.INSIDE, publication.UNBOUNDED]).all()
-    if counts.get(publication.IDENTICAL, 0) == len(table):
-        console.say(f"all {len(table)} metrics are identical to the reference")
-    else:
-        said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-        console.say(f"not all of the {len(table)} metrics are identical to the reference: {said}")
-    return OK if good else FAILED
+    console.say("\n".join(verdict.lines))
+    console.say(f"the results are {'those' if verdict.same else 'NOT those'} of the reference")
+    return OK if verdict.same else FAILED
 
 
 def clock(seconds: float) -> str:
@@ -249,7 +243,7 @@ def _expected(state: StepState) -> float | None:
     """Seconds that the step took last time here or, failing that, in the published run of the same study."""
     if seconds := (state.record() or {}).get("seconds"):
         return seconds
-    published = ROOT / publication.PUBLISHED / "provenance.json"
+    published = ROOT / reference.PUBLISHED / "provenance.json"
     history = read_json(published) if published.is_file() else {}
     return history["seconds"].get(state.step.name) if history.get("study") == state.params.study else None
 
@@ -285,7 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", action="append", default=[], metavar="STEP", help="only this step; repeatable")
     parser.add_argument("--force", action="store_true", help="run the chosen steps whether or not they are up to date")
     parser.add_argument("--dry-run", action="store_true", help="print what would run and why")
-    parser.add_argument("--check", action="store_true", help="compare metrics with figures/metrics.json")
+    parser.add_argument("--check", action="store_true", help="compare the results with those in figures/")
     parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="compare two finished studies, such as outputs/a outputs/b"
     )

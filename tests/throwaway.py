@@ -36,6 +36,8 @@ SCIENCE = '''
 import os, time
 from pathlib import Path
 
+import pandas as pd
+
 from adlib.deep import scale
 from adlib.figures.theme import register
 from adlib.study.records import StudyError, write_json, write_text
@@ -72,6 +74,7 @@ def metrics(params, value):
     point = scale(value) / 1000 + params.evaluate.bootstrap / 1e6
     write_json({"study": params.study, "entries": [{**entry, "point": point, "ci95": [0.01, 0.09]}]},
                params.folder / "metrics.json")
+    pd.DataFrame({"run": ["tiny"]}).to_parquet(params.folder / "predictions.parquet")
 '''
 THEME = """
 from adlib.study.records import FIGURES, file_digest, read_table, write_table

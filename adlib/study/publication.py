@@ -1,4 +1,4 @@
-"""What a finished study leaves for readers: provenance, the published figures, and the reference metrics."""
+"""What a finished study leaves for readers: provenance and the published figures."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from adlib.study.params import StudyParams
-from adlib.study.records import FIGURES, StudyError, atomic_path, file_digest, read_json, read_table, write_json
+from adlib.study.records import FIGURES, atomic_path, file_digest, read_json, read_table
+from adlib.study.reference import PUBLISHED, accept
 
-PUBLISHED = Path("figures")  # relative to the repository root
 KEY = ("run", "level", "group", "metric", "class")
-IDENTICAL, INSIDE, OUTSIDE = "identical", "inside the reference's 95 % interval", "outside"
-UNBOUNDED = "differs; a p value has no interval to lie in"
-ADDED, LOST = "not in the reference", "not regenerated"
 
 
 def provenance(params: StudyParams, root: Path, *, started: str, finished: str) -> dict[str, Any]:
@@ -53,7 +48,7 @@ def publish(params: StudyParams, root: Path) -> int:
     """Make ``figures/`` hold exactly the figures of this study; return how many.
 
     PNG files there that the study does not register are removed. Reference metrics are written only where there
-    are none yet; `accept` replaces them.
+    are none yet; `reference.accept` replaces them.
     """
     source, target = params.folder / "figures", root / PUBLISHED
     names = list(read_table(source / "figures.tsv", FIGURES)["name"])
@@ -65,61 +60,6 @@ def publish(params: StudyParams, root: Path) -> int:
     if not (target / "metrics.json").exists() and (params.folder / "metrics.json").is_file():
         accept(params, root)
     return len(names)
-
-
-def accept(params: StudyParams, root: Path) -> None:
-    """Make this run's metrics and provenance, without machine paths, the committed reference.
-
-    Raises
-    ------
-    StudyError
-        If the study has no metrics or no provenance yet.
-    """
-    metrics, history = (read_json(params.folder / name) for name in ("metrics.json", "provenance.json"))
-    history["params"].pop("exec", None)
-    history["params"]["source"].pop("root", None)
-    write_json(metrics, root / PUBLISHED / "metrics.json")
-    write_json(history, root / PUBLISHED / "provenance.json")
-
-
-def compare(params: StudyParams, root: Path) -> pd.DataFrame:
-    """Compare this study's metrics with the committed reference.
-
-    Returns
-    -------
-    DataFrame
-        metric, reference, regenerated, verdict (text), one row per (run, level, group, metric, class).
-
-    Raises
-    ------
-    StudyError
-        If one of the two files is missing or they belong to different studies.
-    """
-    paths = root / PUBLISHED / "metrics.json", params.folder / "metrics.json"
-    if not paths[0].is_file():
-        raise StudyError(f"there is no reference {paths[0]}; make one with run_all.py --accept")
-    if not paths[1].is_file():
-        raise StudyError(f"{paths[1]} does not exist; run the study first, then --check")
-    reference, regenerated = (read_json(path) for path in paths)
-    if reference["study"] != regenerated["study"]:
-        raise StudyError(
-            f"the reference {paths[0]} is of study {reference['study']!r}, not {regenerated['study']!r}; "
-            f"check with the params file of {reference['study']!r}, or replace the reference with --accept"
-        )
-    old, new = (
-        {score_name(entry): entry for entry in [*content["entries"], *content.get("subgroups", [])]}
-        for content in (reference, regenerated)
-    )
-    rows = [
-        {
-            "metric": name,
-            "reference": score(old.get(name)),
-            "regenerated": score(new.get(name)),
-            "verdict": _verdict(old.get(name), new.get(name)),
-        }
-        for name in {**old, **new}
-    ]
-    return pd.DataFrame(rows, columns=["metric", "reference", "regenerated", "verdict"])
 
 
 def score_name(entry: dict[str, Any]) -> str:
@@ -134,19 +74,6 @@ def score(entry: dict[str, Any] | None, digits: int = 3) -> str:
     interval = entry.get("ci95")
     text = f"{entry['point']:.{digits}f}"
     return text + (f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if _bounds(interval) else "")
-
-
-def _verdict(reference: dict[str, Any] | None, regenerated: dict[str, Any] | None) -> str:
-    if reference is None or regenerated is None:
-        return ADDED if reference is None else LOST
-    if all(reference.get(part) == regenerated.get(part) for part in ("n", "point", "ci95")):
-        return IDENTICAL
-    interval, point = reference.get("ci95"), regenerated["point"]
-    if str(reference.get("metric")).endswith("_p"):
-        return UNBOUNDED
-    if _bounds(interval) and point is not None and interval[0] <= point <= interval[1]:
-        return INSIDE
-    return OUTSIDE
 
 
 def _bounds(interval: list[float | None] | None) -> bool:

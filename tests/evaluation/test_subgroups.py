@@ -7,10 +7,9 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from adlib.evaluation.evaluate import _subgroups
 from adlib.evaluation.subgroups import divided, groups_of_people
-from adlib.study import publication
 from adlib.study.metrics import metrics_table, subgroup_table
 from adlib.study.params import load_params
-from adlib.study.records import MANIFEST, StudyError, check_table, write_json
+from adlib.study.records import MANIFEST, StudyError, check_table
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")
 PARAMS = load_params("params/phantom.yaml", ("evaluate.bootstrap=200", "evaluate.subgroup_minimum=12"))
@@ -97,21 +96,3 @@ def test_a_group_without_one_of_the_classes_has_no_balanced_accuracy(made):
 def test_age_bands_must_rise():
     with pytest.raises(StudyError, match="age_bands must rise"):
         load_params("params/phantom.yaml", ("evaluate.age_bands=[75.0, 65.0]",))
-
-
-def test_the_check_compares_each_group_by_its_name(tmp_path):
-    params = load_params("params/phantom.yaml", (f"exec.outputs={tmp_path / 'outputs'}",))
-    entry = {"run": "resnet50", "level": "subject", "metric": "balanced_accuracy", "class": None, "n": 9}
-    whole = entry | {"point": 0.5, "ci95": [0.4, 0.6]}
-    groups = [whole | {"group": "sex F", "point": 0.45}, whole | {"group": "sex M", "point": 0.55}]
-    reference = {"study": "phantom", "entries": [whole], "subgroups": groups}
-    moved = reference | {"subgroups": [groups[0], groups[1] | {"point": 0.9}]}
-    write_json(reference, tmp_path / "figures" / "metrics.json")
-    write_json(moved, params.folder / "metrics.json")
-    table = publication.compare(params, tmp_path)
-    assert table["metric"].tolist() == [
-        "resnet50 subject balanced_accuracy",
-        "resnet50 subject sex F balanced_accuracy",
-        "resnet50 subject sex M balanced_accuracy",
-    ]
-    assert table["verdict"].tolist() == [publication.IDENTICAL, publication.IDENTICAL, publication.OUTSIDE]

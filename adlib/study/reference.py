@@ -1,0 +1,221 @@
+"""Compare a finished study with the committed reference: main results, what no training touches, then the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from adlib.study.metrics import KEY, metrics_table, read_metrics
+from adlib.study.params import StudyParams
+from adlib.study.records import StudyError, atomic_path, read_json, write_json
+
+PUBLISHED = Path("figures")  # relative to the repository root
+TABLES = PUBLISHED / "reference"
+MAIN = PUBLISHED / "main_results.tsv"
+FIXED = {  # table: (columns that name a row, columns left out because they hold paths, digests or sentences)
+    "manifest.tsv": (["scan_id"], ["path", "sha256"]),
+    "splits.tsv": (["participant_id", "fold"], []),
+    "features.tsv": (["scan_id"], ["qc_reasons"]),
+    "audit.tsv": (["check", "subject"], ["value", "limit", "meaning"]),
+    "flow.tsv": (["step"], []),
+    "confounds.tsv": (["fact"], []),
+}
+ROUNDING = (
+    0.05  # standard deviations of a column; 0.008 is the largest difference between AVX-512 and AVX2 instructions
+)
+ROUNDING_SCORE = 0.02  # largest difference of a score of a model that is not a network
+LOOSE = ("exec", "train.seed")  # params in which honest reruns differ
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Outcome of a comparison.
+
+    Attributes
+    ----------
+    lines : tuple of str
+        What to print, at most 20 lines.
+    same : bool
+        False where a main result, a table that no training touches, or a setting is another one.
+    """
+
+    lines: tuple[str, ...]
+    same: bool
+
+
+def accept(params: StudyParams, root: Path) -> None:
+    """Make this run's metrics and provenance the committed reference; of a simulated cohort, its tables, too.
+
+    Raises
+    ------
+    StudyError
+        If the study has no metrics or no provenance yet.
+    """
+    metrics, history = (read_json(params.folder / name) for name in ("metrics.json", "provenance.json"))
+    history["params"].pop("exec", None)
+    history["params"]["source"].pop("root", None)
+    write_json(metrics, root / PUBLISHED / "metrics.json")
+    write_json(history, root / PUBLISHED / "provenance.json")
+    if params.source.kind == "phantom":
+        for name in FIXED:
+            if (params.folder / name).is_file():
+                _write(_fixed(params.folder / name, name), root / TABLES / name)
+
+
+def compare(params: StudyParams, root: Path) -> Verdict:
+    """Compare a study with the reference in ``figures/``.
+
+    Main results lie within the tolerances of ``main_results.tsv``, which come from repeated trainings with other
+    seeds, numbers of threads and kinds of processor (``benchmarks/repeatability.py``). What no training touches
+    (manifest, splits, volumes, audit, scores of the baselines) is equal to rounding, and so are the params. All other
+    scores are counted and decide nothing.
+
+    Raises
+    ------
+    StudyError
+        If a file is missing, or reference and study have different names.
+    """
+    before, now = (_scores(path, params.study) for path in (root / PUBLISHED, params.folder))
+    trained = set(pd.read_parquet(params.folder / "predictions.parquet", columns=["run"])["run"])
+    parts = [
+        *_main_results(_main(root), now),
+        *_tables(params.folder, root / TABLES),
+        _untrained(before, now, trained),
+        _settings(root, params),
+    ]
+    lines = [*(line for line, _ in parts), _rest(before, now, trained)]
+    return Verdict(tuple(lines), all(same for _, same in parts))
+
+
+def read_scores(path: Path) -> pd.Series:
+    """Points of a ``metrics.json`` as a Series of float64, indexed by `adlib.study.metrics.KEY`."""
+    return read_metrics(path).set_index(list(KEY))["point"]
+
+
+def main_results(scores: pd.Series, wanted: pd.DataFrame) -> np.ndarray:
+    """Value of each main result.
+
+    Parameters
+    ----------
+    scores : Series
+        See `read_scores`.
+    wanted : DataFrame of n rows
+        run, level, metric, class (text; empty where there is none).
+
+    Returns
+    -------
+    (n,) float64
+        NaN where a result is not there.
+    """
+    names = wanted[["run", "level", "metric", "class"]].itertuples(index=False)
+    keys = [(run, level, "", metric, group) for run, level, metric, group in names]
+    return scores.reindex(pd.MultiIndex.from_tuples(keys, names=KEY)).to_numpy()
+
+
+def _main(root: Path) -> pd.DataFrame:
+    path = root / MAIN
+    if not path.is_file():
+        raise StudyError(f"{path} does not exist; write it with benchmarks/repeatability.py")
+    return pd.read_csv(path, sep="\t", keep_default_na=False)
+
+
+def _scores(folder: Path, study: str) -> pd.Series:
+    path = folder / "metrics.json"
+    if not path.is_file():
+        remedy = "make one with run_all.py --accept" if folder.name == PUBLISHED.name else "run the study, then --check"
+        raise StudyError(f"{path} does not exist; {remedy}")
+    content = read_json(path)
+    if content["study"] != study:
+        raise StudyError(
+            f"the reference {path} is of study {content['study']!r}, not {study!r}; check with the params file of "
+            f"{content['study']!r}, or replace the reference with --accept"
+        )
+    return metrics_table(content).set_index(list(KEY))["point"]
+
+
+def _main_results(main: pd.DataFrame, now: pd.Series) -> Iterator[tuple[str, bool]]:
+    for row, value in zip(main.to_dict("records"), main_results(now, main), strict=True):
+        same = bool(abs(value - row["mean"]) <= row["tolerance"])
+        title = " ".join(filter(None, (row["run"], row["metric"], row["class"]))).replace("_", " ")
+        line = f"{title:<52} {value:6.3f}   reference {row['mean']:6.3f} ± {row['tolerance']:.3f}"
+        yield f"{line}   {'same' if same else 'ANOTHER RESULT'}", same
+
+
+def _tables(folder: Path, reference: Path) -> Iterator[tuple[str, bool]]:
+    for name in FIXED:
+        if (reference / name).is_file():
+            difference = _difference(_read(reference / name), _fixed(folder / name, name), FIXED[name][0])
+            yield f"{name:<52} {difference or 'equal to rounding'}", not difference
+
+
+def _difference(before: pd.DataFrame, now: pd.DataFrame, key: list[str]) -> str:
+    """What differs between two tables, in words; empty where nothing does."""
+    if list(before.columns) != list(now.columns):
+        return f"OTHER COLUMNS: {', '.join(sorted(set(before.columns) ^ set(now.columns)))}"
+    key = [name for name in key if name in before.columns] or list(before.columns)
+    before, now = (table.sort_values(key).reset_index(drop=True) for table in (before, now))
+    if not before[key].equals(now[key]):
+        return f"OTHER ROWS: {len(now)} here, {len(before)} in the reference"
+    for name in before.columns.difference(key):
+        old, new = before[name], now[name]
+        if (old.isna() != new.isna()).any():
+            return f"DIFFERS in {name}: empty in other rows"
+        if pd.api.types.is_numeric_dtype(old) and pd.api.types.is_numeric_dtype(new):
+            wrong = (old - new).abs() > ROUNDING * float(np.nan_to_num(old.std())) + 1e-9
+        else:
+            wrong = (old != new) & old.notna()
+        if wrong.any():
+            return f"DIFFERS in {name}: {int(wrong.sum())} of {len(now)} rows"
+    return ""
+
+
+def _untrained(before: pd.Series, now: pd.Series, trained: set[str]) -> tuple[str, bool]:
+    old, new = (scores[~_of_networks(scores, trained)] for scores in (before, now))
+    title = f"{f'{len(old)} scores without a network':<52}"
+    if set(old.index) != set(new.index):
+        return f"{title} OTHER SCORES: {len(set(old.index) ^ set(new.index))} are in one of the two", False
+    new = new.reindex(old.index)
+    largest = float((old - new).abs().max())
+    same = largest <= ROUNDING_SCORE and old.isna().equals(new.isna())
+    return f"{title} {'equal to rounding' if same else 'DIFFER'}, largest difference {largest:.4f}", same
+
+
+def _rest(before: pd.Series, now: pd.Series, trained: set[str]) -> str:
+    old = before[_of_networks(before, trained)]
+    difference = (old - now.reindex(old.index)).abs()
+    return (
+        f"for information: of {len(old)} scores of networks {int((difference == 0).sum())} are identical; median "
+        f"difference {float(difference.median()):.3f}"
+    )
+
+
+def _of_networks(scores: pd.Series, trained: set[str]) -> np.ndarray:
+    """Whether each score is of a trained run, or of a difference with one."""
+    return np.array([not trained.isdisjoint(str(run).split(" - ")) for run in scores.index.get_level_values("run")])
+
+
+def _settings(root: Path, params: StudyParams) -> tuple[str, bool]:
+    from adlib.study.digests import flat
+
+    old = flat(read_json(root / PUBLISHED / "provenance.json")["params"])
+    new = flat(params.model_dump(mode="json"))
+    names = [name for name in new if not name.startswith(LOOSE) and name in old and old[name] != new[name]]
+    title = f"{'params':<52}"
+    return (f"{title} DIFFER in {', '.join(names)}", False) if names else (f"{title} equal", True)
+
+
+def _fixed(path: Path, name: str) -> pd.DataFrame:
+    return _read(path).drop(columns=FIXED[name][1], errors="ignore") if path.is_file() else pd.DataFrame()
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, sep="\t", keep_default_na=False, na_values=["n/a", ""])
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", lineterminator="\n", float_format="%.6g")

@@ -1,0 +1,128 @@
+"""The comparison with the reference: honest reruns pass, another result is named."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from adlib.study import reference
+from adlib.study.params import load_params
+from adlib.study.records import write_json
+
+PEOPLE = [f"sub-{number:02}" for number in range(40)]
+
+
+def entry(run, metric, point):
+    return {"run": run, "level": "subject", "metric": metric, "class": None, "n": 40, "point": point, "ci95": None}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Params of a finished study, and a root whose published reference is equal to it."""
+    params = load_params("params/smoke.yaml", (f"exec.outputs={tmp_path / 'outputs'}",))
+    folder, rng = params.folder, np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    scans = pd.DataFrame({"participant_id": PEOPLE, "scan_id": PEOPLE, "diagnosis": ["CN", "AD"] * 20})
+    tables = {
+        "manifest.tsv": scans.assign(path="here", sha256="0", age=rng.normal(70, 8, 40)),
+        "splits.tsv": scans[["participant_id", "diagnosis"]].assign(fold=0, split=["train", "test"] * 20),
+        "features.tsv": scans.assign(qc_verdict="pass", gm_ml=rng.normal(600, 50, 40)),
+        "audit.tsv": pd.DataFrame({"check": ["sites"], "severity": ["info"], "subject": ["CN"], "meaning": ["words"]}),
+    }
+    for name, table in tables.items():
+        table.to_csv(folder / name, sep="\t", index=False)
+    pd.DataFrame({"run": ["resnet50", "shuffled_labels"]}).to_parquet(folder / "predictions.parquet")
+    scores = [
+        entry("resnet50", "balanced_accuracy", 0.458),
+        entry("shuffled_labels", "balanced_accuracy", 0.27),
+        entry("age_sex", "balanced_accuracy", 0.33),
+        entry("resnet50 - age_sex", "balanced_accuracy_difference", 0.128),
+    ]
+    write_json({"study": "smoke", "entries": scores}, folder / "metrics.json")
+    write_json({"params": params.model_dump(mode="json")}, folder / "provenance.json")
+    reference.accept(params, tmp_path)
+    main = pd.DataFrame(
+        [{**scores[0], "mean": 0.46, "tolerance": 0.04}, {**scores[1], "mean": 0.26, "tolerance": 0.05}]
+    )
+    main.assign(**{"class": ""}).to_csv(tmp_path / reference.MAIN, sep="\t", index=False)
+    return params, tmp_path
+
+
+def change_score(folder, run, point):
+    content = json.loads((folder / "metrics.json").read_text())
+    for item in content["entries"]:
+        item["point"] = point if item["run"] == run else item["point"]
+    write_json(content, folder / "metrics.json")
+
+
+def change_table(folder, name, column, change):
+    table = pd.read_csv(folder / name, sep="\t")
+    table[column] = change(table[column])
+    table.to_csv(folder / name, sep="\t", index=False)
+
+
+def test_the_same_study_passes_in_20_lines(study):
+    verdict = reference.compare(*study)
+    assert verdict.same and len(verdict.lines) <= 20
+
+
+def test_paths_and_sentences_are_not_compared(study):
+    params, _ = study
+    change_table(params.folder, "manifest.tsv", "path", lambda column: "elsewhere")
+    change_table(params.folder, "audit.tsv", "meaning", lambda column: "other words")
+    assert reference.compare(*study).same
+
+
+@pytest.mark.parametrize(("point", "same"), [(0.49, True), (0.38, False)])
+def test_a_main_result_decides_by_its_tolerance(study, point, same):
+    params, _ = study
+    change_score(params.folder, "resnet50", point)
+    verdict = reference.compare(*study)
+    assert verdict.same == same and ("ANOTHER RESULT" in verdict.lines[0]) != same
+
+
+@pytest.mark.parametrize(("point", "same"), [(0.331, True), (0.38, False)])
+def test_a_score_without_network_is_equal_to_rounding(study, point, same):
+    params, _ = study
+    change_score(params.folder, "age_sex", point)
+    assert reference.compare(*study).same == same
+
+
+def test_other_scores_of_networks_decide_nothing(study):
+    params, _ = study
+    change_score(params.folder, "resnet50 - age_sex", 0.3)
+    assert reference.compare(*study).same
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "change", "words"),
+    [
+        ("splits.tsv", "split", lambda column: column.shift(1, fill_value="test"), "DIFFERS in split"),
+        ("manifest.tsv", "diagnosis", lambda column: column.shift(1, fill_value="CN"), "DIFFERS in diagnosis"),
+        ("features.tsv", "gm_ml", lambda column: column * 1.05, "DIFFERS in gm_ml"),
+        ("features.tsv", "scan_id", lambda column: column.where(column != "sub-03", "sub-99"), "OTHER ROWS"),
+        ("audit.tsv", "severity", lambda column: "stop", "DIFFERS in severity"),
+    ],
+)
+def test_tables_before_training_are_equal(study, name, column, change, words):
+    params, _ = study
+    change_table(params.folder, name, column, change)
+    verdict = reference.compare(*study)
+    assert not verdict.same and any(words in line for line in verdict.lines)
+
+
+def test_rounding_of_a_volume_passes(study):
+    params, _ = study
+    change_table(params.folder, "features.tsv", "gm_ml", lambda column: column * 1.0001)
+    assert reference.compare(*study).same
+
+
+def test_params_are_equal_but_for_training_seed_and_workers(study):
+    params, root = study
+    outputs = f"exec.outputs={params.exec.outputs}"
+    halved = load_params("params/smoke.yaml", (outputs, "train.epochs=1"))
+    verdict = reference.compare(halved, root)
+    assert not verdict.same and any("DIFFER in train.epochs" in line for line in verdict.lines)
+    honest = load_params("params/smoke.yaml", (outputs, "train.seed=5", "exec.workers=1"))
+    assert reference.compare(honest, root).same
