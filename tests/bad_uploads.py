@@ -12,7 +12,7 @@ from made_head import made_head, random_affine
 from test_scanfile import write_series
 
 SHAPE, AFFINE = (44, 48, 42), np.diag([4.0, 4, 4, 1])
-ANSWERED = "answered"
+CLASSIFIED = "classified"
 HEADER = 352
 VAST = [3, 9999, 9999, 9999, 1, 1, 1, 1]
 
@@ -139,7 +139,7 @@ def arrays() -> dict[str, tuple[str, bytes, str]]:
 
 
 def heads() -> dict[str, tuple[str, bytes, str]]:
-    """Heads and things like heads: what must be refused, and what only looks unusual and must be answered."""
+    """Heads and things like heads: what must be refused, and unusual ones that must be classified."""
     plain = head()
     data = np.asarray(plain.dataobj, np.float32)
     holed = data.copy()
@@ -158,11 +158,11 @@ def heads() -> dict[str, tuple[str, bytes, str]]:
         "CT-like head": ("ct.nii", head(contrast=(0.5, 0.49, 0.47), noise=0.05).to_bytes(), refused),
         "knee-like": ("knee.nii", nifti(leg.astype(np.float32), np.diag([3.0, 3, 3, 1])), refused),
         "half a head": ("half.nii", nifti(half, plain.affine), refused),
-        "some NaN and infinite voxels": ("holes.nii", nifti(holed, plain.affine), ANSWERED),
-        "negative voxel sizes": ("negative.nii", negative, ANSWERED),
-        "left and right exchanged, header right": ("flipped.nii", mirrored.to_bytes(), ANSWERED),
-        "axes swapped, header right": ("swapped.nii", turned.to_bytes(), ANSWERED),
-        "markup in the name": ("<img src=x onerror=alert(1)>.nii", plain.to_bytes(), ANSWERED),
+        "some NaN and infinite voxels": ("holes.nii", nifti(holed, plain.affine), CLASSIFIED),
+        "negative voxel sizes": ("negative.nii", negative, CLASSIFIED),
+        "left and right exchanged, header right": ("flipped.nii", mirrored.to_bytes(), CLASSIFIED),
+        "axes swapped, header right": ("swapped.nii", turned.to_bytes(), CLASSIFIED),
+        "markup in the name": ("<img src=x onerror=alert(1)>.nii", plain.to_bytes(), CLASSIFIED),
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from bad_uploads import ANSWERED, all_uploads, head, sparse, vast_header
+from bad_uploads import CLASSIFIED, all_uploads, head, sparse, vast_header
 
 from adlib.classify.uploads import Inbox, open_home
 from adlib.classify.views import html
@@ -50,7 +50,7 @@ def shown(worker: Worker, path: Path) -> tuple[str, Result | None]:
         result = worker.classify(path, {}, lambda stage: None)
     except StudyError as error:
         return str(error), None
-    return "; ".join(result.record["refused"]) or ANSWERED, result
+    return "; ".join(result.record["refused"]) or CLASSIFIED, result
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_each_upload_has_the_expected_message(outcomes):
         if expected == "refused":
             fits = refused and re.search("expected|[Uu]se|give|Check", message)
         else:
-            fits = expected in message and refused == (expected != ANSWERED)
+            fits = expected in message and refused == (expected != CLASSIFIED)
         if not fits:
             wrong[kind] = (expected, message)
     assert wrong == {}
@@ -95,7 +95,7 @@ def test_messages_advise_and_reveal_no_path_or_identifier(outcomes, home):
     advice = "copy it again|[Gg]ive|send|unpack|pack (the|it)|convert|expected|repair|resample|choose|[Uu]se"
     for kind, outcome in outcomes.items():
         message = outcome["message"]
-        assert message == ANSWERED or re.search(advice, message), (kind, message)
+        assert message == CLASSIFIED or re.search(advice, message), (kind, message)
         assert str(home) not in message and "Secret" not in message, (kind, message)
         assert "<img" not in html("failure", outcome["file"], message), kind
 
@@ -107,7 +107,7 @@ def test_nothing_is_left_and_memory_stays_low(outcomes):
 
 
 def test_classes_keep_their_order(outcomes, classifier):
-    record = next(outcome["result"].record for outcome in outcomes.values() if outcome["message"] == ANSWERED)
+    record = next(outcome["result"].record for outcome in outcomes.values() if outcome["message"] == CLASSIFIED)
     assert tuple(record["probabilities"]) == classifier.card.classes
     assert record["origin"].endswith("(5 CN, 5 MCI, 5 LMCI, 5 AD)")
 
@@ -137,4 +137,4 @@ def test_memory_limit_refuses_one_scan(worker, tmp_path):
     message, result = shown(small, tmp_path / "plain.nii")
     small.stop()
     assert result is None and "memory" in message
-    assert shown(worker, tmp_path / "plain.nii")[0] == ANSWERED
+    assert shown(worker, tmp_path / "plain.nii")[0] == CLASSIFIED
