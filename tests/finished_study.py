@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from safetensors.numpy import save_file
+from torch import nn
 
 from adlib.study.params import dump_params, load_params
 from adlib.study.records import AUDIT, FEATURES, FIGURES, LISTING, MANIFEST, SPLITS, write_json, write_table, write_text
+from adlib.training.recipe import RECORD, Recipe, describe
 
 FIGURE_NAMES = (
     "01_cohort", "02_mosaic", "02_volumes", "04_attribution", "04_forest", "04_stated", "05_example_1", "06_unheard_of",
@@ -33,6 +35,7 @@ def make_finished(folder, params_file="params/phantom.yaml", *sets):
     write_json(_history(params), params.folder / "provenance.json")
     write_text(dump_params(params), params.folder / "params.yaml")
     _weights(params)
+    _record(params)
     return params
 
 
@@ -147,3 +150,10 @@ def _weights(params):
     save_file(
         {"x": np.zeros(1, np.float32)}, params.folder / "model.safetensors", {"adlib-resnet50-3": json.dumps(card)}
     )
+
+
+def _record(params):
+    record = describe(Recipe(), nn.Identity(), "random initialisation", params)
+    record["network"]["title"] = "ResNet50"
+    runs = {name: {"0": params.train.epochs} for name in ("resnet50", *params.train.controls)}
+    write_json(record | {"runs": runs}, params.folder / RECORD)

@@ -8,12 +8,14 @@ from typing import Any
 
 import pandas as pd
 
+from adlib.report.content import PARTS, difference_texts, trained_params
 from adlib.report.tables import Table, bounded, metric_title, moment, public_params, table, written
 from adlib.report.text import render
 from adlib.study.digests import flat
 from adlib.study.metrics import KEY, read_metrics, run_of
 from adlib.study.params import StudyParams, load_params
 from adlib.study.records import StudyError, read_json, write_text
+from adlib.training.recipe import training_record
 
 PAGE = "compare.html"
 SHOWN = ("balanced_accuracy", "roc_auc", "roc_auc_binary", "brier", "calibration_error")
@@ -27,12 +29,25 @@ class Side:
 
     folder: Path
     params: StudyParams
+    record: dict[str, Any]
     scores: pd.DataFrame
     provenance: dict[str, Any]
 
     @property
     def title(self) -> str:
         return f"{self.params.study}, finished {moment(self.provenance.get('finished'))}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Params with the settings that the training used, and network, loss, optimizer and augmentation."""
+        parts = {part: self.record[part] for part in PARTS if part in self.record}
+        described = {part: " ".join([of["name"], of.get("sha256", "")[:12]]).strip() for part, of in parts.items()}
+        return flat(public_params(trained_params(self.params, self.record))) | described
+
+    @property
+    def differences(self) -> list[str]:
+        """Where the training differs from the study's own params file."""
+        return difference_texts(self.record, self.params)
 
 
 def read_side(folder: Path) -> Side:
@@ -49,7 +64,8 @@ def read_side(folder: Path) -> Side:
     if missing:
         raise StudyError(f"--compare: {folder} lacks {', '.join(missing)}; give the folder of a finished study")
     scores, provenance = read_metrics(folder).query("group == ''"), read_json(folder / "provenance.json")
-    return Side(folder, load_params(folder / "params.yaml"), scores.set_index(list(KEY), drop=False), provenance)
+    params, record = load_params(folder / "params.yaml"), training_record(folder)
+    return Side(folder, params, record, scores.set_index(list(KEY), drop=False), provenance)
 
 
 def compare(first: Path, second: Path, outputs: Path) -> tuple[Path, str]:
@@ -62,18 +78,21 @@ def compare(first: Path, second: Path, outputs: Path) -> tuple[Path, str]:
     """
     a, b = read_side(first), read_side(second)
     main = scores(a, b, "Main scores of test participants.", main_only=True)
+    settings = params_that_differ(a, b)
     page = render(
         "compare.html.j2",
         title=f"Two runs side by side: {a.params.study} and {b.params.study}",
         warning=_warning(a, b),
         sides=[("A", a.title), ("B", b.title)],
+        edited=[(name, "; ".join(texts)) for name, texts in (("A", a.differences), ("B", b.differences)) if texts],
         main_scores=main,
         all_scores=scores(a, b, "All scores."),
-        params=params_that_differ(a, b),
+        params=settings,
         code=code_that_differs(a, b),
     )
     sides = "\n".join(f"{name}  {side.title}  ({side.folder})" for name, side in (("A", a), ("B", b)))
-    return write_text(page, outputs / PAGE), f"{sides}\n{_columns([main.header, *main.rows])}"
+    screen = "\n".join([sides, _columns([main.header, *main.rows]), _columns([settings.header, *settings.rows])])
+    return write_text(page, outputs / PAGE), screen
 
 
 def scores(a: Side, b: Side, caption: str, *, main_only: bool = False) -> Table:
@@ -106,8 +125,8 @@ def verdict(left: pd.Series | None, right: pd.Series | None) -> str:
 
 
 def params_that_differ(a: Side, b: Side) -> Table:
-    """Params that differ, without places on a machine and execution settings."""
-    return _differing("Params that differ.", "Param", *(flat(public_params(side.params)) for side in (a, b)))
+    """Settings that differ, as the training used them, without places on a machine and execution settings."""
+    return _differing("Settings that differ.", "Setting", a.settings, b.settings)
 
 
 def code_that_differs(a: Side, b: Side) -> Table:

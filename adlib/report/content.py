@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,17 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from adlib.report.privacy import Ids
+from adlib.study.digests import ROOT
 from adlib.study.metrics import CHECK, NETWORK, get_score, metrics_table, tidy
 from adlib.study.params import StudyParams
 from adlib.study.records import AUDIT, FEATURES, FIGURES, LISTING, MANIFEST, SPLITS, StudyError, read_json, read_table
+from adlib.study.steps import STEPS
 from adlib.study.train_params import TrainParams
+from adlib.training.recipe import SECTIONS, record_differences, training_record
 
 FLOW = ("step", "scans", "participants")
 CITATIONS = {"ResNet50": " (He et al. 2016, doi:10.1109/CVPR.2016.90)"}
+PARTS = ("network", "loss", "optimizer", "augment")
 SANITY = "attribution/sanity.json"
 
 
@@ -28,6 +34,11 @@ class Study:
     Attributes
     ----------
     params : StudyParams
+        Params with the settings that the training used, where they differ from the file.
+    params_file : StudyParams
+        Params as ``params.yaml`` has them.
+    record : dict
+        What was trained, see `adlib.training.recipe.describe`; empty in older studies.
     metrics, provenance : dict
         ``metrics.json`` and ``provenance.json``.
     scores : DataFrame
@@ -40,9 +51,13 @@ class Study:
         The tables of these names.
     ids : Ids
         Ids that no page may contain.
+    changed_cells : dict of str to str
+        Code cells that differ from the committed notebook, by step, in words.
     """
 
     params: StudyParams
+    params_file: StudyParams
+    record: dict[str, Any]
     metrics: dict[str, Any]
     scores: pd.DataFrame
     provenance: dict[str, Any]
@@ -55,6 +70,7 @@ class Study:
     features: pd.DataFrame
     figures: pd.DataFrame
     ids: Ids
+    changed_cells: dict[str, str]
 
     @property
     def folder(self) -> Path:
@@ -86,13 +102,23 @@ class Study:
         return self.params.train
 
     @property
+    def own_parts(self) -> dict[str, str]:
+        """Network, loss, optimizer and augmentation that are not the package's own, by part."""
+        return own_parts(self.record)
+
+    @property
+    def differences(self) -> list[str]:
+        """Where the training differs from the params file and the package's own recipe, in words."""
+        return [self.ids.redact(text) for text in difference_texts(self.record, self.params_file)]
+
+    @property
     def network(self) -> str:
-        return "ResNet50"
+        return self.record.get("network", {}).get("title", "ResNet50")
 
     @property
     def cited(self) -> str:
         """The network with its reference."""
-        return f"{self.network}{CITATIONS.get(self.network, '')}"
+        return self.network if "network" in self.own_parts else f"{self.network}{CITATIONS.get(self.network, '')}"
 
     @property
     def has_subgroups(self) -> bool:
@@ -131,13 +157,18 @@ def read_study(params: StudyParams) -> Study:
         raise StudyError(
             f"{folder / 'metrics.json'} holds no scores of study {params.study!r}; run 04_evaluation again"
         )
+    card = read_card(folder / "model.safetensors")
+    record = training_record(folder) or card.get("training", {})
+    provenance = read_json(folder / "provenance.json")
     return Study(
-        params=params,
+        params=trained_params(params, record),
+        params_file=params,
+        record=record,
         metrics=metrics,
         scores=metrics_table(metrics),
-        provenance=read_json(folder / "provenance.json"),
+        provenance=provenance,
         sanity=tidy(read_json(folder / SANITY)["entries"] if (folder / SANITY).is_file() else [], CHECK),
-        card=read_card(folder / "model.safetensors"),
+        card=card,
         manifest=manifest,
         audit=read_table(folder / "audit.tsv", AUDIT).fillna(""),
         flow=_read_flow(folder / "flow.tsv"),
@@ -145,7 +176,82 @@ def read_study(params: StudyParams) -> Study:
         features=read_table(folder / "features.tsv", FEATURES),
         figures=_read_figures(folder / "figures" / "figures.tsv"),
         ids=Ids.of(manifest, listing),
+        changed_cells=changed_cells(folder / "notebooks", provenance.get("git_sha") or "HEAD"),
     )
+
+
+def trained_params(params: StudyParams, record: dict[str, Any]) -> StudyParams:
+    """Params with the settings that the training used, from its record."""
+    stored = {name: json.dumps(record[name]) for name in SECTIONS if name in record}
+    sections = {name: type(getattr(params, name)).model_validate_json(text) for name, text in stored.items()}
+    if "train" in sections and "runs" in record:
+        trained = tuple(run for run in sections["train"].controls if run in record["runs"])
+        sections["train"] = sections["train"].model_copy(update={"controls": trained})
+    return params.model_copy(update=sections)
+
+
+def own_parts(record: dict[str, Any]) -> dict[str, str]:
+    """Parts of a training that are not the package's own: ``focal_loss (notebook 03)``."""
+    parts = {part: record[part]["name"] for part in PARTS if part in record}
+    return {part: _part_title(name) for part, name in parts.items() if not name.startswith("adlib.")}
+
+
+def difference_texts(record: dict[str, Any], params: StudyParams) -> list[str]:
+    """Where a training differs from the params, in words, without names of sites."""
+    texts = []
+    for name, (stated, trained) in record_differences(record, params).items():
+        if name in PARTS:
+            stated, trained = _part_title(stated), _part_title(trained)
+        values = "differs" if name == "splits.test_sites" else f"is {trained} instead of {stated}"
+        texts.append(f"{name} {values}")
+    return texts
+
+
+def _part_title(name: str) -> str:
+    module, _, function = name.partition(":")
+    return f"{function} ({'notebook 03' if module == '__main__' else module})"
+
+
+def changed_cells(executed: Path, commit: str) -> dict[str, str]:
+    """Code cells of the executed notebooks that differ from those of the repository, by step, in words.
+
+    Parameters
+    ----------
+    executed : path
+        Folder of the executed notebooks.
+    commit : str
+        Revision of the repository; without git the notebooks in the working folder are compared.
+    """
+    changes = {}
+    for step in STEPS:
+        path = executed / f"{step.name}.ipynb"
+        if not path.is_file():
+            continue
+        before, after = _code_cells(_committed(step.notebook, commit)), _code_cells(path.read_text(encoding="utf-8"))
+        texts = []
+        for kind, i, j, start, stop in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+            if kind == "delete":
+                texts.append(f"{j - i} removed after cell {start}")
+            elif kind != "equal":
+                texts += [f"cell {number}" for number in range(start + 1, stop + 1)]
+        if texts:
+            changes[step.name] = ", ".join(texts)
+    return changes
+
+
+def _committed(name: str, commit: str) -> str:
+    command = ["git", "show", f"{commit}:./{name}"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return (ROOT / name).read_text(encoding="utf-8")
+
+
+def _code_cells(notebook: str) -> list[str]:
+    """Code of a notebook by cell, without the cell of parameters that a run adds."""
+    cells = [cell for cell in json.loads(notebook)["cells"] if cell["cell_type"] == "code"]
+    own = [cell for cell in cells if "injected-parameters" not in cell["metadata"].get("tags", [])]
+    return ["".join(cell["source"]).strip() for cell in own]
 
 
 def read_card(path: Path) -> dict[str, Any]:

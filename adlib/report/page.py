@@ -83,8 +83,10 @@ def index(study: Study) -> str:
         limitations=text.limitations(study),
         accepted=tables.accepted(study),
         provenance=tables.provenance(study),
+        differences=study.differences,
+        changed_cells={tables.step_title(name): cells for name, cells in study.changed_cells.items()},
         packages=tables.packages(study),
-        params=yaml.safe_dump(tables.public_params(study.params), sort_keys=False),
+        params=yaml.safe_dump(tables.public_params(study.params_file), sort_keys=False),
         files=FILES,
         notebooks={name: f"../{page}" for name, page in notebooks.items() if (study.folder / page).is_file()},
     )

@@ -16,7 +16,15 @@ from adlib.report.content import Study
 from adlib.study.metrics import NETWORK, run_of
 
 SMALL = 30  # test participants of a class below which its scores are very uncertain
-COMMON = ("params", "train", "network", "cited", "simulated", "initial_weights")  # of the study, in every text
+COMMON = (
+    "params",
+    "train",
+    "network",
+    "cited",
+    "simulated",
+    "initial_weights",
+    "own_parts",
+)  # of the study, in every text
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -114,7 +122,13 @@ def checklist(study: Study, name: str) -> str:
             for title, score in tables.attribution_scores(study).items()
         ],
     )
-    return render("checklist.md.j2", warning=first["warning"], answers=answers, **read_yaml(name))
+    return render(
+        "checklist.md.j2",
+        warning=first["warning"],
+        answers=answers,
+        changed_cells=study.changed_cells,
+        **read_yaml(name),
+    )
 
 
 def _sections(name: str, study: Study, **values: Any) -> dict[str, str]:

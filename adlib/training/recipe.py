@@ -267,13 +267,12 @@ def record_differences(record: dict[str, Any], params: StudyParams) -> dict[str,
     if not record:
         return {}
     stated = {name: getattr(params, name).model_dump(mode="json") for name in SECTIONS}
-    stated["train"] |= {"weights": _without_folder(params.train.weights), "controls": list(params.train.controls)}
+    stated["train"] |= {"weights": _without_folder(params.train.weights), "controls": sorted(params.train.controls)}
     stated |= {"classes": list(params.classes), "seed": params.training_seed}
     stated |= {name.removeprefix("build_"): {"name": _name(part)} for name, part in Recipe().parts().items()}
     before, after = flat(stated), flat(record)
-    trained = [run for run in record.get("runs", {}) if run != RUN]
-    if "runs" in record:
-        after["train.controls"] = trained
+    runs = record.get("runs", record["train"]["controls"])
+    after["train.controls"] = sorted(run for run in runs if run != RUN)
     return {
         name.removesuffix(".name"): (before[name], after.get(name))
         for name in before

@@ -7,6 +7,7 @@ from finished_study import make_finished
 
 from adlib.report.compare import compare
 from adlib.study.records import StudyError, read_json, write_json
+from adlib.training.recipe import RECORD
 
 
 def test_two_studies_side_by_side(tmp_path):
@@ -24,6 +25,16 @@ def test_two_studies_side_by_side(tmp_path):
     assert page == tmp_path / "compare.html" and "train.epochs163" in words
     assert "numpy2.0.02.1.0" in words and "in one study only" in words and "exec" not in words
     assert str(tmp_path) not in page.read_text()
+
+
+def test_training_that_differs_from_its_params_is_named(tmp_path):
+    a, b = (make_finished(tmp_path / name) for name in "ab")
+    record = read_json(b.folder / RECORD)
+    record["train"]["epochs"] = 1
+    write_json(record, b.folder / RECORD)
+    page, screen = compare(a.folder, b.folder, tmp_path)
+    assert re.search(r"train.epochs +16 +1$", screen, re.M)
+    assert "train.epochs is 1 instead of 16" in page.read_text() and "No setting differs" not in page.read_text()
 
 
 @pytest.mark.parametrize("missing", [None, "metrics.json", "params.yaml"])

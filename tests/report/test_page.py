@@ -6,16 +6,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
+import nbformat
 import pytest
 import yaml
 from finished_study import FIGURE_NAMES, make_finished
 
+from adlib.report.content import changed_cells
 from adlib.report.page import write_report
 from adlib.report.text import read_yaml
 from adlib.study.metrics import RUNS
 from adlib.study.params import EvaluateParams, InputParams, PreprocessParams, StudyParams
-from adlib.study.records import LISTING, MANIFEST, StudyError, read_table
+from adlib.study.records import LISTING, MANIFEST, StudyError, read_json, read_table, write_json, write_text
+from adlib.study.steps import STEPS
 from adlib.study.train_params import Control, TrainParams
+from adlib.training.recipe import RECORD
 
 ROOT = Path(__file__).parents[2]
 COHORTS = {"phantom": "params/phantom.yaml", "people": "params/oasis2_slices.yaml"}
@@ -208,6 +212,32 @@ def test_every_choice_of_the_params_has_words():
 def test_methods_follow_the_params(tmp_path, settings, words):
     text = Page(write_report(make_finished(tmp_path, COHORTS["phantom"], *settings)).read_text()).words
     assert words in text and "/secret" not in text
+
+
+def test_texts_state_what_was_trained(made):
+    record = read_json(made.folder / RECORD)
+    record["train"]["epochs"] = 1
+    record["loss"] = {"name": "__main__:focal_loss", "source": "def focal_loss(...): ...", "sha256": "f0"}
+    write_json(record, made.folder / RECORD)
+    write_report(made)
+    for name, text in texts(made).items():
+        if name != "datasheet.md":
+            assert "trained for 1 epoch in" in text and "on the loss function focal_loss (notebook 03)" in text, name
+            assert f"train.epochs is 1 instead of {made.train.epochs}" in text, name
+            assert "loss is focal_loss (notebook 03) instead of cross_entropy" in text, name
+
+
+def test_edited_cells_of_notebooks_are_named(made):
+    executed = made.folder / "notebooks"
+    for step in STEPS:
+        notebook = nbformat.read(ROOT / step.notebook, as_version=4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        if step.number == "03":
+            code[2].source += "\nparams"
+        tagged = nbformat.v4.new_code_cell("params_file = 1", metadata={"tags": ["injected-parameters"]})
+        notebook.cells.insert(0, tagged)
+        write_text(nbformat.writes(notebook), executed / f"{step.name}.ipynb")
+    assert changed_cells(executed, "no-commit") == {"03_training_resnet50": "cell 3"}
 
 
 def test_second_writing_changes_nothing(made):
