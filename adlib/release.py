@@ -126,7 +126,7 @@ def score_predictions(predictions: pd.DataFrame, params: StudyParams) -> Entries
 def load_without_reference(weights: str) -> model_file.Classifier:
     """A model without distance checks: like the study, it classifies every scan that passes quality control."""
     classifier = model_file.load(weights)
-    return replace(classifier, card=replace(classifier.card, reference={}), spaces={})
+    return replace(classifier, card=replace(classifier.card, reference={}), distributions={})
 
 
 def _predict(scan: dict[str, Any], weights: str) -> dict[str, Any] | None:

@@ -9,8 +9,15 @@ import numpy as np
 
 from adlib.preprocess import quality
 from adlib.preprocess.derivatives import Preprocessed
-from adlib.training.cohort_reference import IMAGE, QUALITY, VOLUMES, describe
-from adlib.training.mahalanobis import Space, distances, farthest
+from adlib.training.cohort_reference import (
+    IMAGE,
+    QUALITY,
+    VOLUMES,
+    FeatureDistribution,
+    describe,
+    farthest,
+    mahalanobis_distances,
+)
 from adlib.training.model_file import Classifier
 
 PASSED, WARNING, FAILED, UNCHECKED = "passed", "warning", "failed", "not checked"
@@ -101,12 +108,12 @@ def check_input(prepared: Preprocessed, features: np.ndarray, classifier: Classi
     reference = classifier.card.reference.get("gate") or {}
     values = describe(prepared.features | prepared.qc)
     for name, (title, quantity, advice) in DISTANCE_CHECKS.items():
-        if name not in classifier.spaces or name not in reference.get("centre", {}):
+        if name not in classifier.distributions or name not in reference.get("centre", {}):
             checks.append(Check(title, UNCHECKED, "the model file stores no cohort reference", ""))
             continue
-        space = classifier.spaces[name]
+        space = classifier.distributions[name]
         measured = features if name == IMAGE else np.array([values[name].get(key, np.nan) for key in space.names])
-        z = _z_score(name, float(distances(measured[None], space)[0]), reference)
+        z = _z_score(name, float(mahalanobis_distances(measured[None], space)[0]), reference)
         limit = reference["threshold"]
         message = f"{quantity} distance z = {z:.1f} relative to held-out scans (limit {limit:.1f})"
         details = [] if name == IMAGE else _largest_deviations(measured, space)
@@ -131,7 +138,7 @@ def _z_score(name: str, distance: float, reference: dict[str, Any]) -> float:
     return (np.log(max(distance, 1e-6)) - reference["centre"][name]) / reference["spread"][name]
 
 
-def _largest_deviations(values: np.ndarray, space: Space) -> list[str]:
+def _largest_deviations(values: np.ndarray, space: FeatureDistribution) -> list[str]:
     parts = []
     for name, value, mean, sd in farthest(values, space):
         if name in quality.LIMITS:

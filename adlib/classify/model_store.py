@@ -9,10 +9,9 @@ import pandas as pd
 
 from adlib.classify.nearest import write_examples
 from adlib.phantom.cohort import draw_cohort, write_cohort
-from adlib.study.metrics import read_metrics
+from adlib.study.metrics import NETWORK, read_metrics
 from adlib.study.params import StudyParams
 from adlib.study.records import ANSWERS, MANIFEST, PREDICTIONS, TISSUE_MAPS, StudyError, read_table
-from adlib.training.folds import RUN
 from adlib.training.pooling import pool_level
 
 RELEASED = Path(__file__).resolve().parents[2] / "models"
@@ -67,7 +66,7 @@ def stored_predictions(params: StudyParams) -> pd.DataFrame:
     columns = [f"p_{name}" for name in params.classes]
     if was_run(params):
         table = read_table(params.folder / PREDICTED, PREDICTIONS)
-        tested = table[(table["run"] == RUN) & (table["split"] == "test")]
+        tested = table[(table["run"] == NETWORK) & (table["split"] == "test")]
         pooled = pool_level(tested, "scan", params.classes, params.input.pooling)
     else:
         pooled = read_table(find_model(params).with_name(STORED), ANSWERS)

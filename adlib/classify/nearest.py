@@ -11,8 +11,7 @@ import pandas as pd
 
 from adlib.study.params import StudyParams
 from adlib.study.records import MANIFEST, SPLITS, StudyError, atomic_path, file_digest, read_table
-from adlib.training.cohort_reference import IMAGE
-from adlib.training.mahalanobis import coordinates
+from adlib.training.cohort_reference import IMAGE, coordinates
 from adlib.training.model_file import Classifier, load
 from adlib.training.network import image_features
 from adlib.training.slices import load_slices, scan_percentiles, to_landmarks
@@ -31,7 +30,7 @@ class Examples:
     model : str
         SHA-256 of the weights file that the features come from.
     places : (n, k) float32
-        See `adlib.training.mahalanobis.coordinates`.
+        See `adlib.training.cohort_reference.coordinates`.
     pictures : (n, H, W) uint8
         Middle slice of each, as input to the network.
     scan_id, diagnosis, sex : (n,) array of str
@@ -88,7 +87,7 @@ def write_examples(params: StudyParams, model: Path) -> Path | None:
     """
     path, classifier = model.with_name(FILE), load(model, trusted=True)
     shown = params.source.kind == "phantom" or params.classify.show_training
-    if not shown or params.input.flat or classifier.card.refusal or IMAGE not in classifier.spaces:
+    if not shown or params.input.flat or classifier.card.refusal or IMAGE not in classifier.distributions:
         path.unlink(missing_ok=True)
         return None
     if read_examples(model) is None:
@@ -121,7 +120,7 @@ def nearest(features: np.ndarray, classifier: Classifier, examples: Examples | N
     """The `NEAREST` training scans nearest to features (p,) of a scan, nearest first; empty without examples."""
     if examples is None:
         return []
-    place = coordinates(features[None], classifier.spaces[IMAGE])
+    place = coordinates(features[None], classifier.distributions[IMAGE])
     distances = np.sqrt(((examples.places - place) ** 2).mean(1))
     return [
         Neighbour(
@@ -156,5 +155,5 @@ def _examples(params: StudyParams, classifier: Classifier, model: str) -> Exampl
     facts = manifest.reindex(columns=["scan_id", "diagnosis", "sex", "age"])
     texts = {name: facts[name].fillna("").astype(str).to_numpy(str) for name in ("scan_id", "diagnosis", "sex")}
     age = pd.to_numeric(facts["age"], errors="coerce").to_numpy(np.float64)
-    places = coordinates(np.array(features), classifier.spaces[IMAGE])
+    places = coordinates(np.array(features), classifier.distributions[IMAGE])
     return Examples(model, places, np.array(pictures), age=age, **texts)

@@ -39,7 +39,7 @@ METRICS = {
     "mcnemar_p": "p, McNemar",
 }
 ATTRIBUTION_CHECKS = {
-    ("randomisation", "stem", "rank_correlation"): "Rank correlation with the maps of a random network",
+    ("randomisation", "all layers", "rank_correlation"): "Rank correlation with the maps of a random network",
     ("perturbation", "deletion", "area_gained_over_random"): "Deletion: area gained over random order, logit",
     ("perturbation", "insertion", "area_gained_over_random"): "Insertion: area gained over random order, logit",
     ("overlap_volume", "trained", "ratio_to_chance"): "Strongest pixels where disease changes volume, to chance",
@@ -186,6 +186,8 @@ def subgroups(study: Study) -> Table:
 def attribution_scores(study: Study) -> dict[str, pd.Series]:
     """Scores of the checks of the attribution maps, by title."""
     rows = {(row["check"], row["of"], row["metric"]): row for _, row in study.sanity.iterrows()}
+    random = {metric: row for (check, _, metric), row in rows.items() if check == "randomisation"}  # the last stage
+    rows |= {("randomisation", "all layers", metric): row for metric, row in random.items()}
     return {title: rows[name] for name, title in ATTRIBUTION_CHECKS.items() if name in rows}
 
 

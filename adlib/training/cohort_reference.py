@@ -1,25 +1,25 @@
-"""What an answer is held against, made with the model: training cohort, held-out participants, healthy volumes."""
+"""The reference of a model: distances from training scans, bounds of prediction sets, volumes of healthy people."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import nn
 
 from adlib.preprocess.quality import INFINITE, LIMITS, OF_SIZE
 from adlib.study.params import InputParams
-from adlib.training.calibration import lowest_probability
 from adlib.training.folds import Fold, as_numbers
-from adlib.training.mahalanobis import Space, distances, fit_space
 from adlib.training.network import image_features
-from adlib.training.pooling import arrays, pool_level
+from adlib.training.pooling import arrays, lowest_probability, pool_level
 
 IMAGE, VOLUMES, QUALITY = "image", "volumes", "quality"
 COVERAGES = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))
-ACCEPTED = 0.98  # share of participants like those held out that the gate is to let in
+ACCEPTED = 0.98  # share of participants like those held out that the input check accepts
 WIDEST = 3.0  # robust standard deviations: the bound never lies nearer, however few participants were held out
 LEAST_SPREAD = 0.05  # of a logarithm of distance
 LIMIT_SD = 6.0  # a value at its limit of quality is at least so many standard deviations off
@@ -28,9 +28,114 @@ NORM_VOLUMES = (
     "csf_ml", "icv_ml", "nbv",
 )  # fmt: skip
 HEAD_FREE = ("icv_ml", "nbv")  # volumes that are not adjusted for the size of the head
+MOST_AXES = 64  # of the network's features; what lies beyond them counts as noise of one size
+STILL = 0.1  # of a typical standard deviation: a value that varies less hardly varies
+SMALLEST = 1e-9
 FEWEST_HEALTHY = 20
 HEALTHY = "CN"
 DECADE = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureDistribution:
+    """A normal distribution whose covariance is shrunk towards equal, independent spreads.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Of the values; empty where they have none.
+    mean, sd : (p,) float32
+        Each value is taken as its distance from `mean` in units of `sd`.
+    axes : (k, p) float32
+        Directions of unit length in which training scans differ most.
+    variances : (k,) float32
+        Along the axes.
+    rest : float
+        Variance along every other direction.
+    """
+
+    names: tuple[str, ...]
+    mean: np.ndarray
+    sd: np.ndarray
+    axes: np.ndarray
+    variances: np.ndarray
+    rest: float
+
+
+def fit_distribution(
+    values: np.ndarray, names: tuple[str, ...] = (), least: np.ndarray | None = None
+) -> FeatureDistribution:
+    """Fit a distribution to training scans.
+
+    Parameters
+    ----------
+    values : (n, p) float
+        One row per scan; not a number where a scan has no such value.
+    names : tuple of str
+        Of the p values, or empty.
+    least : (p,) float, optional
+        Smallest standard deviations, by default a tenth of a typical one: a value that happens not
+        to vary in training is no reason to refuse a scan in which it does.
+
+    Returns
+    -------
+    FeatureDistribution
+
+    References
+    ----------
+    Ledoit & Wolf 2004, doi:10.1016/S0047-259X(03)00096-4.
+    """
+    mean = np.nan_to_num(np.nanmean(values, axis=0))
+    observed = np.nan_to_num(np.nanstd(values, axis=0))
+    least = STILL * np.sqrt(np.mean(observed**2)) if least is None else least
+    sd = np.maximum(np.maximum(observed, least), SMALLEST)
+    scaled = _scaled(values, mean, sd)
+    share = float(ledoit_wolf_shrinkage(scaled, assume_centered=True))
+    _, sizes, axes = np.linalg.svd(scaled, full_matrices=False)
+    eigenvalues, p = sizes**2 / len(values), values.shape[1]
+    level, k = eigenvalues.sum() / p, min(MOST_AXES, len(eigenvalues))
+    beyond = eigenvalues[k:].sum() / max(p - k, 1)
+    shrunk = (1 - share) * eigenvalues[:k] + share * level
+    rest = max((1 - share) * beyond + share * level, SMALLEST)
+    return FeatureDistribution(
+        names, _single(mean), _single(sd), _single(axes[:k]), _single(np.maximum(shrunk, SMALLEST)), rest
+    )
+
+
+def mahalanobis_distances(values: np.ndarray, fitted: FeatureDistribution) -> np.ndarray:
+    """Mahalanobis distance (n,) float64 of scans (n, p) from the mean, per square root of p; about 1 in training.
+
+    A value that is not a number counts as the mean.
+
+    References
+    ----------
+    Lee et al. 2018, arXiv:1807.03888.
+    """
+    scaled = _scaled(values, fitted.mean, fitted.sd)
+    along = scaled @ fitted.axes.T.astype(np.float64)
+    left = np.maximum((scaled**2).sum(1) - (along**2).sum(1), 0)
+    return np.sqrt(((along**2 / fitted.variances).sum(1) + left / fitted.rest) / scaled.shape[1])
+
+
+def coordinates(values: np.ndarray, fitted: FeatureDistribution) -> np.ndarray:
+    """Coordinates (n, k) float32 of scans (n, p) on the axes, in standard deviations of training scans."""
+    along = _scaled(values, fitted.mean, fitted.sd) @ fitted.axes.T.astype(np.float64)
+    return _single(along / np.sqrt(fitted.variances))
+
+
+def farthest(values: np.ndarray, fitted: FeatureDistribution, count: int = 3) -> list[tuple[str, float, float, float]]:
+    """Name, value, training mean and training standard deviation of the most extreme values of (p,)."""
+    off = np.abs(_scaled(values[None], fitted.mean, fitted.sd)[0])
+    order = [int(k) for k in np.argsort(-off)[:count] if off[k] > 2]
+    return [(fitted.names[k], float(values[k]), float(fitted.mean[k]), float(fitted.sd[k])) for k in order]
+
+
+def _scaled(values: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    return np.nan_to_num((np.asarray(values, np.float64) - mean) / sd, posinf=0.0, neginf=0.0)
+
+
+def _single(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, dtype=np.float32)
 
 
 def make_reference(
@@ -41,8 +146,8 @@ def make_reference(
     features: pd.DataFrame,
     classes: tuple[str, ...],
     params: InputParams,
-) -> tuple[dict[str, Any], dict[str, Space]]:
-    """All that travels with a model so that a single answer can be judged.
+) -> tuple[dict[str, Any], dict[str, FeatureDistribution]]:
+    """The reference with which a single scan is compared.
 
     Parameters
     ----------
@@ -60,33 +165,38 @@ def make_reference(
     -------
     reference : dict
         ``sets``: see `set_bounds`; ``norms``: see `healthy_norms`; ``gate``: see `gate_bounds`; ``names`` of the values
-        of each space. Aggregates only.
-    spaces : dict of str to Space
+        of each distribution. Aggregates only.
+    distributions : dict of str to FeatureDistribution
         Of the training scans, see `gate_bounds`.
     """
     trained = fold.table.loc[fold.rows("train"), "scan_id"].unique()
     held_out = fold.table.loc[fold.rows("validation"), "scan_id"].unique()
     values = scan_values(fold, network, features)
-    spaces = {name: _space(name, table.loc[trained]) for name, table in values.items() if table.shape[1]}
+    distributions = {name: _distribution(name, table.loc[trained]) for name, table in values.items() if table.shape[1]}
     people = fold.table.drop_duplicates("scan_id").set_index("scan_id")["participant_id"]
-    off = pd.DataFrame({name: distances(values[name].loc[held_out].to_numpy(), spaces[name]) for name in spaces})
+    off = pd.DataFrame(
+        {
+            name: mahalanobis_distances(values[name].loc[held_out].to_numpy(), distributions[name])
+            for name in distributions
+        }
+    )
     reference = {
         "sets": set_bounds(predictions, classes, params.pooling),
         "norms": healthy_norms(manifest.loc[trained], features.loc[trained]),
         "gate": gate_bounds(off, people.loc[held_out].to_numpy()) if len(held_out) else {},
-        "names": {name: list(space.names) for name, space in spaces.items()},
+        "names": {name: list(distribution.names) for name, distribution in distributions.items()},
     }
-    return reference, spaces
+    return reference, distributions
 
 
 def scan_values(fold: Fold, network: nn.Module, features: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What each training and validation scan is described by, rows by scan_id: by the name of the space."""
+    """Values of each training and validation scan (rows by scan_id), by the name of the distribution."""
     rows = np.concatenate([fold.rows("train"), fold.rows("validation")])
-    features_of_slices = image_features(network, fold.slices[rows])
-    image = pd.DataFrame(features_of_slices).groupby(fold.table["scan_id"].iloc[rows].to_numpy()).mean()
-    own = features.loc[image.index]
-    described = [describe(row) for row in own.to_dict("records")]
-    tables = {name: pd.DataFrame([one[name] for one in described], index=own.index) for name in (VOLUMES, QUALITY)}
+    slice_features = image_features(network, fold.slices[rows])
+    image = pd.DataFrame(slice_features).groupby(fold.table["scan_id"].iloc[rows].to_numpy()).mean()
+    scans = features.loc[image.index]
+    described = [describe(row) for row in scans.to_dict("records")]
+    tables = {name: pd.DataFrame([row[name] for row in described], index=scans.index) for name in (VOLUMES, QUALITY)}
     return {IMAGE: image} | {name: table.dropna(axis=1, how="all").astype(float) for name, table in tables.items()}
 
 
@@ -106,21 +216,21 @@ def describe(measured: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def gate_bounds(off: pd.DataFrame, participants: np.ndarray) -> dict[str, Any]:
-    """From which distance on a scan counts as unlike the training cohort.
+    """Distances above which a scan counts as unlike the training cohort.
 
     Logarithms of distances are compared robustly with those of held-out scans; the largest of a scan decides, so that
-    several spaces together refuse no more than `ACCEPTED` promises, and of a participant's scans the largest.
+    several distributions together refuse no more than `ACCEPTED` promises, and of a participant's scans the largest.
 
     Parameters
     ----------
-    off : (n, spaces) DataFrame
+    off : (n, distributions) DataFrame
         Distances of held-out scans.
     participants : (n,) array of str
 
     Returns
     -------
     dict
-        ``centre`` and ``spread`` by space, of the logarithms; ``threshold``; ``level`` and ``participants``.
+        ``centre`` and ``spread`` by distribution, of the logarithms; ``threshold``; ``level`` and ``participants``.
     """
     logs = np.log(np.maximum(off, 1e-6))
     centre = logs.median()
@@ -137,7 +247,7 @@ def gate_bounds(off: pd.DataFrame, participants: np.ndarray) -> dict[str, Any]:
 
 
 def set_bounds(predictions: pd.DataFrame, classes: tuple[str, ...], pooling: str) -> dict[str, float]:
-    """From which probability on a class enters the set, by the coverage that is promised; see `lowest_probability`."""
+    """Lowest probability of a class in the prediction set, by coverage; see `lowest_probability`."""
     held_out = predictions[predictions["split"] == "validation"]
     if held_out.empty:
         return {}
@@ -179,11 +289,11 @@ def healthy_norms(manifest: pd.DataFrame, features: pd.DataFrame) -> dict[str, A
 
 def _regression(table: pd.DataFrame, name: str, centre: dict[str, float]) -> dict[str, Any]:
     people = zip(table["age"], table["female"], table["icv_ml"], strict=True)
-    x = np.array([_design(name, *one, centre) for one in people])
+    x = np.array([_design(name, *person, centre) for person in people])
     y = table[name].to_numpy(float)
-    found, *_ = np.linalg.lstsq(x, y, rcond=None)
-    left = float(np.sqrt(((y - x @ found) ** 2).sum() / (len(y) - x.shape[1])))
-    return {"coefficients": [float(value) for value in found], "sd": max(left, 1e-9)}
+    coefficients, *_ = np.linalg.lstsq(x, y, rcond=None)
+    residual = float(np.sqrt(((y - x @ coefficients) ** 2).sum() / (len(y) - x.shape[1])))
+    return {"coefficients": [float(value) for value in coefficients], "sd": max(residual, 1e-9)}
 
 
 def _design(name: str, age: float, female: float, icv_ml: float, centre: dict[str, float]) -> list[float]:
@@ -215,18 +325,18 @@ def volume_percentiles(features: dict[str, float], person: dict[str, float], nor
     """
     if not norms or not {"age", "sex"} <= set(person) or not norms["age"][0] <= person["age"] <= norms["age"][1]:
         return {}
-    found, n = {}, norms["participants"]
+    percentiles, n = {}, norms["participants"]
     for name, norm in norms["volumes"].items():
         row = _design(name, person["age"], person["sex"], features["icv_ml"], norms["centre"])
         expected = float(np.dot(row, norm["coefficients"]))
         t = (features[name] - expected) / (norm["sd"] * np.sqrt(1 + 1 / n))
-        found[name] = float(100 * stats.t.cdf(t, n - len(row)))
-    return found
+        percentiles[name] = float(100 * stats.t.cdf(t, n - len(row)))
+    return percentiles
 
 
-def _space(name: str, table: pd.DataFrame) -> Space:
+def _distribution(name: str, table: pd.DataFrame) -> FeatureDistribution:
     names = () if name == IMAGE else tuple(table.columns)
-    return fit_space(table.to_numpy(), names, _least(table) if name == QUALITY else None)
+    return fit_distribution(table.to_numpy(), names, _least(table) if name == QUALITY else None)
 
 
 def _least(table: pd.DataFrame) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from adlib.preprocess.intensity import fit_landmarks
+from adlib.study.metrics import NETWORK
 from adlib.study.params import StudyParams
 from adlib.study.records import FEATURES, MANIFEST, StudyError, read_table
 from adlib.training.pooling import ATTENTION
@@ -18,7 +19,6 @@ from adlib.training.slices import scan_percentiles, to_landmarks
 
 Augment = Callable[[torch.Tensor, torch.Generator, StudyParams], torch.Tensor]
 
-RUN = "resnet50"
 LOADERS = 2  # processes that vary slices during the training, for the slower augmentation
 SHARES = ("gm_ml", "wm_ml", "csf_ml", "hippocampus_ml", "temporal_ml", "ventricles_ml")
 
@@ -85,7 +85,7 @@ def make_fold(number: int, slices: np.ndarray, table: pd.DataFrame, splits: pd.D
         own = scan_percentiles(params)
         standard = fit_landmarks(own.loc[table["scan_id"].iloc[train].unique()].to_numpy())
         slices = to_landmarks(slices, table["scan_id"], own, standard)
-    return Fold(RUN, number, slices, table, targets, auxiliary, tuple(map(float, standard)), covariates, stats)
+    return Fold(NETWORK, number, slices, table, targets, auxiliary, tuple(map(float, standard)), covariates, stats)
 
 
 def _covariates(

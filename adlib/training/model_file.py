@@ -14,14 +14,14 @@ from torch import nn
 
 from adlib.study.params import InputParams, PreprocessParams, StudyParams
 from adlib.study.records import TISSUE_MAPS, StudyError, atomic_path
-from adlib.training.mahalanobis import Space
+from adlib.training.cohort_reference import FeatureDistribution
 from adlib.training.network import ResNet50, load_body, output_layer, read_state, slice_outputs, softmax
 from adlib.training.pooling import ATTENTION, within_scan
 from adlib.training.recipe import NETWORK_FILE, BuildNetwork, Recipe, read_network
 
 FORMAT = "adlib-resnet50-3"
-SPACE = "reference."
-SPACE_PARTS = ("mean", "sd", "axes", "variances", "rest")
+STORED = "reference."
+STORED_PARTS = ("mean", "sd", "axes", "variances", "rest")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ModelCard:
     input : InputParams
     preprocess : PreprocessParams
     temperature : float
-        Divides the logits before the softmax, see `adlib.training.calibration`.
+        Divides the logits before the softmax, see `adlib.training.pooling`.
     cohort : dict
         Aggregates of the training participants only: counts by class, mean and sd of volumes by class.
     weights_origin, splits_sha256, code : str
@@ -107,18 +107,18 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network in evaluation mode, its card, and where its training scans lie (empty in older files)."""
+    """A trained network in evaluation mode, its card, and how its training scans are distributed."""
 
     network: nn.Module
     card: ModelCard
-    spaces: dict[str, Space] = field(default_factory=dict)
+    distributions: dict[str, FeatureDistribution] = field(default_factory=dict)
 
 
 def save(classifier: Classifier, path: Path, *, half: bool = False) -> None:
     """Write weights and card as one safetensors file, whole or not at all; the same bytes for the same classifier.
 
     The card stands under a single key, since safetensors writes several in an order that changes from call to call.
-    Tensors of `Classifier.spaces` stand beside the weights, under names that begin with `SPACE`.
+    Tensors of `Classifier.distributions` stand beside the weights, under names that begin with `STORED`.
 
     Parameters
     ----------
@@ -137,9 +137,9 @@ def save(classifier: Classifier, path: Path, *, half: bool = False) -> None:
         state = {name: value.half() if value.ndim > 1 else value for name, value in state.items()}
         if lost := [name for name, value in state.items() if not value.isfinite().all()]:
             raise StudyError(f"weights of {lost[0]!r} are too large for 16 bit; save them in 32")
-    for name, space in classifier.spaces.items():
-        parts = {part: np.atleast_1d(np.float32(getattr(space, part))) for part in SPACE_PARTS}
-        state |= {f"{SPACE}{name}.{part}": torch.from_numpy(value) for part, value in parts.items()}
+    for name, distribution in classifier.distributions.items():
+        parts = {part: np.atleast_1d(np.float32(getattr(distribution, part))) for part in STORED_PARTS}
+        state |= {f"{STORED}{name}.{part}": torch.from_numpy(value) for part, value in parts.items()}
     with atomic_path(path) as temporary:
         save_file(state, temporary, {FORMAT: classifier.card.to_json()})
 
@@ -171,10 +171,10 @@ def load(path: Path | str, build_network: BuildNetwork | None = None, trusted: b
     state, metadata = read_state(path)
     if FORMAT not in metadata:
         raise StudyError(f"{path} has no {FORMAT!r} in its metadata; use a file that adlib wrote in this format")
-    extra = {name.removeprefix(SPACE): state.pop(name) for name in list(state) if name.startswith(SPACE)}
+    extra = {name.removeprefix(STORED): state.pop(name) for name in list(state) if name.startswith(STORED)}
     try:
         card = ModelCard.from_json(metadata[FORMAT])
-        spaces = _spaces(card, extra)
+        distributions = _distributions(card, extra)
     except (KeyError, TypeError, ValueError) as error:
         raise StudyError(f"{path} carries no readable model card: {error}") from None
     build_network = build_network or _builder(card, path, trusted)
@@ -183,7 +183,7 @@ def load(path: Path | str, build_network: BuildNetwork | None = None, trusted: b
         network.load_state_dict(state)
     except RuntimeError as error:
         raise StudyError(f"{path} does not fit {card.network}: {str(error).splitlines()[-1].strip()}") from None
-    return Classifier(network.eval(), card, spaces)
+    return Classifier(network.eval(), card, distributions)
 
 
 def _builder(card: ModelCard, path: Path, trusted: bool) -> BuildNetwork:
@@ -198,13 +198,12 @@ def _builder(card: ModelCard, path: Path, trusted: bool) -> BuildNetwork:
     )
 
 
-def _spaces(card: ModelCard, tensors: dict[str, torch.Tensor]) -> dict[str, Space]:
-    names = card.reference.get("names", {})
-    found = {}
-    for space, known in names.items():
-        parts = {part: tensors[f"{space}.{part}"].numpy() for part in SPACE_PARTS}
-        found[space] = Space(tuple(known), **{**parts, "rest": float(parts["rest"][0])})
-    return found
+def _distributions(card: ModelCard, tensors: dict[str, torch.Tensor]) -> dict[str, FeatureDistribution]:
+    distributions = {}
+    for name, values in card.reference.get("names", {}).items():
+        parts = {part: tensors[f"{name}.{part}"].numpy() for part in STORED_PARTS}
+        distributions[name] = FeatureDistribution(tuple(values), **{**parts, "rest": float(parts["rest"][0])})
+    return distributions
 
 
 def outputs(classes: tuple[str, ...], params: InputParams) -> int:

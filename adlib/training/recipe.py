@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from adlib.study.digests import code_digest, file_digest, flat
+from adlib.study.metrics import NETWORK
 from adlib.study.params import StudyParams
 from adlib.study.records import StudyError, digest, read_json, write_text
 from adlib.training.augmentation import augment_slices
-from adlib.training.folds import RUN, Augment
+from adlib.training.folds import Augment
 from adlib.training.network import ResNet50
 
 PACKAGE = "adlib."
@@ -272,7 +273,7 @@ def record_differences(record: dict[str, Any], params: StudyParams) -> dict[str,
     stated |= {name.removeprefix("build_"): {"name": _name(part)} for name, part in Recipe().parts().items()}
     before, after = flat(stated), flat(record)
     runs = record.get("runs", record["train"]["controls"])
-    after["train.controls"] = sorted(run for run in runs if run != RUN)
+    after["train.controls"] = sorted(run for run in runs if run != NETWORK)
     return {
         name.removesuffix(".name"): (before[name], after.get(name))
         for name in before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from adlib.study.metrics import NETWORK
 from adlib.study.params import StudyParams
 from adlib.study.records import (
     FEATURES,
@@ -24,51 +26,42 @@ from adlib.study.records import (
     write_json,
     write_table,
 )
-from adlib.training.calibration import fit_calibration
 from adlib.training.cohort_reference import make_reference
 from adlib.training.controls import control_fold
 from adlib.training.devices import is_worker, launch, make_fabric
-from adlib.training.folds import RUN, Augment, Fold, make_fold
+from adlib.training.folds import Fold, make_fold
 from adlib.training.loop import OnEpoch, fit, prediction_table
 from adlib.training.model_file import Classifier, ModelCard, save
-from adlib.training.network import ResNet50, slice_outputs, softmax
-from adlib.training.pooling import ATTENTION
-from adlib.training.recipe import (
-    RECORD,
-    BuildNetwork,
-    Loss,
-    Optimizer,
-    Recipe,
-    adamw_one_cycle,
-    augment_slices,
-    cross_entropy,
-    describe,
-    training_record,
-    write_network,
-)
+from adlib.training.network import slice_outputs, softmax
+from adlib.training.pooling import ATTENTION, fit_calibration
+from adlib.training.recipe import RECORD, Recipe, describe, training_record, write_network
 from adlib.training.slices import load_slices
 from adlib.training.splits import check_disjoint, fold_numbers
 
 READ = ("manifest.tsv", "features.tsv", "slices.npy", "slices.tsv", "splits.tsv")
 
 
-def train_study(
-    params: StudyParams,
-    *,
-    build_network: BuildNetwork = ResNet50,
-    loss: Loss = cross_entropy,
-    optimizer: Optimizer = adamw_one_cycle,
-    augment: Augment = augment_slices,
-    on_epoch: OnEpoch | None = None,
-) -> pd.DataFrame:
+def train_study(params: StudyParams, on_epoch: OnEpoch | None = None, **parts: Callable[..., Any]) -> pd.DataFrame:
     """Train the network and its controls on every fold and predict every validation and test slice.
 
-    Parameters and result are those of `Training` and `Training.finish`.
+    Parameters
+    ----------
+    params : StudyParams
+    on_epoch : callable, optional
+        See `Training`.
+    **parts : callable
+        ``build_network``, ``loss``, ``optimizer`` or ``augment`` where they are not the package's own, see
+        `adlib.training.recipe.Recipe`.
+
+    Returns
+    -------
+    DataFrame
+        See `Training.finish`.
     """
-    training = Training(params, build_network, loss, optimizer, augment, on_epoch)
+    training = Training(params, Recipe(**parts), on_epoch)
     slices, table = load_slices(params)
     splits = read_table(params.folder / "splits.tsv", SPLITS)
-    for run in (RUN, *params.train.controls):
+    for run in (NETWORK, *params.train.controls):
         for number in fold_numbers(splits):
             training.train(run, make_fold(number, slices, table, splits, params))
     return training.finish()
@@ -84,8 +77,7 @@ class Training:
     Parameters
     ----------
     params : StudyParams
-    build_network, loss, optimizer, augment : callable
-        See `adlib.training.recipe.Recipe`.
+    recipe : Recipe
     on_epoch : callable, optional
         Receives the name of a run and its curves after every epoch of a training in this process.
 
@@ -96,17 +88,8 @@ class Training:
         asked for and a callable cannot be imported.
     """
 
-    def __init__(
-        self,
-        params: StudyParams,
-        build_network: BuildNetwork = ResNet50,
-        loss: Loss = cross_entropy,
-        optimizer: Optimizer = adamw_one_cycle,
-        augment: Augment = augment_slices,
-        on_epoch: OnEpoch | None = None,
-    ) -> None:
-        self.params, self.on_epoch = params, on_epoch
-        self.recipe = Recipe(build_network, loss, optimizer, augment)
+    def __init__(self, params: StudyParams, recipe: Recipe, on_epoch: OnEpoch | None = None) -> None:
+        self.params, self.recipe, self.on_epoch = params, recipe, on_epoch
         self.code = self.recipe.code()
         self.predictions: dict[tuple[str, int], pd.DataFrame] = {}
         check_disjoint(read_table(params.folder / "splits.tsv", SPLITS))
@@ -136,14 +119,14 @@ class Training:
         params, fabric = self.params, self.fabric
         folder = params.folder / "training" / run / f"fold-{fold.number}"
         done, stored, record = (folder / name for name in ("done.json", "predictions.parquet", "record.json"))
-        model = params.folder / "model.safetensors" if run == RUN and fold.number == 0 else None
+        model = params.folder / "model.safetensors" if run == NETWORK and fold.number == 0 else None
         written = [stored, record, *([model] if model else [])]
         key = training_key(params, run, self.code)
         if done.is_file() and read_json(done) == _proof(key, written):
             if fabric.is_global_zero:
                 print(f"{run}, fold {fold.number}: kept, nothing changed")
         else:
-            fold = fold if run == RUN else control_fold(run, fold, params)
+            fold = fold if run == NETWORK else control_fold(run, fold, params)
             networks = []
             for member in range(params.train.members):
                 place = folder / f"member-{member}" if params.train.members > 1 else folder
@@ -172,8 +155,8 @@ class Training:
             Schema `records.PREDICTIONS` with columns ``p_<class>``, ``temperature`` and ``bias_<class>`` and, where
             attention pools slices, ``weight``.
         """
-        if not any(run == RUN for run, _ in self.predictions):
-            raise StudyError(f"the run {RUN!r}, which is the network, was not trained; train it beside its controls")
+        if not any(run == NETWORK for run, _ in self.predictions):
+            raise StudyError(f"the network itself, run {NETWORK!r}, was not trained; train it with its controls")
         predictions = pd.concat(self.predictions.values(), ignore_index=True)
         if self.fabric.is_global_zero:
             folder = self.params.folder / "training"
@@ -181,8 +164,8 @@ class Training:
             for run, number in self.predictions:
                 history = next((folder / run / f"fold-{number}").rglob("history.json"))
                 runs.setdefault(run, {})[str(number)] = len(read_json(history))
-            first = min(number for run, number in self.predictions if run == RUN)
-            about = read_json(folder / RUN / f"fold-{first}" / "record.json")
+            first = min(number for run, number in self.predictions if run == NETWORK)
+            about = read_json(folder / NETWORK / f"fold-{first}" / "record.json")
             write_json(about | {"runs": runs}, self.params.folder / RECORD)
             write_table(predictions, self.params.folder / "predictions.parquet", PREDICTIONS)
         return predictions
@@ -248,7 +231,9 @@ def _classifier(
 ) -> Classifier:
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id")
     features = read_table(params.folder / "features.tsv", FEATURES).set_index("scan_id")
-    reference, spaces = make_reference(fold, network, predictions, manifest, features, params.classes, params.input)
+    reference, distributions = make_reference(
+        fold, network, predictions, manifest, features, params.classes, params.input
+    )
     trained = fold.table.loc[fold.rows("train"), "scan_id"].unique()
     manifest, features = manifest.loc[trained], features.loc[trained]
     card = ModelCard(
@@ -273,7 +258,7 @@ def _classifier(
         reference=reference,
         training=about,
     )
-    return Classifier(network, card, spaces)
+    return Classifier(network, card, distributions)
 
 
 def volume_summary(features: pd.DataFrame, diagnosis: pd.Series) -> dict[str, dict[str, list[float]]]:

@@ -15,8 +15,7 @@ from adlib.classify.prediction import predict_image
 from adlib.classify.result import as_record
 from adlib.study.records import StudyError
 from adlib.training import model_file
-from adlib.training.cohort_reference import IMAGE, QUALITY, VOLUMES, describe, healthy_norms
-from adlib.training.mahalanobis import fit_space
+from adlib.training.cohort_reference import IMAGE, QUALITY, VOLUMES, describe, fit_distribution, healthy_norms
 from adlib.training.network import image_features
 
 
@@ -24,7 +23,7 @@ def space_around(values: dict[str, float]):
     """A space whose scans lie about given values."""
     mean = np.array(list(values.values()))
     spread = np.maximum(0.05 * np.abs(mean), 0.05)
-    return fit_space(mean + spread * np.random.default_rng(0).normal(size=(60, len(mean))), tuple(values))
+    return fit_distribution(mean + spread * np.random.default_rng(0).normal(size=(60, len(mean))), tuple(values))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def with_reference(classifier, prediction):
         "gate": gate, "sets": {"0.9": 0.0, "0.95": 0.0}, "norms": healthy_norms(*norms_table(400, 12)),
         "names": {name: list(space.names) for name, space in spaces.items()},
     }  # fmt: skip
-    return replace(classifier, card=replace(classifier.card, reference=reference), spaces=spaces)
+    return replace(classifier, card=replace(classifier.card, reference=reference), distributions=spaces)
 
 
 def test_distances_unchecked_without_reference(prediction):
@@ -100,9 +99,9 @@ def test_refused_scan_has_reason_and_advice_but_no_class(with_reference, kind):
 @pytest.mark.parametrize("name", [IMAGE, VOLUMES, QUALITY])
 def test_each_distance_refuses_by_itself(with_reference, prediction, name):
     features = image_features(with_reference.network, prediction.seen).mean(0)
-    space = with_reference.spaces[name]
+    space = with_reference.distributions[name]
     away = replace(space, mean=space.mean + 40 * space.sd)
-    other = replace(with_reference, spaces=with_reference.spaces | {name: away})
+    other = replace(with_reference, distributions=with_reference.distributions | {name: away})
     (failed,) = [check for check in check_input(prediction.prepared, features, other) if check.status == FAILED]
     assert "relative to held-out scans (limit 3.0)" in failed.message
     assert name == IMAGE or "(training" in failed.message
@@ -111,10 +110,10 @@ def test_each_distance_refuses_by_itself(with_reference, prediction, name):
 def test_reference_is_saved_and_older_files_load(with_reference, classifier, tmp_path):
     model_file.save(with_reference, tmp_path / "m.safetensors")
     loaded = model_file.load(tmp_path / "m.safetensors")
-    assert loaded.card == with_reference.card and loaded.spaces.keys() == with_reference.spaces.keys()
-    for name, space in with_reference.spaces.items():
-        assert loaded.spaces[name].names == space.names
-        assert np.array_equal(loaded.spaces[name].axes, space.axes)
+    assert loaded.card == with_reference.card and loaded.distributions.keys() == with_reference.distributions.keys()
+    for name, space in with_reference.distributions.items():
+        assert loaded.distributions[name].names == space.names
+        assert np.array_equal(loaded.distributions[name].axes, space.axes)
     old = json.loads(classifier.card.to_json())
     del old["reference"]
     assert model_file.ModelCard.from_json(json.dumps(old)) == classifier.card

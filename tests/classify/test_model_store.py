@@ -53,7 +53,9 @@ def without_checks(study):
     path = study.folder / "without_checks" / "model.safetensors"
     classifier = model_file.load(find_model(study))
     card = vars(classifier.card) | {"reference": classifier.card.reference | {"gate": {}}}
-    model_file.save(model_file.Classifier(classifier.network, model_file.ModelCard(**card), classifier.spaces), path)
+    model_file.save(
+        model_file.Classifier(classifier.network, model_file.ModelCard(**card), classifier.distributions), path
+    )
     return path
 
 

@@ -7,8 +7,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from adlib.training.cohort_reference import gate_bounds, healthy_norms, set_bounds, volume_percentiles
-from adlib.training.mahalanobis import distances, farthest, fit_space
+from adlib.training.cohort_reference import (
+    farthest,
+    fit_distribution,
+    gate_bounds,
+    healthy_norms,
+    mahalanobis_distances,
+    set_bounds,
+    volume_percentiles,
+)
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")
 
@@ -26,28 +33,28 @@ def test_distances_equal_mahalanobis_with_many_scans():
     covariance, mean = np.cov(values.T), values.mean(0)
     centred = others - mean
     expected = np.sqrt(np.einsum("ij,jk,ik->i", centred, np.linalg.inv(covariance), centred) / 30)
-    assert np.allclose(distances(others, fit_space(values)), expected, rtol=0.02)
+    assert np.allclose(mahalanobis_distances(others, fit_distribution(values)), expected, rtol=0.02)
 
 
 def test_outliers_are_far_with_fewer_scans_than_values():
-    space = fit_space(scans(40, 2, 500))
-    inside = distances(scans(50, 3, 500), space)
-    outside = distances(scans(50, 4, 500) + 4 * np.eye(1, 500, 300).clip(0) * 10, space)
+    space = fit_distribution(scans(40, 2, 500))
+    inside = mahalanobis_distances(scans(50, 3, 500), space)
+    outside = mahalanobis_distances(scans(50, 4, 500) + 4 * np.eye(1, 500, 300).clip(0) * 10, space)
     assert outside.min() > inside.max()
 
 
 def test_constant_training_values_add_no_distance():
     values = scans(100, 5)
     values[:, 20] = 1.0
-    space = fit_space(values)
+    space = fit_distribution(values)
     usual, moved = scans(1, 6), scans(1, 6)
     usual[:, 20], moved[:, 20] = 1.0, 1.001
-    assert distances(moved, space) == pytest.approx(distances(usual, space), rel=0.01)
-    assert np.isfinite(distances(moved * np.nan, space)).all()
+    assert mahalanobis_distances(moved, space) == pytest.approx(mahalanobis_distances(usual, space), rel=0.01)
+    assert np.isfinite(mahalanobis_distances(moved * np.nan, space)).all()
 
 
 def test_farthest_values():
-    space = fit_space(scans(200, 7, 3), ("a", "b", "c"))
+    space = fit_distribution(scans(200, 7, 3), ("a", "b", "c"))
     mean = space.mean.astype(float).copy()
     mean[1] += 9 * space.sd[1]
     (name, value, known, sd), *others = farthest(mean, space)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny_study import Tiny, accuracy, make_study
 
+from adlib.study.metrics import NETWORK
 from adlib.study.records import StudyError
-from adlib.training.folds import RUN
 from adlib.training.model_file import classify_slices, load
 from adlib.training.network import ImageNetwork, ResNet50, check_network
 from adlib.training.recipe import Recipe, record_differences, training_record, written_source
@@ -69,12 +69,12 @@ def parts(cells):
 
 def test_another_network_is_trained_stored_and_loaded(tmp_path, cells):
     study = make_study(tmp_path, "train.epochs=12", "train.covariates=[age]")
-    assert accuracy(train_study(study, **parts(cells)), RUN) >= 0.9
+    assert accuracy(train_study(study, **parts(cells)), NETWORK) >= 0.9
     path = study.folder / "model.safetensors"
     own, given = load(path, trusted=True), load(path, cells["small"])
     x = np.load(study.folder / "slices.npy")[:2]
     np.testing.assert_array_equal(classify_slices(own, x)[0], classify_slices(given, x)[0])
-    assert own.card.network == "ImageNetwork" and "IMAGE" not in own.spaces
+    assert own.card.network == "ImageNetwork" and "IMAGE" not in own.distributions
     with pytest.raises(StudyError, match="was trained with the network '__main__:small'"):
         load(path)
     code = study.folder / "network.py"
@@ -88,7 +88,7 @@ def test_the_record_names_what_was_trained(tmp_path, cells):
     edited = study.model_copy(update={"train": study.train.model_copy(update={"epochs": 2})})
     train_study(edited, **parts(cells))
     record = training_record(study.folder)
-    assert record["runs"] == {RUN: {"0": 2}} and record["train"]["epochs"] == 2
+    assert record["runs"] == {NETWORK: {"0": 2}} and record["train"]["epochs"] == 2
     assert "1 - p" in record["loss"]["source"] and record["network"]["parameters"] > 0
     assert record == {**load(study.folder / "model.safetensors", cells["small"]).card.training, "runs": record["runs"]}
     found = record_differences(record, study)
@@ -130,7 +130,7 @@ def test_networks_without_what_is_needed_are_refused():
 def test_a_cell_cannot_train_on_several_devices(tmp_path, cells):
     study = make_study(tmp_path, "exec.devices=2", "train.micro_batches=2")
     with pytest.raises(StudyError, match="loss is focal, defined in the notebook"):
-        Training(study, loss=cells["focal"])
+        Training(study, Recipe(loss=cells["focal"]))
 
 
 def test_the_default_recipe_is_named_by_import():

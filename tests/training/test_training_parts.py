@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from adlib.training.augmentation import augment_light, augment_mri, mirror
-from adlib.training.calibration import fit_calibration
 from adlib.training.devices import takes_bf16
 from adlib.training.folds import auxiliary_targets
 from adlib.training.network import softmax
+from adlib.training.pooling import fit_calibration
 
 
 @pytest.mark.parametrize("native", [True, False])
