@@ -1,29 +1,64 @@
-"""What is known of a scan without its image, as numbers for a classifier."""
+"""Acquisition facts of scans: site, scanner, sequence, voxels and date, as a table and as numbers for a classifier."""
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from sklearn.compose import ColumnTransformer, make_column_selector, make_column_transformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from adlib.audit.confounds import ACQUISITION, with_facts
+PHASE = ("phase",)
+SLICES = ("slice_count", "slice_index")
+SEQUENCE = ("series_description", "echo_time_ms", "repetition_time_ms", "inversion_time_ms")
+_SCANNER = ("site", "manufacturer", "model", "field_strength_T", "orientation", "dtype", "matrix")
+_VOXELS = ("voxel_x_mm", "voxel_y_mm", "voxel_z_mm", "acquisition_year")
+ACQUISITION = (*PHASE, *SLICES, *SEQUENCE, *_SCANNER, *_VOXELS)
+_RARE = 5  # scans; rarer categories count as one
 
-RARE = 5  # scans; rarer categories count as one
+
+def with_facts(scans: pd.DataFrame) -> pd.DataFrame:
+    """Add acquisition year, in-plane matrix, slice count and slice index, the derived columns of `ACQUISITION`.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Schema `records.MANIFEST`.
+
+    Returns
+    -------
+    DataFrame
+        ``slice_index`` is NaN where the source does not list it.
+    """
+    sizes = scans["shape"].str.extract(r"^(\d+x\d+)(?:x(\d+))?")
+    year = pd.to_datetime(scans["acquisition_date"], errors="coerce", format="mixed").dt.year
+    index = scans["slice_index"] if "slice_index" in scans else pd.Series(np.nan, index=scans.index)
+    return scans.assign(
+        acquisition_year=year.astype(float),
+        matrix=sizes[0].astype(object),
+        slice_count=sizes[1].astype(float),
+        slice_index=pd.to_numeric(index, errors="coerce"),
+    )
+
+
+def first_scans(manifest: pd.DataFrame) -> pd.DataFrame:
+    """The first scan of each participant, with the columns of `with_facts`."""
+    first = manifest.sort_values(["session_id", "scan_id"], kind="stable").drop_duplicates("participant_id")
+    return with_facts(first)
 
 
 def acquisition_facts(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Those of the audit's facts about phase, sequence, scanner and voxels that vary among the scans."""
+    """The columns of `ACQUISITION` that vary among the scans, one row for each scan."""
     scans = with_facts(manifest)
     return scans[[name for name in ACQUISITION if scans[name].nunique() > 1]]
 
 
 def acquisition_encoder() -> ColumnTransformer:
     """An unfitted transformer of facts into numbers: categories one-hot, numbers standardised, gaps filled."""
-    known = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=RARE, sparse_output=False)
+    one_hot = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=_RARE, sparse_output=False)
     numbers = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
-    words = make_pipeline(SimpleImputer(strategy="constant", fill_value="missing"), known)
+    words = make_pipeline(SimpleImputer(strategy="constant", fill_value="missing"), one_hot)
     return make_column_transformer(
         (numbers, make_column_selector(dtype_include="number")), (words, make_column_selector(dtype_exclude="number"))
     )

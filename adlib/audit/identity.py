@@ -1,23 +1,28 @@
-"""One image, one name, one label, one person, one side of a split."""
+"""Checks of identity: copies of images, contradictory labels, participants, and leakage in a split as shipped."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
-from adlib.audit.findings import finding, named, share
+from adlib.audit.findings import Finding, finding, named, share
 from adlib.audit.similarity import Groups, near_duplicates, recover_groups
 from adlib.study.params import AuditParams
 
-RECOVERED = "recovered by similarity"
-ALONE = "unknown: each image by itself"
-NEAR_ML = 50  # of intracranial volume: within it, differences between two people are about equally frequent
+_RECOVERED = "recovered by similarity"
+_ALONE = "unknown: each image by itself"
+_NEAR_ML = 50  # of intracranial volume: within it, differences between two people are about equally frequent
 
 
-def check_labels(scans: pd.DataFrame) -> list[dict[str, str]]:
-    """Find scans, image ids and visits with several diagnoses, and ids that stand for several scans.
+def check_labels(scans: pd.DataFrame) -> list[Finding]:
+    """Find scans, image ids and visits with several diagnoses, and ids of several scans.
 
     A contradiction is reported once, at the most specific level: scan, image, visit.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Schema `records.LISTING`.
     """
     found = []
     for check, column in (("scan-two-labels", "scan_id"), ("image-two-labels", "image_id")):
@@ -25,8 +30,7 @@ def check_labels(scans: pd.DataFrame) -> list[dict[str, str]]:
         if len(wrong):
             found.append(finding(check, "stop", named(wrong[column]), f"{wrong[column].nunique()} ids", "1 label each"))
         scans = scans.drop(index=wrong.index)
-    known = scans[scans["participant_id"].notna()]
-    visits = _contradicted(known[known["participant_source"] != RECOVERED], ["participant_id", "session_id"])
+    visits = _contradicted(scans[scans["participant_source"] != _RECOVERED], ["participant_id", "session_id"])
     if len(visits):
         names = visits["participant_id"] + " " + visits["session_id"]
         found.append(finding("visit-two-labels", "stop", named(names), f"{names.nunique()} visits", "1 label each"))
@@ -41,15 +45,23 @@ def check_labels(scans: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def _contradicted(scans: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    known = scans.dropna(subset=keys)
-    return known[known.groupby(keys)["diagnosis"].transform("nunique") > 1]
+    scans = scans.dropna(subset=keys)
+    return scans[scans.groupby(keys)["diagnosis"].transform("nunique") > 1]
 
 
-def check_copies(scans: pd.DataFrame, pixels: pd.DataFrame | None, params: AuditParams) -> list[dict[str, str]]:
-    """Find one image under several names: equal files, equal pixels, and near-equal ones, also mirrored or shifted.
+def check_copies(scans: pd.DataFrame, pixels: pd.DataFrame | None, params: AuditParams) -> list[Finding]:
+    """Find copies of images: equal files, equal pixels, and near-equal ones, also mirrored or shifted.
 
-    Copies across people or diagnoses stop the study; copies of one person only count double. Each pair is reported
-    once, by its strongest sign; ids with several diagnoses are not reported again.
+    Copies across participants or diagnoses stop the study; copies of one participant only count twice. Each pair is
+    reported once, by its strongest sign; ids with several diagnoses are not reported again.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Schema `records.LISTING`.
+    pixels : DataFrame or None
+        See `similarity.pixel_facts`, indexed as `scans`.
+    params : AuditParams
     """
     scans = scans.drop(index=_contradicted(scans, ["image_id"]).index)
     scans = scans[~scans["scan_id"].isin(_contradicted(scans, ["scan_id"])["scan_id"])].drop_duplicates("scan_id")
@@ -65,7 +77,7 @@ def check_copies(scans: pd.DataFrame, pixels: pd.DataFrame | None, params: Audit
     return [one for one in found if one]
 
 
-def _twins(check: str, scans: pd.DataFrame, key: pd.Series) -> dict[str, str] | None:
+def _twins(check: str, scans: pd.DataFrame, key: pd.Series) -> Finding | None:
     twins = scans[key.notna() & key.duplicated(keep=False)]
     if twins.empty:
         return None
@@ -78,8 +90,8 @@ def _twins(check: str, scans: pd.DataFrame, key: pd.Series) -> dict[str, str] | 
     return finding(check, severity, named(twins["scan_id"]), f"{len(twins)} scans", "1 name for each image")
 
 
-def _near(scans: pd.DataFrame, thumbnails: pd.Series, params: AuditParams) -> list[dict[str, str]]:
-    pairs = similar_pairs(thumbnails, params.near_duplicate)
+def _near(scans: pd.DataFrame, thumbnails: pd.Series, params: AuditParams) -> list[Finding]:
+    pairs = _similar_pairs(thumbnails, params.near_duplicate)
     if pairs.empty:
         return []
     people, labels, names = (scans[name].to_numpy() for name in ("participant_id", "diagnosis", "scan_id"))
@@ -100,16 +112,16 @@ def _near(scans: pd.DataFrame, thumbnails: pd.Series, params: AuditParams) -> li
     return found
 
 
-def check_people(scans: pd.DataFrame) -> list[dict[str, str]]:
-    """Find participants who may be one person under two names: of equal sex, age and intracranial volume at a visit.
+def check_people(scans: pd.DataFrame) -> list[Finding]:
+    """Find participants who may be one person with two ids: of equal sex, age and intracranial volume at a visit.
 
-    Releases of one study number their people anew, and images of one visit differ between them, so that neither names
-    nor pixels need to agree. How many pairs would agree by chance is said beside.
+    Releases of one study number their participants anew, and images of one visit differ between them, so that neither
+    ids nor pixels need to agree. The finding has the number of pairs expected by chance.
 
     Parameters
     ----------
     scans : DataFrame
-        Schema `records.MANIFEST`; nothing is looked for without the columns sex, age (years) and icv_ml.
+        Schema `records.MANIFEST`; nothing is checked without the columns sex, age (years) and icv_ml.
     """
     if not {"sex", "age", "icv_ml"} <= set(scans.columns):
         return []
@@ -119,26 +131,22 @@ def check_people(scans: pd.DataFrame) -> list[dict[str, str]]:
     if alike.empty:
         return []
     names = alike.groupby(["sex", "age", "icv_ml"])["participant_id"].agg(" = ".join)
-    value = f"{len(names)} visits of two names or more; {_by_chance(facts):.1f} expected by chance"
-    return [finding("same-person", "warn", named(names), value, "as many as by chance")]
+    value = f"{len(names)} visits with two or more ids; {_by_chance(facts):.1f} expected by chance"
+    return [finding("same-person", "warn", named(names), value, "number expected by chance")]
 
 
 def _by_chance(facts: pd.DataFrame) -> float:
-    """Pairs of equal volume to expect among those of equal sex and age, from how many differ by a little."""
+    """Expected pairs of equal volume among those of equal sex and age, from the number that differ by a little."""
     near = 0
     for _, people in facts.drop_duplicates(["participant_id", "age"]).groupby(["sex", "age"]):
         volumes = np.sort(people["icv_ml"].to_numpy())
         near += (
-            np.searchsorted(volumes, volumes + NEAR_ML, "right") - np.searchsorted(volumes, volumes, "right")
+            np.searchsorted(volumes, volumes + _NEAR_ML, "right") - np.searchsorted(volumes, volumes, "right")
         ).sum()
-    return near / (2 * NEAR_ML)
+    return near / (2 * _NEAR_ML)
 
 
-def _recovered(scans: pd.DataFrame) -> bool:
-    return bool((scans["participant_source"] == RECOVERED).any())
-
-
-def similar_pairs(thumbnails: pd.Series, limit: float) -> pd.DataFrame:
+def _similar_pairs(thumbnails: pd.Series, limit: float) -> pd.DataFrame:
     """`similarity.near_duplicates` among thumbnails of equal shape; first and second are row numbers of the series."""
     pairs = [pd.DataFrame({"first": [], "second": [], "how": [], "similarity": []})]
     for rows in _same_shape(thumbnails):
@@ -155,15 +163,15 @@ def _same_shape(thumbnails: pd.Series) -> list[np.ndarray]:
 
 def assign_participants(
     scans: pd.DataFrame, pixels: pd.DataFrame | None, params: AuditParams, seed: int
-) -> tuple[pd.DataFrame, list[dict[str, str]]]:
-    """Give scans without a participant one: the group of images of one head that they belong to.
+) -> tuple[pd.DataFrame, list[Finding]]:
+    """Assign scans without a participant to groups of images of one head.
 
     Parameters
     ----------
     scans : DataFrame
         Schema `records.LISTING`.
     pixels : DataFrame or None
-        See `fingerprint.pixel_facts`, indexed as `scans`; without it each image becomes a person of its own.
+        See `similarity.pixel_facts`, indexed as `scans`; without it each image becomes one participant.
     params : AuditParams
     seed : int
 
@@ -195,7 +203,7 @@ def assign_participants(
     scans = scans.copy()
     codes = group.factorize()[0] + 1
     scans.loc[unknown, "participant_id"] = [f"grp-{code:04d}" for code in codes]
-    source = np.where(group.isin(sizes.index[sizes > 1]), RECOVERED, RECOVERED if clear else ALONE)
+    source = np.where(group.isin(sizes.index[sizes > 1]), _RECOVERED, _RECOVERED if clear else _ALONE)
     scans.loc[unknown, "participant_source"] = source
     return scans, found + _mixed_groups(scans.loc[unknown])
 
@@ -205,7 +213,7 @@ def _grouped(thumbnails: pd.Series, params: AuditParams, seed: int) -> Groups:
     return recover_groups(stack, seed, near_duplicates(stack, params.near_duplicate))
 
 
-def _mixed_groups(scans: pd.DataFrame) -> list[dict[str, str]]:
+def _mixed_groups(scans: pd.DataFrame) -> list[Finding]:
     labels = scans.groupby("participant_id")["diagnosis"].nunique()
     mixed = labels.index[labels > 1]
     if mixed.empty:
@@ -213,8 +221,8 @@ def _mixed_groups(scans: pd.DataFrame) -> list[dict[str, str]]:
     return [finding("group-two-labels", "warn", named(mixed), share(len(mixed), len(labels)) + " groups")]
 
 
-def check_given_split(scans: pd.DataFrame) -> list[dict[str, str]]:
-    """Find people on several sides of the split as shipped, and how many test scans are of people trained on."""
+def check_given_split(scans: pd.DataFrame) -> list[Finding]:
+    """Find participants in several parts of the split as shipped, and the test scans that leak."""
     split = scans.dropna(subset="given_split")
     parts = split.groupby("participant_id")["given_split"].nunique()
     across = parts.index[parts > 1]
@@ -223,7 +231,7 @@ def check_given_split(scans: pd.DataFrame) -> list[dict[str, str]]:
     trained = split.loc[split["given_split"] == "train", "participant_id"].unique()
     tested = split[split["given_split"] == "test"]
     leaked = int(tested["participant_id"].isin(trained).sum())
-    people = "groups" if _recovered(split) else "participants"
+    people = "groups" if (split["participant_source"] == _RECOVERED).any() else "participants"
     value = f"{share(len(across), len(parts))} {people} in several parts"
-    value += f"; {share(leaked, len(tested))} test scans of people trained on" if len(tested) else ""
+    value += f"; {share(leaked, len(tested))} test scans of participants in the training set" if len(tested) else ""
     return [finding("given-split-leaks", "stop", named(across), value)]

@@ -1,4 +1,4 @@
-"""The audit as a whole: a listing in, the manifest of the scans that go on and all findings out."""
+"""The audit as a whole: a listing in, the manifest of the included scans and all findings out."""
 
 from __future__ import annotations
 
@@ -6,32 +6,30 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from adlib.audit.confounds import associations, check_confounds
-from adlib.audit.findings import check_accepted, decided, finding, named
-from adlib.audit.geometry import check_geometry
+from adlib.audit.associations import associations
+from adlib.audit.checks import check_cohort, check_confounds, check_geometry, check_sequence
+from adlib.audit.findings import Finding, check_accepted, finding, findings_table, named
 from adlib.audit.identity import assign_participants, check_copies, check_given_split, check_labels, check_people
-from adlib.audit.participants import check_cohort
-from adlib.audit.sequence import check_sequence
 from adlib.study.params import AuditParams
 from adlib.study.records import LISTING, MANIFEST, StudyError, check_table
 
-UNREAD = "unread"
+_UNREAD = "unread"
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What the audit of a listing concludes.
+    """Result of the audit of a listing.
 
     Attributes
     ----------
     manifest : DataFrame
-        Schema `records.MANIFEST`: the scans that go on, one diagnosis each.
+        Schema `records.MANIFEST`: the included scans, one diagnosis each.
     findings : DataFrame
-        Schema `records.AUDIT`, the worst first.
+        Schema `records.AUDIT`, the gravest first.
     flow : DataFrame
-        Columns step, scans, participants: what was left after each exclusion.
+        Columns step, scans, participants: scans left after each exclusion.
     confounds : DataFrame
-        See `confounds.associations`: how far each fact about a scan tells its label.
+        See `associations.associations`: association of each fact about a scan with its label.
     """
 
     manifest: pd.DataFrame
@@ -47,7 +45,7 @@ def run_audit(
     seed: int,
     pixels: pd.DataFrame | None = None,
 ) -> Audit:
-    """Check a source's listing and decide which scans go on.
+    """Check a source's listing and select the scans of the study.
 
     Parameters
     ----------
@@ -58,12 +56,12 @@ def run_audit(
     seed : int
         Of the cross-validations, the bootstrap and the recovery of groups.
     pixels : DataFrame, optional
-        `fingerprint.pixel_facts` of `listed`; without it no image is compared with another.
+        `similarity.pixel_facts` of `listed`; without it images are not compared.
 
     Raises
     ------
     StudyError
-        If no scan of any class is left, `pixels` is of another listing, or `audit.accept` names no check.
+        If no scan of any class is left, `pixels` is of another listing, or `audit.accept` has an unknown id.
     """
     check_accepted(params)
     scans = check_table(listed, LISTING, "listing")
@@ -75,13 +73,13 @@ def run_audit(
     sequence, kept = check_sequence(chosen)
     flow.append(("T1w", kept))
     geometry, kept = check_geometry(kept, _rows(pixels, kept))
-    flow.append(("with values that vary", kept))
+    flow.append(("with varying values", kept))
     kept, unknown = assign_participants(kept, _rows(pixels, kept), params, seed)
     findings += sequence + unknown + check_given_split(kept) + check_labels(kept)
     findings += check_copies(kept, _rows(pixels, kept), params) + check_people(kept) + geometry
     manifest = _manifest(kept)
     findings += check_cohort(manifest, classes, params) + check_confounds(manifest, params, seed)
-    return Audit(manifest, decided(findings, params), _flow_table(flow), associations(manifest, seed))
+    return Audit(manifest, findings_table(findings, params), _flow_table(flow), associations(manifest, seed))
 
 
 def _rows(pixels: pd.DataFrame | None, scans: pd.DataFrame) -> pd.DataFrame | None:
@@ -90,8 +88,8 @@ def _rows(pixels: pd.DataFrame | None, scans: pd.DataFrame) -> pd.DataFrame | No
 
 def _eligible(
     scans: pd.DataFrame, classes: tuple[str, ...]
-) -> tuple[pd.DataFrame, list[tuple[str, pd.DataFrame]], list[dict[str, str]]]:
-    """Scans that the source did not leave out and whose label is a class, with flow and findings so far."""
+) -> tuple[pd.DataFrame, list[tuple[str, pd.DataFrame]], list[Finding]]:
+    """Scans that the source does not exclude and whose label is a class, with flow and findings so far."""
     findings = []
     for reason, rows in scans.groupby("excluded"):
         findings.append(finding("source-left-out", "info", named(rows["scan_id"]), f"{len(rows)} scans: {reason}"))
@@ -108,19 +106,19 @@ def _eligible(
     if chosen.empty:
         found = sorted(labelled["diagnosis"].unique())
         raise StudyError(f"empty cohort: no scan has a diagnosis among {list(classes)}; the source has {found}")
-    flow = [("listed", scans), ("not left out by the source", used), ("with a diagnosis", labelled)]
+    flow = [("listed", scans), ("not excluded by the source", used), ("with a diagnosis", labelled)]
     return chosen, [*flow, ("of the study's classes", chosen)], findings
 
 
 def _manifest(scans: pd.DataFrame) -> pd.DataFrame:
     if scans.empty:
-        raise StudyError("empty cohort: every scan of the study's classes has one and the same value everywhere")
-    filled = scans.fillna({"session_id": "ses-01", "sha256": UNREAD}).drop(columns="excluded")
+        raise StudyError("empty cohort: in every scan of the study's classes all values are equal")
+    filled = scans.fillna({"session_id": "ses-01", "sha256": _UNREAD}).drop(columns="excluded")
     return check_table(filled.drop_duplicates("scan_id"), MANIFEST, "manifest")
 
 
 def _flow_table(flow: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
-    """The steps at which scans were dropped, between the first and the last of the selection by label."""
+    """The steps that exclude scans, and the first and the last of the selection by label."""
     always = {"listed", "with a diagnosis", "of the study's classes"}
     rows, before = [], None
     for step, table in flow:

@@ -1,10 +1,15 @@
-"""Which images show the same head: copies under other names, and groups where nobody says who is shown."""
+"""Pixels of scans: digest and thumbnail of each, copies among them, and groups of images of one head."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 from scipy import ndimage
@@ -13,15 +18,150 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
-BLOCK = 2048
-FITTED_ON = 4000
-COMPONENTS = 200
-MIN_IMAGES = 80  # among fewer, a handful of components makes unrelated heads look alike
-MAX_KINDS = 4  # of edges: between heads, and neighbours at one, two or more steps within a head
+from adlib.imaging.volume import to_canonical
+from adlib.parallel.mapping import map_scans
+from adlib.sources.image_files import PICTURES, SEPARATOR, read_plane
+from adlib.sources.scanfile import VOLUME_SUFFIXES
+from adlib.study.exec_params import EVERY_CORE, Pool
+from adlib.study.records import TryAgain, is_passing
+
+_EDGE_2D, _EDGE_3D = 32, 20
+_MAX_PLANES = 3
+_REACH = 1.9  # half edge of the window, in root-mean-square radii of the foreground; a disc ends at 1.41
+_FOREGROUND = 0.15  # of the way from the 1st to the 99th percentile of the values
+_COLUMNS = ("pixels_sha256", "nan_share", "constant", "thumbnail", "fault")
+_BLOCK = 2048
+_FITTED_ON = 4000
+_COMPONENTS = 200
+_MIN_IMAGES = 80  # among fewer, a handful of components makes unrelated heads look alike
+_MAX_KINDS = 4  # of edges: between heads, and neighbours at one, two or more steps within a head
 # Two modes of equal width are cleanly apart above 2: Ashman et al. 1994, doi:10.1086/117248.
-ASHMAN_D = 2.0
-SAME_HEAD = np.sqrt(0.5)  # neighbours in a head have more than half of their whitened variance in common
-FLIPS = {"as it is": (), "mirrored left-right": (0,), "mirrored up-down": (-1,), "turned by half": (0, -1)}
+_ASHMAN_D = 2.0
+_SAME_HEAD = np.sqrt(0.5)  # neighbours in a head have more than half of their whitened variance in common
+_FLIPS = {"as it is": (), "mirrored left-right": (0,), "mirrored up-down": (-1,), "turned by half": (0, -1)}
+
+
+def pixel_facts(listed: pd.DataFrame, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
+    """Read every scan once: its digest, faults and thumbnail.
+
+    Parameters
+    ----------
+    listed : DataFrame
+        Schema `records.LISTING`; rows that the source excludes are not read.
+    pool : Pool
+        Processes that read.
+
+    Returns
+    -------
+    DataFrame
+        Indexed as `listed`. ``pixels_sha256``: digest of the values, whatever the compression and the header;
+        ``nan_share``: share of values that are not finite; ``constant``: whether all are equal; ``thumbnail``: see
+        `thumbnail`; ``fault``: the error in reading the scan. All empty where it was not read.
+
+    Raises
+    ------
+    TryAgain
+        If the system cannot read a file.
+    """
+    wanted = listed["path"].notna() & (listed["excluded"].isna() if "excluded" in listed else True)
+    facts = map_scans(_facts, list(listed.loc[wanted, "path"]), pool=pool, label="comparing pixels", lost=_lost)
+    table = pd.DataFrame(None, index=listed.index, columns=list(_COLUMNS), dtype=object)
+    for name in _COLUMNS:
+        values = np.empty(len(facts), dtype=object)
+        values[:] = [found.get(name) for found in facts]
+        column = np.full(len(listed), None, dtype=object)
+        column[wanted.to_numpy()] = values
+        table[name] = pd.Series(column, index=listed.index, dtype=object)
+    return table.assign(nan_share=table["nan_share"].astype(float))
+
+
+def _lost(_path: str, reason: str) -> dict[str, Any]:
+    return {"fault": f"reading failed: {reason}"}
+
+
+def _facts(path: str) -> dict[str, Any]:
+    try:
+        arrays = _read(path.split(SEPARATOR))
+        values = np.concatenate([array.ravel() for array in arrays])
+        finite = np.isfinite(values)
+        if not finite.all():
+            arrays = [np.where(np.isfinite(array), array, np.float32(0)) for array in arrays]
+        constant = not finite.any() or bool(np.ptp(values[finite]) == 0)
+        return {
+            "pixels_sha256": _digest(arrays),
+            "nan_share": float(1 - finite.mean()),
+            "constant": constant,
+            "thumbnail": None if constant else np.stack([thumbnail(array) for array in arrays]).astype(np.float16),
+        }
+    except Exception as error:  # decoders meet arbitrary bytes here and raise whatever they raise
+        if isinstance(error, OSError) and is_passing(error):
+            raise TryAgain(
+                f"{path} cannot be read ({error}); check the disk and run again, or exclude the scan: a scan "
+                "that is not compared with the others could be a copy of one"
+            ) from None
+        return {"fault": f"{type(error).__name__}: {error}"[:200]}
+
+
+def _read(files: list[str]) -> list[np.ndarray]:
+    """The planes of a scan, or one volume in a list; a stack of more planes than channels is a volume."""
+    if len(files) == 1 and not files[0].lower().endswith(PICTURES):
+        return [_volume(Path(files[0]))]
+    planes = [read_plane(name) for name in files]
+    return planes if len(planes) <= _MAX_PLANES else [np.stack(planes, axis=-1)]
+
+
+def _volume(path: Path) -> np.ndarray:
+    """(X, Y, Z) float32 in the nearest right-anterior-superior order, or (X, Y) where the file holds one slice."""
+    if not path.name.lower().endswith(VOLUME_SUFFIXES):
+        raise ValueError("no image file")
+    image = nib.load(path)
+    data = np.asarray(image.dataobj)
+    data = (np.abs(data) if np.iscomplexobj(data) else data).astype(np.float32, copy=False)
+    data = data[..., 0] if data.ndim == 4 else data
+    flat = np.squeeze(data)
+    if flat.ndim == 2:
+        return flat
+    try:
+        return to_canonical(data, image.affine)[0]
+    except (ValueError, np.linalg.LinAlgError):
+        return data
+
+
+def _digest(arrays: list[np.ndarray]) -> str:
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(str(array.shape).encode())
+        found.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
+    return found.hexdigest()
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """Downsample an image in a window around its foreground.
+
+    The window is centred on the foreground's centre of mass and scaled by its spread, so that shifting, padding and
+    resizing an image change little.
+
+    Parameters
+    ----------
+    image : (X, Y) or (X, Y, Z) float32
+        Finite and not constant.
+
+    Returns
+    -------
+    (32, 32) or (20, 20, 20) float32
+    """
+    low, high = np.percentile(image, (1, 99))
+    low, high = (low, high) if high > low else (image.min(), image.max())
+    mask = image > low + _FOREGROUND * (high - low)
+    places = [mask.sum(axis=tuple(set(range(image.ndim)) - {axis})) for axis in range(image.ndim)]
+    centre = np.array([np.average(np.arange(len(counts)), weights=counts) for counts in places])
+    squares = [(np.arange(len(counts)) - middle) ** 2 for counts, middle in zip(places, centre, strict=True)]
+    spread = np.mean([np.average(square, weights=counts) for square, counts in zip(squares, places, strict=True)])
+    edge = _EDGE_2D if image.ndim == 2 else _EDGE_3D
+    step = max(2 * _REACH * np.sqrt(2 * spread) / edge, 1e-3)
+    smooth = ndimage.uniform_filter(image, 2 * round((step - 1) / 2) + 1 if step > 1 else 1)
+    sample = partial(ndimage.affine_transform, order=1, cval=low, output_shape=(edge,) * image.ndim)
+    return sample(smooth, np.full(image.ndim, step), centre - step * (edge - 1) / 2).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -44,15 +184,15 @@ class Groups:
 
     @property
     def clear(self) -> bool:
-        """Whether images of one head stand out from those of others."""
+        """Whether a threshold separates images of one head from those of others."""
         return np.isfinite(self.threshold)
 
 
 def near_duplicates(thumbnails: np.ndarray, limit: float) -> pd.DataFrame:
     """Pairs of images whose fine detail agrees, as they are or mirrored.
 
-    The coarse shape that all heads share is filtered away first, and correlation takes no notice of brightness and
-    contrast. All pairs are compared in blocks, so memory grows with the number of images, time with its square.
+    The coarse shape that all heads share is filtered away first; correlation ignores brightness and contrast. All
+    pairs are compared in blocks, so memory grows with the number of images, time with its square.
 
     Parameters
     ----------
@@ -64,12 +204,12 @@ def near_duplicates(thumbnails: np.ndarray, limit: float) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns first, second (row numbers, first < second), similarity, how (a key of `FLIPS`): the best match of each
+        Columns first, second (row numbers, first < second), similarity, how (a key of `_FLIPS`): the best match of each
         pair.
     """
     plain = _detail(thumbnails)
     found = []
-    for how, axes in FLIPS.items():
+    for how, axes in _FLIPS.items():
         turned = plain if not axes else _detail(np.flip(thumbnails, [2 if axis == 0 else axis for axis in axes]))
         for start, product in _blocks(turned, plain):
             first, second = np.nonzero(product >= limit)
@@ -86,10 +226,10 @@ def _detail(thumbnails: np.ndarray) -> np.ndarray:
     width = 1.5 if thumbnails.ndim == 4 else 1.0
     spatial = thumbnails.ndim - 2
     rows = np.empty((len(thumbnails), thumbnails[0].size), dtype=np.float32)
-    for start in range(0, len(rows), BLOCK):
-        part = thumbnails[start : start + BLOCK].astype(np.float32)
+    for start in range(0, len(rows), _BLOCK):
+        part = thumbnails[start : start + _BLOCK].astype(np.float32)
         part = part - ndimage.gaussian_filter(part, (0, 0, *[width] * spatial))
-        rows[start : start + BLOCK] = part.reshape(len(part), -1)
+        rows[start : start + _BLOCK] = part.reshape(len(part), -1)
     return _unit(rows - rows.mean(axis=1, keepdims=True))
 
 
@@ -98,15 +238,15 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _blocks(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    for start in range(0, len(left), BLOCK):
-        yield start, left[start : start + BLOCK] @ right.T
+    for start in range(0, len(left), _BLOCK):
+        yield start, left[start : start + _BLOCK] @ right.T
 
 
 def recover_groups(thumbnails: np.ndarray, seed: int, copies: pd.DataFrame | None = None) -> Groups:
     """Group images by the head that they show, from the images alone.
 
     Neighbouring slices of one head resemble each other more than the same slice of two heads, once what all heads
-    share is taken away: thumbnails are whitened against the cohort (principal components of equal variance). Single
+    share is removed: thumbnails are whitened against the cohort (principal components of equal variance). Single
     linkage follows the chain of neighbouring slices through a head. The least similar kind of edge in the minimum
     spanning tree joins different heads; a mixture of normal distributions of Fisher-transformed similarities, their
     number chosen by BIC, finds that kind and where it ends. Where Ashman's D does not set it apart, nothing is joined.
@@ -132,8 +272,8 @@ def recover_groups(thumbnails: np.ndarray, seed: int, copies: pd.DataFrame | Non
     count = len(thumbnails)
     edges = np.empty((0, 2), dtype=int) if copies is None else copies[["first", "second"]].to_numpy()
     threshold, separation = np.nan, 0.0
-    if count >= MIN_IMAGES:
-        tree, similarity = spanning_tree(_whitened(thumbnails, seed))
+    if count >= _MIN_IMAGES:
+        tree, similarity = _spanning_tree(_whitened(thumbnails, seed))
         threshold, separation = _threshold(similarity, seed)
         edges = np.concatenate([edges, tree[similarity >= threshold]])
     graph = coo_matrix((np.ones(len(edges)), edges.T), shape=(count, count))
@@ -141,16 +281,16 @@ def recover_groups(thumbnails: np.ndarray, seed: int, copies: pd.DataFrame | Non
 
 
 def _whitened(thumbnails: np.ndarray, seed: int) -> np.ndarray:
-    """(N, K) float32 unit rows in which what the cohort has in common no longer counts."""
+    """(N, K) float32 unit rows, whitened against what the cohort has in common."""
     rows = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
     rows = _unit(rows - rows.mean(axis=1, keepdims=True))
-    sample = np.random.default_rng(seed).permutation(len(rows))[:FITTED_ON]
-    components = min(COMPONENTS, len(sample) // 4, rows.shape[1])
+    sample = np.random.default_rng(seed).permutation(len(rows))[:_FITTED_ON]
+    components = min(_COMPONENTS, len(sample) // 4, rows.shape[1])
     fitted = PCA(components, whiten=True, random_state=seed).fit(rows[np.sort(sample)])
     return _unit(fitted.transform(rows)).astype(np.float32)
 
 
-def spanning_tree(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _spanning_tree(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Maximum spanning tree of the cosine similarity, by Prim's algorithm with one row of it in memory at a time.
 
     Parameters
@@ -185,16 +325,16 @@ def spanning_tree(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _threshold(similarity: np.ndarray, seed: int) -> tuple[float, float]:
-    """Where edges between heads end (NaN where that cannot be seen), and Ashman's D from them to the next kind."""
+    """Similarity where edges between heads end (NaN where not separable), and Ashman's D to the next kind of edge."""
     z = np.arctanh(np.clip(similarity, -0.999, 0.999))[:, None]
-    fits = [GaussianMixture(kinds, n_init=5, random_state=seed).fit(z) for kinds in range(1, MAX_KINDS + 1)]
+    fits = [GaussianMixture(kinds, n_init=5, random_state=seed).fit(z) for kinds in range(1, _MAX_KINDS + 1)]
     mixture = min(fits, key=lambda fit: fit.bic(z))
     if mixture.n_components == 1:
         return np.nan, 0.0
     low, above = np.argsort(mixture.means_[:, 0])[:2]
     means, variances = mixture.means_[:, 0], mixture.covariances_[:, 0, 0]
     separation = float(np.sqrt(2) * (means[above] - means[low]) / np.sqrt(variances[low] + variances[above]))
-    if separation <= ASHMAN_D or np.tanh(means.max()) < SAME_HEAD:
+    if separation <= _ASHMAN_D or np.tanh(means.max()) < _SAME_HEAD:
         return np.nan, separation
     between = np.linspace(means[low], means[above], 1001)[:, None]
     joined = mixture.predict_proba(between)[:, low] < 0.5

@@ -18,8 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from adlib.audit.acquisition import acquisition_encoder, acquisition_facts
-from adlib.audit.confounds import with_facts
+from adlib.audit.acquisition import acquisition_encoder, acquisition_facts, with_facts
 from adlib.evaluation.grey_matter import grey_matter_rows, has_maps
 from adlib.study.params import StudyParams
 from adlib.study.records import PREDICTIONS, check_table

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 import adlib.audit as audit_package
-from adlib.audit.checks import CHECKS
-from adlib.audit.confounds import associations, metadata_auc
-from adlib.audit.findings import AuditStop, enforce
+from adlib.audit.acquisition import first_scans
+from adlib.audit.associations import associations, macro_auc, predict_label
+from adlib.audit.findings import CHECKS, AuditStop, enforce
 from adlib.audit.run import run_audit
 from adlib.study.params import AuditParams
 from adlib.study.records import StudyError
@@ -107,9 +107,13 @@ def test_unreadable_headers_warn_and_stay():
     assert len(audit.manifest) == 80
 
 
+def metadata_auc(table, *columns):
+    return macro_auc(*predict_label(first_scans(audited(table).manifest), columns, 1))
+
+
 def test_metadata_score_is_chance_for_noise_and_one_for_a_copy_of_the_label():
-    assert metadata_auc(planted("acquisition-tells-label"), ("site",), 1) == pytest.approx(1)
-    noise = [metadata_auc(listing(seed, 100), ("site", "field_strength_T"), 1) for seed in range(5)]
+    assert metadata_auc(planted("acquisition-tells-label"), "site") == pytest.approx(1)
+    noise = [metadata_auc(listing(seed, 100), "site", "field_strength_T") for seed in range(5)]
     assert abs(np.mean(noise) - 0.5) < 0.08
 
 
@@ -122,7 +126,7 @@ def test_associations_find_the_planted_one_first():
 
 def test_every_check_is_described_and_raised_somewhere():
     package = Path(audit_package.__file__).parent
-    code = "".join(path.read_text() for path in package.glob("*.py") if path.name != "checks.py")
+    code = "".join(path.read_text() for path in package.glob("*.py") if path.name != "findings.py")
     page = (package.parents[1] / "docs" / "audit.md").read_text(encoding="utf-8")
     for name, check in CHECKS.items():
         assert f'"{name}"' in code, name

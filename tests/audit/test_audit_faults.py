@@ -270,6 +270,6 @@ def test_people_of_one_oasis_release_are_recognised_in_the_other(realdata):
     first, second = (table.rename(columns=names)[[*names.values(), "CDR", "MMSE"]] for table in (first, second))
     both = first.merge(second, on=["sex", "age", "icv_ml"], suffixes=("", "_2"))
     (told,) = check_people(pd.concat([first, second]))
-    assert told["value"] == f"{len(both)} visits of two names or more; 2.5 expected by chance" and len(both) == 49
+    assert told["value"] == f"{len(both)} visits with two or more ids; 2.5 expected by chance" and len(both) == 49
     assert (both["CDR"] == both["CDR_2"]).all() and (both["MMSE"] == both["MMSE_2"]).all()
     assert check_people(first) == [] == check_people(second)

@@ -13,9 +13,8 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from sklearn.metrics import adjusted_rand_score
 
 from adlib.audit.findings import AuditStop, enforce
-from adlib.audit.fingerprint import pixel_facts, thumbnail
 from adlib.audit.run import run_audit
-from adlib.audit.similarity import near_duplicates, recover_groups, spanning_tree
+from adlib.audit.similarity import _spanning_tree, near_duplicates, pixel_facts, recover_groups, thumbnail
 from adlib.sources.reading import list_source
 from adlib.study.exec_params import HERE
 from adlib.study.params import AuditParams
@@ -108,7 +107,7 @@ def test_unrelated_heads_are_not_joined(seed):
 def test_the_spanning_tree_is_that_of_the_whole_matrix():
     rows = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    _, similarity = spanning_tree(rows)
+    _, similarity = _spanning_tree(rows)
     whole = minimum_spanning_tree(np.triu(1 - rows @ rows.T, 1))
     assert np.sort(1 - similarity) == pytest.approx(np.sort(whole.data), abs=1e-5)
 
@@ -236,12 +235,12 @@ def test_a_disk_that_does_not_give_a_file_stops_the_audit_and_excuses_no_scan(tm
     path = tmp_path / "a.nii.gz"
     nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(size=(9, 9, 9)), np.eye(4)), path)
     listed = pd.DataFrame({"path": [str(path), str(tmp_path / "away.nii.gz")], "excluded": None})
-    with pytest.raises(TryAgain, match=r"away.nii.gz cannot be read .*run again, or leave the scan out"):
+    with pytest.raises(TryAgain, match=r"away.nii.gz cannot be read .*run again, or exclude the scan"):
         pixel_facts(listed, pool=HERE)
 
     def broken(_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("adlib.audit.fingerprint.nib.load", broken)
+    monkeypatch.setattr("adlib.audit.similarity.nib.load", broken)
     with pytest.raises(TryAgain, match=r"a.nii.gz cannot be read \(.*Input/output error"):
         pixel_facts(listed[:1], pool=HERE)

@@ -14,7 +14,7 @@ from made_head import made_head
 from test_run_all import RESULTS, children, gone, outputs, ran, start, wait_for
 from throwaway import make_project, run
 
-from adlib.audit.fingerprint import pixel_facts
+from adlib.audit.similarity import pixel_facts
 from adlib.preprocess.cohort_run import preprocess_cohort
 from adlib.sources.reading import read_source
 from adlib.study.params import validate_params
