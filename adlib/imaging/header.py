@@ -1,4 +1,4 @@
-"""What the header of a NIfTI image says of where the image lies, and what is odd about it."""
+"""Orientation in NIfTI headers: sform and qform that are missing, broken or contradictory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import numpy as np
 
 from adlib.study.records import StudyError
 
-APART_MM = 1.0  # two affines of one header that lie closer than this at every corner are the same but for rounding
+_APART_MM = 1.0  # two affines of one header that lie closer than this at every corner are the same but for rounding
 
 
 def orientation_notes(image: nib.spatialimages.SpatialImage, name: str) -> tuple[str, ...]:
-    """What a reader should know about where a NIfTI header places the image.
+    """Notes on the position and orientation in a NIfTI header.
 
     A header holds two affines. Where both are in force nibabel, FSL and SPM all take the sform, and so does this
     package. Turned or shifted against each other they still show the same head; mirrored against each other they
@@ -21,12 +21,12 @@ def orientation_notes(image: nib.spatialimages.SpatialImage, name: str) -> tuple
     ----------
     image : nibabel image
     name : str
-        What to call the scan in messages.
+        Name of the scan in messages.
 
     Returns
     -------
     tuple of str
-        Empty where there is nothing to say.
+        Empty where the header is consistent.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def orientation_notes(image: nib.spatialimages.SpatialImage, name: str) -> tuple
     if sform is None or qform is None or not np.isfinite([sform, qform]).all():
         return ()
     apart = _farthest(sform - qform, image.shape)
-    if apart < APART_MM:
+    if apart < _APART_MM:
         return ()
     if np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
         raise StudyError(

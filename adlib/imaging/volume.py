@@ -14,8 +14,8 @@ from scipy import ndimage
 from adlib.study.records import StudyError
 
 NORMAL_AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
-SLAB = 32  # planes that are sampled at a time, so that only what they need of a large volume is copied
-INTERPOLATORS = {"nearest": sitk.sitkNearestNeighbor, "linear": sitk.sitkLinear, "cubic": sitk.sitkBSplineResampler}
+_SLAB = 32  # planes that are sampled at a time, so that only what they need of a large volume is copied
+_INTERPOLATORS = {"nearest": sitk.sitkNearestNeighbor, "linear": sitk.sitkLinear, "cubic": sitk.sitkBSplineResampler}
 
 
 def to_canonical(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -86,20 +86,20 @@ def block_mean(volume: np.ndarray, affine: np.ndarray, edge_mm: float) -> tuple[
     return np.asarray(blocks, dtype=np.float32), scaled
 
 
-def grown(mask: np.ndarray, by_mm: float, affine: np.ndarray) -> np.ndarray:
-    """The voxels whose centres lie at most a distance from a centre inside a mask, (X, Y, Z) bool.
+def dilated(mask: np.ndarray, by_mm: float, affine: np.ndarray) -> np.ndarray:
+    """Dilate a mask by a distance between voxel centres, (X, Y, Z) bool.
 
     By SimpleITK rather than scipy, whose distances take several times the memory.
     """
-    box, result = box_about(mask, by_mm / voxel_sizes(affine)), np.zeros_like(mask)
+    box, result = bounding_box(mask, by_mm / voxel_sizes(affine)), np.zeros_like(mask)
     away = sitk.SignedMaurerDistanceMap(to_sitk(mask[box], affine), squaredDistance=False, useImageSpacing=True)
     distances = sitk.GetArrayFromImage(away).T
     result[box] = distances <= by_mm
     return result
 
 
-def box_about(mask: np.ndarray, spare: np.ndarray) -> tuple[slice, ...]:
-    """The box of a mask (X, Y, Z) with some voxels to spare along each axis, inside the grid."""
+def bounding_box(mask: np.ndarray, spare: np.ndarray) -> tuple[slice, ...]:
+    """The box of a mask (X, Y, Z) with some voxels of margin along each axis, inside the grid."""
     where = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     spare = np.ceil(spare).astype(int)
     return tuple(
@@ -123,7 +123,7 @@ def from_sitk(image: sitk.Image) -> np.ndarray:
     return np.ascontiguousarray(sitk.GetArrayViewFromImage(image).T)
 
 
-def sitk_affine(matrix: np.ndarray) -> sitk.AffineTransform:
+def _sitk_affine(matrix: np.ndarray) -> sitk.AffineTransform:
     """The SimpleITK transform of a (4, 4) world-to-world matrix."""
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(np.asarray(matrix, dtype=float)[:3, :3].ravel().tolist())
@@ -163,17 +163,17 @@ def resample(
     shape array
         Of the volume's type (uint8 for bool).
     """
-    if shape[2] > SLAB:
+    if shape[2] > _SLAB:
         slabs = []
-        for start in range(0, shape[2], SLAB):
+        for start in range(0, shape[2], _SLAB):
             part = np.array(onto, dtype=float)
             part[:3, 3] = nib.affines.apply_affine(onto, [0, 0, start])
-            height = min(SLAB, shape[2] - start)
+            height = min(_SLAB, shape[2] - start)
             slabs.append(resample(volume, affine, (*shape[:2], height), part, world, how, outside))
         return np.concatenate(slabs, axis=2)
     edges = voxel_sizes(onto)
     world = np.eye(4) if world is None else world
-    transform = world if isinstance(world, sitk.Transform) else sitk_affine(world)
+    transform = world if isinstance(world, sitk.Transform) else _sitk_affine(world)
     if how != "cubic" and transform is not world:
         volume, affine = _needed(volume, affine, shape, np.asarray(world, dtype=float) @ onto)
     direction = (np.asarray(onto, dtype=float)[:3, :3] / edges).ravel().tolist()
@@ -182,7 +182,7 @@ def resample(
         to_sitk(volume, affine),
         [int(n) for n in shape],
         transform,
-        INTERPOLATORS[how],
+        _INTERPOLATORS[how],
         origin,
         edges.tolist(),
         direction,
@@ -194,7 +194,7 @@ def resample(
 def _needed(
     volume: np.ndarray, affine: np.ndarray, shape: tuple[int, int, int], onto: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The box of a volume that a grid (its voxels to the volume's world) reaches, with two voxels to spare."""
+    """The box of a volume that a grid (its voxels to the volume's world) reaches, with two voxels of margin."""
     low, high = world_box(shape, np.linalg.inv(affine) @ onto)
     first = np.clip(np.floor(low).astype(int) - 2, 0, np.array(volume.shape) - 1)
     last = np.clip(np.ceil(high).astype(int) + 3, first + 1, volume.shape)
@@ -203,7 +203,7 @@ def _needed(
     return volume[tuple(slice(a, b) for a, b in zip(first, last, strict=True))], moved
 
 
-def grid_slice_index(affine: np.ndarray, plane: str, position_mm: float) -> int:
+def _grid_slice_index(affine: np.ndarray, plane: str, position_mm: float) -> int:
     """Index of the slice nearest to a world position, in a volume whose axes are canonical.
 
     Parameters
@@ -258,7 +258,7 @@ def extract_slice(volume: np.ndarray, affine: np.ndarray, plane: str, position_m
         If the plane is unknown or the position lies outside the volume.
     """
     volume, affine = to_canonical(volume, affine)
-    index = grid_slice_index(affine, plane, position_mm)
+    index = _grid_slice_index(affine, plane, position_mm)
     axis = NORMAL_AXIS[plane]
     if not 0 <= index < volume.shape[axis]:
         low, high = world_box(volume.shape, affine)

@@ -1,11 +1,7 @@
-"""The simulated cohort: participants with a known truth, written as a BIDS dataset.
-
-``python -m adlib.phantom.cohort --out DIR --n 100`` writes one by hand.
-"""
+"""The simulated cohort: participants with known severity and volumes, written as a BIDS dataset."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Collection
@@ -90,12 +86,12 @@ _SEVERITY_PER_DECADE = 0.04  # rise with age above the pivot
 
 
 def draw_cohort(source: PhantomSource, classes: tuple[str, ...], seed: int) -> pd.DataFrame:
-    """Draw every session of every participant: who they are, how ill, which scanner.
+    """Draw every session of every participant: age, sex, severity, pose and scanner.
 
     Returns
     -------
     DataFrame
-        One row per session, in order; the same for the same seed, whatever happens later.
+        One row per session, in order; depends on the params and the seed alone.
     """
     rows = []
     for index in range(source.participants_per_class * len(classes)):
@@ -200,7 +196,7 @@ def bayes_ceiling(source: PhantomSource, classes: tuple[str, ...], draws: int = 
     Returns
     -------
     dict
-        ``severity_and_age``: for one who knows true severity and age. ``severity``: true severity alone.
+        ``severity_and_age``: from true severity and age. ``severity``: from true severity alone.
     """
     rng = np.random.default_rng(0)
     ages = np.stack([_age(rng, stage, draws) for stage in np.linspace(0, 1, len(classes))])
@@ -225,9 +221,20 @@ def write_cohort(
 ) -> Path:
     """Write the cohort as BIDS under ``<folder>/bids`` with its truth under ``<folder>/truth``.
 
-    Scans already written for the same params, seed and code are kept while they are as they were written, so an
-    interrupted call goes on where it stopped.
-    With `only`, these participants alone are written, the same as they are in the whole cohort.
+    Unchanged scans of the same params, seed and code are not written again, so an interrupted call resumes.
+
+    Parameters
+    ----------
+    source : PhantomSource
+    classes : tuple of str
+    seed : int
+    folder : path
+    pool : Pool
+        Processes that simulate.
+    code : str
+        Digest of the code that simulates.
+    only : collection of str, optional
+        Participants to write, each the same as in the whole cohort; all if left out.
 
     Returns
     -------
@@ -250,7 +257,7 @@ def write_cohort(
 
 
 def as_bids(root: Path) -> BidsSource:
-    """The written cohort as an ordinary BIDS source: it is read like anybody's data."""
+    """The written cohort as an ordinary BIDS source."""
     return BidsSource(kind="bids", root=root)
 
 
@@ -262,7 +269,7 @@ def _stored_key(folder: Path) -> str | None:
 
 
 def _write_scan(row: dict[str, Any], folder: Path, voxel_mm: float) -> dict[str, Any]:
-    """Write one head with its sidecar, unless it is there as it was written, and tell its truth."""
+    """Write one head with its sidecar, unless it is already there unchanged, and return its truth."""
     scanner = next(s for s in SCANNERS if s.site == row["site"])
     anat = folder / "bids" / row["participant_id"] / row["session_id"] / "anat"
     write_json(_sidecar(scanner), anat / f"{row['scan_id']}.json")
@@ -330,21 +337,3 @@ def _column_descriptions(classes: tuple[str, ...]) -> dict[str, Any]:
         "site": {"Description": "Simulated scanner site"},
         "mmse": {"Description": "Simulated Mini-Mental State Examination score, 0 to 30"},
     }
-
-
-def main() -> None:
-    """Write a phantom cohort from the command line."""
-    parser = argparse.ArgumentParser(description="Write the simulated cohort as a BIDS dataset.")
-    parser.add_argument("--out", type=Path, required=True, help="folder that receives bids/ and truth/")
-    parser.add_argument("--n", type=int, default=100, help="participants per class")
-    parser.add_argument("--voxel-mm", type=float, default=2.0, help="nominal voxel edge, mm")
-    parser.add_argument("--seed", type=int, default=20)
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0 takes every core")
-    options = parser.parse_args()
-    source = PhantomSource(kind="phantom", participants_per_class=options.n, voxel_mm=options.voxel_mm)
-    classes = ("CN", "MCI", "LMCI", "AD")
-    print(write_cohort(source, classes, options.seed, options.out, pool=Pool(workers=options.workers)))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""One simulated T1w head: anatomy, atrophy and ageing as smooth invertible warps, and a scanner that images it."""
+"""One simulated T1w head: anatomy, atrophy and ageing as smooth invertible warps, and a simulated acquisition."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from functools import cache
 
 import numpy as np
 import torch
-from scipy import ndimage
+from scipy import fft, ndimage
 
 from adlib.imaging import atlas
-from adlib.phantom.fields import flow, gradient_of_poisson, sample, smooth_noise
 
 FIELD_MM = 3.0
 TISSUES = ("gm", "wm", "csf", "bone", "marrow", "scalp", "muscle", "fluid")
@@ -19,12 +18,11 @@ MEASURED = ("gm", "wm", "csf", "hippocampus", "ventricles", "temporal")
 # Logarithmic volume change per unit of severity (a mean AD patient has severity 1) and per decade of age. The sizes are
 # fitted so that the cohort's brain-to-intracranial ratio meets OASIS-1 (Marcus et al. 2007,
 # doi:10.1162/jocn.2007.19.9.1498); the ordering follows Karacali & Davatzikos 2006, doi:10.1109/TMI.2006.873221.
-RATES = {
+_RATES = {
     "disease": {"gm": -0.11, "wm": -0.05, "temporal": -0.28, "hippocampus": -0.58, "ventricles": 0.90},
     "ageing": {"gm": -0.13, "wm": -0.045, "temporal": -0.13, "hippocampus": -0.07, "ventricles": 0.70},
 }
 REFERENCE_AGE = 45.0
-FLUID_WEIGHT = 1.0
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,9 @@ class Anatomy:
     tissues : (8, X, Y, Z) float32
         Fractions in the order of `TISSUES`.
     measured : (6, X, Y, Z) float32
-        Fractions whose true volumes are kept, in the order of `MEASURED`.
+        Fractions whose true volumes are reported, in the order of `MEASURED`.
     residual : (X, Y, Z) float32
-        What the template's T1 shows beyond a mixture of tissues.
+        The template's T1 less a mixture of tissues.
     affine : (4, 4) float64
         Voxel indices to MNI152 mm.
     """
@@ -51,7 +49,7 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Scanner:
-    """A site's way of making a T1w image. Intensities are relative to white matter."""
+    """T1w acquisition of a site. Intensities are relative to white matter."""
 
     site: str
     manufacturer: str
@@ -66,7 +64,7 @@ class Scanner:
 
 @dataclass(frozen=True)
 class Subject:
-    """What makes one head at one session.
+    """Parameters of one head at one session.
 
     Attributes
     ----------
@@ -113,7 +111,7 @@ def _sharpened(gm: np.ndarray, wm: np.ndarray, mask: np.ndarray, resolution_mm: 
     closed = ndimage.binary_closing(mask, iterations=round(6 / resolution_mm))
     outside = ndimage.distance_transform_edt(~closed, sampling=resolution_mm)
     intracranial = outside <= 2.5
-    fluid = FLUID_WEIGHT * np.clip(1 - gm - wm, 0, 1)
+    fluid = np.clip(1 - gm - wm, 0, 1)
     powers = np.stack([gm, wm, fluid]) ** 1.6
     fractions = powers / powers.sum(0) * intracranial
     return *fractions, intracranial
@@ -156,15 +154,15 @@ def velocity(process: str) -> np.ndarray:
     (3, X, Y, Z) float32
         Millimetres per unit, of the pull-back map (subject to template), on the field grid.
     """
-    rates, where = RATES[process], rate_regions()
+    rates, where = _RATES[process], _rate_regions()
     gm, wm, *others = (rates[name] * where[name] for name in ("gm", "wm", "temporal", "hippocampus", "ventricles"))
-    return growth_velocity((gm + wm) + sum(others[1:], others[0]))
+    return _growth_velocity((gm + wm) + sum(others[1:], others[0]))
 
 
 @cache
-def rate_regions() -> dict[str, np.ndarray]:
-    """Where each of the `RATES` acts: shares of voxels (X, Y, Z) float32 on the field grid, without overlap."""
-    gm, wm, _, hippocampus, ventricles, temporal = field_anatomy().measured
+def _rate_regions() -> dict[str, np.ndarray]:
+    """Where each of the `_RATES` acts: shares of voxels (X, Y, Z) float32 on the field grid, without overlap."""
+    gm, wm, _, hippocampus, ventricles, temporal = _field_anatomy().measured
     rest = np.clip(temporal - hippocampus, 0, None)
     return {
         "gm": np.clip(gm - rest - hippocampus, 0, None),
@@ -175,18 +173,18 @@ def rate_regions() -> dict[str, np.ndarray]:
     }
 
 
-def growth_velocity(growth: np.ndarray) -> np.ndarray:
+def _growth_velocity(growth: np.ndarray) -> np.ndarray:
     """Velocity (3, X, Y, Z) float32 of a logarithmic volume change (X, Y, Z) on the field grid, see `velocity`."""
-    csf, ventricles = field_anatomy().measured[[2, 4]]
+    csf, ventricles = _field_anatomy().measured[[2, 4]]
     sulci = np.clip(csf - ventricles, 0, None)
     nearby = [ndimage.gaussian_filter(a, 15 / FIELD_MM) for a in (growth, sulci)]
     growth = growth - sulci * nearby[0] / np.maximum(nearby[1], 1e-3)
     growth -= sulci * growth.sum() / sulci.sum()
-    return gradient_of_poisson(-growth, FIELD_MM)
+    return _gradient_of_poisson(-growth, FIELD_MM)
 
 
 @cache
-def field_anatomy() -> Anatomy:
+def _field_anatomy() -> Anatomy:
     """The average head on the grid of velocities and displacements."""
     return anatomy(FIELD_MM)
 
@@ -201,8 +199,8 @@ def warp(subject: Subject) -> np.ndarray:
     decades = (subject.brain_age - REFERENCE_AGE) / 10
     field = subject.severity * velocity("disease") + decades * velocity("ageing")
     for scale_mm, sd_mm in ((24.0, 1.5), (10.0, 0.3)):
-        field = field + smooth_noise(rng, field.shape[1:], FIELD_MM, scale_mm, sd_mm)
-    return flow(field, FIELD_MM).numpy()
+        field = field + _smooth_noise(rng, field.shape[1:], FIELD_MM, scale_mm, sd_mm)
+    return _flow(field, FIELD_MM).numpy()
 
 
 def image_head(subject: Subject, scanner: Scanner, voxel_mm: float) -> tuple[np.ndarray, np.ndarray, dict]:
@@ -237,7 +235,7 @@ def image_head_with_maps(
     volume, affine, truth
         Of `image_head`.
     fractions : (6, X, Y, Z) float32
-        What share of each voxel is what, in the order of `MEASURED`.
+        Of each voxel, in the order of `MEASURED`.
     """
     rng = np.random.default_rng(subject.scan_seed)
     head = anatomy(2.0 if voxel_mm >= 1.5 else 1.0)
@@ -252,17 +250,17 @@ def image_head_with_maps(
     channels = torch.from_numpy(
         np.concatenate([_ideal(head, subject, scanner)[None], head.measured]).astype(np.float32)
     )
-    sampled = sample(channels, voxels).numpy()
+    sampled = _sample(channels, voxels).numpy()
     volume = _acquire(sampled[0], scanner, rng)
     return volume, affine, _truth(sampled[1:], world, template_mm, float(np.prod(edges))), sampled[1:]
 
 
 def _pulled_back(subject: Subject, world: np.ndarray) -> np.ndarray:
-    """Where in the template the subject's points (3, X, Y, Z) come from, mm."""
+    """Template coordinates (3, X, Y, Z) of the subject's points, mm."""
     linear = subject.to_mni.astype(np.float32)
     straight = np.tensordot(linear[:3, :3], world, axes=1) + linear[:3, 3].reshape(3, 1, 1, 1)
-    field_voxels = (straight - _offset(field_anatomy().affine)) / FIELD_MM
-    return straight + sample(torch.from_numpy(warp(subject)), torch.from_numpy(field_voxels), "border").numpy()
+    field_voxels = (straight - _offset(_field_anatomy().affine)) / FIELD_MM
+    return straight + _sample(torch.from_numpy(warp(subject)), torch.from_numpy(field_voxels), "border").numpy()
 
 
 def _ideal(head: Anatomy, subject: Subject, scanner: Scanner) -> np.ndarray:
@@ -310,3 +308,47 @@ def _truth(measured: np.ndarray, world: np.ndarray, template_mm: np.ndarray, vox
     fit, *_ = np.linalg.lstsq(homogeneous.T, template_mm[:, inside][:, ::7].T.astype(np.float64), rcond=None)
     volumes["scan_to_mni"] = np.vstack([fit.T, [0, 0, 0, 1]]).tolist()
     return volumes
+
+
+def _gradient_of_poisson(source: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Irrotational field (3, X, Y, Z) float32 whose divergence is `source` (X, Y, Z), with reflecting walls."""
+    waves = [np.pi * np.arange(n) / n for n in source.shape]
+    eigen = sum(np.meshgrid(*[2 * np.cos(w) - 2 for w in waves], indexing="ij")) / spacing_mm**2
+    eigen[0, 0, 0] = 1.0
+    spectrum = fft.dctn(source, type=2) / eigen
+    spectrum[0, 0, 0] = 0.0
+    potential = fft.idctn(spectrum, type=2)
+    return np.stack(np.gradient(potential, spacing_mm)).astype(np.float32)
+
+
+def _flow(velocity: np.ndarray, spacing_mm: float) -> torch.Tensor:
+    """Displacement (3, X, Y, Z) float32 mm after one unit of time in a velocity field, by scaling and squaring."""
+    steps = 4
+    displacement = torch.from_numpy(velocity.astype(np.float32) / 2**steps)
+    identity = _identity(velocity.shape[1:])
+    for _ in range(steps):
+        displacement = displacement + _sample(displacement, identity + displacement / spacing_mm, "border")
+    return displacement
+
+
+def _identity(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in shape], indexing="ij"))
+
+
+def _smooth_noise(
+    rng: np.random.Generator, shape: tuple[int, ...], spacing_mm: float, scale_mm: float, sd_mm: float
+) -> np.ndarray:
+    """Random displacement (3, *shape) float32 of a given scale, drawn on a grid of half that scale and interpolated."""
+    coarse = [int(np.ceil(n * spacing_mm / (scale_mm / 2))) + 1 for n in shape]
+    noise = rng.standard_normal((3, *coarse), dtype=np.float32)
+    noise = torch.from_numpy(ndimage.gaussian_filter(noise, (0, 2, 2, 2)))
+    noise = torch.nn.functional.interpolate(noise[None], size=shape, mode="trilinear", align_corners=True)[0]
+    return noise.numpy() * (sd_mm / float(noise.std()))
+
+
+def _sample(channels: torch.Tensor, voxels: torch.Tensor, padding: str = "zeros") -> torch.Tensor:
+    """Trilinear samples of (C, X, Y, Z) channels at (3, ...) voxel coordinates."""
+    sizes = torch.tensor(channels.shape[1:], dtype=torch.float32).view(3, *[1] * (voxels.ndim - 1))
+    unit = 2 * voxels / (sizes - 1) - 1
+    grid = unit.flip(0).movedim(0, -1)[None]
+    return torch.nn.functional.grid_sample(channels[None], grid, padding_mode=padding, align_corners=True)[0]

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from adlib.imaging.atlas import Template, region, template
-from adlib.imaging.volume import block_mean, box_about, grown, resample, voxel_ml, voxel_sizes
+from adlib.imaging.volume import block_mean, bounding_box, dilated, resample, voxel_ml, voxel_sizes
 from adlib.study.records import StudyError, TryAgain
 
 CONSTANT_SHARE = 0.25  # least share of the field of view that is background around an extracted brain
@@ -177,8 +177,8 @@ def refine_brain(volume: np.ndarray, base: Template) -> np.ndarray:
     grey, white = np.median(small[mask & (gm > 0.7)]), np.median(small[mask & (wm > 0.9)])
     tissue = (small > 0.65 * grey) & (small < white + 0.6 * abs(white - grey)) & (depth > -REACH_MM)
     core = depth > CORE_MM
-    tissue = grown(_largest(_shrink(tissue | core, OPEN_MM, edge)), OPEN_MM, grid) & (tissue | core)
-    closed = _shrink(grown(tissue, CLOSE_MM, grid), CLOSE_MM, edge)
+    tissue = dilated(_largest(_shrink(tissue | core, OPEN_MM, edge)), OPEN_MM, grid) & (tissue | core)
+    closed = _shrink(dilated(tissue, CLOSE_MM, grid), CLOSE_MM, edge)
     brain = ndimage.binary_fill_holes((closed | core) & (depth > -REACH_MM))
     soft = ndimage.gaussian_filter(_largest(brain).astype(np.float32), 1.5 / edge)
     surface = resample(soft, grid, volume.shape, base.affine) > EDGE
@@ -188,7 +188,7 @@ def refine_brain(volume: np.ndarray, base: Template) -> np.ndarray:
 def _with_fluid(volume: np.ndarray, mask: np.ndarray, grey: float, base: Template) -> np.ndarray:
     """Dilate a mask through the surrounding fluid up to the dark inner table of the skull."""
     edge = voxel_sizes(base.affine)
-    box = box_about(mask, (FLUID_MM + 2) / edge)
+    box = bounding_box(mask, (FLUID_MM + 2) / edge)
     smooth = ndimage.gaussian_filter(volume[box], INNER_SMOOTHING_MM / edge, truncate=3)
     height = (base.affine[2, 3] + edge[2] * np.arange(volume.shape[2]))[box[2]]
     inner, steps = mask[box], round(FLUID_MM / edge[0])
@@ -208,7 +208,7 @@ def _with_fluid(volume: np.ndarray, mask: np.ndarray, grey: float, base: Templat
 def _near(resolution_mm: float) -> np.ndarray:
     """Where the template's brain is at most `FLUID_BASE_MM` away."""
     base = template(resolution_mm)
-    return grown(base.mask, FLUID_BASE_MM, base.affine)
+    return dilated(base.mask, FLUID_BASE_MM, base.affine)
 
 
 @cache
@@ -224,7 +224,7 @@ def _working_template(resolution_mm: float) -> tuple[np.ndarray, np.ndarray, np.
 
 def _shrink(mask: np.ndarray, by_mm: float, edge: np.ndarray) -> np.ndarray:
     """The voxels of a mask that lie deeper in it than a distance, mm."""
-    box, result = box_about(mask, np.ones(3)), np.zeros_like(mask)
+    box, result = bounding_box(mask, np.ones(3)), np.zeros_like(mask)
     result[box] = ndimage.distance_transform_edt(mask[box], sampling=edge) > by_mm
     return result
 

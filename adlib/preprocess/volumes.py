@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from adlib.imaging import atlas
-from adlib.imaging.volume import block_mean, grown, voxel_ml
+from adlib.imaging.volume import block_mean, dilated, voxel_ml
 from adlib.preprocess.registration import DEMONS_MM, demons_displacement, jacobian_determinant, tissue_image
 
 SIDES = ("left", "right")
@@ -82,7 +82,7 @@ def measure_volumes(
 def _about_ventricles(resolution_mm: float) -> np.ndarray:
     """The ventricles with a margin, since an affine registration leaves them a few millimetres off."""
     region = atlas.region("ventricles", resolution_mm)
-    return grown(region, VENTRICLES_MARGIN_MM, atlas.template(resolution_mm).affine)
+    return dilated(region, VENTRICLES_MARGIN_MM, atlas.template(resolution_mm).affine)
 
 
 @dataclass(frozen=True, eq=False)
