@@ -8,8 +8,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from dicom_writer import write_series
 from made_head import made_head, random_affine
-from test_scanfile import write_series
 
 SHAPE, AFFINE = (44, 48, 42), np.diag([4.0, 4, 4, 1])
 CLASSIFIED = "classified"
@@ -81,8 +81,11 @@ def damaged() -> dict[str, tuple[str, bytes, str]]:
 
 def archives(folder: Path) -> dict[str, tuple[str, bytes, str]]:
     """The same of zips."""
-    t1 = {file.name: file.read_bytes() for file in write_series(folder / "t1", volume(), AFFINE, "T1 MPRAGE").iterdir()}
-    t2 = {f"b/{f.name}": f.read_bytes() for f in write_series(folder / "t2", volume(), AFFINE, "Ax T2", 4).iterdir()}
+    t1 = {file.name: file.read_bytes() for file in write_series(volume(), AFFINE, folder / "t1", "T1 MPRAGE").iterdir()}
+    t2 = {
+        f"b/{f.name}": f.read_bytes()
+        for f in write_series(volume(), AFFINE, folder / "t2", "Ax T2", number=4).iterdir()
+    }
     name, content = next(iter(t1.items()))
     ct = {key: value.replace(b"CS\x02\x00MR", b"CS\x02\x00CT") for key, value in t1.items()}
     gap = {key: value for number, (key, value) in enumerate(sorted(t1.items())) if number not in range(18, 20)}

@@ -31,8 +31,8 @@ Label = tuple[str | None, str]
 def list_scans(source: AdniSource, _folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
     """List every image under an ADNI download, or any folder of files with ADNI names.
 
-    Each image found has a row; one that is not to be used says why in ``excluded``, one without a label has an empty
-    diagnosis, and one to which the tables give several labels has a row for each. A folder of DICOM files is one image:
+    Each image has a row. ``excluded`` has the reason why an image is not used; an image without a label has an empty
+    diagnosis, and one with several labels in the tables has a row for each. A folder of DICOM files is one image:
     ``path`` is the folder and ``sha256`` the digest of its files' sorted digests.
 
     Raises

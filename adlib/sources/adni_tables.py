@@ -184,19 +184,19 @@ def _is_visits(fields: dict[str, str]) -> bool:
 def _read(path: Path, kinds: dict[str, tuple[str, ...]]) -> tuple[pd.DataFrame, dict[str, str]]:
     """A table with a column for every field, empty where the file has none, and the file's names of them."""
     table = read_user_table(path)
-    own = _columns(list(table.columns), kinds)
+    names = _columns(list(table.columns), kinds)
     return pd.DataFrame(
-        {name: table[own[name]] if name in own else None for name in kinds}, table.index, dtype=object
-    ), own
+        {name: table[names[name]] if name in names else None for name in kinds}, table.index, dtype=object
+    ), names
 
 
 def _read_collection(path: Path, tables: AdniTables) -> None:
-    table, own = _read(path, _COLLECTION)
-    dates, ages = _dates(table["date"], own.get("date"), path), _numbers(table["age"], own.get("age"), path)
+    table, names = _read(path, _COLLECTION)
+    dates, ages = _dates(table["date"], names.get("date"), path), _numbers(table["age"], names.get("age"), path)
     for row, day, age in zip(table.itertuples(), dates, ages, strict=True):
         found = re.fullmatch(r"[ID]?(\d+)", row.image_id or "")
         if not found:
-            raise _fault(path, row.Index, own["image_id"], row.image_id, "an image id such as I120562")
+            raise _fault(path, row.Index, names["image_id"], row.image_id, "an image id such as I120562")
         tables.images[f"I{found[1]}"].append(
             Listed(
                 table=path.name,
@@ -213,9 +213,9 @@ def _read_collection(path: Path, tables: AdniTables) -> None:
 
 
 def _read_visits(path: Path, tables: AdniTables) -> None:
-    table, own = _read(path, _VISITS)
-    dates, entered = (_dates(table[name], own.get(name), path) for name in ("date", "entered"))
-    ages = _numbers(table["age"], own.get("age"), path)
+    table, names = _read(path, _VISITS)
+    dates, entered = (_dates(table[name], names.get(name), path) for name in ("date", "entered"))
+    ages = _numbers(table["age"], names.get("age"), path)
     for row, day, typed, age in zip(table.itertuples(), dates, entered, ages, strict=True):
         tables.visits[_rid(row, path)].append(
             Visit(

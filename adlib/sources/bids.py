@@ -83,13 +83,13 @@ def _describe(
     label = person.get(source.label_column)
     label = None if pd.isna(label) else source.labels.get(label, label)
     date = person.get("acq_time")
-    known = {name: person[name] for name in ("age", "sex", "site", "phase") if not pd.isna(person.get(name))}
+    facts = {name: person[name] for name in ("age", "sex", "site", "phase") if not pd.isna(person.get(name))}
     return {
         **scan,
         "diagnosis": label,
         "label_source": f"{source.label_column} of the BIDS tables",
         **({} if pd.isna(date) else {"acquisition_date": str(date)[:10]}),
-        **known,
+        **facts,
     }
 
 

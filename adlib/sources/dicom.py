@@ -37,7 +37,7 @@ _MACHINE_CODES = {5: "it cannot read its input folder", 6: "its output folder is
 
 
 class Stopped(TryAgain):
-    """The converter crashed or hung at these files, which costs them and not the run."""
+    """The converter crashed or hung on these files: they are excluded and the run goes on."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Series:
     fault : str
         Why it cannot be the T1w scan; empty where it can.
     rank : tuple
-        Larger is more likely the scan that is wanted.
+        Larger is more likely the T1w scan.
     about : dict
         The sidecar that dcm2niix wrote, identifying fields stripped.
     """
@@ -84,7 +84,7 @@ def read_dicom(path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
     -------
     image : nibabel.Nifti1Image, (X, Y, Z)
     notes : tuple of str
-        Which series was taken and why each other one was not.
+        The series taken, and the reason against each other one.
 
     Raises
     ------
@@ -207,7 +207,7 @@ def run_dcm2niix(incoming: Path, converted: Path, source: Path) -> set[str]:
 
 
 def _refuse_stopped(code: int, source: Path) -> None:
-    """Refuse what dcm2niix left when the machine stopped it; its other codes tell of files that it could not convert.
+    """Refuse the output of a dcm2niix that the machine stopped; its other codes are about files it could not convert.
 
     References
     ----------
@@ -222,13 +222,13 @@ def _refuse_stopped(code: int, source: Path) -> None:
         )
     if code in _MACHINE_CODES:
         raise TryAgain(
-            f"{source}: dcm2niix ended with code {code}, {_MACHINE_CODES[code]}; see to the disk and run again"
+            f"{source}: dcm2niix ended with code {code}, {_MACHINE_CODES[code]}; check the disk and run again"
         )
 
 
 def _gapped(log: str) -> set[str]:
-    blocks = re.split(r"^Convert \d+ DICOM as (.+) \(\d.*$", log, flags=re.M)  # warnings stand before their own line
-    return {Path(name).name for said, name in zip(blocks[::2], blocks[1::2], strict=False) if _GAP in said}
+    blocks = re.split(r"^Convert \d+ DICOM as (.+) \(\d.*$", log, flags=re.M)  # warnings precede their line
+    return {Path(name).name for warnings, name in zip(blocks[::2], blocks[1::2], strict=False) if _GAP in warnings}
 
 
 def _hint(folder: Path) -> str:
@@ -266,7 +266,7 @@ def _fault(shape: tuple[int, ...], about: dict[str, Any], text: str, kinds: set[
 
 
 def choose(series: list[Series], source: Path) -> tuple[Series, list[tuple[Series, str]]]:
-    """Take the most T1w-looking series and say why each other one was left.
+    """Choose the series that is most likely T1w, with the reason against each other one.
 
     Raises
     ------

@@ -47,7 +47,7 @@ def list_scans(source: Oasis3Source, _folder: Path, *, pool: Pool = EVERY_CORE) 
 
 
 def _tables(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Clinical visits (subject, days, cdr, age) and people (sex, age at entry), told apart by their columns."""
+    """Clinical visits (subject, days, cdr, age) and people (sex, age at entry), recognised by their columns."""
     visits, people = [], []
     for path in sorted(root.rglob("*.csv")):
         table = read_user_table(path)
@@ -99,10 +99,10 @@ def _describe(
     row |= {"sex": person.get("sex")}
     if pd.notna(person.get("entry")):
         row["age"] = round(person["entry"] + days / DAYS_PER_YEAR, 2)
-    own = visits[visits["subject"] == subject]
-    away = (own["days"] - days).abs()
-    if len(own) and away.min() <= source.window_days:
-        visit = own.loc[away.idxmin()]
+    visits = visits[visits["subject"] == subject]
+    away = (visits["days"] - days).abs()
+    if len(visits) and away.min() <= source.window_days:
+        visit = visits.loc[away.idxmin()]
         row["diagnosis"] = rating_label(visit["cdr"], source.cdr_labels)
         if "age" not in row and pd.notna(visit["age"]):
             row["age"] = round(visit["age"] + (days - visit["days"]) / DAYS_PER_YEAR, 2)

@@ -1,4 +1,4 @@
-"""One scan from whatever a person has: NIfTI, MGH, a pair of Analyze files, a folder or a zip of DICOM."""
+"""Read one scan from NIfTI, MGH, a pair of Analyze files, or a folder or zip of DICOM."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh.gz", ".mgh")
 PAIR_SUFFIXES = (".hdr", ".img")
 SUFFIXES = (*VOLUME_SUFFIXES, *PAIR_SUFFIXES, ".zip")
 MAX_BYTES = 2**30  # of voxels: twice those of 512 x 512 x 512 in single precision
-MAX_BEFORE = 16 * 2**20  # bytes of header and extensions before the voxels
-MAX_BEHIND = 2**20  # bytes behind the last voxel
-ANALYZE = "an Analyze header states no orientation: the first axis is taken as right to left, so sides may be exchanged"
+_MAX_BEFORE = 16 * 2**20  # bytes of header and extensions before the voxels
+_MAX_BEHIND = 2**20  # bytes behind the last voxel
+_ANALYZE = (
+    "an Analyze header states no orientation: the first axis is taken as right to left, so sides may be exchanged"
+)
 _GZIP_MAGIC = b"\x1f\x8b"
 _NIFTI = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by header size, which is what the first four bytes hold
 
 
 @dataclass(frozen=True)
 class ScanFile:
-    """A scan and how it was found.
+    """A scan and notes on its reading.
 
     Attributes
     ----------
@@ -39,7 +41,7 @@ class ScanFile:
     image : nibabel.Nifti1Image
         (X, Y, Z) float32 in memory; the header holds the affine and nothing else.
     notes : tuple of str
-        What a reader should know about the choice and the header.
+        Notes on the choice of a series and on the header.
     """
 
     name: str
@@ -104,22 +106,22 @@ def _read_volume(path: Path) -> tuple[nib.spatialimages.SpatialImage, tuple[str,
 
 
 def _read_pair(path: Path) -> tuple[nib.spatialimages.SpatialImage, tuple[str, ...]]:
-    header, voxels = (_beside(path, suffix) for suffix in PAIR_SUFFIXES)
+    header, voxels = (_half(path, suffix) for suffix in PAIR_SUFFIXES)
     with header.open("rb") as stream:
-        start = stream.read(MAX_BEFORE)
+        start = stream.read(_MAX_BEFORE)
     kind = nib.Nifti1Pair if start[344:347] == b"ni1" else nib.Spm99AnalyzeImage
     _check_size(_described(kind, start[:348], header), header)
-    if voxels.stat().st_size > MAX_BYTES + MAX_BEHIND:
+    if voxels.stat().st_size > MAX_BYTES + _MAX_BEHIND:
         raise StudyError(_too_much(voxels, voxels.stat().st_size))
     files = kind.filespec_to_file_map(str(header)) | {"image": nib.FileHolder(str(voxels))}
     files["header"] = nib.FileHolder(str(header))
     image, notes = _loaded(kind, lambda: kind.from_file_map(files), path)
-    return image, notes if kind is nib.Nifti1Pair else (*notes, ANALYZE)
+    return image, notes if kind is nib.Nifti1Pair else (*notes, _ANALYZE)
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def _half(path: Path, suffix: str) -> Path:
     """The half of a pair with that suffix, in whatever case it is written."""
-    found = [one for one in path.parent.iterdir() if one.name.lower() == path.name.lower()[:-4] + suffix]
+    found = [file for file in path.parent.iterdir() if file.name.lower() == path.name.lower()[:-4] + suffix]
     if not found:
         raise StudyError(f"{path.name} is half of a pair: its {suffix} is missing; give both files together")
     return found[0]
@@ -139,7 +141,7 @@ def _loaded(
 
 
 def _content(stream: BinaryIO, path: Path) -> tuple[type[nib.spatialimages.SpatialImage], bytes]:
-    """Kind and bytes of a volume; no more is kept than its header says there is."""
+    """Kind and bytes of a volume, at most as many as its header announces."""
     start = stream.read(540)
     if not start:
         raise StudyError(f"{path.name} is empty (0 bytes); copy it again")
@@ -149,15 +151,15 @@ def _content(stream: BinaryIO, path: Path) -> tuple[type[nib.spatialimages.Spati
     behind = 0
     while more := stream.read(2**20):
         behind += len(more)
-        if behind > MAX_BEHIND and kind is not nib.MGHImage:
+        if behind > _MAX_BEHIND and kind is not nib.MGHImage:
             raise StudyError(f"{path.name} goes on after the {size} bytes that its header announces; convert it again")
-        if behind > 16 * MAX_BEHIND:
+        if behind > 16 * _MAX_BEHIND:
             raise StudyError(_too_much(path, size + behind))
     return kind, content
 
 
 def _described(kind: type[nib.spatialimages.SpatialImage], start: bytes, path: Path) -> tuple[int, int]:
-    """Bytes before and of the voxels, as the header says."""
+    """Bytes before the voxels and of the voxels, from the header."""
     head = kind.header_class
     try:
         if kind is nib.MGHImage:
@@ -175,10 +177,10 @@ def _voxel_bytes(header: nib.spatialimages.SpatialHeader) -> int:
 
 def _check_size(described: tuple[int, int], path: Path) -> int:
     before, voxels = described
-    if not 0 <= before <= MAX_BEFORE:
+    if not 0 <= before <= _MAX_BEFORE:
         raise StudyError(
             f"{path.name} puts {before / 2**20:.0f} MiB of header and extensions before its voxels, at most "
-            f"{MAX_BEFORE / 2**20:.0f} are read; convert it again"
+            f"{_MAX_BEFORE / 2**20:.0f} are read; convert it again"
         )
     if voxels <= 0:
         raise StudyError(f"{path.name} announces {voxels} bytes of voxels; its header is broken, copy it again")

@@ -1,4 +1,4 @@
-"""A conversion is done once for a source and its code, and what it wrote is checked before it is taken again."""
+"""Conversions that run once for the same source and code; their output is verified before it is used again."""
 
 from __future__ import annotations
 
@@ -13,51 +13,51 @@ from adlib.study.records import StudyError, TryAgain, digest, file_digest, is_pa
 
 
 def raise_if_passing(error: Exception, path: Path) -> None:
-    """Return if `error` may come from the bytes of `path`.
+    """Return if the bytes of `path` may cause `error`.
 
     Raises
     ------
     TryAgain
-        If it tells of the disk, the memory or the permissions.
+        If the cause is the disk, the memory or the permissions.
     """
     if is_passing(error):
         raise TryAgain(
             f"{path} could not be read or converted ({type(error).__name__}: {error}); "
-            "see to the disk, the memory and the permissions of this machine, then run again"
+            "check the disk, the memory and the permissions of this machine, then run again"
         ) from error
 
 
 @lru_cache(maxsize=64)
 def code_of(module: str, *packages: str) -> str:
-    """Digest of a module that converts, with all that it imports, and of the versions of more packages."""
+    """Digest of a converting module with all its imports, and of the versions of further packages."""
     return digest([code_digest(module), package_versions(packages)])
 
 
 def converted(target: Path, record: Path, key: str, convert: Callable[[], Any]) -> Any:
-    """Convert, unless that was done for the same key and the target and its record are as they were left.
+    """Convert, unless the target and its record are unchanged since a conversion for the same key.
 
     Parameters
     ----------
     target : path
         File or folder that `convert` writes; it is removed first. `convert` may leave it out.
     record : path
-        JSON file, written last: the key, the target's SHA-256, and what `convert` returned.
+        JSON file, written last: the key, the target's SHA-256, and the return value of `convert`.
     key : str
-        Digest of everything that decides the outcome.
+        Digest of everything that determines the output.
     convert : callable
         Returns something that JSON can hold.
 
     Returns
     -------
     object
-        What `convert` returned, as JSON gives it back.
+        Return value of `convert`, after JSON.
     """
     stored = _stored(record)
-    if stored is not None and stored == _entry(key, target, stored.get("told")):
-        return stored["told"]
+    if stored is not None and stored == _entry(key, target, stored.get("result")):
+        return stored["result"]
     _remove(target)
     write_json(_entry(key, target, convert()), record)
-    return read_json(record)["told"]
+    return read_json(record)["result"]
 
 
 def _stored(record: Path) -> dict[str, Any] | None:
@@ -68,8 +68,8 @@ def _stored(record: Path) -> dict[str, Any] | None:
     return stored if isinstance(stored, dict) else None
 
 
-def _entry(key: str, target: Path, told: Any) -> dict[str, Any]:
-    entry = {"key": key, "sha256": _content(target), "told": told}
+def _entry(key: str, target: Path, result: Any) -> dict[str, Any]:
+    entry = {"key": key, "sha256": _content(target), "result": result}
     return entry | {"record_sha256": digest(entry)}
 
 

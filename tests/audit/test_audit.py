@@ -46,7 +46,7 @@ def stops(audit):
     return set(audit.findings.loc[audit.findings["decision"] == "stop", "check"])
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(3))
 def test_clean_cohorts_go_on(seed):
     audit = audited(listing(seed))
     assert stops(audit) == set()
@@ -72,20 +72,20 @@ def planted(fault):
 @pytest.mark.parametrize(
     "fault", ["scan-two-labels", "visit-two-labels", "same-image", "acquisition-tells-label", "participants"]
 )
-def test_each_planted_fault_stops_the_study_by_name(fault):
+def test_planted_fault_stops_the_study(fault):
     audit = audited(planted(fault))
     assert fault in stops(audit)
     with pytest.raises(AuditStop, match=rf"\[{fault}\]"):
         enforce(audit.findings)
 
 
-def test_an_accepted_stop_goes_on_and_says_so():
+def test_accepted_stop_is_recorded():
     audit = audited(planted("same-image"), accept=("same-image",))
     enforce(audit.findings)
     assert "accepted by params" in set(audit.findings["decision"])
 
 
-def test_unlabelled_and_foreign_scans_are_left_out_and_counted():
+def test_scans_without_a_class_are_excluded():
     table = listing()
     table.loc[[0, 2], "diagnosis"] = None
     table.loc[1, "diagnosis"] = "SMC"
@@ -94,7 +94,7 @@ def test_unlabelled_and_foreign_scans_are_left_out_and_counted():
     assert {"label-missing", "label-outside"} <= set(audit.findings["check"])
 
 
-def test_an_empty_cohort_is_an_error_with_the_labels_found():
+def test_empty_cohort_is_refused():
     with pytest.raises(StudyError, match=r"empty cohort.*'CN'"):
         run_audit(listing(), ("x", "y"), AuditParams(), seed=1)
 
@@ -111,20 +111,20 @@ def metadata_auc(table, *columns):
     return macro_auc(*predict_label(first_scans(audited(table).manifest), columns, 1))
 
 
-def test_metadata_score_is_chance_for_noise_and_one_for_a_copy_of_the_label():
+def test_metadata_auc_of_noise_and_of_the_label():
     assert metadata_auc(planted("acquisition-tells-label"), "site") == pytest.approx(1)
     noise = [metadata_auc(listing(seed, 100), "site", "field_strength_T") for seed in range(5)]
     assert abs(np.mean(noise) - 0.5) < 0.08
 
 
-def test_associations_find_the_planted_one_first():
+def test_planted_association_ranks_first():
     found = associations(audited(planted("acquisition-tells-label")).manifest)
     assert found.iloc[0]["column"] == "site"
     assert found.iloc[0]["association"] > 0.95
     assert (found.iloc[1:]["p_holm"] > 0.05).all()
 
 
-def test_every_check_is_described_and_raised_somewhere():
+def test_every_check_is_documented_and_used():
     package = Path(audit_package.__file__).parent
     code = "".join(path.read_text() for path in package.glob("*.py") if path.name != "findings.py")
     page = (package.parents[1] / "docs" / "audit.md").read_text(encoding="utf-8")
@@ -133,7 +133,7 @@ def test_every_check_is_described_and_raised_somewhere():
         assert f"| `{name}` | {', '.join(check.severities)} | {check.meaning} | {check.remedy} |" in page, name
 
 
-def test_a_number_with_equal_class_means_has_no_association():
+def test_equal_class_means_have_no_association():
     table = listing().assign(voxel_z_mm=np.repeat([0.94 * 2, 1.2 * 2], 2).tolist() * 20)
     row = associations(audited(table).manifest).set_index("column").loc["voxel_z_mm"]
     assert row["association"] == 0

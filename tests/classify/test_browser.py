@@ -9,6 +9,7 @@ import nbformat
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_writer import write_series
 from PIL import Image
 from playwright.sync_api import expect
 from served import (  # noqa: F401
@@ -26,7 +27,6 @@ from served import (  # noqa: F401
     write_form,
 )
 from test_form import prediction_of
-from test_scanfile import write_series
 
 from adlib.classify.model_store import simulate_scans
 from adlib.classify.result import as_record
@@ -149,7 +149,7 @@ def scans(tmp_path_factory):
     source = params.source.model_copy(update={"participants_per_class": 1, "followup_fraction": 0.0})
     files = [Path(path) for path in simulate_scans(params.model_copy(update={"source": source}), folder)["path"]]
     image = nib.load(files[0])
-    write_series(folder / "series", np.asarray(image.dataobj).astype(np.int16), image.affine, "T1 MPRAGE")
+    write_series(np.asarray(image.dataobj).astype(np.int16), image.affine, folder / "series", "T1 MPRAGE")
     return files, Path(shutil.make_archive(str(folder / "series"), "zip", folder / "series"))
 
 

@@ -56,7 +56,7 @@ def test_resample_follows_a_world_affine():
     [("coronal", 2, 0), ("axial", 1, 0), ("sagittal", 2, 1)],
 )
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR"])
-def test_slices_are_upright_whatever_the_storage_order(plane, up, right, codes):
+def test_slices_are_upright_in_any_orientation(plane, up, right, codes):
     volume, affine = ramp()
     image = nib.Nifti1Image(volume, affine)
     turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes))
@@ -71,7 +71,7 @@ def test_slices_are_upright_whatever_the_storage_order(plane, up, right, codes):
     assert picture[-1, 0] == pytest.approx(corner @ weights)
 
 
-def test_a_slice_outside_the_volume_is_refused():
+def test_slice_outside_the_volume_is_refused():
     volume, affine = ramp()
     with pytest.raises(StudyError, match=r"coronal slice at 90 mm lies outside.*-23 to 23 mm"):
         extract_slice(volume, affine, "coronal", 90)

@@ -27,12 +27,12 @@ def files(folder):
     return {str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_the_cohort_is_the_same_whatever_the_number_of_workers(cohort, tmp_path):
+def test_cohort_is_independent_of_workers(cohort, tmp_path):
     phantom.write_cohort(SOURCE, CLASSES, 5, tmp_path, pool=Pool(workers=2))
     assert files(tmp_path) == files(cohort)
 
 
-def test_an_interrupted_cohort_is_completed_and_not_rewritten(cohort):
+def test_interrupted_cohort_is_completed(cohort):
     before = files(cohort)
     scans = sorted((cohort / "truth" / "scans").iterdir())
     scans[1].unlink()
@@ -44,7 +44,7 @@ def test_an_interrupted_cohort_is_completed_and_not_rewritten(cohort):
 
 
 @pytest.mark.parametrize("damage", ["deleted", "cut", "record", "record cut", "sidecar"])
-def test_a_head_that_is_not_as_it_was_written_is_written_again(cohort, damage):
+def test_damaged_head_is_written_again(cohort, damage):
     before = files(cohort)
     head = cohort / "bids" / "sub-0002" / "ses-01" / "anat" / "sub-0002_ses-01_T1w.nii.gz"
     record = cohort / "truth" / "scans" / "sub-0002_ses-01_T1w.json"
@@ -64,7 +64,7 @@ def test_a_head_that_is_not_as_it_was_written_is_written_again(cohort, damage):
     assert files(cohort) == before
 
 
-def test_a_changed_seed_writes_another_cohort(cohort, tmp_path):
+def test_seed_changes_the_cohort(cohort, tmp_path):
     small = SOURCE.model_copy(update={"participants_per_class": 1})
     phantom.write_cohort(small, CLASSES, 5, tmp_path, pool=HERE)
     first = files(tmp_path)
@@ -72,7 +72,7 @@ def test_a_changed_seed_writes_another_cohort(cohort, tmp_path):
     assert files(tmp_path)["truth/truth.tsv"] != first["truth/truth.tsv"]
 
 
-def test_images_carry_their_site_orientation_and_the_true_affine_leads_to_mni(cohort):
+def test_orientation_by_site_and_true_affine_to_mni(cohort):
     truth = read_table(cohort / "truth" / "truth.tsv", phantom.TRUTH)
     codes = {s.site: s.orientation for s in phantom.SCANNERS}
     template = atlas.template(4.0)
@@ -89,7 +89,7 @@ def test_images_carry_their_site_orientation_and_the_true_affine_leads_to_mni(co
         assert values[white].mean() > 1.5 * values[fluid].mean()
 
 
-def test_severity_shrinks_what_it_should_and_keeps_the_head():
+def test_severity_changes_volumes_but_not_icv():
     pose = np.diag([1.1, 1.1, 1.1, 1.0])
     scanner = phantom.SCANNERS[0]
     well, ill = (image_head(Subject(s, 70.0, pose, 1, 2), scanner, 3.0)[2] for s in (0.0, 1.0))
@@ -101,7 +101,7 @@ def test_severity_shrinks_what_it_should_and_keeps_the_head():
     assert 1000 < well["icv_ml"] < 2000
 
 
-def test_true_brain_fractions_meet_oasis():
+def test_true_brain_fractions_match_oasis():
     """Mean ages and severities of the classes give OASIS-1's brain fractions to within a third of their spread."""
     pose = np.diag([1.1, 1.1, 1.1, 1.0])
     for (age, severity), (mean, sd) in {
@@ -113,7 +113,7 @@ def test_true_brain_fractions_meet_oasis():
         assert abs(truth["nbv"] - mean) < sd / 3
 
 
-def test_the_bayes_ceiling_is_what_the_best_rule_reaches():
+def test_bayes_ceiling_is_reached_by_the_best_rule():
     source = PhantomSource(kind="phantom")
     ceiling = phantom.bayes_ceiling(source, CLASSES)
     assert 0.25 < ceiling["severity"] <= ceiling["severity_and_age"] < 0.75
@@ -126,7 +126,7 @@ def test_the_bayes_ceiling_is_what_the_best_rule_reaches():
     assert p.sum(1) == pytest.approx(1)
 
 
-def test_the_best_possible_classifier_tells_ad_from_cn_a_little_better_than_studies_of_patients():
+def test_bayes_ceiling_of_ad_against_cn_is_realistic():
     """Leak-free studies reach 0.80 to 0.87 (Wen et al. 2020, doi:10.1016/j.media.2020.101694)."""
     source = PhantomSource(kind="phantom", severity_mean=(0.1, 1.0))
     ceiling = phantom.bayes_ceiling(source, ("CN", "AD"))

@@ -56,7 +56,7 @@ def only(root, **settings):
     return table.iloc[0]
 
 
-def test_a_download_with_its_collection_is_listed_whole(tmp_path):
+def test_download_with_collection(tmp_path):
     path = download(tmp_path)
     collection(tmp_path, listed_line())
     row = only(tmp_path)
@@ -73,7 +73,7 @@ def test_a_download_with_its_collection_is_listed_whole(tmp_path):
 
 @pytest.mark.parametrize("day", ["10/14/2008", "2008-10-14", "2008-10-14 00:00:00.0", "2008/10/14"])
 @pytest.mark.parametrize("header", [HEADER, HEADER.replace("Image Data ID", "Image ID"), HEADER.upper()])
-def test_collections_in_every_dialect_give_the_same_row(tmp_path, day, header):
+def test_collection_dialects_are_equivalent(tmp_path, day, header):
     image(tmp_path / "flat" / flat())
     collection(tmp_path, listed_line(day=day, number=IMAGE[1:] if "Data" not in header else IMAGE))
     text = (tmp_path / "study_1_05_2010.csv").read_text().replace(HEADER, header)
@@ -82,7 +82,7 @@ def test_collections_in_every_dialect_give_the_same_row(tmp_path, day, header):
     assert (row["session_id"], row["diagnosis"], row["age"]) == ("ses-20081014", "MCI", 74.0)
 
 
-def test_names_without_tables_are_labelled_by_their_class_folder_and_dated_by_archiving(tmp_path, capsys):
+def test_class_folder_labels_without_tables(tmp_path, capsys):
     image(tmp_path / "Normal" / flat(image="I1"))
     image(tmp_path / "train" / "EMCI" / flat("005_S_10221", "I2", end=".nii"))
     image(tmp_path / "odd" / flat(image="I3"))
@@ -102,7 +102,7 @@ def test_names_without_tables_are_labelled_by_their_class_folder_and_dated_by_ar
         (SUBJECT, "I7", "file name of I7"),
     ],
 )
-def test_a_file_that_lies_in_a_folder_of_another_is_excluded(tmp_path, subject, number, reason):
+def test_file_in_folder_of_another_subject_is_excluded(tmp_path, subject, number, reason):
     download(tmp_path)
     download(tmp_path, name=flat(subject, number))
     collection(tmp_path, listed_line())
@@ -112,7 +112,7 @@ def test_a_file_that_lies_in_a_folder_of_another_is_excluded(tmp_path, subject, 
     assert table.loc[table["excluded"].notna(), "diagnosis"].isna().all()
 
 
-def test_what_is_no_adni_image_is_listed_with_the_reason_and_hidden_files_are_not(tmp_path):
+def test_other_files_are_excluded_and_hidden_ones_ignored(tmp_path):
     download(tmp_path)
     image(tmp_path / "other" / "brain.nii")
     (tmp_path / "other" / f"._{flat()}").write_bytes(b"junk of another system")
@@ -124,14 +124,14 @@ def test_what_is_no_adni_image_is_listed_with_the_reason_and_hidden_files_are_no
     assert "neither an ADNI file name" in table.loc["other-brain-nii", "excluded"]
 
 
-def test_a_plain_name_in_an_adni_folder_is_known_by_its_folder(tmp_path):
+def test_plain_file_name_in_adni_folder(tmp_path):
     download(tmp_path, name="scan.nii")
     collection(tmp_path, listed_line())
     row = only(tmp_path)
     assert (row["image_id"], row["participant_source"], row["diagnosis"]) == (IMAGE, "folder name", "MCI")
 
 
-def test_a_folder_of_dicom_files_is_one_scan(tmp_path):
+def test_dicom_folder_is_one_scan(tmp_path):
     folder = tmp_path / "ADNI" / SUBJECT / "MP-RAGE" / "2008-10-14_09_08_07.0" / IMAGE
     folder.mkdir(parents=True)
     files = [folder / f"ADNI_{SUBJECT}_MR_MP-RAGE_br_raw_20090109102030123_{n}_S52648_{IMAGE}.dcm" for n in (1, 2)]
@@ -148,7 +148,7 @@ def test_a_folder_of_dicom_files_is_one_scan(tmp_path):
     assert read(tmp_path)["excluded"].dropna().tolist() == [f"the folder mixes DICOM files of {IMAGE}, I9"]
 
 
-def test_an_image_with_two_groups_has_two_rows_and_repeated_lines_one(tmp_path):
+def test_image_with_two_groups_has_two_rows(tmp_path):
     download(tmp_path)
     collection(tmp_path, listed_line(), listed_line(), name="a.csv")
     assert len(read(tmp_path)) == 1
@@ -158,13 +158,13 @@ def test_an_image_with_two_groups_has_two_rows_and_repeated_lines_one(tmp_path):
     assert table["scan_id"].nunique() == table["image_id"].nunique() == 1
 
 
-def test_a_table_that_knows_the_image_as_anothers_excludes_it(tmp_path):
+def test_image_listed_under_another_subject_is_excluded(tmp_path):
     download(tmp_path)
     collection(tmp_path, listed_line(subject="003_S_0001"))
     assert only(tmp_path)["excluded"] == "its name is of 002_S_0295, study_1_05_2010.csv lists it under 003_S_0001"
 
 
-def test_listed_ids_that_are_not_on_disk_and_other_tables_are_told(tmp_path, capsys):
+def test_missing_images_and_other_tables_are_reported(tmp_path, capsys):
     download(tmp_path)
     collection(tmp_path, listed_line(), listed_line(number="I8"), listed_line(number="I9"))
     (tmp_path / "MMSE.csv").write_text("RID,VISCODE,MMSCORE\n295,bl,29\n")
@@ -191,7 +191,7 @@ VISITS = (
         ({"label": "visit", "window_days": 5}, None, "no diagnosis within 5 days"),
     ],
 )
-def test_each_label_policy_takes_its_own_diagnosis(tmp_path, settings, diagnosis, words):
+def test_label_policies(tmp_path, settings, diagnosis, words):
     download(tmp_path)
     download(tmp_path, number="I2", day="2006-05-02")
     collection(tmp_path, listed_line(group="LMCI"), listed_line(number="I2", day="5/2/2006", group="LMCI"))
@@ -201,14 +201,14 @@ def test_each_label_policy_takes_its_own_diagnosis(tmp_path, settings, diagnosis
     assert words in row["label_source"]
 
 
-def test_age_sex_field_and_phase_come_from_the_visits_where_no_collection_has_them(tmp_path):
+def test_visits_supply_age_sex_field_and_phase(tmp_path):
     download(tmp_path)
     merge(tmp_path, *VISITS)
     row = only(tmp_path, label="visit")
     assert (row["age"], row["sex"], row["field_strength_T"], row["phase"]) == (74.6, "F", 1.5, "ADNI1")
 
 
-def test_the_day_of_archiving_never_finds_a_visit(tmp_path):
+def test_day_of_archiving_never_matches_a_visit(tmp_path):
     image(tmp_path / flat(archived="20081014102030123"))
     download(tmp_path, number="I2")
     merge(tmp_path, *VISITS)
@@ -219,7 +219,7 @@ def test_the_day_of_archiving_never_finds_a_visit(tmp_path):
 
 @pytest.mark.parametrize(("column", "code"), [(column, code) for column, codes in CODES.items() for code in codes])
 @pytest.mark.parametrize("ending", ["", ".0"])
-def test_each_code_of_the_diagnostic_summary(tmp_path, column, code, ending):
+def test_dxsum_codes(tmp_path, column, code, ending):
     download(tmp_path)
     cells = {"DXCURREN": "-4", "DXCHANGE": "", "DIAGNOSIS": "NA"} | {column: code + ending}
     header, line = ",".join(cells), ",".join(cells.values())
@@ -229,7 +229,7 @@ def test_each_code_of_the_diagnostic_summary(tmp_path, column, code, ending):
     assert (row["diagnosis"], row["phase"], row["excluded"]) == (CODES[column][code], "ADNI2", None)
 
 
-def test_the_codes_are_those_of_the_data_dictionary():
+def test_codes_match_the_data_dictionary():
     assert {code: CODES["DXCHANGE"][code] for code in "124356789"} == {
         **{"1": "CN", "7": "CN", "9": "CN"},
         **{"2": "MCI", "4": "MCI", "8": "MCI"},
@@ -238,7 +238,7 @@ def test_the_codes_are_those_of_the_data_dictionary():
     assert CODES["DXCURREN"] == CODES["DIAGNOSIS"] == {"1": "CN", "2": "MCI", "3": "AD"}
 
 
-def test_without_dx_bl_the_first_visit_is_the_baseline(tmp_path):
+def test_first_visit_is_the_baseline_without_dx_bl(tmp_path):
     download(tmp_path)
     lines = ["RID,VISCODE,EXAMDATE,DIAGNOSIS", "295,m12,2007-05-01,3", "295,bl,,2", "295,m06,2006-11-01,1"]
     (tmp_path / "DXSUM.csv").write_text("\n".join(lines) + "\n")
@@ -247,7 +247,7 @@ def test_without_dx_bl_the_first_visit_is_the_baseline(tmp_path):
     assert only(tmp_path, label="baseline")["diagnosis"] == "CN"
 
 
-def test_tables_of_one_kind_are_put_together_and_contradictions_at_one_visit_show(tmp_path):
+def test_tables_are_joined_and_contradictions_kept(tmp_path):
     download(tmp_path)
     download(tmp_path, "005_S_0221", "I5")
     merge(tmp_path, VISITS[1], name="one.csv")
@@ -271,14 +271,14 @@ def test_tables_of_one_kind_are_put_together_and_contradictions_at_one_visit_sho
         ("bl", (), True),
     ],
 )
-def test_scans_of_other_phases_are_listed_as_excluded(tmp_path, visit, phases, kept):
+def test_other_phases_are_excluded(tmp_path, visit, phases, kept):
     download(tmp_path)
     collection(tmp_path, listed_line(visit=visit))
     reason = only(tmp_path, phases=phases)["excluded"]
     assert reason is None if kept else "not among source.phases" in reason
 
 
-def test_an_open_phase_is_settled_by_the_visit(tmp_path):
+def test_visit_settles_an_open_phase(tmp_path):
     download(tmp_path)
     collection(tmp_path, listed_line())
     merge(tmp_path, *VISITS)
@@ -301,14 +301,14 @@ def test_an_open_phase_is_settled_by_the_visit(tmp_path):
         ("RID,VISCODE,DXCHANGE\n295,bl,1\n295,m12,12\n", r"line 3, column 'DXCHANGE': '12' where one of the codes"),
     ],
 )
-def test_broken_tables_name_file_line_and_column(tmp_path, table, words):
+def test_table_errors_name_file_line_and_column(tmp_path, table, words):
     download(tmp_path)
     (tmp_path / "brought.csv").write_text(table)
     with pytest.raises(StudyError, match=rf"brought\.csv, {words}"):
         read(tmp_path)
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_missing_images_tables_and_labels(tmp_path):
     with pytest.raises(StudyError, match=r"source\.root .* is not a folder"):
         read(tmp_path / "none")
     with pytest.raises(StudyError, match=r"no \.nii"):
@@ -326,7 +326,7 @@ def test_what_is_missing_is_said(tmp_path):
         read(tmp_path, tables=(tmp_path / "MMSE.csv",))
 
 
-def test_named_tables_are_read_and_others_are_not(tmp_path):
+def test_only_given_tables_are_read(tmp_path):
     root, elsewhere = tmp_path / "root", tmp_path / "tables"
     elsewhere.mkdir()
     download(root)
@@ -335,7 +335,7 @@ def test_named_tables_are_read_and_others_are_not(tmp_path):
     assert only(root, tables=(elsewhere / "study_1_05_2010.csv",))["diagnosis"] == "CN"
 
 
-def test_names_and_folders_that_are_not_adnis():
+def test_other_names_and_folders():
     assert adni.read_name("brain.nii") is adni.read_name(flat(archived="20081314102030123")) is None
     assert adni.read_name(f"{SUBJECT}_{IMAGE}.nii") is None
     assert adni.name_facts("brain.nii") is None
@@ -344,7 +344,7 @@ def test_names_and_folders_that_are_not_adnis():
     assert set(whole) <= set(LISTING.columns)
 
 
-def test_a_folder_by_series_names_the_scan_by_its_series(tmp_path):
+def test_folder_by_series(tmp_path):
     folder = tmp_path / SUBJECT / "MP-RAGE" / "2008-10-14_09_08_07.0" / "S52648"
     assert adni.read_folder(folder).series_id == "S52648"
     image(folder / "scan.nii")
@@ -352,7 +352,7 @@ def test_a_folder_by_series_names_the_scan_by_its_series(tmp_path):
     assert only(tmp_path, label="visit")["scan_id"] == "sub-ADNI002S0295_ses-20081014_acq-S52648_T1w"
 
 
-def test_the_params_file_names_the_root_by_the_environment(tmp_path, monkeypatch):
+def test_params_file_reads_root_from_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("ADNI_ROOT", str(tmp_path))
     params = load_params("params/adni.yaml")
     assert params.source.root == tmp_path

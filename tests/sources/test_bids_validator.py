@@ -51,14 +51,14 @@ def cohort(tmp_path_factory):
     return root
 
 
-def test_a_written_cohort_has_no_error_and_no_warning_but_those_of_what_a_simulation_lacks(cohort):
+def test_written_cohort_is_valid_bids(cohort):
     assert "n/a" in (cohort / "participants.tsv").read_text() and list(cohort.glob("sub-*/ses-02"))
     found = issues(cohort)
     assert not found["error"]
     assert {one for one in found["warning"] if one[0] != UNKNOWN} <= TOLERATED
 
 
-def test_the_cohort_is_read_back_with_what_is_missing_left_empty(cohort):
+def test_missing_values_are_read_back_as_empty(cohort):
     listed = list_source(BidsSource(kind="bids", root=cohort), cohort, pool=HERE).set_index("participant_id")
     truth = read_table(cohort.parent / "truth" / "truth.tsv", phantom.TRUTH)
     assert sorted(listed["scan_id"]) == sorted(truth["scan_id"])
@@ -101,7 +101,7 @@ def cut_short(root):
         (cut_short, "NIFTI_HEADER_UNREADABLE"),
     ],
 )
-def test_a_spoilt_copy_has_the_error(cohort, tmp_path, spoil, code):
+def test_validator_finds_planted_errors(cohort, tmp_path, spoil, code):
     shutil.copytree(cohort, tmp_path / "bids")
     spoil(tmp_path / "bids")
     assert code in issues(tmp_path / "bids")["error"]

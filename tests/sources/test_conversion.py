@@ -56,7 +56,7 @@ def pixels(row):
         ("exit 7", "code 7"),
     ],
 )
-def test_a_stopped_converter_stops_the_run_and_the_next_run_converts(session, tmp_path, monkeypatch, line, words):
+def test_stopped_converter_stops_the_run(session, tmp_path, monkeypatch, line, words):
     with monkeypatch.context() as patched:
         converter(patched, tmp_path / "converter", line)
         with pytest.raises(StudyError, match=words):
@@ -70,9 +70,7 @@ def test_a_stopped_converter_stops_the_run_and_the_next_run_converts(session, tm
     ("line", "words"),
     [("kill -SEGV $$", "dcm2niix crashed .Segmentation fault.*export"), ("exec sleep 60", "took over")],
 )
-def test_a_session_that_crashes_or_hangs_the_converter_is_left_out_alone_and_tried_again(
-    session, tmp_path, monkeypatch, line, words
-):
+def test_crash_or_hang_excludes_the_session_until_next_run(session, tmp_path, monkeypatch, line, words):
     with monkeypatch.context() as patched:
         converter(patched, tmp_path / "converter", line)
         patched.setattr(dicom, "TIMEOUT_S", 0.5 if "sleep" in line else 30)
@@ -82,7 +80,7 @@ def test_a_session_that_crashes_or_hangs_the_converter_is_left_out_alone_and_tri
     assert "excluded" not in row
 
 
-def test_half_of_an_analyze_pair_is_left_out_until_the_other_half_is_there(tmp_path):
+def test_half_of_an_analyze_pair_is_excluded(tmp_path):
     session = tmp_path / "OAS1_0001_MR1" / "RAW"
     session.mkdir(parents=True)
     image = nib.Spm99AnalyzeImage(VOLUME, AFFINE)
@@ -94,7 +92,7 @@ def test_half_of_an_analyze_pair_is_left_out_until_the_other_half_is_there(tmp_p
     assert "excluded" not in oasis._converted(row, tmp_path / "out")
 
 
-def test_what_a_killed_converter_left_is_not_taken(session, tmp_path, monkeypatch):
+def test_output_of_a_killed_converter_is_refused(session, tmp_path, monkeypatch):
     whole = dicom.dcm2niix.bin
     converter(monkeypatch, tmp_path / "converter", f'"{whole}" "$@"; kill -9 $$')
     with pytest.raises(StudyError, match="signal 9"):
@@ -102,7 +100,7 @@ def test_what_a_killed_converter_left_is_not_taken(session, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(("code", "lists"), [(2, False), (1, True), (4, True), (8, True)])
-def test_other_codes_of_the_converter_tell_of_the_files(session, tmp_path, monkeypatch, code, lists):
+def test_other_exit_codes_concern_the_files(session, tmp_path, monkeypatch, code, lists):
     whole = dicom.dcm2niix.bin
     converter(monkeypatch, tmp_path / "converter", f'"{whole}" "$@"; exit {code}' if lists else f"exit {code}")
     (row,) = dicom_tree.convert_session(session, tmp_path / "out")
@@ -111,7 +109,7 @@ def test_other_codes_of_the_converter_tell_of_the_files(session, tmp_path, monke
 
 
 @pytest.mark.parametrize("error", SYSTEM, ids=["EIO", "ENOSPC", "memory"])
-def test_a_fault_of_the_machine_while_unpacking_is_not_stored(session, tmp_path, monkeypatch, error):
+def test_system_error_while_unpacking_is_not_stored(session, tmp_path, monkeypatch, error):
     with zipfile.ZipFile(tmp_path / "visit.zip", "w") as archive:
         for file in sorted((tmp_path / "dicom").iterdir()):
             archive.write(file, file.name)
@@ -124,7 +122,7 @@ def test_a_fault_of_the_machine_while_unpacking_is_not_stored(session, tmp_path,
     assert "excluded" not in row
 
 
-def test_a_zip_that_is_damaged_is_an_exclusion_and_stays_one(session, tmp_path, monkeypatch):
+def test_damaged_zip_stays_excluded(session, tmp_path, monkeypatch):
     session["path"] = str(tmp_path / "visit.zip")
     (tmp_path / "visit.zip").write_bytes(b"no zip")
     (row,) = dicom_tree.convert_session(session, tmp_path / "out")
@@ -133,7 +131,7 @@ def test_a_zip_that_is_damaged_is_an_exclusion_and_stays_one(session, tmp_path, 
     assert dicom_tree.convert_session(session, tmp_path / "out") == [row]
 
 
-def test_other_code_or_another_converter_converts_again_and_the_same_does_not(session, tmp_path, monkeypatch):
+def test_changed_code_or_converter_converts_again(session, tmp_path, monkeypatch):
     calls = []
     read = dicom_tree.list_series
     monkeypatch.setattr(dicom_tree, "list_series", lambda where: calls.append(where) or read(where))
@@ -154,7 +152,7 @@ def test_other_code_or_another_converter_converts_again_and_the_same_does_not(se
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "list", "bytes", "value", "image", "no image"])
-def test_a_damaged_record_or_image_is_made_again(session, tmp_path, damage):
+def test_damaged_record_or_image_is_converted_again(session, tmp_path, damage):
     (row,) = dicom_tree.convert_session(session, tmp_path / "out")
     image, record = (tmp_path / "out" / f"sub-1_ses-1_T1w{end}" for end in (".nii.gz", ".json"))
     before, text = file_digest(image), record.read_text()
@@ -178,7 +176,7 @@ def oasis_row(folder, values=VOLUME):
     return {"path": str(folder / "image.hdr"), "scan_id": "sub-1_ses-1_T1w"}
 
 
-def test_a_replaced_oasis_image_is_converted_again_and_the_same_is_not(tmp_path):
+def test_replaced_oasis_image_is_converted_again(tmp_path):
     row = oasis_row(tmp_path / "in")
     times = (tmp_path / "in" / "image.img").stat()
     first = oasis._converted(row, tmp_path / "out")
@@ -192,7 +190,7 @@ def test_a_replaced_oasis_image_is_converted_again_and_the_same_is_not(tmp_path)
     assert np.array_equal(pixels(second), np.sort(VOLUME, axis=None) + 5)
 
 
-def test_an_oasis_image_that_was_replaced_by_none_leaves_no_old_one(tmp_path):
+def test_unreadable_replacement_removes_the_old_image(tmp_path):
     row = oasis_row(tmp_path / "in")
     oasis._converted(row, tmp_path / "out")
     (tmp_path / "in" / "image.img").write_bytes(b"short")
@@ -202,7 +200,7 @@ def test_an_oasis_image_that_was_replaced_by_none_leaves_no_old_one(tmp_path):
     assert not list((tmp_path / "out").glob("*.nii.gz"))
 
 
-def test_a_damaged_oasis_target_is_converted_again(tmp_path):
+def test_damaged_oasis_target_is_converted_again(tmp_path):
     row = oasis_row(tmp_path / "in")
     first = oasis._converted(row, tmp_path / "out")
     (tmp_path / "out" / "sub-1_ses-1_T1w.nii.gz").write_bytes(b"damaged")
@@ -211,7 +209,7 @@ def test_a_damaged_oasis_target_is_converted_again(tmp_path):
 
 @pytest.mark.parametrize("part", ["load", "save"])
 @pytest.mark.parametrize("error", SYSTEM, ids=["EIO", "ENOSPC", "memory"])
-def test_a_fault_of_the_machine_excludes_no_oasis_image(tmp_path, monkeypatch, error, part):
+def test_system_error_excludes_no_oasis_image(tmp_path, monkeypatch, error, part):
     row = oasis_row(tmp_path / "in")
     with monkeypatch.context() as patched:
         patched.setattr(oasis.nib, part, raising(error))
@@ -240,13 +238,13 @@ def slices(tmp_path):
     return write
 
 
-def test_a_zip_of_slices_that_is_damaged_is_named(tmp_path):
+def test_damaged_zip_of_slices_is_refused(tmp_path):
     (tmp_path / "slices.zip").write_bytes(b"no zip")
     with pytest.raises(StudyError, match=r"slices.zip is not a readable zip of slices \(.*fetch it again"):
         oasis._slice_folder(tmp_path, tmp_path / "out")
 
 
-def test_slices_of_a_replaced_zip_and_damaged_ones_are_unpacked_again(slices, tmp_path):
+def test_changed_zip_or_slices_are_unpacked_again(slices, tmp_path):
     def values(root):
         source = Oasis2SlicesSource(kind="oasis2_slices", root=root)
         paths = oasis.list_oasis2_slices(source, tmp_path / "out", pool=HERE)[0]["path"].split("|")

@@ -63,7 +63,7 @@ def same_pixels(table, listed):
     return all(np.array_equal(pixels(a), pixels(b)) for a, b in pairs)
 
 
-def test_bids_adni_and_class_folders_of_one_cohort_make_equal_manifests(cohort, tmp_path):
+def test_bids_adni_and_folders_list_the_same_scans(cohort, tmp_path):
     tables = {
         "bids": read("bids", in_layout(cohort, "bids", tmp_path), tmp_path / "s1"),
         "adni": read("adni", in_layout(cohort, "adni", tmp_path), tmp_path / "s2"),
@@ -106,7 +106,7 @@ def test_oasis_volumes_keep_pixels_and_orientation(cohort, listed, tmp_path, kin
     assert table["participant_id"].nunique() == 8
 
 
-def test_oasis1_takes_the_average_and_lists_the_acquisitions(cohort, tmp_path):
+def test_oasis1_prefers_the_averaged_image(cohort, tmp_path):
     root = in_layout(cohort, "oasis1", tmp_path)
     average = next(root.rglob("OAS1_0001_MR1*.img"))
     raw = average.parents[3] / "RAW"
@@ -129,7 +129,7 @@ def test_oasis3_matches_visits_by_days(cohort, listed, tmp_path):
     assert narrow["diagnosis"].isna().all()
 
 
-def test_caps_is_taken_as_registered(cohort, tmp_path):
+def test_caps_images_are_registered(cohort, tmp_path):
     root = in_layout(cohort, "caps", tmp_path)
     table = read("caps", root, tmp_path / "s", table=root / "people.csv")
     assert set(table["space"]) == {"MNI152"}
@@ -137,7 +137,7 @@ def test_caps_is_taken_as_registered(cohort, tmp_path):
     assert set(table["diagnosis"]) == set(CLASSES)
 
 
-def test_dicom_sessions_are_converted_and_hold_no_names(cohort, listed, tmp_path):
+def test_dicom_sessions_are_converted_without_names(cohort, listed, tmp_path):
     root = in_layout(cohort, "dicom", tmp_path)
     table = read("dicom", root, tmp_path / "s", table=root / "people.csv")
     assert same_pixels(table, listed)
@@ -150,7 +150,7 @@ def test_dicom_sessions_are_converted_and_hold_no_names(cohort, listed, tmp_path
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*.nii.gz")}
 
 
-def test_of_a_mixed_session_the_t1w_is_taken_and_the_rest_listed(cohort, listed, tmp_path):
+def test_mixed_dicom_session_yields_the_t1w(cohort, listed, tmp_path):
     root = in_layout(cohort, "dicom", tmp_path)
     first, second, *_ = listed.itertuples()
     image = nib.load(first.path)
@@ -193,7 +193,7 @@ def _image_id(path):
     return path.stem.rpartition("_")[2]
 
 
-def test_pictures_know_their_part_but_not_their_people(cohort, tmp_path):
+def test_pictures_have_a_split_but_no_participants(cohort, tmp_path):
     root = in_layout(cohort, "images", tmp_path)
     table = read("folders", root, tmp_path / "s", contents="images", parts=("train", "test"))
     assert set(table["given_split"]) == {"train", "test"}
@@ -202,7 +202,7 @@ def test_pictures_know_their_part_but_not_their_people(cohort, tmp_path):
     assert set(table["diagnosis"]) == set(CLASSES)
 
 
-def test_truth_of_the_cohort_registers_caps_images(cohort, tmp_path):
+def test_caps_layout_is_in_template_space(cohort, tmp_path):
     root = in_layout(cohort, "caps", tmp_path)
     truth = read_table(cohort.parent / "truth" / "truth.tsv", phantom.TRUTH)
     image = nib.load(next(root.rglob("*.nii.gz")))
@@ -213,7 +213,7 @@ def test_truth_of_the_cohort_registers_caps_images(cohort, tmp_path):
 
 
 @pytest.mark.parametrize("kind", sorted(source_params.KINDS))
-def test_every_kind_of_source_has_a_params_file_and_a_page(kind):
+def test_every_source_has_a_params_file_and_a_page(kind):
     root = Path(__file__).parents[2]
     files = [path for path in (root / "params").glob("*.yaml") if f"kind: {kind}\n" in path.read_text()]
     assert files

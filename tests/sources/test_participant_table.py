@@ -11,14 +11,14 @@ def table(tmp_path, text, **settings):
     return ParticipantTable(tmp_path / "people.csv", **settings)
 
 
-def test_a_visit_goes_before_its_participant(tmp_path):
+def test_session_row_goes_before_participant_row(tmp_path):
     found = table(tmp_path, "participant_id,session_id,age\n001,1,70\n001,2,71\n002,,80\n")
     assert found.about(None, "", "sub-001", "ses-02") == {"age": "71"}
     assert found.about(None, "", "sub-002", "ses-07") == {"age": "80"}
     assert found.about(None, "", "sub-003", "ses-01") == {}
 
 
-def test_columns_are_translated_and_the_label_is_taken_on_request_only(tmp_path):
+def test_columns_are_renamed_and_labels_optional(tmp_path):
     text = "who;M/F;Group\nA_1;F;AD\n"
     names = {"who": "participant_id", "M/F": "sex"}
     assert table(tmp_path, text, columns=names).about(None, "", "sub-A1", "ses-01") == {"sex": "F"}
@@ -46,12 +46,12 @@ def test_picture_is_found_by_its_path(tmp_path):
         ("participant_id\nA-1\nA1\n", "'A-1' and 'A1' would both become sub-A1"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path, text, words):
+def test_faulty_tables_are_refused(tmp_path, text, words):
     with pytest.raises(StudyError, match=words):
         table(tmp_path, text, root=tmp_path)
 
 
-def test_a_missing_label_column_names_those_there_are(tmp_path):
+def test_missing_label_column_is_refused(tmp_path):
     with pytest.raises(StudyError, match=r"lacks columns \['dx'\]; it has \['participant_id', 'age'\]"):
         table(tmp_path, "participant_id,age\n1,70\n", label_column="dx")
 

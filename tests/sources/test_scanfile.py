@@ -3,13 +3,13 @@
 import gzip
 import os
 import stat
-import struct
 import zipfile
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_writer import PATIENT, write_series
 
 from adlib.sources import dicom
 from adlib.sources.scanfile import open_scan, read_scan, scan_name
@@ -22,55 +22,6 @@ AFFINE = np.array([[0, 0, 3.0, -60], [-2.0, 0, 0, 50], [0, -2.5, 0, 40], [0, 0, 
 @pytest.fixture
 def volume():
     return np.random.default_rng(7).integers(0, 900, SHAPE).astype(np.int16)
-
-
-def element(group: int, number: int, kind: str, value: bytes | str | int) -> bytes:
-    """One data element of explicit-VR little-endian DICOM (PS3.5, section 7.1.2)."""
-    raw = struct.pack("<H", value) if isinstance(value, int) else value.encode() if isinstance(value, str) else value
-    raw += b" " * (len(raw) % 2) if kind not in ("UI", "OW", "OB") else b"\0" * (len(raw) % 2)
-    length = struct.pack("<xxI", len(raw)) if kind in ("OB", "OW") else struct.pack("<H", len(raw))
-    return struct.pack("<HH", group, number) + kind.encode() + length + raw
-
-
-def write_series(folder: Path, data: np.ndarray, affine: np.ndarray, description: str, number: int = 3) -> Path:
-    """Write (X, Y, Z) int16 as one MR series whose slices run along Z; DICOM positions are LPS, the affine is RAS."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lps = np.diag([-1, -1, 1, 1]) @ affine
-    edges = np.linalg.norm(lps[:3, :3], axis=0)
-    cosines = "\\".join(f"{v:.6f}" for v in np.concatenate([lps[:3, 0] / edges[0], lps[:3, 1] / edges[1]]))
-    for index in range(data.shape[2]):
-        uid = f"1.2.826.0.1.3680043.2.1143.{number}.{index + 1}"
-        position = "\\".join(f"{v:.4f}" for v in lps[:3] @ [0, 0, index, 1])
-        meta = element(2, 2, "UI", "1.2.840.10008.5.1.4.1.1.4") + element(2, 3, "UI", uid)
-        meta += element(2, 0x10, "UI", "1.2.840.10008.1.2.1")
-        body = [
-            element(8, 8, "CS", "ORIGINAL\\PRIMARY\\M"),
-            element(8, 0x16, "UI", "1.2.840.10008.5.1.4.1.1.4"),
-            element(8, 0x18, "UI", uid),
-            element(8, 0x60, "CS", "MR"),
-            element(8, 0x103E, "LO", description),
-            element(0x10, 0x10, "PN", "Secret^Name"),
-            element(0x18, 0x50, "DS", f"{edges[2]:.4f}"),
-            element(0x20, 0xD, "UI", "1.2.826.0.1.3680043.2.1143"),
-            element(0x20, 0xE, "UI", f"1.2.826.0.1.3680043.2.1143.{number}"),
-            element(0x20, 0x11, "IS", str(number)),
-            element(0x20, 0x13, "IS", str(index + 1)),
-            element(0x20, 0x32, "DS", position),
-            element(0x20, 0x37, "DS", cosines),
-            element(0x28, 2, "US", 1),
-            element(0x28, 4, "CS", "MONOCHROME2"),
-            element(0x28, 0x10, "US", data.shape[1]),
-            element(0x28, 0x11, "US", data.shape[0]),
-            element(0x28, 0x30, "DS", f"{edges[1]:.4f}\\{edges[0]:.4f}"),
-            element(0x28, 0x100, "US", 16),
-            element(0x28, 0x101, "US", 16),
-            element(0x28, 0x102, "US", 15),
-            element(0x28, 0x103, "US", 1),
-            element(0x7FE0, 0x10, "OW", np.ascontiguousarray(data[:, :, index].T).tobytes()),
-        ]
-        length = element(2, 0, "UL", struct.pack("<I", len(meta)))
-        (folder / f"{number}_{index:03d}.dcm").write_bytes(bytes(128) + b"DICM" + length + meta + b"".join(body))
-    return folder
 
 
 def zip_folder(folder: Path, archive: Path) -> Path:
@@ -108,7 +59,7 @@ def test_nifti2_and_unpacked_gz_name(tmp_path, volume):
     assert np.array_equal(read_scan(tmp_path / "two.nii.gz").get_fdata(), volume)
 
 
-def test_single_volume_of_four_dimensions_is_taken(tmp_path, volume):
+def test_single_4d_volume_is_read(tmp_path, volume):
     nib.Nifti1Image(volume[..., None], AFFINE).to_filename(tmp_path / "a.nii")
     assert read_scan(tmp_path / "a.nii").shape == SHAPE
 
@@ -143,7 +94,7 @@ def broken(folder: Path, volume: np.ndarray) -> dict[str, Path]:
     return {words: folder / name for words, (name, _) in contents.items()}
 
 
-def test_broken_files_are_refused_in_words(tmp_path, volume):
+def test_broken_files_are_refused(tmp_path, volume):
     for words, path in broken(tmp_path, volume).items():
         with pytest.raises(StudyError, match=words) as caught:
             read_scan(path)
@@ -159,7 +110,7 @@ def test_broken_files_are_refused_in_words(tmp_path, volume):
         (np.ones((9, 9, 9, 4), np.float32), "expected one volume"),
     ],
 )
-def test_arrays_that_are_no_scan_are_refused(tmp_path, array, words):
+def test_non_volumes_are_refused(tmp_path, array, words):
     nib.Nifti1Image(array, AFFINE).to_filename(tmp_path / "a.nii")
     with pytest.raises(StudyError, match=words):
         read_scan(tmp_path / "a.nii")
@@ -172,7 +123,7 @@ def test_missing_and_empty_folder(tmp_path):
         read_scan(tmp_path)
 
 
-def test_not_a_number_becomes_zero(tmp_path, volume):
+def test_nan_becomes_zero(tmp_path, volume):
     data = volume.astype(np.float32)
     data[0, 0, 0] = np.nan
     nib.Nifti1Image(data, AFFINE).to_filename(tmp_path / "a.nii")
@@ -181,22 +132,22 @@ def test_not_a_number_becomes_zero(tmp_path, volume):
 
 @pytest.mark.parametrize("form", ["folder", "zip"])
 def test_dicom_keeps_values_geometry_and_no_names(tmp_path, volume, form):
-    source = write_series(tmp_path / "visit", volume, AFFINE, "sag T1 MPRAGE")
+    source = write_series(volume, AFFINE, tmp_path / "visit", "sag T1 MPRAGE", number=3)
     if form == "zip":
         source = zip_folder(source, tmp_path / "visit.zip")
     scan = open_scan(source)
     assert scan.name == "visit"
     assert at_same_points(scan.image, volume, AFFINE)
-    assert b"Secret" not in scan.image.to_bytes()
+    assert PATIENT.encode() not in scan.image.to_bytes()
     assert scan.notes == ("series 3 'sag T1 MPRAGE' taken",)
 
 
-def test_t1w_is_chosen_among_series_and_the_rest_is_explained(tmp_path, volume):
+def test_t1w_series_is_chosen_and_others_have_reasons(tmp_path, volume):
     folder = tmp_path / "study"
-    write_series(folder / "a", volume, AFFINE, "Ax T2 FLAIR", 2)
-    write_series(folder / "b", volume[::-1].copy(), AFFINE, "3D T1 MPRAGE +C", 4)
-    write_series(folder / "c", volume, AFFINE, "3D T1 MPRAGE", 5)
-    write_series(folder / "d", volume[:, :, :12], AFFINE, "T1 thick", 6)
+    write_series(volume, AFFINE, folder / "a", "Ax T2 FLAIR", number=2)
+    write_series(volume[::-1].copy(), AFFINE, folder / "b", "3D T1 MPRAGE +C", number=4)
+    write_series(volume, AFFINE, folder / "c", "3D T1 MPRAGE", number=5)
+    write_series(volume[:, :, :12], AFFINE, folder / "d", "T1 thick", number=6)
     scan = open_scan(zip_folder(folder, tmp_path / "study.zip"))
     assert at_same_points(scan.image, volume, AFFINE)
     notes = "\n".join(scan.notes)
@@ -205,23 +156,23 @@ def test_t1w_is_chosen_among_series_and_the_rest_is_explained(tmp_path, volume):
         assert words in notes
 
 
-def test_unnamed_series_are_not_guessed_among(tmp_path, volume):
-    folder = write_series(tmp_path / "s", volume, AFFINE, "anat", 1)
+def test_several_unnamed_series_are_refused(tmp_path, volume):
+    folder = write_series(volume, AFFINE, tmp_path / "s", "anat", number=1)
     assert "although its name does not say so" in open_scan(folder).notes[0]
-    write_series(folder, volume, AFFINE, "brain", 2)
+    write_series(volume, AFFINE, folder, "brain", number=2)
     with pytest.raises(StudyError, match="named as T1w"):
         read_scan(folder)
 
 
 def test_missing_slices_are_refused(tmp_path, volume):
-    folder = write_series(tmp_path / "s", np.concatenate([volume, volume], axis=2), AFFINE, "T1w")
+    folder = write_series(np.concatenate([volume, volume], axis=2), AFFINE, tmp_path / "s", "T1w", number=3)
     for index in range(30, 36):
-        (folder / f"3_{index:03d}.dcm").unlink()
+        (folder / f"03-{index + 1:04d}.dcm").unlink()
     with pytest.raises(StudyError, match="slices are missing"):
         read_scan(folder)
 
 
-def test_folder_of_nifti_says_give_the_file(tmp_path, volume):
+def test_folder_of_nifti_is_refused(tmp_path, volume):
     nib.Nifti1Image(volume, AFFINE).to_filename(tmp_path / "sub-1_T1w.nii.gz")
     with pytest.raises(StudyError, match=r"give the file sub-1_T1w\.nii\.gz itself"):
         read_scan(tmp_path)
@@ -262,12 +213,12 @@ def test_bombs_are_refused(tmp_path, monkeypatch):
 
 def test_too_many_files_are_refused(tmp_path, monkeypatch, volume):
     monkeypatch.setattr(dicom, "MAX_FILES", 40)
-    archive = zip_folder(write_series(tmp_path / "s", volume, AFFINE, "T1w"), tmp_path / "s.zip")
+    archive = zip_folder(write_series(volume, AFFINE, tmp_path / "s", "T1w", number=3), tmp_path / "s.zip")
     with pytest.raises(StudyError, match="holds 42 files, at most 40"):
         read_scan(archive)
 
 
-def test_a_zip_whose_packed_bytes_are_damaged_is_refused(tmp_path):
+def test_damaged_zip_is_refused(tmp_path):
     archive = zip_of(tmp_path / "a.zip", "a.dcm", np.random.default_rng(0).bytes(5000))
     content = bytearray(archive.read_bytes())
     content[35] = 0x07  # a block of a type that deflate does not have, after 30 bytes of header and 5 of name
@@ -276,7 +227,7 @@ def test_a_zip_whose_packed_bytes_are_damaged_is_refused(tmp_path):
         read_scan(archive)
 
 
-def test_a_member_without_a_name_is_no_crash(tmp_path):
+def test_zip_member_without_name_is_refused(tmp_path):
     archive = zip_of(tmp_path / "a.zip", "a")
     with zipfile.ZipFile(archive, "a") as contents:
         contents.infolist()[0].filename = ""
@@ -285,7 +236,7 @@ def test_a_member_without_a_name_is_no_crash(tmp_path):
         read_scan(archive)
 
 
-def test_a_zip_whose_names_are_no_text_is_refused(tmp_path):
+def test_zip_with_undecodable_names_is_refused(tmp_path):
     path, name = tmp_path / "names.zip", "é1.dcm"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(name, b"DICM")
@@ -300,7 +251,7 @@ def test_empty_zip_is_refused(tmp_path):
         read_scan(tmp_path / "a.zip")
 
 
-def test_private_folder_is_private_and_goes(tmp_path):
+def test_private_folder_has_mode_0700_and_is_removed(tmp_path):
     with dicom.private_folder() as folder:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not folder.exists()

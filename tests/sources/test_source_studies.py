@@ -112,7 +112,7 @@ def test_a_study_from_each_layout(cohort, tmp_path, kind, layout, settings, clas
     shutil.rmtree(tmp_path)
 
 
-def test_pictures_without_people_are_stopped_and_go_on_with_them(cohort, tmp_path):
+def test_pictures_need_participants(cohort, tmp_path):
     root = layouts.write_layout(cohort, "images", tmp_path / "data")
     source = {"kind": "folders", "root": str(root), "contents": "images", "parts": ["train", "test"]}
     flat = {"input": {"plane": "images_2d", "size": 64}}
@@ -152,7 +152,7 @@ def test_tissue_maps_as_nilearn_keeps_them(tmp_path):
     assert len(scored(results)) == 48
 
 
-def test_a_planted_copy_among_registered_heads_is_stopped_at_the_limit_of_their_params(cohort, tmp_path):
+def test_copy_among_registered_heads_stops_the_study(cohort, tmp_path):
     """Brightened, noised and stored in another type under another person's name, it is still the same head."""
     root = layouts.write_layout(cohort, "caps", tmp_path / "data")
     first, *_, last = sorted(root.rglob("*_T1w.nii.gz"))

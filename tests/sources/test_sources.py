@@ -33,7 +33,7 @@ def dataset(tmp_path):
     return tmp_path
 
 
-def test_bids_rows_carry_visit_labels_headers_and_sidecars(dataset):
+def test_bids_visit_labels_headers_and_sidecars(dataset):
     listed = read_bids(dataset, label_column="group")
     rows = listed.set_index("scan_id")
     assert rows.loc["sub-01_ses-b_T1w", ["diagnosis", "age"]].tolist() == ["MCI", 72]
@@ -48,7 +48,7 @@ def test_labels_are_renamed_by_params(dataset):
     assert set(listed["diagnosis"].dropna()) == {"CN", "MCI", "demented"}
 
 
-def test_a_corrupt_image_is_listed_without_shape(dataset):
+def test_corrupt_image_has_no_shape(dataset):
     (dataset / "sub-02" / "anat" / "sub-02_T1w.nii.gz").write_bytes(b"not gzip")
     listed = read_bids(dataset, label_column="group")
     assert listed.set_index("scan_id")["shape"].isna().tolist() == [False, False, True, False]
@@ -63,13 +63,13 @@ def test_a_corrupt_image_is_listed_without_shape(dataset):
         (lambda d: [p.unlink() for p in d.rglob("*.nii.gz")], "no sub-"),
     ],
 )
-def test_broken_bids_datasets_say_what_is_wrong(dataset, change, words):
+def test_broken_bids_datasets_are_refused(dataset, change, words):
     change(dataset)
     with pytest.raises(StudyError, match=words):
         read_bids(dataset, label_column="group")
 
 
-def test_a_wrong_label_column_names_those_there_are(dataset):
+def test_wrong_label_column_is_refused(dataset):
     (dataset / "sub-01" / "sub-01_sessions.tsv").unlink()
     with pytest.raises(StudyError, match=r"set source\.label_column"):
         read_bids(dataset, label_column="dx")
@@ -97,7 +97,7 @@ def read_slices(root, tmp_path):
     return list_source(Oasis2SlicesSource(kind="oasis2_slices", root=root), tmp_path / "u", pool=HERE)
 
 
-def test_oasis_sessions_with_three_planes_become_scans(slices, tmp_path):
+def test_oasis2_sessions_with_three_slices_are_scans(slices, tmp_path):
     listed = read_slices(slices, tmp_path)
     whole = listed[listed["excluded"].isna()]
     assert whole["diagnosis"].tolist() == ["CN", "MCI"]
@@ -109,7 +109,7 @@ def test_oasis_sessions_with_three_planes_become_scans(slices, tmp_path):
 
 
 @pytest.mark.parametrize("dialect", ["commas", "mangled", "utf16"])
-def test_oasis_tables_of_other_dialects_say_the_same(slices, tmp_path, dialect):
+def test_oasis_table_dialects_are_equivalent(slices, tmp_path, dialect):
     table = slices / "oasis_longitudinal_demographic.csv"
     before = read_slices(slices, tmp_path)
     text = table.read_text()
@@ -121,7 +121,7 @@ def test_oasis_tables_of_other_dialects_say_the_same(slices, tmp_path, dialect):
     pd.testing.assert_frame_equal(read_slices(slices, tmp_path), before)
 
 
-def test_oasis_without_its_table_or_column_is_refused(slices, tmp_path):
+def test_oasis_without_table_or_column_is_refused(slices, tmp_path):
     table = slices / "oasis_longitudinal_demographic.csv"
     table.write_text(table.read_text().replace("CDR", "Rating"))
     with pytest.raises(StudyError, match=r"lacks columns \['cdr'\]"):
