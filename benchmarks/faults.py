@@ -28,7 +28,6 @@ from two_hosts import FIRST, SCHEDULER, SECOND, cut_off, inside, two_hosts
 
 from adlib.preprocess.cohort_run import preprocess_cohort
 from adlib.sources.reading import read_source
-from adlib.study.digests import code_digest
 from adlib.study.params import StudyParams, load_params
 from adlib.study.records import MANIFEST, file_digest, write_table
 
@@ -135,7 +134,7 @@ def killed_workers(args: argparse.Namespace, place: Path) -> bool:
     thread = threading.Thread(target=_kill_workers, args=(args, over, kills))
     thread.start()
     try:
-        features = preprocess_cohort(manifest, params, code_digest("adlib.preprocess.cohort_run"))
+        features = preprocess_cohort(manifest, params)
     finally:
         over.set()
         thread.join()
@@ -165,7 +164,7 @@ def _alike(manifest: pd.DataFrame, features: pd.DataFrame, params: StudyParams, 
     peace = params.model_copy(
         update={"exec": params.exec.model_copy(update={"outputs": place / "peace", "workers": 1})}
     )
-    again = preprocess_cohort(some, peace, code_digest("adlib.preprocess.cohort_run")).set_index("scan_id")
+    again = preprocess_cohort(some, peace).set_index("scan_id")
     known = features.set_index("scan_id").loc[again.index, again.columns]
     numbers = again.select_dtypes("number").columns
     return bool(np.array_equal(again[numbers], known[numbers], equal_nan=True))

@@ -16,6 +16,7 @@ import torch
 
 from adlib.parallel.mapping import map_scans
 from adlib.phantom.head import Scanner, Subject, image_head
+from adlib.study.code_digest import code_digest
 from adlib.study.conversion import converted
 from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.records import Schema, StudyError, atomic_path, digest, read_json, write_json, write_table, write_text
@@ -216,7 +217,6 @@ def write_cohort(
     folder: Path,
     *,
     pool: Pool = EVERY_CORE,
-    code: str = "",
     only: Collection[str] | None = None,
 ) -> Path:
     """Write the cohort as BIDS under ``<folder>/bids`` with its truth under ``<folder>/truth``.
@@ -244,7 +244,9 @@ def write_cohort(
     folder = Path(folder)
     cohort = draw_cohort(source, classes, seed)
     cohort = cohort if only is None else cohort[cohort["participant_id"].isin(only)]
-    key = digest([source.model_dump(), classes, seed, code, *([] if only is None else [sorted(only)])])
+    key = digest(
+        [source.model_dump(), classes, seed, code_digest(write_cohort), *([] if only is None else [sorted(only)])]
+    )
     if _stored_key(folder) != key:
         shutil.rmtree(folder, ignore_errors=True)
         write_json({"key": key}, folder / "key.json")

@@ -24,6 +24,7 @@ from adlib.preprocess.derivatives import (
 )
 from adlib.preprocess.intensity import LANDMARKS, brain_percentiles
 from adlib.preprocess.pipeline import preprocess_image, preprocess_maps
+from adlib.study.code_digest import code_digest
 from adlib.study.params import PreprocessParams, StudyParams
 from adlib.study.records import (
     FEATURES,
@@ -92,7 +93,7 @@ def preprocess_scan(
     return write_sidecar(names, scan, key, outputs, facts)
 
 
-def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams, code: str = "") -> pd.DataFrame:
+def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     """Preprocess every scan of a manifest and write the table of features.
 
     Parameters
@@ -101,8 +102,6 @@ def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams, code: str = "
         By `records.MANIFEST`.
     params : StudyParams
         ``params.folder`` receives ``derivatives/`` and ``features.tsv``.
-    code : str
-        Digest of the preprocessing code.
 
     Returns
     -------
@@ -119,6 +118,7 @@ def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams, code: str = "
     root = params.folder / "derivatives"
     _describe(root / "dataset_description.json")
     keep = params.derivatives.keep
+    code = code_digest(preprocess_scan)
     work = partial(preprocess_scan, derivatives=root, params=params.preprocess, code=code, keep=keep)
     scans = manifest[["participant_id", "session_id", "scan_id", "path", "sha256", "space"]].to_dict("records")
     sidecars = map_scans(work, scans, pool=params.pool, label="preprocessing", lost=_lost)

@@ -11,10 +11,9 @@ import pandas as pd
 from adlib.report.content import PARTS, difference_texts, trained_params
 from adlib.report.tables import Table, bounded, metric_title, moment, public_params, table, written
 from adlib.report.text import render
-from adlib.study.digests import flat
 from adlib.study.metrics import KEY, read_metrics, run_of
 from adlib.study.params import StudyParams, load_params
-from adlib.study.records import StudyError, read_json, write_text
+from adlib.study.records import StudyError, flat, read_json, write_text
 from adlib.training.recipe import training_record
 
 PAGE = "compare.html"

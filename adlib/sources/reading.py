@@ -32,14 +32,12 @@ READERS: dict[str, Callable[..., list[dict[str, Any]]]] = {
 _FACTS = {"bids": bids.file_facts}  # a source whose files say more than `image_files.image_facts`
 
 
-def read_source(params: StudyParams, code: str = "") -> pd.DataFrame:
+def read_source(params: StudyParams) -> pd.DataFrame:
     """List the scans of the study's source; the phantom source writes its cohort first.
 
     Parameters
     ----------
     params : StudyParams
-    code : str
-        Digest of the code that simulates, so that a changed simulator writes a new cohort.
 
     Returns
     -------
@@ -54,7 +52,7 @@ def read_source(params: StudyParams, code: str = "") -> pd.DataFrame:
     source, pool = params.source, params.pool
     folder = params.folder / "source"
     if source.kind == "phantom":
-        root = phantom.write_cohort(source, params.classes, params.seed, folder, pool=pool, code=code)
+        root = phantom.write_cohort(source, params.classes, params.seed, folder, pool=pool)
         source = phantom.as_bids(root)
     listed = list_source(source, folder, pool=pool)
     return check_table(dicom_tree.convert_rows(listed, folder / "nifti", pool=pool), LISTING, "DICOM conversion")

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from adlib.study.digests import code_digest, package_versions
+from adlib.study.code_digest import code_digest, package_versions
 from adlib.study.records import StudyError, TryAgain, digest, file_digest, is_passing, read_json, write_json
 
 

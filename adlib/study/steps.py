@@ -8,11 +8,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from adlib.study.digests import ROOT, code_digest, flat, notebook_digests, package_versions, path_digest
+from adlib.study.code_digest import ROOT, notebook_digests, package_versions
 from adlib.study.params import StudyParams
-from adlib.study.records import FIGURES, LOST, StudyError, read_json, read_table, write_json, write_table
-
-__all__ = ["SOURCE", "STEPS", "Step", "StepState", "code_digest"]
+from adlib.study.records import (
+    FIGURES,
+    LOST,
+    StudyError,
+    flat,
+    path_digest,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
 
 SOURCE = "@source"  # the folder of the study's images, wherever the params say it is
 WEIGHTS = "@weights"  # the file that train.weights names, where it names one

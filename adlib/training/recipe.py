@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from adlib.study.digests import code_digest, file_digest, flat
+from adlib.study.code_digest import code_digest
 from adlib.study.metrics import NETWORK
 from adlib.study.params import StudyParams
-from adlib.study.records import StudyError, digest, read_json, write_text
+from adlib.study.records import StudyError, digest, file_digest, flat, read_json, write_text
 from adlib.training.augmentation import augment_slices
 from adlib.training.folds import Augment
 from adlib.training.network import ResNet50
@@ -99,7 +99,7 @@ class Recipe:
         return [
             {name: _name(part) for name, part in self.parts().items()},
             sources,
-            code_digest(f"{PACKAGE}training.runs"),
+            code_digest(f"{PACKAGE}training.runs.Training"),
         ]
 
 

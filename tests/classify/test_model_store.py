@@ -15,7 +15,6 @@ from adlib.classify.prediction import predict_file
 from adlib.classify.worker import Worker
 from adlib.preprocess.cohort_run import preprocess_cohort
 from adlib.sources.reading import read_source
-from adlib.study.digests import code_digest
 from adlib.study.metrics import get_score
 from adlib.study.params import dump_params, load_params
 from adlib.study.records import MANIFEST, SPLITS, StudyError, file_digest, read_table, write_table
@@ -38,7 +37,7 @@ def study(tmp_path_factory):
     """A study of ten simulated people, through the functions that its notebooks call."""
     params = load_params("params/smoke.yaml", (*SMALL, f"exec.outputs={tmp_path_factory.mktemp('study')}"))
     manifest = write_table(read_source(params), params.folder / "manifest.tsv", MANIFEST)
-    preprocess_cohort(manifest, params, code_digest("adlib.preprocess.cohort_run"))
+    preprocess_cohort(manifest, params)
     build_slices(params)
     write_table(make_splits(manifest, params.splits, params.seed), params.folder / "splits.tsv", SPLITS)
     train_study(params)

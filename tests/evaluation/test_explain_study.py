@@ -47,7 +47,7 @@ def test_what_is_stored_is_read_unless_something_that_it_depends_on_changed(tmp_
     params, attributed = make_study(tmp_path, *SETS), []
     torch.manual_seed(2)
     classifier = Classifier(Tiny(2).eval(), card("coronal", (-20.0,), 32, 3.0))
-    first = explain_study(params, classifier, "a")
+    first = explain_study(params, classifier)
     monkeypatch.setattr(study, "scan_maps", lambda *told: attributed.append(1) or scan_maps(*told))
     if changed == "network":
         next(classifier.network.parameters()).data += 0.1
@@ -57,7 +57,9 @@ def test_what_is_stored_is_read_unless_something_that_it_depends_on_changed(tmp_
         (params.folder / "attribution" / "regions.tsv").write_text("")
     elif changed == "bootstrap":
         params = make_study(tmp_path / "other", *SETS[:-1], "evaluate.bootstrap=120")
-    again = explain_study(params, classifier, "b" if changed == "code" else "a")
+    elif changed == "code":
+        monkeypatch.setattr(study, "code_digest", lambda function: "other")
+    again = explain_study(params, classifier)
     assert len(attributed) == (changed != "nothing")
     if changed in ("nothing", "code", "output"):
         assert again.sanity == first.sanity

@@ -111,7 +111,7 @@ def test_a_cohort_goes_on_without_its_bad_scans(scan, tmp_path):
     manifest = pd.DataFrame([scan, row(truncated, "02"), row(text, "03"), row(text, "04") | {"path": "gone.nii.gz"}])
     study = {"study": "t", "source": {"kind": "phantom"}, "preprocess": {"resolution_mm": 3.0}}
     params = validate_params(study | {"exec": {"outputs": str(tmp_path / "out"), "workers": 1}}, "test")
-    features = preprocess_cohort(manifest, params, "code")
+    features = preprocess_cohort(manifest, params)
     assert features["qc_verdict"].tolist() == ["pass", "fail", "fail", "fail"]
     reasons = features["qc_reasons"].tolist()
     assert "damaged" in reasons[1] and "cannot be read as an image" in reasons[2] and "does not exist" in reasons[3]
@@ -136,13 +136,13 @@ def test_a_scan_that_its_worker_dies_of_fails_alone_and_is_tried_again(scan, tmp
     study = {"study": "t", "source": {"kind": "phantom"}, "preprocess": {"resolution_mm": 3.0}, "exec": limits}
     params = validate_params(study, "test")
     monkeypatch.setattr(cohort, "preprocess_scan", deadly_two)
-    features = preprocess_cohort(manifest, params, "code")
+    features = preprocess_cohort(manifest, params)
     assert features["qc_verdict"].tolist() == ["pass", "fail"]
     assert "its worker process died; the next run tries again" in features.loc[1, "qc_reasons"]
     assert list(read_json(params.folder / LOST)) == ["sub-02_ses-01_T1w"]
     kept = {path: path.stat().st_mtime_ns for path in params.folder.rglob("*.*") if path.is_file()}
     monkeypatch.undo()
-    assert preprocess_cohort(manifest, params, "code")["qc_verdict"].tolist() == ["pass", "pass"]
+    assert preprocess_cohort(manifest, params)["qc_verdict"].tolist() == ["pass", "pass"]
     assert not (params.folder / LOST).exists()
     again = {path for path, when in kept.items() if path.exists() and path.stat().st_mtime_ns != when}
     assert again == {params.folder / "features.tsv"}
@@ -200,11 +200,11 @@ def test_a_cohort_of_which_no_file_is_there_stops_and_loses_nothing(scan, tmp_pa
     study = {"study": "t", "source": {"kind": "phantom"}, "preprocess": {"resolution_mm": 3.0}}
     params = validate_params(study | {"exec": {"outputs": str(tmp_path / "out"), "workers": 1}}, "test")
     manifest = pd.DataFrame([row(path, "01")])
-    preprocess_cohort(manifest, params, "code")
+    preprocess_cohort(manifest, params)
     before = {file: file.read_bytes() for file in params.folder.rglob("*.*")}
     path.rename(tmp_path / "away")
     with pytest.raises(StudyError, match=r"none of the 1 scans .*here.nii.gz does not exist.*run again"):
-        preprocess_cohort(manifest, params, "code")
+        preprocess_cohort(manifest, params)
     assert {file: file.read_bytes() for file in params.folder.rglob("*.*")} == before
 
 
@@ -290,7 +290,7 @@ def test_what_was_not_kept_is_there_when_asked_for(scan, computed, tmp_path):
     sets = (f"exec.outputs={tmp_path}", "preprocess.resolution_mm=3.0", "derivatives.keep=[]", "train.controls=[]")
     params = load_params("params/smoke.yaml", sets)
     with one_thread():
-        preprocess_cohort(pd.DataFrame([scan]), params, "code")
+        preprocess_cohort(pd.DataFrame([scan]), params)
         whole = cohort.load_complete(scan, params)
     np.testing.assert_array_equal(whole.tissues, computed.tissues)
     np.testing.assert_array_equal(whole.native, computed.native)

@@ -9,7 +9,6 @@ import pytest
 from adlib.preprocess import disk_space as disk
 from adlib.preprocess.cohort_run import preprocess_cohort
 from adlib.sources.reading import read_source
-from adlib.study.digests import code_digest
 from adlib.study.params import load_params
 from adlib.study.records import FEATURES, MANIFEST, StudyError, write_table
 from adlib.study.steps import STEPS
@@ -28,14 +27,14 @@ def params_in(folder, *sets):
 def test_the_prediction_is_near_what_a_study_writes(tmp_path):
     params = params_in(tmp_path)
     manifest = write_table(read_source(params), params.folder / "manifest.tsv", MANIFEST)
-    preprocess_cohort(manifest, params, code_digest("adlib.preprocess.cohort_run"))
+    preprocess_cohort(manifest, params)
     build_slices(params)
     predicted = disk.predicted_bytes(params, disk.expected_scans(params))
     for name in ("source", "derivatives", "slices.npy"):
         written = disk._size(params.folder / name)
         assert 0.7 * written < predicted[name] < 1.6 * written, name
     fewer = params_in(tmp_path, "derivatives.keep=[]", "train.controls=[]")
-    preprocess_cohort(manifest, fewer, code_digest("adlib.preprocess.cohort_run"))
+    preprocess_cohort(manifest, fewer)
     written, predicted = disk._size(params.folder / "derivatives"), disk.predicted_bytes(fewer, len(manifest))
     assert 0.7 * written < predicted["derivatives"] < 1.6 * written
 

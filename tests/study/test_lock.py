@@ -13,9 +13,8 @@ import pytest
 from test_run_all import wait_for
 
 from adlib.study import lock
-from adlib.study.digests import path_digest
 from adlib.study.lock import locked
-from adlib.study.records import StudyError, write_text
+from adlib.study.records import StudyError, path_digest, write_text
 
 QUICK = {"HEARTBEAT_SECONDS": 0.1, "LEASE_SECONDS": 2.0}
 RUN = """

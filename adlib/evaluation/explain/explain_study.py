@@ -13,6 +13,7 @@ from adlib.evaluation.explain.maps import AttributionMaps, class_means, read_mea
 from adlib.evaluation.explain.regions import REGIONAL, regional_table
 from adlib.evaluation.explain.sanity import check_maps
 from adlib.evaluation.explain.space import FOLDER, class_images, read_images, write_images
+from adlib.study.code_digest import code_digest
 from adlib.study.params import StudyParams
 from adlib.study.records import digest, file_digest, read_json, read_table, write_json
 from adlib.training.model_file import Classifier
@@ -41,7 +42,7 @@ class Explained:
     regions: pd.DataFrame | None
 
 
-def explain_study(params: StudyParams, classifier: Classifier, code: str = "") -> Explained:
+def explain_study(params: StudyParams, classifier: Classifier) -> Explained:
     """Attribute test scans of the first fold and store means, images, regional shares and checks.
 
     Writes ``attribution.npz``, ``attribution/sanity.json`` and, where scans are volumes, ``attribution/*.nii.gz`` and
@@ -51,15 +52,13 @@ def explain_study(params: StudyParams, classifier: Classifier, code: str = "") -
     ----------
     params : StudyParams
     classifier : Classifier
-    code : str
-        Digest of the explaining code.
 
     Raises
     ------
     StudyError
         If a class has no test scan.
     """
-    key, done = _key(params, classifier, code), params.folder / FOLDER / "done.json"
+    key, done = _key(params, classifier), params.folder / FOLDER / "done.json"
     if done.is_file() and read_json(done) == _proof(params, key):
         return read_explained(params, classifier)
     maps = scan_maps(params, classifier)
@@ -87,14 +86,14 @@ def read_explained(params: StudyParams, classifier: Classifier) -> Explained:
     return Explained(means, sanity, read_images(params), read_table(folder / "regions.tsv", REGIONAL))
 
 
-def _key(params: StudyParams, classifier: Classifier, code: str) -> str:
+def _key(params: StudyParams, classifier: Classifier) -> str:
     tables = [file_digest(params.folder / name) for name in READ]
     weights = hashlib.sha256(classifier.card.to_json().encode())
     for value in classifier.network.state_dict().values():
         weights.update(value.cpu().contiguous().numpy().tobytes())
     return digest(
         [
-            code,
+            code_digest(explain_study),
             weights.hexdigest(),
             params.evaluate.model_dump(),
             params.seed,
