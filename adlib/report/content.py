@@ -13,7 +13,7 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from adlib.report.privacy import Ids
-from adlib.study.digests import ROOT
+from adlib.study.code_digest import ROOT
 from adlib.study.metrics import CHECK, NETWORK, get_score, metrics_table, tidy
 from adlib.study.params import StudyParams
 from adlib.study.records import AUDIT, FEATURES, FIGURES, LISTING, MANIFEST, SPLITS, StudyError, read_json, read_table

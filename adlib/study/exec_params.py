@@ -19,15 +19,17 @@ class JobQueueParams(Section):
     """Workers as jobs of a batch system, by dask-jobqueue."""
 
     kind: Literal["", "slurm", "pbs"] = Field(
-        "", description="Batch system that starts the workers, slurm or pbs; empty starts none."
+        "", description="Batch system of the workers, slurm or pbs; empty disables it."
     )
-    queue: str = Field("", description="Its queue or partition; empty takes the default one.")
-    jobs: int = Field(1, ge=1, description="Jobs that are kept running.")
-    cores: int = Field(1, ge=1, description="Cores of each job; each core is one worker.")
-    memory: str = Field("4GB", pattern=r"^\d+(\.\d+)?\s*[kMGT]i?B$", description="Memory of each job, such as 16GB.")
-    walltime: str = Field("01:00:00", pattern=r"^\d+:\d\d:\d\d$", description="Time after which a job ends, H:MM:SS.")
-    interface: str = Field("", description="Network device by which nodes reach each other, such as ib0.")
-    directives: tuple[str, ...] = Field((), description="Further lines for the batch system, such as --account=lab.")
+    queue: str = Field("", description="Queue or partition; empty for the default.")
+    jobs: int = Field(1, ge=1, description="Number of jobs.")
+    cores: int = Field(1, ge=1, description="Cores per job, one worker each.")
+    memory: str = Field("4GB", pattern=r"^\d+(\.\d+)?\s*[kMGT]i?B$", description="Memory per job, such as 16GB.")
+    walltime: str = Field("01:00:00", pattern=r"^\d+:\d\d:\d\d$", description="Time limit per job, H:MM:SS.")
+    interface: str = Field("", description="Network interface of the nodes, such as ib0.")
+    directives: tuple[str, ...] = Field(
+        (), description="Additional directives of the batch system, such as --account=lab."
+    )
 
 
 NO_JOBS = JobQueueParams()
@@ -84,28 +86,21 @@ HERE = Pool(workers=1)
 class ExecParams(Section):
     """Where and how fast it runs; never changes a result and is no part of any key."""
 
-    outputs: Path = Field(Path("outputs"), description="Folder that receives <study>/.")
-    workers: int = Field(
-        0, ge=0, description="Processes of this computer for per-scan work; 0 takes every core, 1 starts none."
-    )
+    outputs: Path = Field(Path("outputs"), description="Folder of the results, <outputs>/<study>.")
+    workers: int = Field(0, ge=0, description="Worker processes on this computer; 0 for one per core, 1 for none.")
     scheduler: str = Field(
         "",
-        description="Address of a Dask scheduler whose workers do the per-scan work, tcp://host:port or "
-        "tls://host:port; empty takes this computer.",
+        description="Address of a running Dask scheduler, tcp://host:port or tls://host:port; empty for this computer.",
     )
     jobqueue: JobQueueParams = Field(NO_JOBS, description="Workers as jobs of a batch system.")
-    scan_timeout_s: int = Field(
-        0, ge=0, description="A scan that takes a worker longer, seconds, is stopped and counts as lost; 0: no limit."
-    )
-    memory_mb: int = Field(
-        0, ge=0, description="A worker that needs more memory, MiB, is stopped and its scan tried again; 0: no limit."
-    )
-    retries: int = Field(2, ge=0, description="How often a scan is tried again that its worker died of.")
+    scan_timeout_s: int = Field(0, ge=0, description="Timeout per scan, seconds; 0 disables it.")
+    memory_mb: int = Field(0, ge=0, description="Memory limit per worker, MiB; 0 disables it.")
+    retries: int = Field(2, ge=0, description="Retries after a worker process dies on a scan.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device of the network.")
-    devices: int = Field(1, ge=1, description="Processes that train together on each node, one per device.")
-    nodes: int = Field(1, ge=1, description="Computers that train together; the others join by adlib.training.devices.")
-    rendezvous: str = Field("", description="host:port of the first node, where there are several.")
-    publish: bool = Field(False, description="Copy figures to figures/ when the run ends.")
+    devices: int = Field(1, ge=1, description="Training processes per node, one per device.")
+    nodes: int = Field(1, ge=1, description="Number of computers of a training.")
+    rendezvous: str = Field("", description="host:port of the first node of a training on several computers.")
+    publish: bool = Field(False, description="Publication of the figures in figures/ after the run.")
 
     @field_validator("scheduler")
     @classmethod

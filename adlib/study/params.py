@@ -20,35 +20,41 @@ from adlib.study.train_params import SplitParams, TrainParams
 class AuditParams(Section):
     """Limits of the audit; a finding of severity stop ends the run."""
 
-    accept: tuple[str, ...] = Field((), description="Ids of stop findings that are knowingly accepted.")
-    min_participants_per_class: int = Field(10, ge=2, description="Fewer participants in a class stops the run.")
+    accept: tuple[str, ...] = Field((), description="IDs of accepted stop findings.")
+    min_participants_per_class: int = Field(
+        10, ge=2, description="Minimum number of participants per class; fewer stop the study."
+    )
     metadata_auc_stop: float = Field(
-        0.95, ge=0.5, le=1, description="Metadata-only AUC, macro or of one pair of classes, above this stops."
+        0.95,
+        ge=0.5,
+        le=1,
+        description="Metadata-only ROC AUC, macro or of one pair of classes, above which the study stops.",
     )
     near_duplicate: float = Field(
-        0.95, ge=0.9, le=1, description="Correlation of fine detail from which two images count as one and the same."
+        0.95,
+        ge=0.9,
+        le=1,
+        description="Correlation of high-pass filtered images above which two scans are near duplicates.",
     )
 
 
 class PreprocessParams(Section):
     """From a raw head to MNI152 space."""
 
-    resolution_mm: float = Field(1.0, ge=1, le=3, description="Voxel edge of the MNI152 output grid, mm.")
+    resolution_mm: float = Field(1.0, ge=1, le=3, description="Voxel size of the MNI152 output grid, mm.")
     registration: Literal["affine", "rigid", "deformable"] = Field(
         "affine",
-        description="How far a head is fitted to MNI152: its size too, its pose only, or also its shape. Volumes and "
-        "quality are measured after the affine fit in each case.",
+        description="Registration to MNI152; volumes and quality metrics are always measured after the affine fit.",
     )
     bias_correction: bool = Field(True, description="N4 bias field correction.")
     brain_extraction: Literal["template", "synthstrip", "hd-bet"] = Field(
         "template",
-        description="Who finds the brain: adlib itself, or SynthStrip (`mri_synthstrip`) or HD-BET (`hd-bet`) where "
-        "installed.",
+        description="Brain-extraction method; synthstrip (`mri_synthstrip`) and hd-bet (`hd-bet`) must be installed.",
     )
     normalise: Literal["brain_zscore", "white_matter_peak", "landmarks"] = Field(
         "brain_zscore",
-        description="Intensity normalisation inside the brain; landmarks (Nyúl) are fitted on each fold's training "
-        "scans and kept in the model.",
+        description="Intensity normalisation inside the brain; landmarks (Nyúl) are fitted on the training "
+        "scans of each fold and stored in the model.",
     )
 
 
@@ -57,8 +63,8 @@ class DerivativesParams(Section):
 
     keep: tuple[Literal["head", "tissues"], ...] = Field(
         ("head", "tissues"),
-        description="Images stored beside the brain and its mask: the whole head (pictures of quality control, control "
-        "`background`) and the tissue fractions (baseline of grey-matter maps).",
+        description="Images stored in addition to the brain and its mask: head (quality-control figures, "
+        "control `background`) and tissues (tissue probability maps, grey-matter baseline).",
     )
 
 
@@ -67,20 +73,19 @@ class InputParams(Section):
 
     plane: Literal["coronal", "axial", "sagittal", "three_planes", "three_planes_2d", "images_2d"] = Field(
         "coronal",
-        description="Plane of the slices; three_planes takes an axial, a coronal and a sagittal slice as channels, "
-        "three_planes_2d the same of ready-made 2-D slices, images_2d every 2-D image.",
+        description="Plane of the slices; three_planes uses one axial, one coronal and one sagittal slice as "
+        "channels, three_planes_2d the same from 2-D slices, images_2d every 2-D image.",
     )
     positions_mm: tuple[float, ...] = Field(
         (-32.0, -20.0, -8.0),
-        description="Centres of the slices in MNI152 space, mm along the plane's normal; for three_planes the heights "
-        "z, y, x of its three slices.",
+        description="Slice centres in MNI152 space along the plane's normal, mm; z, y and x for three_planes.",
     )
     channel_spacing_mm: float = Field(4.0, gt=0, description="Distance between the three channels of a slice, mm.")
-    size: int = Field(96, ge=32, le=512, description="Edge of the square network input, pixels.")
+    size: int = Field(96, ge=32, le=512, description="Height and width of the network input, pixels.")
     pooling: Literal["mean", "maximum", "vote", "attention"] = Field(
         "mean",
-        description="From slices to the scan: mean probability, greatest evidence for each class, share of votes, or "
-        "weights that the network learns with the class.",
+        description="Aggregation of slices to scans: mean probability, maximum evidence per class, majority "
+        "vote, or trained attention weights.",
     )
 
     @property
@@ -92,47 +97,52 @@ class InputParams(Section):
 class EvaluateParams(Section):
     """Scores and their intervals."""
 
-    bootstrap: int = Field(2000, ge=100, description="Bootstrap resamples of participants.")
+    bootstrap: int = Field(2000, ge=100, description="Number of bootstrap resamples of participants.")
     binary: dict[str, tuple[str, ...]] = Field(
-        {"negative": ("CN",), "positive": ("AD",)}, description="Classes of the two-class view of the result."
+        {"negative": ("CN",), "positive": ("AD",)}, description="Classes of the binary comparison."
     )
-    coverage: float = Field(0.9, ge=0.5, lt=1, description="Share of prediction sets that are to hold the truth.")
+    coverage: float = Field(0.9, ge=0.5, lt=1, description="Nominal coverage of the conformal prediction sets.")
     age_bands: tuple[float, ...] = Field(
-        (65.0, 75.0, 85.0), min_length=1, description="Rising ages that divide the age groups, years."
+        (65.0, 75.0, 85.0), min_length=1, description="Increasing limits of the age groups, years."
     )
     subgroup_minimum: int = Field(
         10,
         ge=2,
-        description="Groups of fewer tested participants are named, not scored; an AUC takes half that on each side.",
+        description="Minimum number of test participants of a scored subgroup; half of it on each side for an AUC.",
     )
     show_participants: bool = Field(
-        False, description="Draw single test participants of real cohorts too; their terms may forbid it."
+        False,
+        description="Figures of single test participants of real cohorts, where the terms of the data allow them.",
     )
     attribution: Literal["integrated_gradients", "gradient_shap", "grad_cam", "occlusion"] = Field(
         "gradient_shap",
-        description="Method of the attribution maps: integrated_gradients, gradient_shap, grad_cam or occlusion.",
+        description="Attribution method.",
     )
-    attribution_scans: int = Field(40, ge=1, description="Test scans whose attribution maps are computed.")
+    attribution_scans: int = Field(40, ge=1, description="Number of test scans with attribution maps.")
 
 
 class ClassifyParams(Section):
     """The interactive classifier."""
 
     show_training: bool = Field(
-        False, description="Show training scans of people, too, with their ids; simulated ones are always shown."
+        False, description="Nearest training scans of real cohorts with their IDs; simulated ones are always shown."
     )
-    max_upload_mb: int = Field(1024, ge=1, description="All uploads that wait may hold so many MiB together.")
-    max_scans: int = Field(20, ge=1, description="Scans classified at one press of the button.")
-    timeout_s: int = Field(300, ge=1, description="A scan that takes longer, seconds, is stopped.")
-    memory_mb: int = Field(2048, ge=64, description="A scan that needs more memory, MiB, is refused.")
+    max_upload_mb: int = Field(1024, ge=1, description="Maximum total size of waiting uploads, MiB.")
+    max_scans: int = Field(20, ge=1, description="Maximum number of scans per classification.")
+    timeout_s: int = Field(300, ge=1, description="Timeout per scan, seconds.")
+    memory_mb: int = Field(2048, ge=64, description="Memory limit per scan, MiB.")
 
 
 class StudyParams(Section):
     """A whole study, as one yaml file."""
 
-    study: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Name; results go to outputs/<study>.")
-    classes: tuple[str, ...] = Field(("CN", "MCI", "LMCI", "AD"), min_length=2, description="Classes in order.")
-    seed: int = Field(20, ge=0, description="Seed of everything random.")
+    study: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Name of the study and of its folder, outputs/<study>."
+    )
+    classes: tuple[str, ...] = Field(
+        ("CN", "MCI", "LMCI", "AD"), min_length=2, description="Diagnoses in ascending order of severity."
+    )
+    seed: int = Field(20, ge=0, description="Random seed.")
     source: Source
     audit: AuditParams = AuditParams()
     preprocess: PreprocessParams = PreprocessParams()
@@ -206,10 +216,19 @@ def load_params(path: Path | str, settings: tuple[str, ...] = ()) -> StudyParams
     StudyError
         If the file is missing, is not yaml, or holds an unknown key or a wrong value.
     """
-    path = Path(path)
+    content = _content_of(Path(path))
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise StudyError(f"--set takes key=value, as in train.epochs=3; got {setting!r}")
+        _set(content, name, _from_yaml(value, f"--set {setting}"))
+    return validate_params(content, str(path))
+
+
+def _content_of(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        known = sorted(str(p) for p in path.parent.glob("*.yaml")) or "none in that folder"
-        raise StudyError(f"params file {path} does not exist; there are: {known}")
+        existing = sorted(str(p) for p in path.parent.glob("*.yaml")) or "none in that folder"
+        raise StudyError(f"params file {path} does not exist; there are: {existing}")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -217,22 +236,38 @@ def load_params(path: Path | str, settings: tuple[str, ...] = ()) -> StudyParams
     content = _from_yaml(os.path.expandvars(text), str(path))
     if not isinstance(content, dict):
         raise StudyError(f"{path} holds {type(content).__name__}, expected keys such as 'study:' and 'source:'")
-    for setting in settings:
-        _apply(content, setting)
-    return validate_params(content, str(path))
+    return content
 
 
-def open_study(params_file: Path | str) -> StudyParams:
-    """Load a study from a notebook, wherever that notebook was started.
+def open_study(params_file: Path | str, **settings: Any) -> StudyParams:
+    """Load a study in a notebook.
 
-    A relative `params_file` is looked for in the working folder and then in its parent (a notebook opened in
-    `notebooks/`); the folder where it is found becomes the working folder, so that paths in the yaml hold.
+    A relative `params_file` is looked up in the working folder and in its parent (for a notebook opened in
+    ``notebooks/``); that folder becomes the working folder, so that relative paths in the yaml hold.
+
+    Parameters
+    ----------
+    params_file : path
+    **settings
+        Values of single keys, as with ``run_all.py --set``: ``open_study(params_file, **{"train.epochs": 3})``.
+
+    Returns
+    -------
+    StudyParams
+
+    Raises
+    ------
+    StudyError
+        If the file is missing, is not yaml, or a key or value is invalid.
     """
     for root in (Path.cwd(), Path.cwd().parent):
         if (root / params_file).is_file():
             os.chdir(root)
             break
-    return load_params(params_file)
+    content = _content_of(Path(params_file))
+    for name, value in settings.items():
+        _set(content, name, value)
+    return validate_params(content, str(params_file))
 
 
 def validate_params(content: dict[str, Any], where: str) -> StudyParams:
@@ -278,16 +313,13 @@ def _from_yaml(text: str, where: str) -> Any:
         raise StudyError(f"{where} is not readable yaml: {error}") from None
 
 
-def _apply(content: dict[str, Any], setting: str) -> None:
-    name, equals, value = setting.partition("=")
-    if not equals or not name:
-        raise StudyError(f"--set takes key=value, as in train.epochs=3; got {setting!r}")
+def _set(content: dict[str, Any], name: str, value: Any) -> None:
     *parents, last = name.split(".")
     for parent in parents:
         content = content.setdefault(parent, {})
         if not isinstance(content, dict):
-            raise StudyError(f"--set {setting}: {parent!r} is a value, not a section")
-    content[last] = _from_yaml(value, f"--set {setting}")
+            raise StudyError(f"{name}: {parent!r} is a value, not a section")
+    content[last] = value
 
 
 def _fault(item: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from adlib.study.metrics import KEY, metrics_table, read_metrics
 from adlib.study.params import StudyParams
-from adlib.study.records import StudyError, atomic_path, read_json, write_json
+from adlib.study.records import StudyError, atomic_path, flat, read_json, write_json
 
 PUBLISHED = Path("figures")  # relative to the repository root
 TABLES = PUBLISHED / "reference"
@@ -199,8 +199,6 @@ def _of_networks(scores: pd.Series, trained: set[str]) -> np.ndarray:
 
 
 def _settings(root: Path, params: StudyParams) -> tuple[str, bool]:
-    from adlib.study.digests import flat
-
     old = flat(read_json(root / PUBLISHED / "provenance.json")["params"])
     new = flat(params.model_dump(mode="json"))
     names = [name for name in new if not name.startswith(LOOSE) and name in old and old[name] != new[name]]

@@ -14,25 +14,27 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-_LABELS = "Source's label to class; labels not named are kept as they are, and dropped where they are no class."
-_CDR = Field({"0": "CN", "0.5": "MCI", "1": "AD", "2": "AD"}, description="Clinical Dementia Rating to class.")
+_LABELS = "Mapping of labels to classes; other labels stay as they are, and scans without a class are dropped."
+_CDR = Field({"0": "CN", "0.5": "MCI", "1": "AD", "2": "AD"}, description="Mapping of CDR scores to classes.")
 
 
 class PhantomSource(Section):
     """The simulated cohort: what `adlib.phantom.cohort` writes."""
 
     kind: Literal["phantom"]
-    participants_per_class: int = Field(100, ge=1, description="Participants of each class.")
-    voxel_mm: float = Field(2.0, gt=0.5, le=4, description="Nominal voxel edge; each site scales it, mm.")
-    followup_fraction: float = Field(0.15, ge=0, le=1, description="Share of participants with two or three sessions.")
+    participants_per_class: int = Field(100, ge=1, description="Participants per class.")
+    voxel_mm: float = Field(2.0, gt=0.5, le=4, description="Nominal voxel size, scaled by site, mm.")
+    followup_fraction: float = Field(
+        0.15, ge=0, le=1, description="Fraction of participants with two or three sessions."
+    )
     severity_mean: tuple[float, ...] = Field(
         (0.1, 0.4, 0.65, 1.0), description="Mean atrophy severity of each class at age 74, in the order of `classes`."
     )
     severity_sd: float = Field(
         0.35,
         gt=0,
-        description="Standard deviation of severity within a class; at 0.35 the best possible classifier tells AD from "
-        "CN with a balanced accuracy of 0.9, a little above what leak-free studies of patients reach.",
+        description="Standard deviation of severity within a class; 0.35 limits the balanced accuracy of AD "
+        "against CN to 0.9, slightly above leak-free studies of patients.",
     )
 
 
@@ -40,8 +42,8 @@ class BidsSource(Section):
     """A BIDS dataset with the label in participants.tsv or sessions.tsv."""
 
     kind: Literal["bids"]
-    root: Path = Field(description="Folder that holds dataset_description.json.")
-    label_column: str = Field("diagnosis", description="Column of the label.")
+    root: Path = Field(description="Dataset folder, with dataset_description.json.")
+    label_column: str = Field("diagnosis", description="Column of the diagnosis.")
     labels: dict[str, str] = Field({}, description=_LABELS)
 
 
@@ -49,9 +51,11 @@ class CapsSource(Section):
     """Clinica's CAPS folder after its t1-linear pipeline: already registered to MNI152."""
 
     kind: Literal["caps"]
-    root: Path = Field(description="Folder that holds subjects/.")
-    table: Path = Field(description="Table with participant_id, the label and, where known, session_id, age and sex.")
-    label_column: str = Field("diagnosis", description="Column of the label.")
+    root: Path = Field(description="CAPS folder, with subjects/.")
+    table: Path = Field(
+        description="Table with participant_id, diagnosis and, where available, session_id, age and sex."
+    )
+    label_column: str = Field("diagnosis", description="Column of the diagnosis.")
     labels: dict[str, str] = Field({}, description=_LABELS)
 
 
@@ -59,18 +63,18 @@ class AdniSource(Section):
     """An ADNI download from the Image and Data Archive, or any folder of files with ADNI names."""
 
     kind: Literal["adni"]
-    root: Path = Field(description="Folder that holds the images in any depth.")
+    root: Path = Field(description="Folder of the images, at any depth.")
     tables: tuple[Path, ...] = Field(
-        (), description="Collection, ADNIMERGE and DXSUM tables; empty: every csv under root, told apart by columns."
+        (),
+        description="Collection, ADNIMERGE and DXSUM tables; empty for every csv under root, recognised by its "
+        "columns.",
     )
     label: Literal["collection", "baseline", "visit"] = Field(
         "collection",
-        description="Whose diagnosis: the Group of the collection, that of the first visit, or that nearest the scan.",
+        description="Diagnosis: Group of the collection, first visit, or visit nearest to the scan.",
     )
-    window_days: int = Field(90, ge=0, description="A visit's diagnosis counts for scans up to this many days away.")
-    phases: tuple[str, ...] = Field(
-        (), description="ADNI phases whose scans are kept (ADNI1, ADNIGO, ADNI2, ADNI3, ADNI4); empty keeps all."
-    )
+    window_days: int = Field(90, ge=0, description="Maximum time between a visit's diagnosis and a scan, days.")
+    phases: tuple[str, ...] = Field((), description="ADNI phases (ADNI1, ADNIGO, ADNI2, ADNI3, ADNI4); empty for all.")
     labels: dict[str, str] = Field({"SMC": "CN", "EMCI": "MCI"}, description=_LABELS)
 
 
@@ -78,7 +82,7 @@ class Oasis1Source(Section):
     """OASIS-1 as distributed on its discs, with oasis_cross-sectional.csv."""
 
     kind: Literal["oasis1"]
-    root: Path = Field(description="Folder that holds disc*/ or the OAS1_* folders, and the table.")
+    root: Path = Field(description="Folder of disc*/ or OAS1_*, and of the table.")
     cdr_labels: dict[str, str] = _CDR
 
 
@@ -86,7 +90,7 @@ class Oasis2Source(Section):
     """OASIS-2 as distributed, OAS2_RAW_PART*/, with its longitudinal table."""
 
     kind: Literal["oasis2"]
-    root: Path = Field(description="Folder that holds the OAS2_* folders in any depth, and the table.")
+    root: Path = Field(description="Folder of the OAS2_* folders, at any depth, and of the table.")
     cdr_labels: dict[str, str] = _CDR
 
 
@@ -94,7 +98,7 @@ class Oasis2SlicesSource(Section):
     """OASIS-2 mid-slices: three planes of one session become the three input channels."""
 
     kind: Literal["oasis2_slices"]
-    root: Path = Field(description="Folder with the slices (or their zip) and the longitudinal table.")
+    root: Path = Field(description="Folder of the slices (or their zip) and of the longitudinal table.")
     cdr_labels: dict[str, str] = _CDR
 
 
@@ -102,8 +106,8 @@ class Oasis3Source(Section):
     """OASIS-3: scans named by days since entry, diagnoses matched by days."""
 
     kind: Literal["oasis3"]
-    root: Path = Field(description="Folder that holds the OAS3* session folders in any depth, and the tables.")
-    window_days: int = Field(365, ge=0, description="A clinical visit counts for scans up to this many days away.")
+    root: Path = Field(description="Folder of the OAS3* session folders, at any depth, and of the tables.")
+    window_days: int = Field(365, ge=0, description="Maximum time between a clinical visit and a scan, days.")
     cdr_labels: dict[str, str] = _CDR
 
 
@@ -111,8 +115,8 @@ class OasisVbmSource(Section):
     """Grey-matter maps of OASIS-1 in MNI152, which nilearn fetches (about 800 MB, needs a network once)."""
 
     kind: Literal["oasis_vbm"]
-    data_dir: Path | None = Field(None, description="Where nilearn keeps its downloads; empty: its default folder.")
-    participants: int | None = Field(None, ge=1, description="Fetch only the first so many; empty: all 416.")
+    data_dir: Path | None = Field(None, description="Download folder of nilearn; empty for its default.")
+    participants: int | None = Field(None, ge=1, description="Number of participants; empty for all 416.")
     cdr_labels: dict[str, str] = _CDR
 
 
@@ -120,38 +124,40 @@ class FoldersSource(Section):
     """Class folders: <root>/[<part>/]<class>/ with volumes, folders of slices, or 2-D images."""
 
     kind: Literal["folders"]
-    root: Path = Field(description="Folder that holds the class folders or the parts (train, test) that hold them.")
+    root: Path = Field(description="Folder of the class folders or of the parts (train, test).")
     contents: Literal["volumes", "slices", "images"] = Field(
-        "volumes", description="What one scan is: a 3-D file, a folder of 2-D slices, or one 2-D image."
+        "volumes", description="Form of a scan: a 3-D file, a folder of 2-D slices, or one 2-D image."
     )
     parts: tuple[str, ...] = Field(
-        (), description="Names of folders between root and the class folders, such as [train, test]: a given split."
+        (), description="Folders between root and the class folders, such as [train, test]: a given split."
     )
     participant: str = Field(
         "",
-        description="Regular expression on a scan's path under root, with the group (?P<participant>...) and, where "
-        "there is one, (?P<session>...); empty: ADNI file names, else unknown.",
+        description="Regular expression on a scan's path relative to root with the group (?P<participant>...) "
+        "and optionally (?P<session>...); empty for ADNI file names.",
     )
     table: Path | None = Field(
-        None, description="Table with path (under root) or scan_id or participant_id, and participant_id, age, sex."
+        None, description="Table with path (relative to root), scan_id or participant_id, and participant_id, age, sex."
     )
     columns: dict[str, str] = Field(
-        {}, description="The table's own column names to these, such as {subject: participant_id, M/F: sex}."
+        {}, description="Mapping of the table's column names, such as {subject: participant_id, M/F: sex}."
     )
-    labels: dict[str, str] = Field({}, description="Folder name to class; names not given are kept as they are.")
+    labels: dict[str, str] = Field({}, description="Mapping of folder names to classes; other names stay as they are.")
 
 
 class DicomSource(Section):
     """A tree of DICOM: one folder per session, its T1w series chosen and converted."""
 
     kind: Literal["dicom"]
-    root: Path = Field(description="Folder that holds one folder per session.")
+    root: Path = Field(description="Folder with one folder per session.")
     participant: str = Field(
         r"^(?P<participant>[^/]+)(/(?P<session>[^/]+))?",
-        description="Regular expression on a session folder's path under root.",
+        description="Regular expression on a session folder's path relative to root.",
     )
-    table: Path = Field(description="Table with participant_id, the label and, where known, session_id, age and sex.")
-    label_column: str = Field("diagnosis", description="Column of the label.")
+    table: Path = Field(
+        description="Table with participant_id, diagnosis and, where available, session_id, age and sex."
+    )
+    label_column: str = Field("diagnosis", description="Column of the diagnosis.")
     labels: dict[str, str] = Field({}, description=_LABELS)
 
 

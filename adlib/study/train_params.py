@@ -17,18 +17,21 @@ class SplitParams(Section):
 
     protocol: Literal["holdout", "kfold", "leave_one_site_out", "external"] = Field(
         "holdout",
-        description="One split, cross-validation by participant, each site tested by the others, or the named sites "
-        "tested by all others.",
+        description="Split protocol: one holdout split, k-fold cross-validation by participant, "
+        "leave-one-site-out, or external test sites.",
     )
     folds: int = Field(5, ge=2, description="Number of folds for kfold.")
-    repeats: int = Field(1, ge=1, description="How often holdout or kfold is repeated with other random splits.")
+    repeats: int = Field(1, ge=1, description="Number of repetitions of holdout or kfold with other random splits.")
     balance_sites: bool = Field(
-        False, description="Spread sites evenly over tested and trained participants too, where they are large enough."
+        False, description="Stratification by site in addition to diagnosis, where sites are large enough."
     )
-    test_sites: tuple[str, ...] = Field((), description="Sites that are tested for external: another cohort's.")
-    test_fraction: float = Field(0.3, gt=0, lt=1, description="Share of participants held out for holdout.")
+    test_sites: tuple[str, ...] = Field((), description="Test sites for external, such as those of another cohort.")
+    test_fraction: float = Field(0.3, gt=0, lt=1, description="Fraction of test participants for holdout.")
     validation_fraction: float = Field(
-        0.12, gt=0, lt=1, description="Share of the rest that draws the validation curve and fits the temperature."
+        0.12,
+        gt=0,
+        lt=1,
+        description="Fraction of the remaining participants used for validation curves and calibration.",
     )
 
 
@@ -37,62 +40,63 @@ class TrainParams(Section):
 
     weights: str = Field(
         "imagenet",
-        description="imagenet (random where it cannot be had), random, path:FILE (safetensors or a state dict), or "
-        "adlib:FILE (a model of this project whose input is the study's own).",
+        description="Initial weights: imagenet, random, path:FILE (safetensors or a state dict), or adlib:FILE "
+        "(a model of this project with the same input).",
     )
-    frozen_stages: int = Field(
-        0, ge=0, le=4, description="Leave the stem and so many of the four stages as they were loaded."
-    )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of features dropped before the last layer.")
+    frozen_stages: int = Field(0, ge=0, le=4, description="Number of frozen ResNet stages, including the stem.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate before the last layer.")
     covariates: tuple[Literal["age", "sex"], ...] = Field(
-        (), description="What the last layer is told beside the image; unknown values count as the mean."
+        (), description="Covariates concatenated to the image features; missing values are replaced by the mean."
     )
-    epochs: int = Field(12, ge=1, description="Passes over the training participants.")
-    batch_size: int = Field(32, ge=2, description="Slices per step, over all devices.")
+    epochs: int = Field(12, ge=1, description="Number of epochs.")
+    batch_size: int = Field(32, ge=2, description="Slices per optimiser step, over all devices.")
     micro_batches: int = Field(
-        1, ge=1, description="Parts of a step that are computed one by one, or each on a device, and then added up."
+        1, ge=1, description="Number of gradient-accumulation parts of a step, which devices share."
     )
-    learning_rate: float = Field(0.001, gt=0, description="Peak of the one-cycle schedule.")
-    warmup: float = Field(0.25, gt=0, lt=1, description="Share of all steps before the peak of the schedule.")
+    learning_rate: float = Field(0.001, gt=0, description="Maximum learning rate of the one-cycle schedule.")
+    warmup: float = Field(0.25, gt=0, lt=1, description="Fraction of all steps before the maximum learning rate.")
     weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay.")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Cross-entropy label smoothing.")
-    mixup: float = Field(
-        0.0, ge=0, description="Mix pairs of slices and their labels by a share drawn from Beta(a, a); 0: not."
-    )
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
+    mixup: float = Field(0.0, ge=0, description="Alpha of mixup's Beta distribution; 0 disables it.")
     balance: Literal["weights", "sampling", "none"] = Field(
-        "weights", description="Against unequal classes: weigh the loss, or draw the classes' participants evenly."
+        "weights", description="Class balancing: class weights in the loss, balanced sampling of participants, or none."
     )
     average: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Decay of a moving average of the weights, which then answers; 0: none.",
+        description="Decay of the exponential moving average of the weights (EMA); 0 disables it.",
     )
     patience: int = Field(
         0,
         ge=0,
-        description="Stop after so many epochs without a better balanced accuracy of validation participants, and take "
-        "the best epoch; 0: the last epoch is used.",
+        description="Early stopping: epochs without better balanced accuracy of validation participants; 0 "
+        "disables it.",
     )
     auxiliary_weight: float = Field(
-        0.5, ge=0, description="Weight of telling age and volumes beside the class; 0 switches it off."
+        0.5, ge=0, description="Loss weight of the auxiliary regression of age and volumes; 0 disables it."
     )
     augment: Literal["none", "light", "mri"] = Field(
         "light",
-        description="light: small affine, flip, gain, noise; mri: also bias field, gamma, motion, ghosts (TorchIO).",
+        description="Augmentation: light (small affine, flip, gain, noise); mri adds bias field, gamma, motion "
+        "and ghosting (TorchIO).",
     )
     seed: int | None = Field(
-        None, ge=0, description="Seed of first weights, order and augmentation; empty: the study's seed."
+        None,
+        ge=0,
+        description="Random seed of initial weights, sampling and augmentation; empty for that of the study.",
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
-        description="Autocast type of the forward pass; auto takes bf16 where the device has instructions for it.",
+        description="Autocast precision; auto uses bf16 where the device supports it.",
     )
-    members: int = Field(1, ge=1, description="Networks per fold, from other seeds, whose answers are averaged.")
+    members: int = Field(
+        1, ge=1, description="Number of networks per fold whose probabilities are averaged (ensemble)."
+    )
     controls: tuple[Control, ...] = Field(
         ("shuffled_labels",),
-        description="Extra trainings: labels dealt out, slices split without regard to participants, brain cut out, "
-        "brain as a silhouette, scanner metadata told beside the image.",
+        description="Control trainings: permuted labels, slice-level split (leakage), background only, "
+        "binarised brain, acquisition metadata as covariates.",
     )
 
     @property

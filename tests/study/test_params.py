@@ -81,12 +81,23 @@ def test_the_environment_is_read_in_paths(tmp_path, monkeypatch):
     assert str(load_params(path).source.root) == "/data/here/bids"
 
 
-def test_a_notebook_finds_the_study_from_its_own_folder(tmp_path, monkeypatch):
+def test_open_study_from_the_notebooks_folder(tmp_path, monkeypatch):
     (tmp_path / "params").mkdir()
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "params" / "p.yaml").write_text("study: x\nsource: {kind: phantom}\n")
     monkeypatch.chdir(tmp_path / "notebooks")
     assert open_study("params/p.yaml").study == "x"
+
+
+def test_open_study_with_settings():
+    settings = {"train.epochs": 3, "train.controls": ("shuffled_labels",), "exec.outputs": Path("here"), "seed": 1}
+    params = open_study("params/phantom.yaml", **settings)
+    texts = ("train.epochs=3", "train.controls=[shuffled_labels]", "exec.outputs=here", "seed=1")
+    assert params == load_params("params/phantom.yaml", texts)
+    with pytest.raises(StudyError, match=r"train\.epohcs: unknown key; did you mean 'epochs'"):
+        open_study("params/phantom.yaml", **{"train.epohcs": 3})
+    with pytest.raises(StudyError, match=r"valid integer"):
+        open_study("params/phantom.yaml", **{"train.epochs": "three"})
 
 
 def test_every_fault_is_named_at_once():
