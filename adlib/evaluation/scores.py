@@ -61,12 +61,18 @@ def from_confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> dict[tuple[s
         specificity = np.where(rest > 0, (rest - decided + hits) / rest, np.nan)
     scores: dict[tuple[str, str | None], np.ndarray] = {
         ("accuracy", None): hits.sum(1) / total,
-        ("balanced_accuracy", None): np.nanmean(recall, 1),
+        ("balanced_accuracy", None): _mean(recall),
     }
     for name, values in (("precision", precision), ("recall", recall), ("specificity", specificity), ("f1", f1)):
-        scores[name, "macro"] = np.nanmean(np.where(true > 0, values, np.nan), 1)
+        scores[name, "macro"] = _mean(np.where(true > 0, values, np.nan))
         scores |= {(name, label): values[:, k] for k, label in enumerate(classes)}
     return scores
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean (B,) of the numbers in each row of (B, K); NaN without any."""
+    with np.errstate(invalid="ignore"):
+        return np.nansum(values, 1) / np.isfinite(values).sum(1)
 
 
 def kappa(matrix: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Groups of participants by what the manifest knows of them: sex, age, site, scanner."""
+"""Groups of participants by sex, age, site and scanner."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 
-def groups_of_people(manifest: pd.DataFrame, age_bands: tuple[float, ...]) -> pd.DataFrame:
+def participant_groups(manifest: pd.DataFrame, age_bands: tuple[float, ...]) -> pd.DataFrame:
     """Group names of each participant, by the facts of the first session.
 
     Parameters
@@ -27,7 +27,7 @@ def groups_of_people(manifest: pd.DataFrame, age_bands: tuple[float, ...]) -> pd
     """
     first = manifest.sort_values(["participant_id", "session_id"]).drop_duplicates("participant_id")
     first = first.set_index("participant_id")
-    named = pd.DataFrame(
+    groups = pd.DataFrame(
         {
             "sex": first["sex"].astype("string").str.upper().str[0],
             "age": _bands(first["age"], age_bands),
@@ -36,7 +36,7 @@ def groups_of_people(manifest: pd.DataFrame, age_bands: tuple[float, ...]) -> pd
             "field strength": first["field_strength_T"].map("{:g} T".format, na_action="ignore").astype("string"),
         }
     )
-    return named.loc[:, named.nunique() > 1]
+    return groups.loc[:, groups.nunique() > 1]
 
 
 def _bands(age: pd.Series, edges: tuple[float, ...]) -> pd.Series:
@@ -45,12 +45,12 @@ def _bands(age: pd.Series, edges: tuple[float, ...]) -> pd.Series:
     return pd.cut(age, [-np.inf, *edges, np.inf], right=False, labels=names, ordered=True)
 
 
-def divided(pooled: pd.DataFrame, groups: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+def subgroups(pooled: pd.DataFrame, groups: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Name, such as ``sex F``, and rows of `pooled` of each group of each column; age bands rise."""
     for column in groups:
-        own = pooled["participant_id"].map(groups[column])
-        order = groups[column].cat.categories if column == "age" else sorted(own.dropna().unique())
+        group = pooled["participant_id"].map(groups[column])
+        order = groups[column].cat.categories if column == "age" else sorted(group.dropna().unique())
         for name in order:
-            inside = (own == name).to_numpy(bool, na_value=False)
+            inside = (group == name).to_numpy(bool, na_value=False)
             if inside.any():
                 yield f"{column} {name}", pooled[inside]

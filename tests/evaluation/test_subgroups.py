@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from adlib.evaluation.evaluate import _subgroups
-from adlib.evaluation.subgroups import divided, groups_of_people
+from adlib.evaluation.evaluate import _score_subgroups
+from adlib.evaluation.subgroups import participant_groups, subgroups
 from adlib.study.metrics import metrics_table, subgroup_table
 from adlib.study.params import load_params
 from adlib.study.records import MANIFEST, StudyError, check_table
@@ -31,12 +31,12 @@ def test_groups_are_those_of_the_first_session_and_unknown_facts_are_in_none():
         field_strength_T=[1.5, 3.0, 3.0, None],
     )
     later = manifest.head(1).assign(session_id="ses-2", scan_id="later", age=66.9, site="b")
-    groups = groups_of_people(pd.concat([later, manifest]), (65.0, 75.0))
+    groups = participant_groups(pd.concat([later, manifest]), (65.0, 75.0))
     assert list(groups) == ["sex", "age", "site", "field strength"]  # one manufacturer divides nobody
     expected = ["F", "under 65", "a", "1.5 T"], ["M", "65 to under 75", "a", "3 T"]
     assert [groups.loc[name].tolist() for name in ("sub-000", "sub-001")] == list(expected)
     pooled = manifest[["participant_id"]].assign(fold=0)
-    found = {name: part["participant_id"].str[-1].tolist() for name, part in divided(pooled, groups)}
+    found = {name: part["participant_id"].str[-1].tolist() for name, part in subgroups(pooled, groups)}
     assert found == {
         "sex F": ["0", "3"], "sex M": ["1"],
         "age under 65": ["0"], "age 65 to under 75": ["1"], "age 75 and over": ["2"],
@@ -46,7 +46,7 @@ def test_groups_are_those_of_the_first_session_and_unknown_facts_are_in_none():
 
 
 def test_a_study_that_knows_nothing_of_its_people_has_no_groups():
-    assert list(groups_of_people(people(age=[None, None]), (65.0,))) == []
+    assert list(participant_groups(people(age=[None, None]), (65.0,))) == []
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,9 @@ def made():
     p[:100] = 0.3 * p[:100] + 0.7 * np.eye(4)[y[:100]]
     ages = np.where(y == 3, 80.0, np.where(np.arange(200) % 2, 70.0, 80.0))
     manifest = people(site=site, age=ages, diagnosis=np.array(CLASSES)[y])
-    tested = manifest[["participant_id", "session_id", "scan_id"]].assign(
-        fold=0, slice=0, truth=manifest["diagnosis"], temperature=1.0
-    )
+    tested = manifest[["participant_id", "session_id", "scan_id"]].assign(fold=0, truth=manifest["diagnosis"])
     tested[[f"p_{name}" for name in CLASSES]] = p
-    return y, p, site, ages, *_subgroups(tested, manifest, PARAMS)
+    return y, p, site, ages, *_score_subgroups(tested, manifest, PARAMS)
 
 
 def test_scores_of_a_group_equal_scikit_learn_on_its_people(made):
@@ -87,8 +85,8 @@ def test_a_group_without_one_of_the_classes_has_no_balanced_accuracy(made):
     *_, ages, entries, _ = made
     assert (ages == 70).sum() > 12
     lacking = {e["metric"]: e for e in entries if e["group"] == "age 65 to under 75"}
-    assert np.isnan(lacking["balanced_accuracy"]["point"]) and lacking["balanced_accuracy"]["ci95"] is None
-    assert np.isnan(lacking["roc_auc_binary"]["point"])
+    assert lacking["balanced_accuracy"]["point"] is None and lacking["balanced_accuracy"]["ci95"] is None
+    assert lacking["roc_auc_binary"]["point"] is None
     table = subgroup_table(metrics_table({"entries": [], "subgroups": entries}))
     assert table.loc["age 65 to under 75"].tolist()[1:] == ["undefined"] * 2
 

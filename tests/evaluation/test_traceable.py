@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import norm
 from sklearn import metrics as sk
 
-from adlib.evaluation.evaluate import _entry, _two_scores, evaluate_study
+from adlib.evaluation.evaluate import _entries, _two_scores, evaluate_study
 from adlib.study.params import load_params
 from adlib.study.records import AUDIT, FEATURES, MANIFEST, PREDICTIONS, SPLITS, read_table, write_table
 
@@ -214,9 +214,9 @@ def test_intervals_over_participants_hold_the_truth_and_intervals_over_scans_do_
         p = 1 / (1 + np.exp(-apart * (own + apart * (y - 0.5))))
         scans = pd.DataFrame({"truth": np.where(y, "AD", "CN"), "p_CN": 1 - p, "p_AD": p})
         for how, names in (("participants", people), ("scans", [f"{k:04d}" for k in range(600)])):
-            for metric, values in _two_scores(scans.assign(participant_id=names), params).items():
-                low, high = _entry("resnet50", "scan", metric, None, 600, values)["ci95"]
-                hits[metric, how] += low <= truth[metric] <= high
+            for entry in _entries(_two_scores, scans.assign(participant_id=names), "resnet50", "scan", params):
+                low, high = entry["ci95"]
+                hits[entry["metric"], how] += low <= truth[entry["metric"]] <= high
     for metric in truth:
         assert 0.93 <= hits[metric, "participants"] / 500 <= 0.97, hits
         assert hits[metric, "scans"] / 500 < 0.8, hits
