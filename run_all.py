@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -45,45 +46,46 @@ EXIT_CODES = """exit codes:
 """
 DEFAULT_PARAMS = "params/phantom.yaml"
 HEARTBEAT_SECONDS = 30.0
+CLEAR = "\r\x1b[K"  # of the line of a terminal
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Console:
-    """Progress in plain lines or, on a terminal, with a live line; a reader that went away is no error."""
+    """Progress in plain lines or, on a terminal, with a live line; a closed output is no error."""
 
     def __init__(self) -> None:
-        self.live = None
-        if sys.stdout.isatty():
-            from rich.console import Console as RichConsole
-
-            self.live = RichConsole(highlight=False)
+        self.live = sys.stdout.isatty()
 
     def say(self, text: str) -> None:
+        self._write(f"{CLEAR if self.live else ''}{text}\n")
+
+    def _write(self, text: str) -> None:
         try:
-            print(text, flush=True)
+            print(text, end="", flush=True)
         except BrokenPipeError:
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - stands in for stdout until the end
 
     @contextmanager
     def waiting(self, step: Step, expected: float | None, doing: Callable[[], str]) -> Iterator[None]:
-        """Tell at intervals how long a step has been at work, and how far its progress bar has come."""
+        """Print at intervals how long a step has been running, and the last line of its progress bar."""
         done, start = threading.Event(), time.monotonic()
         of_about = f" of about {clock(expected)}" if expected else ""
 
-        def line() -> str:
-            return f"      {step.name}  {clock(time.monotonic() - start)}{of_about}  {doing()[:90]}".rstrip()
+        def beat() -> None:
+            while not done.wait(1.0 if self.live else HEARTBEAT_SECONDS):
+                line = f"      {step.name}  {clock(time.monotonic() - start)}{of_about}  {doing()[:90]}".rstrip()
+                if self.live:
+                    self._write(CLEAR + line[: shutil.get_terminal_size().columns - 1])
+                else:
+                    self.say(line)
 
-        def beat(tell, seconds: float) -> None:
-            while not done.wait(seconds):
-                tell(line())
-
-        with self.live.status(line()) if self.live else _nothing() as status:
-            tell, seconds = (status.update, 1.0) if self.live else (self.say, HEARTBEAT_SECONDS)
-            threading.Thread(target=beat, args=(tell, seconds), daemon=True).start()
-            try:
-                yield
-            finally:
-                done.set()
+        threading.Thread(target=beat, daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
+            if self.live:
+                self._write(CLEAR)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -285,11 +287,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--accept", action="store_true", help="make this study's metrics the reference in figures/")
     return parser
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
 
 
 def _now() -> str:

@@ -15,7 +15,6 @@ import papermill
 from jinja2 import DictLoader
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
-from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from papermill.exceptions import PapermillExecutionError
@@ -118,7 +117,9 @@ def execute(notebook: Path, executed: Path, params_file: Path, root: Path, progr
             )
         except PapermillExecutionError as error:
             raise NotebookFailure(_failure(error, notebook, executed), error.ename) from None
-        except DeadKernelError:
+        except RuntimeError as error:
+            if type(error).__name__ != "DeadKernelError":  # of nbclient, which papermill runs
+                raise
             raise NotebookFailure(_death(notebook, executed), "DeadKernelError") from None
     write_html(executed)
 
