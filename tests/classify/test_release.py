@@ -7,8 +7,11 @@ from finished_study import make_finished
 from huggingface_hub import PyTorchModelHubMixin
 
 from adlib import release
+from adlib.classify.model_store import RELEASED
+from adlib.classify.nearest import read_examples
 from adlib.phantom.cohort import draw_cohort, write_cohort
 from adlib.study.exec_params import HERE
+from adlib.study.params import load_params
 from adlib.study.records import MANIFEST, SPLITS, StudyError, read_json, write_json, write_table
 from adlib.training import model_file
 from adlib.training.hub import HubNetwork
@@ -42,6 +45,13 @@ def study(tmp_path_factory):
     )
     model_file.save(Classifier(network.eval(), card), params.folder / "model.safetensors")
     return params
+
+
+def test_committed_release_loads():
+    params = load_params(RELEASED / "phantom" / "params.yaml")
+    card = model_file.load(RELEASED / "phantom").card
+    assert card.classes == params.classes and card.input == params.input and card.preprocess == params.preprocess
+    assert len(read_examples(RELEASED / "phantom" / "model.safetensors").scan_id) > 200
 
 
 @pytest.fixture(scope="module")
