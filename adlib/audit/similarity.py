@@ -64,7 +64,9 @@ def pixel_facts(listed: pd.DataFrame, *, pool: Pool = EVERY_CORE) -> pd.DataFram
         If the system cannot read a file.
     """
     wanted = listed["path"].notna() & (listed["excluded"].isna() if "excluded" in listed else True)
-    facts = map_scans(_facts, list(listed.loc[wanted, "path"]), pool=pool, label="comparing pixels", lost=_lost)
+    facts = map_scans(
+        _facts, list(listed.loc[wanted, "path"]), pool=pool, label="comparing pixels", lost=_lost, isolate=True
+    )
     table = pd.DataFrame(None, index=listed.index, columns=list(_COLUMNS), dtype=object)
     for name in _COLUMNS:
         values = np.empty(len(facts), dtype=object)

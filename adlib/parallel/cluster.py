@@ -1,137 +1,125 @@
-"""The Dask workers that scans are sent to: of this computer, of a batch system, or of a scheduler that runs already."""
+"""The Dask workers: processes of this computer, jobs of a batch system, or those of a scheduler that runs already."""
 
 from __future__ import annotations
 
-import asyncio
 import atexit
+import hashlib
 import logging
+import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from functools import lru_cache
-from http import HTTPStatus
+from importlib.util import find_spec
 from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import dask
-from distributed import Client, Future, LocalCluster, Security
+from dask.system import CPU_COUNT
+from distributed import Client, Future, LocalCluster, Security, Worker, WorkerPlugin, get_worker
 from tqdm import tqdm
 
-from adlib.parallel.admission import admitted
-from adlib.parallel.task import leave_interrupts_to_the_parent
 from adlib.parallel.threads import MEMORY_VARIABLES, THREAD_VARIABLES
 from adlib.study.exec_params import JobQueueParams, Pool
 from adlib.study.records import DASHBOARD, StudyError
 
 CONNECT_SECONDS = 30
 FETCH_SECONDS = 0.5
-DASHBOARD_SECONDS = 5
 PATIENCE_SECONDS = 60.0  # how long a cluster may be without any worker
 START_SECONDS = 300.0  # the same on this computer, which may be too busy to start one sooner
 IDLE_SECONDS = 30.0  # how long workers are kept for the next map
-MEMORY_EVENTS = "worker-restart-memory"
-AWAY = (OSError, asyncio.TimeoutError)
+SAME_PACKAGES = ("scipy", "nibabel", "nilearn", "SimpleITK", "torch")  # beside those of Dask, numpy and pandas
 UNGUARDED = (
     "Workers import the script that starts them: in a script of your own, keep what calls adlib under "
     "`if __name__ == '__main__':`, or use one process (exec.workers: 1)"
 )
-_SETTINGS = {
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,
-    "distributed.worker.memory.terminate": 1.0,
-    "distributed.worker.profile.enabled": False,
-    "distributed.scheduler.work-stealing": False,
-    "distributed.admin.tick.limit": "1h",
-}
-_ENVIRONMENT = dict.fromkeys(THREAD_VARIABLES, "1") | MEMORY_VARIABLES
-_SETTINGS |= {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in _ENVIRONMENT.items()}
-
-_KEEP_ON = "export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False"
+ENVIRONMENT = dict.fromkeys(THREAD_VARIABLES, "1") | MEMORY_VARIABLES
+JOB_SCRIPT = [
+    *(f"export {name}={value}" for name, value in ENVIRONMENT.items()),
+    "export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False",
+]
 
 
 class Gone(Exception):
     """The scheduler does not answer any more, or has no workers left."""
 
 
+class _IgnoreInterrupts(WorkerPlugin):
+    """Leave it to the process that started a worker what Ctrl-C means."""
+
+    def setup(self, worker: Worker) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class Cluster:
-    """A connection to workers, checked before they get work.
+    """A connection to workers.
 
     Parameters
     ----------
     pool : Pool
-    workers : int
-        How many to start, where they are processes of this computer.
+    size : int
+        Number of workers to start on this computer.
 
     Raises
     ------
     StudyError
-        If no scheduler answers, or dask-jobqueue is wanted and missing.
+        If no scheduler answers, or dask-jobqueue is missing.
     """
 
-    def __init__(self, pool: Pool, workers: int) -> None:
-        self.pool = pool
-        self.size = float("inf") if pool.elsewhere else workers
-        self._admitted: set[str] = set()
-        self._ending: set[str] = set()
-        self._started: Any = None
-        with dask.config.set(_SETTINGS):
-            if pool.jobqueue.kind:
-                self._started = _batch(pool.jobqueue, pool.folder)
-            elif not pool.scheduler:
-                self._started = _local(pool, workers)
+    def __init__(self, pool: Pool, size: int) -> None:
+        self.pool, self.size = pool, size
+        self.name = pool.scheduler or pool.jobqueue.kind or "this computer"
+        self._started = _start(pool, size)
         try:
             self.client = Client(self._started or pool.scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
-        except AWAY as error:
+        except OSError as error:
             raise StudyError(
                 f"no Dask scheduler answers at {pool.scheduler} ({error}); start `dask scheduler` there, "
                 f"or set exec.scheduler to its address"
             ) from None
-        if _is_page(link := self.client.dashboard_link):
-            tqdm.write(f"{DASHBOARD} {link}", file=sys.stderr)
+        if not pool.elsewhere:
+            self.client.register_plugin(_IgnoreInterrupts())
+        if self._started and find_spec("bokeh"):
+            tqdm.write(f"{DASHBOARD} {self.client.dashboard_link}", file=sys.stderr)
+        self._checked: set[str] = set()
+        self._seen = time.monotonic()
 
-    @property
-    def where(self) -> str:
-        """The cluster in words."""
-        return self.pool.scheduler or self.pool.jobqueue.kind or "this computer"
-
-    @property
-    def patience_s(self) -> float:
-        """How long there may be no worker; jobs may wait in their queue as long as they must."""
-        if self.pool.jobqueue.kind:
-            return float("inf")
-        return PATIENCE_SECONDS if self.pool.elsewhere else START_SECONDS
-
-    def workers(self) -> set[str]:
-        """Addresses of the workers that may be given work now.
+    def count(self) -> int:
+        """Return the number of workers.
 
         Raises
         ------
         Gone
+            If there has been none for some time; jobs of a batch system may wait in their queue as long as they must.
         StudyError
-            If a worker has other code or other packages than this process, or does not see the study's folder and data.
+            If a new worker has other versions of packages than this process.
         """
         with _answering():
             present = set(self.client.nthreads(callback_timeout=CONNECT_SECONDS))
             if not self.pool.elsewhere and len(present) < self.size:
                 self._started.scale(self.size)  # Dask gives up for good on a worker that restarts slowly
-            if new := present - self._admitted:
-                self._admitted |= self._admit(new)
-        self._ending &= present
-        return (present & self._admitted) - self._ending
+            if self.pool.elsewhere and not present <= self._checked:
+                self._check_versions()
+                self._checked |= present
+        patience = PATIENCE_SECONDS if self.pool.elsewhere else START_SECONDS
+        if present or self.pool.jobqueue.kind:
+            self._seen = time.monotonic()
+        elif time.monotonic() - self._seen > patience:
+            raise Gone(f"no worker for {patience:.0f} seconds")
+        return len(present)
 
-    def _admit(self, new: set[str]) -> set[str]:
-        if self.pool.elsewhere:
-            return admitted(self.client, new, self.pool)
-        ready = self.client.run(leave_interrupts_to_the_parent, workers=list(new), on_error="return")
-        return {address for address, answer in ready.items() if answer is True}
+    def _check_versions(self) -> None:
+        try:
+            self.client.get_versions(check=True, packages=SAME_PACKAGES)
+        except ValueError as error:
+            raise StudyError(f"{error}\nStart scheduler and workers from the installation of this process") from None
 
     def fetch(self, future: Future) -> Any:
-        """Result of a finished task; None where its worker does not send it at once."""
+        """Result of a finished task; None if its worker does not send it soon."""
         if future.status == "error":
             return future.result()
         with _answering():
@@ -140,20 +128,10 @@ class Cluster:
             except TimeoutError:
                 return None
 
-    def restart(self, address: str) -> None:
-        """Have a worker killed and started anew, without waiting for it; it gets no more work."""
-        self._ending.add(address)
-
-        def work() -> None:
-            with suppress(Exception):  # a worker that cannot be restarted is not seen again, or times out again
-                self.client.restart_workers([address], timeout=CONNECT_SECONDS, raise_for_error=False)
-
-        threading.Thread(target=work, daemon=True).start()
-
     def outgrew(self, address: str) -> bool:
         """Whether a worker was stopped for its memory."""
         with _answering():
-            events = self.client.get_events(MEMORY_EVENTS)
+            events = self.client.get_events("worker-restart-memory")
         return any(event.get("worker") == address for _, event in events)
 
     def close(self) -> None:
@@ -164,39 +142,47 @@ class Cluster:
                     part.close()
 
 
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except (CancelledError, OSError) as error:
+        raise Gone(str(error) or "the scheduler does not answer") from None
+
+
 _OPEN: list[Cluster] = []
 _LOCK = threading.RLock()
 _IDLE: list[threading.Timer] = []
 
 
 @contextmanager
-def cluster_for(pool: Pool, workers: int) -> Iterator[Cluster]:
+def cluster_for(pool: Pool, tasks: int) -> Iterator[Cluster]:
     """Lend the cluster of a pool, started or left over from the last map.
 
-    It is closed when nothing was asked of it for a while, when another one is asked for, after an error, and at exit.
+    It is closed after `IDLE_SECONDS` without work, when another one is asked for, after an error, and at exit.
 
     Parameters
     ----------
     pool : Pool
-    workers : int
-        How many the work can keep busy.
+    tasks : int
+        Number of tasks; on this computer no more workers are started.
     """
+    size = min(pool.workers or CPU_COUNT, tasks)
     with _LOCK:
         while _IDLE:
             _IDLE.pop().cancel()
-        if _OPEN and (_OPEN[0].pool != pool or _OPEN[0].size < workers):
+        if _OPEN and (_OPEN[0].pool != pool or (_OPEN[0].size < size and not pool.elsewhere)):
             close_clusters()
         if not _OPEN:
-            _OPEN.append(Cluster(pool, workers))
+            _OPEN.append(Cluster(pool, size))
         try:
             yield _OPEN[0]
         except BaseException:
             close_clusters()
             raise
-        timer = threading.Timer(IDLE_SECONDS, _close_idle)
-        timer.daemon = True
-        _IDLE.append(timer)
-        timer.start()
+        _IDLE.append(threading.Timer(IDLE_SECONDS, _close_idle))
+        _IDLE[0].daemon = True
+        _IDLE[0].start()
 
 
 @atexit.register
@@ -214,49 +200,87 @@ def _close_idle() -> None:
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
-    try:
-        yield
-    except CancelledError:
-        raise Gone("the connection to the scheduler is lost") from None
-    except AWAY as error:
-        raise Gone(str(error) or "the scheduler does not answer") from None
+def difference_from_here(pool: Pool) -> Iterator[Callable[[], str] | None]:
+    """Make a function by which a worker elsewhere finds out how it differs from this process; empty if it does not.
+
+    It compares the source of adlib, and looks for a file that exists in the study's folder while the context lasts, for
+    the working folder, and for one of the data: a computer without the shared disk may well have an empty folder there.
+    """
+    if not pool.elsewhere:
+        yield None
+        return
+    pool.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=".seen-", dir=pool.folder.resolve()) as file:
+        marker = file.name
+        shared = {pool.folder.resolve(): Path(marker), Path.cwd(): Path.cwd()}
+        data = pool.data.absolute() if pool.data is not None and pool.data.is_dir() else None
+        if data and (some := next(data.iterdir(), None)):
+            shared[data] = some
+        code_of = _code_digest()
+        here = code_of()
+
+        def difference() -> str:  # travels as its own code, since the worker's adlib may be another version
+            worker: Any = get_worker()
+            if getattr(worker, "adlib_checked", "") == marker:
+                return ""
+            worker.adlib_checked, name = marker, f"worker {worker.address}"
+            if unseen := [str(folder) for folder, file in shared.items() if not file.exists()]:
+                return (
+                    f"{name} does not see {' and '.join(unseen)} as this process does; put study, data and working "
+                    "folder on a file system that all computers share, under one path"
+                )
+            if (there := code_of()) != here:
+                return (
+                    f"{name} has adlib code {there}, this process has {here}; results would depend on the worker. "
+                    "Start the workers from this very installation, and again after each change"
+                )
+            return ""
+
+        yield difference
 
 
-@lru_cache(maxsize=1)
-def _certificate() -> Security:
-    """Keys of this process: who does not have them can neither send work nor see any."""
-    return Security.temporary()
+def _code_digest() -> Callable[[], str]:
+    def code_digest() -> str:
+        if (package := find_spec("adlib")) is None:
+            return "not at all"
+        root, code = Path(package.origin).parent, hashlib.sha256()
+        for file in sorted(root.rglob("*.py")):
+            code.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+        return code.hexdigest()[:12]
+
+    return code_digest
 
 
-def _is_page(link: str) -> bool:
-    """Whether a dashboard answers there: Dask names an address also where bokeh is missing or none is wanted."""
-    try:
-        with urlopen(link, timeout=DASHBOARD_SECONDS) as page:  # noqa: S310
-            return page.status == HTTPStatus.OK
-    except (OSError, ValueError):
-        return False
+def _start(pool: Pool, size: int) -> Any:
+    """Start workers on this computer or as jobs; None with a scheduler that runs already."""
+    if pool.scheduler:
+        return None
+    settings = {
+        "distributed.scheduler.allowed-failures": 0,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.profile.enabled": False,
+    } | {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in ENVIRONMENT.items()}
+    with dask.config.set(settings):
+        if pool.jobqueue.kind:
+            return _submit_jobs(pool.jobqueue, pool.folder)
+        if getattr(current_process(), "_inheriting", False):  # a worker that imports the script that started it
+            raise StudyError(UNGUARDED)
+        try:
+            return LocalCluster(
+                n_workers=size,
+                threads_per_worker=1,
+                host="tls://127.0.0.1",
+                security=Security.temporary(),  # other users of this computer cannot send work
+                dashboard_address="127.0.0.1:0",
+                memory_limit=pool.memory_mb * 2**20,
+                silence_logs=logging.CRITICAL,
+            )
+        except RuntimeError as error:
+            raise StudyError(f"no worker process could be started on this computer ({error}). {UNGUARDED}") from None
 
 
-def _local(pool: Pool, workers: int) -> LocalCluster:
-    if getattr(current_process(), "_inheriting", False):  # a worker that is still importing the script that started it
-        raise StudyError(UNGUARDED)
-    try:
-        return LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="tls://127.0.0.1",
-            security=_certificate(),  # other users of this computer cannot send work
-            dashboard_address="127.0.0.1:0",
-            memory_limit=pool.memory_mb * 2**20,
-            silence_logs=logging.CRITICAL,
-        )
-    except RuntimeError as error:
-        raise StudyError(f"no worker process could be started on this computer ({error}). {UNGUARDED}") from None
-
-
-def _batch(jobs: JobQueueParams, folder: Path) -> Any:
+def _submit_jobs(jobs: JobQueueParams, folder: Path) -> Any:
     try:
         import dask_jobqueue
     except ImportError:
@@ -265,8 +289,7 @@ def _batch(jobs: JobQueueParams, folder: Path) -> Any:
             "or leave exec.jobqueue.kind empty"
         ) from None
     folder.mkdir(parents=True, exist_ok=True)
-    kind = {"slurm": dask_jobqueue.SLURMCluster, "pbs": dask_jobqueue.PBSCluster}[jobs.kind]
-    cluster = kind(
+    cluster = {"slurm": dask_jobqueue.SLURMCluster, "pbs": dask_jobqueue.PBSCluster}[jobs.kind](
         queue=jobs.queue or None,
         cores=jobs.cores,
         processes=jobs.cores,
@@ -274,8 +297,8 @@ def _batch(jobs: JobQueueParams, folder: Path) -> Any:
         walltime=jobs.walltime,
         interface=jobs.interface or None,
         job_extra_directives=list(jobs.directives),
-        job_script_prologue=[f"export {name}={value}" for name, value in _ENVIRONMENT.items()] + [_KEEP_ON],
-        security=_certificate(),
+        job_script_prologue=JOB_SCRIPT,
+        security=Security.temporary(),
         scheduler_options={"dashboard_address": "127.0.0.1:0"},
         shared_temp_directory=str(folder.resolve()),
         silence_logs=logging.CRITICAL,

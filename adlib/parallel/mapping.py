@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
-from joblib import cpu_count
 from tqdm import tqdm
 
-from adlib.parallel.task import results_of
+from adlib.parallel.threads import one_thread
 from adlib.study.exec_params import Pool
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+FEW = 3  # tasks that take less time in this process than worker processes take to start
 PROGRESS_SECONDS = 5.0
 
 
@@ -24,8 +24,14 @@ def map_scans(
     pool: Pool,
     label: str,
     lost: Callable[[Item, str], Result] | None = None,
+    isolate: bool = False,
+    chunksize: int = 1,
 ) -> list[Result]:
-    """Call `function` on every item, in parallel, and return the results in the order of the items.
+    """Call `function` on every item and return the results in the order of the items.
+
+    The work is done in this process if ``pool.workers`` is 1 or there are at most ``3 * chunksize`` items that need not
+    be isolated, and by Dask workers otherwise. With a time limit, a memory limit, a scheduler or a batch system it is
+    always done by workers.
 
     Parameters
     ----------
@@ -34,12 +40,16 @@ def map_scans(
     items : iterable
         Arguments, one per call; they and the results travel by pickle.
     pool : Pool
-        Which processes do it, see `params.StudyParams.pool`; with ``workers=1`` and no limits it is this one, and
-        otherwise none is, so that an item that crashes its process does not end this one.
+        Number and kind of the workers, and their limits.
     label : str
-        What is being done, for the progress line and for errors.
+        Name of the work, for the progress line and for errors.
     lost : callable, optional
-        Makes what stands for an item that is lost, from the item and the reason in words.
+        Makes the result of a lost item from the item and the reason. An item is lost if it takes longer than
+        ``pool.scan_timeout_s``, or if its worker process dies ``pool.retries`` times and once more.
+    isolate : bool
+        Use worker processes however few the items are, since an item may crash its process.
+    chunksize : int
+        Items that are sent to a worker together; for functions that take milliseconds.
 
     Returns
     -------
@@ -49,44 +59,44 @@ def map_scans(
     Raises
     ------
     StudyError
-        If an item is lost and `lost` is not given: it took longer than ``pool.scan_timeout_s``, or its worker died
-        ``pool.retries`` times and once more. If the workers are gone, or have other code than this process.
+        If an item is lost and `lost` is not given, if the workers disappear, or if a worker has other code than this
+        process.
     Exception
         Whatever `function` raised first, with a note that names the item; work not yet started is dropped.
 
     Notes
     -----
-    Numerical libraries get one thread per process, also with one worker: threaded sums differ from run to run.
+    Numerical libraries get one thread per process, also in this one: threaded sums differ from run to run.
     """
     items = list(items)
-    workers = min(pool.workers or cpu_count(), len(items))
+    few = len(items) <= FEW * chunksize and not isolate
     with tqdm(total=len(items), desc=label, unit="scan", mininterval=PROGRESS_SECONDS) as progress:
-        if not items or (pool.workers == 1 and not pool.elsewhere and not pool.limited):
-            return _in_process(function, items, label, progress)
-        return _by_workers(function, items, workers, pool, label, lost, progress)
+        if not items or ((few or pool.workers == 1) and not pool.elsewhere and not pool.limited):
+            results = []
+            for result in results_of(function, items, label):
+                results.append(result)
+                progress.update()
+            return results
+        from adlib.parallel.dispatch import Dispatch  # Dask takes a second to import
+
+        dispatch = Dispatch(function, items, pool=pool, label=label, lost=lost, chunksize=chunksize, progress=progress)
+        return dispatch.run()
 
 
-def _in_process(function: Callable[[Item], Result], items: list[Item], label: str, progress: tqdm) -> list[Result]:
-    results = []
-    for result in results_of(function, items, label):
-        results.append(result)
-        progress.update()
-    return results
+def results_of(function: Callable[[Item], Result], items: Iterable[Item], label: str) -> Iterator[Result]:
+    """Call a function on items with one thread; an error gets a note that names its item."""
+    with one_thread():
+        for item in items:
+            try:
+                result = function(item)
+            except Exception as error:
+                error.add_note(f"while {label}: {item_name(item)}")
+                raise
+            yield result
 
 
-def _by_workers(
-    function: Callable[[Item], Result],
-    items: list[Item],
-    workers: int,
-    pool: Pool,
-    label: str,
-    lost: Callable[[Item, str], Result] | None,
-    progress: tqdm,
-) -> list[Result]:
-    from adlib.parallel.cluster import (
-        cluster_for,  # Dask takes a second to import, and is not needed in this process alone
-    )
-    from adlib.parallel.dispatch import Dispatch
-
-    with cluster_for(pool, workers) as cluster:
-        return Dispatch(cluster, function, items, label, lost, progress).run()
+def item_name(item: Any) -> str:
+    """Return the scan_id of an item, or its start as text."""
+    name = item.get("scan_id") if isinstance(item, dict) else getattr(item, "scan_id", None)
+    text = str(name or repr(item))
+    return text if len(text) <= 160 else text[:157] + "..."

@@ -121,7 +121,7 @@ def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams) -> pd.DataFra
     code = code_digest(preprocess_scan)
     work = partial(preprocess_scan, derivatives=root, params=params.preprocess, code=code, keep=keep)
     scans = manifest[["participant_id", "session_id", "scan_id", "path", "sha256", "space"]].to_dict("records")
-    sidecars = map_scans(work, scans, pool=params.pool, label="preprocessing", lost=_lost)
+    sidecars = map_scans(work, scans, pool=params.pool, label="preprocessing", lost=_lost, isolate=True)
     lost = {scan["scan_id"]: done["lost"] for scan, done in zip(scans, sidecars, strict=True) if "lost" in done}
     if lost and len(lost) == len(scans):
         raise StudyError(

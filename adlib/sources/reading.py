@@ -86,6 +86,6 @@ def list_source(source: Any, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.Dat
     rows = READERS[source.kind](source, folder, pool=pool)
     paths = list(dict.fromkeys(row["path"] for row in rows if "sha256" not in row))
     read = _FACTS.get(source.kind, image_facts)
-    facts = dict(zip(paths, map_scans(read, paths, pool=pool, label="reading headers"), strict=True))
+    facts = dict(zip(paths, map_scans(read, paths, pool=pool, label="reading headers", chunksize=64), strict=True))
     table = pd.DataFrame([facts.get(row["path"], {}) | row for row in rows])
     return check_table(table, LISTING, f"source {source.kind}")

@@ -151,7 +151,7 @@ def check_planes(params: StudyParams) -> pd.DataFrame:
     """
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST)
     fault = partial(_plane_fault, params=params.input)
-    reasons = map_scans(fault, manifest["path"], pool=params.pool, label="reading slices")
+    reasons = map_scans(fault, manifest["path"], pool=params.pool, label="reading slices", chunksize=64)
     table = manifest[["participant_id", "session_id", "scan_id"]].assign(
         qc_verdict=["fail" if reason else "pass" for reason in reasons], qc_reasons=reasons
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_compute import die_once, double, fail_on_two, hang_on_one, lost, matrix_product, soon
+from test_mapping import die_once, fail_on_two, hang_on_one, lost, matrix_product, soon
 
 from adlib.parallel import cluster as cluster_module
 from adlib.parallel.cluster import close_clusters
@@ -27,7 +27,7 @@ class Elsewhere:
         self.started: list[subprocess.Popen] = []
         self.file = folder / "scheduler.txt"
         settings = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--idle-timeout", "120s"]
-        self.scheduler = self.start("scheduler", *settings, said=self.file.open("w"))
+        self.scheduler = self.start("scheduler", *settings, log=self.file.open("w"))
         assert soon(lambda: "Scheduler at:" in self.file.read_text(), seconds=30), self.file.read_text()
         self.address = self.file.read_text().split("Scheduler at:")[1].split()[0]
 
@@ -35,11 +35,12 @@ class Elsewhere:
         settings = ["--nthreads", "1", "--nworkers", "2", "--no-dashboard", "--death-timeout", "30"]
         self.start("worker", self.address, *settings, code=code, inside=inside)
 
-    def start(self, *arguments, code: Path = ROOT, said=subprocess.DEVNULL, inside=()) -> subprocess.Popen:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code), str(ROOT / "tests")])}
+    def start(self, *arguments, code: Path = ROOT, log=subprocess.DEVNULL, inside=()) -> subprocess.Popen:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code), str(Path(__file__).parent)])}
+        environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "0"
         command = [*inside, sys.executable, "-m", "dask", *arguments]
         self.started.append(
-            subprocess.Popen(command, cwd=code, env=environment, stdout=said, stderr=said, start_new_session=True)
+            subprocess.Popen(command, cwd=code, env=environment, stdout=log, stderr=log, start_new_session=True)
         )
         return self.started[-1]
 
@@ -59,7 +60,7 @@ def elsewhere(tmp_path_factory):
     place.end()
 
 
-def test_the_scheduler_never_changes_a_result(elsewhere, tmp_path):
+def test_scheduler_never_changes_a_result(elsewhere, tmp_path):
     alone = map_scans(matrix_product, range(6), pool=HERE, label="products")
     there = map_scans(
         matrix_product, range(6), pool=Pool(scheduler=elsewhere.address, folder=tmp_path), label="products"
@@ -68,7 +69,7 @@ def test_the_scheduler_never_changes_a_result(elsewhere, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_faults_elsewhere_cost_the_item_that_is_at_fault(elsewhere, tmp_path):
+def test_faults_elsewhere_cost_the_item_at_fault(elsewhere, tmp_path):
     pool = Pool(scheduler=elsewhere.address, scan_timeout_s=4, retries=1, folder=tmp_path / "study")
     items = [(index, tmp_path) for index in range(10)]
     assert map_scans(die_once, items, pool=pool, label="reading") == list(range(10))
@@ -79,7 +80,7 @@ def test_faults_elsewhere_cost_the_item_that_is_at_fault(elsewhere, tmp_path):
     assert "while reading: 2" in caught.value.__notes__
 
 
-def test_workers_with_other_code_are_refused_in_words(tmp_path):
+def test_workers_with_other_code_are_refused(tmp_path):
     place = Elsewhere(tmp_path)
     try:
         shutil.copytree(ROOT / "adlib", tmp_path / "other" / "adlib", ignore=shutil.ignore_patterns("__pycache__"))
@@ -92,7 +93,7 @@ def test_workers_with_other_code_are_refused_in_words(tmp_path):
         place.end()
 
 
-def test_workers_without_the_disk_of_the_images_are_refused_in_words(tmp_path):
+def test_workers_without_the_shared_disk_are_refused(tmp_path):
     data = tmp_path / "data"
     (data / "sub-01").mkdir(parents=True)
     empty = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(data))
@@ -108,7 +109,7 @@ def test_workers_without_the_disk_of_the_images_are_refused_in_words(tmp_path):
         place.end()
 
 
-def test_a_cluster_that_goes_away_ends_the_map_in_words(tmp_path, monkeypatch):
+def test_cluster_that_disappears_ends_the_map(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster_module, "CONNECT_SECONDS", 2)
     monkeypatch.setattr(cluster_module, "PATIENCE_SECONDS", 2)
     place = Elsewhere(tmp_path)
@@ -124,6 +125,10 @@ def test_a_cluster_that_goes_away_ends_the_map_in_words(tmp_path, monkeypatch):
             map_scans(double, range(4), pool=pool, label="doubling")
     finally:
         place.end()
+
+
+def double(index):
+    return 2 * index
 
 
 def kill_on_two(item):
@@ -144,14 +149,14 @@ for job in "$@"; do kill -- "-$job"; done
 """
 
 
-def test_jobs_of_a_batch_system_work_and_are_cancelled(tmp_path, monkeypatch):
+def test_batch_jobs_work_and_are_cancelled(tmp_path, monkeypatch):
     """The batch system is a stand-in that runs each job script here; scripts, workers and results are real."""
     pytest.importorskip("dask_jobqueue")
     for name, text in {"sbatch": SBATCH, "scancel": SCANCEL}.items():
         (tmp_path / name).write_text(text.format(folder=tmp_path))
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parent}")
     jobs = JobQueueParams(
         kind="slurm", queue="short", cores=2, memory="4GB", interface="lo", directives=("--account=lab",)
     )
