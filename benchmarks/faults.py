@@ -1,4 +1,4 @@
-"""Break a study while it runs, for real, and see that its results are the same as those of a run left in peace.
+"""Break a study while it runs, for real, and check that its results are the same as those of an undisturbed run.
 
     python benchmarks/faults.py study [--kills 20]              # kill -9 of run_all.py, of its kernel, of all
     python benchmarks/faults.py workers [--scans 500] [--every 60]   # kill -9 of a worker, again and again
@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -18,14 +19,15 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import psutil
-from two_hosts import FIRST, SCHEDULER, SECOND, cut_off, inside, two_hosts
 
+from adlib.parallel.threads import MEMORY_VARIABLES
 from adlib.preprocess.cohort_run import preprocess_cohort
 from adlib.sources.reading import read_source
 from adlib.study.params import StudyParams, load_params
@@ -37,6 +39,10 @@ VICTIMS = ("run_all.py", "its kernel", "everything")
 LOST_SECONDS = 12.0  # that a killed run needs to be where it was
 ALIKE = 10  # scans prepared again without a fault
 CUT_AFTER = 8  # scans
+HOSTS = {"adlib-a": "10.77.0.1", "adlib-b": "10.77.0.2"}
+FIRST, SECOND = HOSTS
+SCHEDULER = f"tcp://{HOSTS[FIRST]}:8786"
+START_SECONDS = 10
 
 
 def main() -> int:
@@ -121,8 +127,8 @@ def _line(process: psutil.Process) -> list[str]:
 
 
 def _last_step(outputs: Path) -> str:
-    told = [line for line in (outputs / "log.txt").read_text().splitlines() if line.startswith("[") and "/" in line]
-    return told[-1].split("  ")[0] if told else "its start"
+    steps = [line for line in (outputs / "log.txt").read_text().splitlines() if line.startswith("[") and "/" in line]
+    return steps[-1].split("  ")[0] if steps else "its start"
 
 
 def killed_workers(args: argparse.Namespace, place: Path) -> bool:
@@ -161,41 +167,74 @@ def _kill_workers(args: argparse.Namespace, over: threading.Event, kills: list[i
 def _alike(manifest: pd.DataFrame, features: pd.DataFrame, params: StudyParams, place: Path) -> bool:
     """Whether some scans give the same values in this process, without a fault."""
     some = manifest.sample(ALIKE, random_state=1)
-    peace = params.model_copy(
-        update={"exec": params.exec.model_copy(update={"outputs": place / "peace", "workers": 1})}
+    undisturbed = params.model_copy(
+        update={"exec": params.exec.model_copy(update={"outputs": place / "undisturbed", "workers": 1})}
     )
-    again = preprocess_cohort(some, peace).set_index("scan_id")
-    known = features.set_index("scan_id").loc[again.index, again.columns]
+    again = preprocess_cohort(some, undisturbed).set_index("scan_id")
+    stored = features.set_index("scan_id").loc[again.index, again.columns]
     numbers = again.select_dtypes("number").columns
-    return bool(np.array_equal(again[numbers], known[numbers], equal_nan=True))
+    return bool(np.array_equal(again[numbers], stored[numbers], equal_nan=True))
 
 
 def cut_host(args: argparse.Namespace, place: Path) -> bool:
-    """The study in peace on this computer, on two hosts, and on two hosts of which one is cut off."""
-    seconds = finished(place / "alone", args.sets)
-    print(f"on this computer: {seconds:.0f} s", flush=True)
+    """The study undisturbed on this computer, on two hosts, and on two hosts of which one is cut off."""
+    print(f"on this computer: {finished(place / 'alone', args.sets):.0f} s", flush=True)
     same = []
-    for name, cut in (("two", False), ("cut", True)):
+    for name in ("two", "cut"):
         with two_hosts():
-            outputs = place / name
+            cut = threading.Event()
+            if name == "cut":
+                threading.Thread(target=_cut, args=(place / name, cut), daemon=True).start()
             sets = [*args.sets, f"exec.scheduler={SCHEDULER}"]
-            over = threading.Event()
-            if cut:
-                threading.Thread(target=_cut, args=(outputs, over), daemon=True).start()
-            seconds = finished(outputs, sets, inside(FIRST))
-            same.append(metrics(outputs) == metrics(place / "alone"))
-            was = f", one of them cut off: {over.is_set()}" if cut else ""
-            print(f"on two hosts{was}: {seconds:.0f} s, metrics {'the same' if same[-1] else 'DIFFER'}", flush=True)
-            same.append(over.is_set() == cut)
+            seconds = finished(place / name, sets, ("ip", "netns", "exec", FIRST))
+            same += [metrics(place / name) == metrics(place / "alone"), cut.is_set() == (name == "cut")]
+            print(f"on two hosts, one cut off: {cut.is_set()}: {seconds:.0f} s, same metrics: {same[-2]}", flush=True)
     return all(same)
 
 
-def _cut(outputs: Path, over: threading.Event) -> None:
+def _cut(outputs: Path, cut: threading.Event) -> None:
     """Take the second host's network away when some scans are done."""
     while len(list((outputs / "smoke" / "derivatives").rglob("*desc-preproc_T1w.json"))) < CUT_AFTER:
         time.sleep(0.2)
-    cut_off(SECOND)
-    over.set()
+    _ip("-n", SECOND, "link", "set", "eth", "down")
+    cut.set()
+
+
+@contextmanager
+def two_hosts() -> Iterator[None]:
+    """Two network namespaces with a cable between them, a Dask scheduler on the first and a worker on each."""
+    dask = [sys.executable, "-m", "dask"]
+    lines = {name: [[*dask, "worker", SCHEDULER, "--nthreads", "1", "--no-dashboard"]] for name in HOSTS}
+    lines[FIRST].insert(0, [*dask, "scheduler", "--host", HOSTS[FIRST], "--port", "8786", "--no-dashboard"])
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for name in HOSTS:
+            _ip("netns", "add", name)
+            _ip("-n", name, "link", "set", "lo", "up")
+        _ip("link", "add", "eth", "netns", FIRST, "type", "veth", "peer", "name", "eth", "netns", SECOND)
+        for name, address in HOSTS.items():
+            _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth")
+            _ip("-n", name, "link", "set", "eth", "up")
+        for host, line in [(name, line) for name in HOSTS for line in lines[name]]:
+            command, quiet = ["ip", "netns", "exec", host, *line], subprocess.DEVNULL
+            environment = os.environ | settings | MEMORY_VARIABLES
+            started.append(
+                subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True, stdout=quiet, stderr=quiet)
+            )
+        time.sleep(START_SECONDS)
+        yield
+    finally:
+        for process in started:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for name in HOSTS:
+            subprocess.run(["ip", "netns", "del", name], check=False)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
 
 
 if __name__ == "__main__":
