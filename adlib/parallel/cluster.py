@@ -28,7 +28,6 @@ from adlib.study.exec_params import JobQueueParams, Pool
 from adlib.study.records import DASHBOARD, StudyError
 
 CONNECT_SECONDS = 30
-FETCH_SECONDS = 0.5
 PATIENCE_SECONDS = 60.0  # how long a cluster may be without any worker
 START_SECONDS = 300.0  # the same on this computer, which may be too busy to start one sooner
 IDLE_SECONDS = 30.0  # how long workers are kept for the next map
@@ -85,6 +84,7 @@ class Cluster:
             self.client.register_plugin(_IgnoreInterrupts())
         if self._started and find_spec("bokeh"):
             tqdm.write(f"{DASHBOARD} {self.client.dashboard_link}", file=sys.stderr)
+        self._patience = None if pool.jobqueue.kind else PATIENCE_SECONDS if pool.scheduler else START_SECONDS
         self._checked: set[str] = set()
         self._seen = time.monotonic()
 
@@ -105,11 +105,10 @@ class Cluster:
             if self.pool.elsewhere and not present <= self._checked:
                 self._check_versions()
                 self._checked |= present
-        patience = PATIENCE_SECONDS if self.pool.elsewhere else START_SECONDS
-        if present or self.pool.jobqueue.kind:
+        if present:
             self._seen = time.monotonic()
-        elif time.monotonic() - self._seen > patience:
-            raise Gone(f"no worker for {patience:.0f} seconds")
+        elif self._patience and time.monotonic() - self._seen > self._patience:
+            raise Gone(f"no worker for {self._patience:.0f} seconds")
         return len(present)
 
     def _check_versions(self) -> None:
@@ -118,15 +117,12 @@ class Cluster:
         except ValueError as error:
             raise StudyError(f"{error}\nStart scheduler and workers from the installation of this process") from None
 
-    def fetch(self, future: Future) -> Any:
-        """Result of a finished task; None if its worker does not send it soon."""
+    def result(self, future: Future) -> Any:
+        """Return the result of a finished task, or raise its error."""
         if future.status == "error":
             return future.result()
         with _answering():
-            try:
-                return future.result(timeout=FETCH_SECONDS)
-            except TimeoutError:
-                return None
+            return future.result(timeout=self._patience)  # not at once if its worker died since: Dask repeats the work
 
     def outgrew(self, address: str) -> bool:
         """Whether a worker was stopped for its memory."""

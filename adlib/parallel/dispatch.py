@@ -85,19 +85,18 @@ class Dispatch(Generic[Item, Result]):
             future = self.done.get(timeout=POLL_SECONDS)
         except Empty:
             return
+        if future not in self.running:
+            return  # done a second time, since a worker died with the first result
         try:
-            answer = cluster.fetch(future)
+            answer = cluster.result(future)
         except KilledWorker as error:
             self._died(*self.running.pop(future), error, cluster)
             return
-        if answer is None:
-            self.done.put(future)  # its worker died after the work, which Dask repeats
-        elif isinstance(answer, str):
+        if isinstance(answer, str):
             raise StudyError(answer)
-        else:
-            indices, _ = self.running.pop(future)
-            for index, result in zip(indices, pickle.loads(answer), strict=True):  # noqa: S301
-                self._keep(index, result)
+        indices, _ = self.running.pop(future)
+        for index, result in zip(indices, pickle.loads(answer), strict=True):  # noqa: S301
+            self._keep(index, result)
 
     def _keep(self, index: int, result: Result) -> None:
         self.results[index] = result
