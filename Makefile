@@ -8,17 +8,19 @@ LARGE = "{'websocket_max_message_size': $(UPLOAD_BYTES)}"
 OWN = default-src 'self' ws://127.0.0.1:* ws://localhost:* data: blob: 'unsafe-inline' 'unsafe-eval'
 CLOSED = "{'websocket_max_message_size': $(UPLOAD_BYTES), 'headers': {'Content-Security-Policy': \"$(OWN)\"}}"
 APP ?= notebooks/05_interactive_classifier.ipynb
+PYTEST ?=
 
-.PHONY: help setup study smoke check test lint lab app clean
+.PHONY: help setup study smoke check test lint docs lab app clean
 
 help:
-	@echo "make study | smoke | check | test | lint | lab | app | clean"
+	@echo "make study | smoke | check | test | lint | docs | lab | app | clean"
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adlib needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "installing the packages of requirements.lock: up to 7 GB, some minutes"
+	$(BIN)/python -m pip install --progress-bar on --requirement requirements.lock
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
 	touch $@
 
 setup: $(READY)
@@ -33,19 +35,24 @@ check: $(READY)
 	$(BIN)/python run_all.py --params $(PARAMS) --check
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 lab: $(READY)
-	$(BIN)/jupyter lab --ServerApp.tornado_settings=$(LARGE) --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
+	$(BIN)/jupyter lab --ServerApp.tornado_settings=$(LARGE) --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks \
+		--FileContentsManager.pre_save_hook=adlib.study.notebook_outputs.strip_outputs
 
 app: $(READY)
 	$(BIN)/voila $(APP) --token --Voila.ip=127.0.0.1 --Voila.tornado_settings=$(CLOSED) --VoilaConfiguration.file_denylist="['.*']"
 
 clean:
-	rm -rf outputs build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf outputs/phantom outputs/smoke build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .coverage
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
