@@ -1,20 +1,23 @@
 """Spread of the main results over repeated trainings of a finished study, and the tolerances of ``make check``.
 
     python benchmarks/repeatability.py --params params/phantom.yaml --runs 10 --write
-    python benchmarks/repeatability.py --params params/phantom.yaml --plant leak|labels|epochs
+    python benchmarks/repeatability.py --params params/smoke.yaml --runs 10 --faults
 
-The study is finished first (``make study``). Each repetition copies it, trains again under other conditions (training seed,
-one or two threads, AVX2 instead of AVX-512 instructions) and evaluates. ``--plant`` repeats with one fault, which
-``run_all.py --check`` must find.
+The study is finished first (``run_all.py``). Each repetition trains a copy of it under other conditions (training seed, one or
+two threads, AVX2 instead of AVX-512 instructions) and evaluates. With ``--faults`` the check is tested, too: each
+repetition must pass with the tolerances of the others, and three faults, edited into notebook 03, must not: tested
+participants in the training, labels of other participants, half the epochs. The exit code is 1 where that fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
 
@@ -22,11 +25,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from adlib.study.metrics import read_metrics
 from adlib.study.params import StudyParams, load_params
-from adlib.study.records import MANIFEST, SPLITS, read_table, write_table
-from adlib.study.reference import MAIN, main_results, read_scores
+from adlib.study.reference import MAIN_RESULTS, TOLERANCES, accept, compare, main_results
 
 ROOT = Path(__file__).resolve().parents[1]
+LEVEL = 0.995  # of the two-sided prediction interval of one further training
 AVX2 = {  # instructions of a processor without AVX-512
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -34,108 +38,133 @@ AVX2 = {  # instructions of a processor without AVX-512
     "OPENBLAS_CORETYPE": "Haswell",
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
 }
-WANTED = pd.DataFrame(
-    [
-        ("resnet50", "balanced_accuracy", ""),
-        ("resnet50", "roc_auc", "macro"),
-        ("resnet50", "roc_auc_binary", ""),
-        ("resnet50", "log_loss", ""),
-        ("resnet50", "coverage", ""),
-        ("resnet50", "share_of_bayes_ceiling", ""),
-        ("shuffled_labels", "balanced_accuracy", ""),
-        ("background", "balanced_accuracy", ""),
-        ("slice_split", "balanced_accuracy", ""),
-        ("slice_split", "roc_auc_binary", ""),
-    ],
-    columns=["run", "metric", "class"],
-).assign(level="subject")
-LEVEL = 0.995  # of the two-sided prediction interval of one further training
+LEFT_OUT = (
+    "training",
+    "metrics.json",
+    "model.safetensors",
+    "predictions.parquet",
+    "notebooks",
+    "steps",
+    "figures",
+    "report",
+)
+TESTED = 'tested = splits.index[splits["split"] == "test"]\nsplits.loc[tested[::2], "split"] = "train"\n'
+SHIFTED = (
+    'table["diagnosis"] = table.groupby("participant_id")["diagnosis"].transform("first").shift(len(table) // 3)\n'
+)
+SHIFTED += 'table["diagnosis"] = table["diagnosis"].fillna(params.classes[0])\n'
+HALVED = 'params = open_study(params_file, **{"train.epochs": max(1, params.train.epochs // 2)})\n'
+FAULTS = {  # code appended to the cell of notebook 03 that contains the first text
+    "tested participants in the training": ("make_splits(", TESTED),
+    "labels of other participants": ("load_slices(params)", SHIFTED),
+    "half the epochs": ("open_study(params_file)", HALVED),
+}
 
 
-def conditions() -> list[tuple[list[str], dict[str, str]]]:
-    """Settings and environment of each repetition; the first differs in the number of threads alone."""
+def conditions() -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Settings and environment of each repetition; the first has another number of threads alone."""
     for number in count():
         seed = [] if number == 0 else [f"train.seed={100 + number}"]
         yield seed, {"OMP_NUM_THREADS": "12"[number % 2], **(AVX2 if number % 3 == 2 else {})}
 
 
+def repository(folder: Path) -> Path:
+    """A copy of the code, with notebooks that can be edited and a reference that can be replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("adlib", "params", "models"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    for name in ("run_all.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks", dirs_exist_ok=True)
+    return folder
+
+
+def edit(notebook: Path, text: str, code: str) -> None:
+    """Append `code` to the cell that contains `text`."""
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    cells = [cell for cell in content["cells"] if cell["cell_type"] == "code" and text in "".join(cell["source"])]
+    cells[-1]["source"] = "".join(cells[-1]["source"]).rstrip("\n") + f"\n{code}"
+    notebook.write_text(json.dumps(content), encoding="utf-8")
+
+
 def repeat(
-    params: StudyParams, params_file: str, folder: Path, settings: list[str], env: dict[str, str], plant: str = ""
-) -> Path:
-    """Train and evaluate a copy of a finished study under `folder`; return the copy's folder."""
-    copy = folder / params.study
-    if not (copy / "metrics.json").is_file():
-        shutil.rmtree(copy, ignore_errors=True)
-        left_out = shutil.ignore_patterns(
-            "training", "metrics.json", "model.safetensors", "predictions.parquet", "notebooks", "steps"
-        )
-        shutil.copytree(params.folder, copy, copy_function=os.link, ignore=left_out)
-        if plant in FAULTS:
-            FAULTS[plant](copy)
-        settings = [*settings, f"exec.outputs={folder}", "exec.publish=false", "evaluate.attribution_scans=1"]
-        sets = [part for setting in settings for part in ("--set", setting)]
-        command = [sys.executable, "run_all.py", "--params", params_file, *sets, "--only", "03", "--only", "04"]
-        subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, check=True)
+    params: StudyParams, file: str, root: Path, outputs: Path, sets: list[str], env: dict[str, str]
+) -> StudyParams:
+    """Train and evaluate a copy of a finished study in `outputs`; return its params."""
+    sets = [*sets, f"exec.outputs={outputs}", "exec.publish=false", "evaluate.attribution_scans=1"]
+    copy = load_params(file, tuple(sets))
+    if not (copy.folder / "metrics.json").is_file():
+        shutil.rmtree(copy.folder, ignore_errors=True)
+        shutil.copytree(params.folder, copy.folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        options = [part for setting in sets for part in ("--set", setting)]
+        command = [sys.executable, "run_all.py", "--params", str(Path(file).resolve()), *options]
+        env = {**os.environ, "PYTHONPATH": str(root), **env}
+        subprocess.run([*command, "--only", "03", "--only", "04"], cwd=root, env=env, check=True)
     return copy
 
 
-def leak(copy: Path) -> None:
-    """Train on half of the tested participants."""
-    splits = read_table(copy / "splits.tsv", SPLITS)
-    tested = splits.index[splits["split"] == "test"]
-    splits.loc[tested[::2], "split"] = "train"
-    (copy / "splits.tsv").unlink()
-    write_table(splits, copy / "splits.tsv", SPLITS)
-
-
-def shifted_labels(copy: Path) -> None:
-    """Give each participant the label of the one before."""
-    manifest = read_table(copy / "manifest.tsv", MANIFEST)
-    first = manifest.groupby("participant_id")["diagnosis"].first()
-    shifted = pd.Series(np.roll(first.to_numpy(), 1), first.index)
-    (copy / "manifest.tsv").unlink()
-    write_table(manifest.assign(diagnosis=manifest["participant_id"].map(shifted)), copy / "manifest.tsv", MANIFEST)
-
-
-FAULTS = {"leak": leak, "labels": shifted_labels}
-
-
-def tolerances(values: np.ndarray) -> pd.DataFrame:
-    """Mean and tolerance of each main result.
-
-    Parameters
-    ----------
-    values : (n, m) float64
-        Of n repetitions.
-    """
-    n = len(values)
+def tolerances(copies: list[StudyParams]) -> pd.DataFrame:
+    """Mean of each main result, and half-width of the prediction interval of one further training (Student's t)."""
+    rows = [main_results(read_metrics(copy.folder)) for copy in copies]
+    values, n = np.array([row["point"] for row in rows]), len(rows)
     width = student.ppf(0.5 + LEVEL / 2, n - 1) * values.std(axis=0, ddof=1) * np.sqrt(1 + 1 / n)
-    return WANTED.assign(mean=values.mean(axis=0), tolerance=width, repetitions=n)
+    main = rows[0][MAIN_RESULTS.columns]
+    return main.assign(mean=values.mean(axis=0), tolerance=width, least=values.min(0), most=values.max(0), trainings=n)
+
+
+def write(table: pd.DataFrame, root: Path) -> None:
+    """Write the tolerances where `compare` reads them."""
+    path = root / TOLERANCES
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.round(6).to_csv(path, sep="\t", index=False, lineterminator="\n")
+
+
+def passes(copy: StudyParams, root: Path, title: str, expected: bool) -> bool:
+    """Whether the check of a repetition ends as expected; prints it."""
+    loose = copy.model_copy(update={"evaluate": load_params(ROOT / "params" / f"{copy.study}.yaml").evaluate})
+    verdict = compare(loose, root)
+    reasons = [line for line in verdict.lines if "ANOTHER" in line or "DIFFER" in line or "OTHER" in line]
+    print(f"{title}: {'the reference' if verdict.same else 'another result'}", *reasons[:4], sep="\n    ")
+    return verdict.same == expected
 
 
 def main() -> int:
-    """Repeat, print the spread, and write the tolerances where asked."""
+    """Repeat, print the spread, write the tolerances and try the check where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", default="params/phantom.yaml")
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--plant", choices=[*FAULTS, "epochs"], default="")
-    parser.add_argument("--write", action="store_true", help=f"write {MAIN}")
+    parser.add_argument("--write", action="store_true", help=f"write {TOLERANCES}")
+    parser.add_argument("--faults", action="store_true", help="test the check")
     options = parser.parse_args()
     params = load_params(options.params)
-    folder = params.folder.parent / "repeated"
-    if options.plant:
-        halved = [f"train.epochs={max(1, params.train.epochs // 2)}"] if options.plant == "epochs" else []
-        print(repeat(params, options.params, folder / options.plant, halved, {}, options.plant))
-        return 0
-    copies = [params.folder]
-    for number, (settings, env) in enumerate(islice(conditions(), options.runs)):
-        copies.append(repeat(params, options.params, folder / str(number), settings, env))
-    values = np.array([main_results(read_scores(copy), WANTED) for copy in copies])
-    table = tolerances(values)
-    print(table.assign(least=values.min(axis=0), most=values.max(axis=0)).round(4).to_string(index=False))
+    place = (params.folder.parent / "repeated" / params.study).resolve()
+    root = repository(place / "honest")
+    copies = [
+        repeat(params, options.params, root, place / str(number), sets, env)
+        for number, (sets, env) in enumerate(islice(conditions(), options.runs))
+    ]
+    table = tolerances([params, *copies])
+    print(table.round(4).to_string(index=False))
     if options.write:
-        table.round(6).to_csv(ROOT / MAIN, sep="\t", index=False, lineterminator="\n")
-    return 0
+        write(table, ROOT)
+    return _test_check(params, options.params, place, root, copies) if options.faults else 0
+
+
+def _test_check(params: StudyParams, file: str, place: Path, root: Path, copies: list[StudyParams]) -> int:
+    accept(params, root)
+    right = []
+    for number, copy in enumerate(copies):
+        write(tolerances([params, *copies[:number], *copies[number + 1 :]]), root)
+        right.append(passes(copy, root, f"repetition {number}", expected=True))
+    write(tolerances([params, *copies]), root)
+    for title, (text, code) in FAULTS.items():
+        faulty = repository(place / title.replace(" ", "-"))
+        edit(faulty / "notebooks" / "03_training_resnet50.ipynb", text, code)
+        copy = repeat(params, file, faulty, place / f"{title.replace(' ', '-')}-outputs", [], {})
+        right.append(passes(copy, root, title, expected=False))
+    print(f"{sum(right)} of {len(right)} checks end as they should")
+    return 0 if all(right) else 1
 
 
 if __name__ == "__main__":

@@ -9,13 +9,27 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from adlib.study.metrics import KEY, metrics_table, read_metrics
+from adlib.study.metrics import KEY, metrics_table
 from adlib.study.params import StudyParams
 from adlib.study.records import StudyError, atomic_path, flat, read_json, write_json
 
 PUBLISHED = Path("figures")  # relative to the repository root
 TABLES = PUBLISHED / "reference"
-MAIN = PUBLISHED / "main_results.tsv"
+TOLERANCES = PUBLISHED / "main_results.tsv"
+MAIN_RESULTS = pd.DataFrame(
+    [
+        ("resnet50", "balanced_accuracy", ""),
+        ("resnet50", "roc_auc", "macro"),
+        ("resnet50", "roc_auc_binary", ""),
+        ("resnet50", "log_loss", ""),
+        ("resnet50", "coverage", ""),
+        ("shuffled_labels", "balanced_accuracy", ""),
+        ("background", "balanced_accuracy", ""),
+        ("slice_split", "balanced_accuracy", ""),
+        ("slice_split", "roc_auc_binary", ""),
+    ],
+    columns=["run", "metric", "class"],
+)
 FIXED = {  # table: (columns that name a row, columns left out because they hold paths, digests or sentences)
     "manifest.tsv": (["scan_id"], ["path", "sha256"]),
     "splits.tsv": (["participant_id", "fold"], []),
@@ -69,10 +83,10 @@ def accept(params: StudyParams, root: Path) -> None:
 def compare(params: StudyParams, root: Path) -> Verdict:
     """Compare a study with the reference in ``figures/``.
 
-    Main results lie within the tolerances of ``main_results.tsv``, which come from repeated trainings with other
-    seeds, numbers of threads and kinds of processor (``benchmarks/repeatability.py``). What no training touches
-    (manifest, splits, volumes, audit, scores of the baselines) is equal to rounding, and so are the params. All other
-    scores are counted and decide nothing.
+    Main results lie within the tolerances of ``main_results.tsv``, measured over repeated trainings with other seeds,
+    numbers of threads and kinds of processor (``benchmarks/repeatability.py``); without that file, within the 95 %
+    interval of the reference. What no training touches (manifest, splits, volumes, audit, scores of the baselines) is
+    equal to rounding, and so are the params. All other scores are counted and decide nothing.
 
     Raises
     ------
@@ -82,48 +96,48 @@ def compare(params: StudyParams, root: Path) -> Verdict:
     before, now = (_scores(path, params.study) for path in (root / PUBLISHED, params.folder))
     trained = set(pd.read_parquet(params.folder / "predictions.parquet", columns=["run"])["run"])
     parts = [
-        *_main_results(_main(root), now),
+        *_main_results(_tolerances(root, before), _points(now)),
         *_tables(params.folder, root / TABLES),
-        _untrained(before, now, trained),
+        _untrained(_points(before), _points(now), trained),
         _settings(root, params),
     ]
-    lines = [*(line for line, _ in parts), _rest(before, now, trained)]
+    lines = [*(line for line, _ in parts), _rest(_points(before), _points(now), trained)]
+    if not (root / TOLERANCES).is_file():
+        lines.append(f"tolerances are intervals of the reference, as {TOLERANCES} does not exist")
     return Verdict(tuple(lines), all(same for _, same in parts))
 
 
-def read_scores(path: Path) -> pd.Series:
-    """Points of a ``metrics.json`` as a Series of float64, indexed by `adlib.study.metrics.KEY`."""
-    return read_metrics(path).set_index(list(KEY))["point"]
-
-
-def main_results(scores: pd.Series, wanted: pd.DataFrame) -> np.ndarray:
-    """Value of each main result.
+def main_results(metrics: pd.DataFrame, wanted: pd.DataFrame = MAIN_RESULTS) -> pd.DataFrame:
+    """Rows of the main results in a table of metrics.
 
     Parameters
     ----------
-    scores : Series
-        See `read_scores`.
-    wanted : DataFrame of n rows
-        run, level, metric, class (text; empty where there is none).
+    metrics : DataFrame
+        See `adlib.study.metrics.metrics_table`.
+    wanted : DataFrame
+        run, metric and class (text; empty where there is none), at the level of participants.
 
     Returns
     -------
-    (n,) float64
-        NaN where a result is not there.
+    DataFrame
+        Rows of `wanted` that were measured, with point, low, high and n.
     """
-    names = wanted[["run", "level", "metric", "class"]].itertuples(index=False)
-    keys = [(run, level, "", metric, group) for run, level, metric, group in names]
-    return scores.reindex(pd.MultiIndex.from_tuples(keys, names=KEY)).to_numpy()
+    return wanted.assign(level="subject", group="").merge(metrics, on=list(KEY))
 
 
-def _main(root: Path) -> pd.DataFrame:
-    path = root / MAIN
-    if not path.is_file():
-        raise StudyError(f"{path} does not exist; write it with benchmarks/repeatability.py")
-    return pd.read_csv(path, sep="\t", keep_default_na=False)
+def _tolerances(root: Path, reference: pd.DataFrame) -> pd.DataFrame:
+    if (root / TOLERANCES).is_file():
+        return pd.read_csv(root / TOLERANCES, sep="\t", keep_default_na=False)
+    rows = main_results(reference)
+    width = np.maximum(rows["high"] - rows["point"], rows["point"] - rows["low"])
+    return rows.assign(mean=rows["point"], tolerance=width)
 
 
-def _scores(folder: Path, study: str) -> pd.Series:
+def _points(metrics: pd.DataFrame) -> pd.Series:
+    return metrics.set_index(list(KEY))["point"]
+
+
+def _scores(folder: Path, study: str) -> pd.DataFrame:
     path = folder / "metrics.json"
     if not path.is_file():
         remedy = "make one with run_all.py --accept" if folder.name == PUBLISHED.name else "run the study, then --check"
@@ -134,11 +148,12 @@ def _scores(folder: Path, study: str) -> pd.Series:
             f"the reference {path} is of study {content['study']!r}, not {study!r}; check with the params file of "
             f"{content['study']!r}, or replace the reference with --accept"
         )
-    return metrics_table(content).set_index(list(KEY))["point"]
+    return metrics_table(content)
 
 
 def _main_results(main: pd.DataFrame, now: pd.Series) -> Iterator[tuple[str, bool]]:
-    for row, value in zip(main.to_dict("records"), main_results(now, main), strict=True):
+    for row in main.to_dict("records"):
+        value = now.get((row["run"], "subject", "", row["metric"], row["class"]), np.nan)
         same = bool(abs(value - row["mean"]) <= row["tolerance"])
         title = " ".join(filter(None, (row["run"], row["metric"], row["class"]))).replace("_", " ")
         line = f"{title:<52} {value:6.3f}   reference {row['mean']:6.3f} ± {row['tolerance']:.3f}"

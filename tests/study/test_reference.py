@@ -45,7 +45,7 @@ def study(tmp_path):
     main = pd.DataFrame(
         [{**scores[0], "mean": 0.46, "tolerance": 0.04}, {**scores[1], "mean": 0.26, "tolerance": 0.05}]
     )
-    main.assign(**{"class": ""}).to_csv(tmp_path / reference.MAIN, sep="\t", index=False)
+    main.assign(**{"class": ""}).to_csv(tmp_path / reference.TOLERANCES, sep="\t", index=False)
     return params, tmp_path
 
 
@@ -126,3 +126,16 @@ def test_params_are_equal_but_for_training_seed_and_workers(study):
     assert not verdict.same and any("DIFFER in train.epochs" in line for line in verdict.lines)
     honest = load_params("params/smoke.yaml", (outputs, "train.seed=5", "exec.workers=1"))
     assert reference.compare(honest, root).same
+
+
+def test_without_tolerances_the_interval_of_the_reference_decides(study):
+    params, root = study
+    (root / reference.TOLERANCES).unlink()
+    content = json.loads((root / "figures" / "metrics.json").read_text())
+    for item in content["entries"]:
+        item["ci95"] = [item["point"] - 0.06, item["point"] + 0.06]
+    write_json(content, root / "figures" / "metrics.json")
+    verdict = reference.compare(params, root)
+    assert verdict.same and "does not exist" in verdict.lines[-1]
+    change_score(params.folder, "resnet50", 0.38)
+    assert not reference.compare(params, root).same
