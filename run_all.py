@@ -202,8 +202,11 @@ def compare(first: Path, second: Path, params: StudyParams, console: Console) ->
 
 def check(params: StudyParams, console: Console) -> int:
     """Compare this study with the committed reference."""
+    from adlib.training.recipe import record_differences, training_record
+
     try:
-        verdict = reference.compare(params, ROOT)
+        edited = record_differences(training_record(params.folder), params)
+        verdict = reference.compare(params, ROOT, tuple(edited))
     except StudyError as error:
         print(error, file=sys.stderr)
         return FAILED

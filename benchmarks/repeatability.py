@@ -3,9 +3,9 @@
     python benchmarks/repeatability.py --params params/phantom.yaml --runs 10 --write
     python benchmarks/repeatability.py --params params/smoke.yaml --runs 10 --faults
 
-The study is finished first (``run_all.py``). Each repetition trains a copy of it under other conditions (training seed, one or
-two threads, AVX2 instead of AVX-512 instructions) and evaluates. With ``--faults`` the check is tested, too: each
-repetition must pass with the tolerances of the others, and three faults, edited into notebook 03, must not: tested
+The study is finished first (``run_all.py``). Each repetition trains a copy of it under other conditions (training seed,
+one or two threads, AVX2 instead of AVX-512 instructions) and evaluates. With ``--faults`` the check itself is tested:
+each repetition must pass with the tolerances of the others, and three faults, edited into notebook 03, must not: tested
 participants in the training, labels of other participants, half the epochs. The exit code is 1 where that fails.
 """
 
@@ -28,6 +28,7 @@ from scipy.stats import t as student
 from adlib.study.metrics import read_metrics
 from adlib.study.params import StudyParams, load_params
 from adlib.study.reference import MAIN_RESULTS, TOLERANCES, accept, compare, main_results
+from adlib.training.recipe import record_differences, training_record
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVEL = 0.995  # of the two-sided prediction interval of one further training
@@ -123,7 +124,7 @@ def write(table: pd.DataFrame, root: Path) -> None:
 def passes(copy: StudyParams, root: Path, title: str, expected: bool) -> bool:
     """Whether the check of a repetition ends as expected; prints it."""
     loose = copy.model_copy(update={"evaluate": load_params(ROOT / "params" / f"{copy.study}.yaml").evaluate})
-    verdict = compare(loose, root)
+    verdict = compare(loose, root, tuple(record_differences(training_record(copy.folder), copy)))
     reasons = [line for line in verdict.lines if "ANOTHER" in line or "DIFFER" in line or "OTHER" in line]
     print(f"{title}: {'the reference' if verdict.same else 'another result'}", *reasons[:4], sep="\n    ")
     return verdict.same == expected

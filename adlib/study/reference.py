@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,13 +80,21 @@ def accept(params: StudyParams, root: Path) -> None:
                 _write(_fixed(params.folder / name, name), root / TABLES / name)
 
 
-def compare(params: StudyParams, root: Path) -> Verdict:
+def compare(params: StudyParams, root: Path, edited: Sequence[str] = ()) -> Verdict:
     """Compare a study with the reference in ``figures/``.
 
     Main results lie within the tolerances of ``main_results.tsv``, measured over repeated trainings with other seeds,
     numbers of threads and kinds of processor (``benchmarks/repeatability.py``); without that file, within the 95 %
     interval of the reference. What no training touches (manifest, splits, volumes, audit, scores of the baselines) is
     equal to rounding, and so are the params. All other scores are counted and decide nothing.
+
+    Parameters
+    ----------
+    params : StudyParams
+    root : path
+        Repository root.
+    edited : sequence of str
+        Settings in which the training differs from the params, see `adlib.training.recipe.record_differences`.
 
     Raises
     ------
@@ -99,7 +107,7 @@ def compare(params: StudyParams, root: Path) -> Verdict:
         *_main_results(_tolerances(root, before), _points(now)),
         *_tables(params.folder, root / TABLES),
         _untrained(_points(before), _points(now), trained),
-        _settings(root, params),
+        _settings(root, params, edited),
     ]
     lines = [*(line for line, _ in parts), _rest(_points(before), _points(now), trained)]
     if not (root / TOLERANCES).is_file():
@@ -213,11 +221,13 @@ def _of_networks(scores: pd.Series, trained: set[str]) -> np.ndarray:
     return np.array([not trained.isdisjoint(str(run).split(" - ")) for run in scores.index.get_level_values("run")])
 
 
-def _settings(root: Path, params: StudyParams) -> tuple[str, bool]:
+def _settings(root: Path, params: StudyParams, edited: Sequence[str]) -> tuple[str, bool]:
     old = flat(read_json(root / PUBLISHED / "provenance.json")["params"])
     new = flat(params.model_dump(mode="json"))
     names = [name for name in new if not name.startswith(LOOSE) and name in old and old[name] != new[name]]
-    title = f"{'params':<52}"
+    title = f"{'params and what was trained':<52}"
+    if edited:
+        return f"{title} the training DIFFERS from the params in {', '.join(edited)}", False
     return (f"{title} DIFFER in {', '.join(names)}", False) if names else (f"{title} equal", True)
 
 

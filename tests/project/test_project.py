@@ -133,14 +133,6 @@ def test_notebook_hygiene(path):
     assert "what to look for" in notebook.cells[-1].source.lower()
 
 
-def test_readme_names_what_is_there():
-    text, makefile = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
-    for target in set(re.findall(r"`make (\w+)", text)):
-        assert re.search(rf"^{target}:", makefile, re.M), target
-    for file in set(re.findall(r"\]\((?!http|#)([^)]+)\)", text)):
-        assert (ROOT / file).exists() or file.startswith("figures/"), file
-
-
 def test_parameters_page_is_up_to_date():
     page = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
     assert page == params_page(), "write it again: python -m adlib.study.params_table > docs/parameters.md"
