@@ -28,7 +28,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from phantom_faults import add_noise, spoil
+from made_head import add_noise, spoil
 
 from adlib.classify.model_store import simulate_scans
 from adlib.classify.prediction import predict_image

@@ -1,18 +1,35 @@
-"""A made head with known truth, independent of the study's own simulator: shells around the template brain."""
+"""Made heads with known truth, independent of the study's simulator (shells around the template's brain), and faults.
+
+References
+----------
+Gudbjartsson & Patz 1995, doi:10.1002/mrm.1910340618 (Rician noise).
+Shaw et al. 2019, doi:10.1007/978-3-030-32251-9_51 (motion: segments of k-space along the phase direction, each rigid).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import permutations, product
+from typing import Any
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage
+from scipy import fft, ndimage
+from scipy.spatial.transform import Rotation
 
 from adlib.imaging.atlas import coordinates, template
 from adlib.imaging.volume import resample
 
 CENTRE = np.array([0, -18, -5])  # of the head, MNI mm
+AIR = 0.12  # of the bright tissue: what is darker outside the closed head is air
+RIGHT_HANDED = tuple(
+    codes
+    for order in permutations(("RL", "AP", "SI"))
+    for codes in ("".join(letters) for letters in product(*order))
+    if np.linalg.det(nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(codes), (2, 2, 2))[:3, :3]) > 0
+)
 
 
 @dataclass(frozen=True)
@@ -27,15 +44,12 @@ class MadeHead:
 
 def rotation(degrees: tuple[float, float, float]) -> np.ndarray:
     """Rotation (3, 3) about x, then y, then z."""
-    cx, cy, cz = np.cos(np.radians(degrees))
-    sx, sy, sz = np.sin(np.radians(degrees))
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
+    return Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
 
 
-def random_affine(seed: int, degrees: float = 15, shift: float = 20, scale: float = 0.1, shear: float = 0.03):
+def random_affine(
+    seed: int, degrees: float = 15, shift: float = 20, scale: float = 0.1, shear: float = 0.03
+) -> np.ndarray:
     """A head's pose and size, (4, 4): MNI mm to scan mm."""
     rng = np.random.default_rng(seed)
     matrix = np.eye(4)
@@ -46,20 +60,15 @@ def random_affine(seed: int, degrees: float = 15, shift: float = 20, scale: floa
     return matrix
 
 
-def crisp_tissues(resolution_mm: float = 2.0) -> np.ndarray:
-    """GM, WM and CSF fractions (3, X, Y, Z) of one brain, sharper than the template's average of many."""
-    base = template(resolution_mm)
-    powers = np.stack([base.gm, base.wm, base.csf]) ** 3
-    return powers / np.maximum(powers.sum(0), 1e-9) * base.mask
-
-
 @cache
-def shells(resolution_mm: float = 2.0, neck_mm: float = 36.0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Tissues (3, X, Y, Z), what lies about the brain, the brain's mask, and the affine of a box about MNI152's."""
+def _shells(resolution_mm: float = 2.0, neck_mm: float = 36.0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tissues (3, X, Y, Z), intensities around the brain, the brain's mask, and the affine of a wide box in MNI152."""
     base = template(resolution_mm)
     wide, below = round(36 / resolution_mm), round(neck_mm / resolution_mm)
     pad = ((wide, wide), (wide, wide), (below, wide))
-    tissues = np.stack([np.pad(part, pad) for part in crisp_tissues(resolution_mm)]).astype(np.float32)
+    powers = np.stack([base.gm, base.wm, base.csf]) ** 3  # one brain is sharper than the average of many
+    crisp = powers / np.maximum(powers.sum(0), 1e-9) * base.mask
+    tissues = np.stack([np.pad(part, pad) for part in crisp]).astype(np.float32)
     mask = np.pad(base.mask, pad)
     affine = base.affine.copy()
     affine[:3, 3] -= np.array([wide, wide, below]) * resolution_mm
@@ -75,11 +84,11 @@ def shells(resolution_mm: float = 2.0, neck_mm: float = 36.0) -> tuple[np.ndarra
     return tissues, values.astype(np.float32), mask, affine
 
 
-def head_template(
+def _head(
     resolution_mm: float = 2.0, contrast=(0.62, 1.0, 0.22), neck_mm: float = 36.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """T1w-like head in MNI space (wide box), its brain mask and its affine; tissue levels are GM, WM, CSF."""
-    tissues, values, mask, affine = shells(resolution_mm, neck_mm)
+    tissues, values, mask, affine = _shells(resolution_mm, neck_mm)
     brain = np.tensordot(np.array(contrast, dtype=np.float32), tissues, axes=1)
     return np.where(mask, brain, values), mask, affine
 
@@ -106,7 +115,7 @@ def made_head(
     """
     pose = random_affine(seed) if pose is None else pose
     rng = np.random.default_rng(seed + 1000)
-    volume, mask, grid = head_template(resolution_mm, contrast, neck_mm)
+    volume, mask, grid = _head(resolution_mm, contrast, neck_mm)
     if extracted:
         volume = volume * mask
     shape, affine = _field_of_view(pose, voxel_mm, view, np.eye(3) if tilt is None else tilt)
@@ -122,8 +131,66 @@ def made_head(
     stored = nib.orientations.axcodes2ornt(codes)
     turned = image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), stored))
     unit = resolution_mm**3 * abs(np.linalg.det(pose[:3, :3])) / 1000
-    tissues = shells(resolution_mm, neck_mm)[0].sum((1, 2, 3), dtype=np.float64) * unit
+    tissues = _shells(resolution_mm, neck_mm)[0].sum((1, 2, 3), dtype=np.float64) * unit
     return MadeHead(turned, inside, pose, dict(zip(("gm_ml", "wm_ml", "csf_ml"), tissues, strict=True)))
+
+
+def drawn_setting(seed: int, *, easy: bool = False) -> dict[str, Any]:
+    """Setting of a head from the whole range that registration must cover; seeds in a row take all orientations.
+
+    Parameters
+    ----------
+    seed : int
+    easy : bool
+        As a clinic delivers it: 1 mm, the whole head in view, less rotation, translation, bias and noise.
+
+    Returns
+    -------
+    dict
+        For `head_of`: ``degrees`` and ``tilt`` (of the field of view) are about x, y, z; ``cut_mm`` is the part of the
+        brain's top outside the field of view (negative: room above it), ``neck_mm`` the room below the brain.
+    """
+    rng = np.random.default_rng([seed, 4])
+    edge = float(rng.uniform(0.7, 3.0))
+    edges = [edge] * 3
+    if rng.random() < 0.4:
+        edges[rng.integers(3)] = float(rng.uniform(edge, 5.0))
+    setting = {
+        "seed": seed,
+        "codes": RIGHT_HANDED[seed % len(RIGHT_HANDED)],
+        "voxel_mm": edges,
+        "degrees": rng.uniform(-30, 30, 3),
+        "shift_mm": rng.uniform(-60, 60, 3),
+        "tilt": rng.uniform(-15, 15, 3) if rng.random() < 0.3 else np.zeros(3),
+        "scale": rng.uniform(0.85, 1.15),
+        "stretch": rng.uniform(0.96, 1.04, 3),
+        "skew": rng.uniform(-0.03, 0.03, 3),
+        "cut_mm": rng.uniform(0, 20) if rng.random() < 0.25 else -rng.uniform(15, 40),
+        "neck_mm": rng.uniform(60, 150) if rng.random() < 0.4 else rng.uniform(5, 60),
+        "bias": rng.uniform(0, 0.4),
+        "noise": rng.uniform(0.01, 0.09),
+        "contrast": (rng.uniform(0.55, 0.72), 1.0, rng.uniform(0.15, 0.3)),
+    }
+    if easy:
+        halved = {name: setting[name] / 2 for name in ("degrees", "shift_mm", "bias", "noise")}
+        setting |= halved | {"voxel_mm": [1.0] * 3, "tilt": np.zeros(3), "cut_mm": -abs(setting["cut_mm"])}
+    return setting
+
+
+def head_of(setting: dict[str, Any], resolution_mm: float = 2.0) -> MadeHead:
+    """The scan of a `drawn_setting`, from shells on a grid of the given voxel edge."""
+    skew = np.eye(3)
+    skew[np.triu_indices(3, 1)] = setting["skew"]
+    turn = rotation(setting["degrees"]) @ (setting["scale"] * np.diag(setting["stretch"])) @ skew
+    pose = nib.affines.from_matvec(turn, CENTRE + setting["shift_mm"] - turn @ CENTRE)
+    tilt, base = rotation(setting["tilt"]), template(4.0)
+    brain = nib.affines.apply_affine(pose @ base.affine, np.argwhere(base.mask))
+    along = (brain - nib.affines.apply_affine(pose, CENTRE)) @ tilt
+    low, high = along.min(axis=0), along.max(axis=0)
+    view = (low - np.array([25, 35, setting["neck_mm"]]), high + np.array([25, 30, -setting["cut_mm"]]))
+    same = {name: setting[name] for name in ("seed", "codes", "voxel_mm", "bias", "noise", "contrast")}
+    shells = {"resolution_mm": resolution_mm, "neck_mm": 140.0, "exact_bias": True}
+    return made_head(**same, **shells, pose=pose, view=view, tilt=tilt)
 
 
 def pose_error(scan_to_mni: np.ndarray, mni_to_scan: np.ndarray) -> float:
@@ -156,3 +223,125 @@ def _gain(rng: np.random.Generator, shape: tuple[int, ...], affine: np.ndarray, 
         return np.exp(bias * field)
     low, high = field[inside].min(), field[inside].max()
     return 1 + bias * np.clip((2 * field - low - high) / (high - low), -1.2, 1.2)
+
+
+def spoil(volume: np.ndarray, affine: np.ndarray, fault: str, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Put one fault into a noise-free head.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) array
+        Noise-free intensities from 0 up, axes near RAS, the brain about the centre.
+    affine : (4, 4) array
+        Voxel indices to world, RAS mm.
+    fault : str
+        One of `FAULTS`.
+    strength : float
+        0, the mildest that makes a scan unfit for volumetry, to 1.
+    rng : numpy Generator
+
+    Returns
+    -------
+    (X', Y', Z') float32
+        The affine stays the same.
+    """
+    return FAULTS[fault](np.asarray(volume, np.float32), affine, strength, rng)
+
+
+def add_noise(volume: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """Rician noise of a share of the bright tissue, float32."""
+    level = np.float32(noise * np.percentile(volume, 98))
+    real, imaginary = (level * rng.standard_normal(volume.shape, dtype=np.float32) for _ in range(2))
+    return np.hypot(volume + real, imaginary)
+
+
+def _motion(volume: np.ndarray, affine: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """K-space whose lines come from a head in several poses, as if it moved between them."""
+    phase = int(rng.integers(3))
+    lines = fft.fftfreq(volume.shape[phase]) * volume.shape[phase]
+    moves = np.sort(rng.choice(np.arange(1, len(lines)), size=int(rng.integers(4, 9)), replace=False))
+    state = np.searchsorted(moves, np.argsort(np.argsort(lines)), side="right")
+    reach = 3 + 6 * strength  # degrees and mm
+    kept = np.zeros(volume.shape, np.complex64)
+    for number in range(len(moves) + 1):
+        pose = np.zeros(6) if number == 0 else rng.uniform(-reach, reach, 6)
+        part = fft.fftn(_moved(volume, affine, pose))
+        chosen = [slice(None)] * 3
+        chosen[phase] = state == number
+        kept[tuple(chosen)] = part[tuple(chosen)]
+    return np.abs(fft.ifftn(kept)).astype(np.float32)
+
+
+def _moved(volume: np.ndarray, affine: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """The head turned about the centre of the field of view by degrees pose[:3] and shifted by mm pose[3:]."""
+    centre = nib.affines.apply_affine(affine, (np.array(volume.shape) - 1) / 2)
+    turn = nib.eulerangles.euler2mat(*np.radians(pose[:3]))
+    world = nib.affines.from_matvec(turn, centre - turn @ centre + pose[3:])
+    return resample(volume, affine, volume.shape, affine, world, "cubic")
+
+
+def _wrap(volume: np.ndarray, affine: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """The field of view beside the head or too small for it, so that a side is folded over."""
+    axis = int(rng.integers(3))
+    length = volume.shape[axis]
+    if rng.random() < 0.5:
+        share = 0.22 + 0.2 * strength
+        return np.roll(volume, int(rng.choice([-1, 1])) * round(share * length), axis)
+    kept = round((0.66 - 0.2 * strength) * length)
+    first = (length - kept) // 2
+    folded = np.zeros([kept if k == axis else n for k, n in enumerate(volume.shape)], np.float32)
+    for index in range(length):
+        target, source = [slice(None)] * 3, [slice(None)] * 3
+        target[axis], source[axis] = (index - first) % kept, index
+        folded[tuple(target)] += volume[tuple(source)]
+    return folded
+
+
+def _missing(volume: np.ndarray, affine: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Black slices within the brain, scattered or a slab, or a slab that is missing."""
+    axis = int(rng.integers(3))
+    edge = float(np.linalg.norm(affine[:3, axis]))
+    centre = volume.shape[axis] // 2 + round(rng.uniform(-25, 25) / edge)
+    near = np.arange(centre - round(20 / edge), centre + round(20 / edge))
+    kind = rng.choice(["scattered", "black slab", "no slab"])
+    if kind == "scattered":
+        slices = rng.choice(near, size=2 + round(6 * strength), replace=False)
+    else:
+        half = max(1, round((4 + 10 * strength) / edge))
+        slices = np.arange(centre - half, centre + half)
+    if kind == "no slab":
+        return np.delete(volume, slices, axis)
+    spoilt = volume.copy()
+    spoilt[tuple(slices if k == axis else slice(None) for k in range(3))] = 0
+    return spoilt
+
+
+def _inverted(volume: np.ndarray, affine: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Another modality: bright becomes dark, in the head alone or in the air too, by a power of the scale."""
+    top = float(np.percentile(volume, 99.8))
+    scaled = (1 - np.clip(volume / top, 0, 1)) ** np.float32(0.6 + strength)
+    if rng.random() < 0.5:
+        return (top * scaled).astype(np.float32)
+    head = ndimage.binary_closing(volume > AIR * top, iterations=4)
+    return np.where(ndimage.binary_fill_holes(head), top * scaled, 0).astype(np.float32)
+
+
+def _half(volume: np.ndarray, affine: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Only a hemisphere or the upper half of the brain: the rest is black."""
+    axis, lower = (2, True) if rng.random() < 0.5 else (0, bool(rng.random() < 0.5))
+    edge = float(np.linalg.norm(affine[:3, axis]))
+    spared = round((20 - 30 * strength) / edge)  # beyond the middle, mm
+    middle = volume.shape[axis] // 2
+    gone = slice(0, max(middle - spared, 0)) if lower else slice(middle + spared, None)
+    spoilt = volume.copy()
+    spoilt[tuple(gone if k == axis else slice(None) for k in range(3))] = 0
+    return spoilt
+
+
+FAULTS: dict[str, Callable[[np.ndarray, np.ndarray, float, np.random.Generator], np.ndarray]] = {
+    "motion": _motion,
+    "wrap": _wrap,
+    "missing slices": _missing,
+    "inverted": _inverted,
+    "half brain": _half,
+}

@@ -197,8 +197,8 @@ def _with_fluid(volume: np.ndarray, mask: np.ndarray, grey: float, base: Templat
     bone = np.percentile(smooth[ring & (height > 10)], 10)
     wet = (smooth > 0.5 * (fluid + bone)) & (smooth < 0.5 * (fluid + grey)) & ring
     wet &= (height > BASE_BELOW_MM) | _near(float(edge[0]))[box]
-    dilated = ndimage.binary_dilation(inner, iterations=steps, mask=wet | inner)
-    soft = ndimage.gaussian_filter(dilated.astype(np.float32), OUTER_SMOOTHING_MM / edge, truncate=2)
+    filled = ndimage.binary_dilation(inner, iterations=steps, mask=wet | inner)
+    soft = ndimage.gaussian_filter(filled.astype(np.float32), OUTER_SMOOTHING_MM / edge, truncate=2)
     result = mask.copy()
     result[box] |= soft > OUTER_EDGE
     return result
@@ -283,5 +283,5 @@ def _read_mask(path: Path, shape: tuple[int, ...], program: str, name: str) -> n
     if mask.shape != shape:
         raise StudyError(f"{name}: the mask of {program} has shape {mask.shape}, the scan {shape}")
     if not mask.any():
-        raise StudyError(f"{name}: {program} found no brain; look at the scan")
+        raise StudyError(f"{name}: {program} returned an empty mask; check the scan")
     return mask

@@ -61,8 +61,8 @@ LIMITS = {
     "qc_symmetry": Limit((0.6, 1.0), (0.4, 1.0), "correlation of the brain with its mirror image"),
     "qc_asymmetry": Limit((0.0, 0.06), (0.0, 0.25), "difference of left and right tissue over their sum"),
     "qc_snr": Limit(LEARNT["qc_snr"], ANY, "mean of white matter over its spread"),
-    "qc_edge": Limit(LEARNT["qc_edge"], ANY, "steepness between white and grey matter: low where motion blurred it"),
-    "qc_ghost": Limit(LEARNT["qc_ghost"], ANY, "noise beside the head over noise in the corners: ghosts of motion"),
+    "qc_edge": Limit(LEARNT["qc_edge"], ANY, "steepness between white and grey matter: low where motion blurs"),
+    "qc_ghost": Limit(LEARNT["qc_ghost"], ANY, "noise next to the head over noise in the corners: ghosts of motion"),
     "qc_air": Limit(LEARNT["qc_air"], ANY, "share of the air above the skull base that holds signal"),
     "qc_wrap": Limit(LEARNT["qc_wrap"], ANY, "signal on opposite faces of the field of view: cut or folded over"),
     "qc_dark": Limit((0.45, INFINITE), (0.2, INFINITE), "darkest slice of the brain over the median slice"),
@@ -261,7 +261,7 @@ def _order(volume: np.ndarray, sure: list[np.ndarray], covered: np.ndarray) -> f
 
 
 def _symmetry(volume: np.ndarray, mask: np.ndarray, grid: np.ndarray) -> float:
-    """Correlation of both sides about x = 0, where both lie inside the field of view."""
+    """Correlation of both sides of x = 0, where both lie inside the field of view."""
     both = mask & _mirrored(mask, grid)
     return _correlation(volume[both], _mirrored(volume, grid)[both])
 
@@ -273,7 +273,7 @@ def _asymmetry(tissue: np.ndarray, grid: np.ndarray) -> float:
 
 
 def _mirrored(volume: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Left and right exchanged about the nearest plane of voxels, or between them, to x = 0; empty beyond the grid."""
+    """Left and right exchanged at the nearest plane of voxels, or between them, to x = 0; empty beyond the grid."""
     partner = round(-2 * grid[0, 3] / grid[0, 0]) - np.arange(volume.shape[0])
     there = (partner >= 0) & (partner < volume.shape[0])
     return np.take(volume, np.clip(partner, 0, len(partner) - 1), axis=0) * there[:, None, None]

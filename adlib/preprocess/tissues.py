@@ -13,11 +13,11 @@ from adlib.imaging.atlas import Template, template
 from adlib.imaging.volume import voxel_sizes
 from adlib.study.records import StudyError
 
-SAMPLE = 40_000  # voxels the mixture is fitted on
+SAMPLE = 40_000  # voxels that the mixture is fitted on
 PRIOR_SMOOTHING_MM = 4.0
 PRIOR_SHARE = 0.5  # weight of the template's maps against a flat prior: strong priors do worse than none
 ITERATIONS = 40
-CHUNK = 200_000  # voxels that are shared out at a time
+CHUNK = 200_000  # voxels at a time
 LEVELS = 1024  # intensities at which densities are tabulated
 SPREAD_FLOOR = 0.02  # of the distance between white matter and fluid
 PAIRS = ((0, 1), (2, 0), (2, 1))  # mixed voxels, the darker tissue first: GM/WM, CSF/GM, CSF/WM
@@ -25,16 +25,16 @@ PAIRS = ((0, 1), (2, 0), (2, 1))  # mixed voxels, the darker tissue first: GM/WM
 
 @dataclass(frozen=True)
 class Mixture:
-    """What the intensities are made of.
+    """Model of the intensities.
 
     Attributes
     ----------
     means : (3,) float64
         Of pure GM, WM and CSF.
     spread : float
-        Standard deviation of all three: noise belongs to the scan, not to a tissue.
+        Standard deviation of all three: the noise of the scan.
     weights : (6,) float64
-        By how much the three pure classes and the three of `PAIRS` are more frequent than the priors say.
+        Frequency of the three pure classes and the three of `PAIRS` relative to their priors.
     """
 
     means: np.ndarray
@@ -71,7 +71,7 @@ def segment(volume: np.ndarray, mask: np.ndarray, base: Template) -> np.ndarray:
     """
     values = volume[mask]
     if values.size < 1000 or not values.std(dtype=np.float64) > 0:
-        raise StudyError(f"the brain mask holds {values.size} voxels without contrast; look at its picture")
+        raise StudyError(f"the brain mask holds {values.size} voxels without contrast; check its figures")
     where, maps = np.flatnonzero(mask), _priors(float(voxel_sizes(base.affine)[0]))
     levels = np.linspace(*np.percentile(values, (0.05, 99.95)), LEVELS)
     bins = np.clip(np.rint((values - levels[0]) / (levels[1] - levels[0])), 0, LEVELS - 1).astype(np.int16)
@@ -105,7 +105,7 @@ def _priors(resolution_mm: float) -> np.ndarray:
 
 
 def _fit(levels: np.ndarray, bins: np.ndarray, priors: np.ndarray) -> Mixture:
-    """Expectation maximisation on a sample, started from the medians where the priors are surest."""
+    """Expectation maximisation on a sample, started from the medians where the priors are highest."""
     values, chances = levels[bins], _class_priors(priors).astype(np.float64)
     starts = [np.median(values[p >= np.quantile(p, 0.9)]) for p in priors]
     starts[2] = min(starts[2], np.quantile(values, 0.05))
@@ -115,7 +115,7 @@ def _fit(levels: np.ndarray, bins: np.ndarray, priors: np.ndarray) -> Mixture:
     grey, white, fluid = mixture.means
     if not fluid < grey < white:
         raise StudyError(
-            f"tissue levels came out as CSF {fluid:.3g}, GM {grey:.3g}, WM {white:.3g}; expected them to rise in that "
+            f"tissue intensities are CSF {fluid:.3g}, GM {grey:.3g}, WM {white:.3g}; expected to rise in that "
             "order, as in a T1-weighted scan"
         )
     return mixture
@@ -142,7 +142,7 @@ def _class_priors(priors: np.ndarray) -> np.ndarray:
 
 
 def _densities(levels: np.ndarray, mixture: Mixture) -> np.ndarray:
-    """Density of each class at each level, (6, LEVELS): Gaussians, and Gaussians smeared evenly between two means."""
+    """Density of each class at each level, (6, LEVELS): Gaussians, and Gaussians spread evenly between two means."""
     means = mixture.means
     scaled = (levels - means[:, None]) / mixture.spread
     pure = np.exp(-0.5 * scaled**2) / (mixture.spread * np.sqrt(2 * np.pi))
@@ -151,7 +151,7 @@ def _densities(levels: np.ndarray, mixture: Mixture) -> np.ndarray:
 
 
 def _fractions(levels: np.ndarray, bins: np.ndarray, priors: np.ndarray, mixture: Mixture) -> np.ndarray:
-    """Expected shares (N, 3) of the tissues; a mixed voxel is shared out by where its intensity lies."""
+    """Expected shares (N, 3) of the tissues; a mixed voxel is split by its intensity between the two means."""
     weighted = (mixture.weights[:, None] * _densities(levels, mixture)).astype(np.float32)
     densities = [row[bins] * chance for row, chance in zip(weighted, _class_priors(priors), strict=True)]
     tissues = list(densities[:3])

@@ -12,14 +12,14 @@ from adlib.imaging.volume import block_mean, dilated, voxel_ml
 from adlib.preprocess.registration import DEMONS_MM, demons_displacement, jacobian_determinant, tissue_image
 
 SIDES = ("left", "right")
-HIPPOCAMPI_MM = ((-56.0, -62.0, -46.0), (56.0, 22.0, 24.0))  # corners of a box about both, MNI152
+HIPPOCAMPI_MM = ((-56.0, -62.0, -46.0), (56.0, 22.0, 24.0))  # corners of a box around both, MNI152
 VENTRICLES_MARGIN_MM = 8.0
 
 
 def measure_volumes(
     tissues: np.ndarray, mask: np.ndarray, scan_to_mni: np.ndarray, resolution_mm: float, *, whole_head: bool = False
 ) -> dict[str, float]:
-    """Sum tissue fractions over the brain and over regions, back in the scan's own space.
+    """Volumes of tissues and regions, in the scan's own space.
 
     Parameters
     ----------
@@ -28,20 +28,20 @@ def measure_volumes(
     mask : (X, Y, Z) bool
         Brain with its fluid.
     scan_to_mni : (4, 4) array
-        World to world; its determinant turns MNI152 millilitres into the person's.
+        World to world; its determinant scales MNI152 millilitres to the person's.
     resolution_mm : float
-        Voxel edge of the grid, which names the atlas regions.
+        Voxel edge of the grid.
     whole_head : bool
-        The mask was fitted to the inner skull of a head; not that of a brain extracted elsewhere.
+        The mask was fitted to the inner skull, so that its volume is the intracranial volume.
 
     Returns
     -------
     dict of str to float
         ``gm_ml, wm_ml, csf_ml``: tissues. ``brain_ml``: GM + WM. ``icv_ml``: intracranial
         volume; the mask of a whole head, else by atlas scaling: the template's mask over the determinant.
-        ``hippocampus_ml``: both hippocampi, those of the template as a deformable registration of the tissue maps
-        about them stretches or shrinks them (tensor-based morphometry); and each side's. The registration is smooth
-        and so takes back part of a difference from the template.
+        ``hippocampus_ml``: both hippocampi of the template, deformed by a registration of the tissue maps around them
+        (tensor-based morphometry); and each side's. The registration is smooth, so that it underestimates differences
+        from the template.
         ``ventricles_ml``: CSF near the lateral ventricles. ``temporal_ml``: GM of both temporal lobes.
         ``nbv``: (GM + WM) / icv_ml. ``hippocampus_percent``, ``ventricles_percent``, ``temporal_percent``: regions as
         a share of icv_ml, the proportion method of adjusting for head size, which needs no fit to a cohort.
@@ -62,7 +62,7 @@ def measure_volumes(
     regions = {
         "hippocampus": left + right,
         "temporal": float(gm[atlas.region("temporal_lobes", resolution_mm)].sum(dtype=np.float64)) * unit,
-        "ventricles": float(csf[_about_ventricles(resolution_mm)].sum(dtype=np.float64)) * unit,
+        "ventricles": float(csf[_near_ventricles(resolution_mm)].sum(dtype=np.float64)) * unit,
     }
     return {
         "gm_ml": grey,
@@ -79,15 +79,15 @@ def measure_volumes(
 
 
 @cache
-def _about_ventricles(resolution_mm: float) -> np.ndarray:
-    """The ventricles with a margin, since an affine registration leaves them a few millimetres off."""
+def _near_ventricles(resolution_mm: float) -> np.ndarray:
+    """The ventricles with a margin for the few millimetres that affine registration leaves."""
     region = atlas.region("ventricles", resolution_mm)
     return dilated(region, VENTRICLES_MARGIN_MM, atlas.template(resolution_mm).affine)
 
 
 @dataclass(frozen=True, eq=False)
 class _Box:
-    """Where the hippocampi are looked for, and what the template shows there.
+    """The box of the hippocampi, and the template in it.
 
     Attributes
     ----------
@@ -96,10 +96,10 @@ class _Box:
     affine : (4, 4) float64
         Of the box on that grid.
     fixed : (x, y, z) float32
-        The template's picture at about `DEMONS_MM`.
+        The template's `tissue_image` at about `DEMONS_MM`.
     parts : (2, x, y, z) float32
-        Share of each voxel that is tissue of the left and of the right hippocampus; manual tracings, too, take in the
-        white matter on its surface.
+        Tissue of the left and of the right hippocampus in each voxel, with the white matter on its surface as in manual
+        tracings.
     """
 
     where: tuple[slice, ...]

@@ -1,15 +1,15 @@
-"""Brain extraction by another program, with small programs that stand in for it."""
+"""Brain extraction: recognition of extracted brains, and external programs, replaced by small scripts."""
 
 import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
-from made_head import made_head
+from made_head import made_head, random_affine
 
 from adlib.parallel.threads import one_thread
-from adlib.preprocess.brain import external_mask
-from adlib.preprocess.pipeline import preprocess_image
+from adlib.preprocess.brain import external_mask, is_extracted
+from adlib.preprocess.pipeline import checked_volume, preprocess_image
 from adlib.study.params import PreprocessParams
 from adlib.study.records import StudyError, TryAgain
 
@@ -57,7 +57,7 @@ def volume():
 @pytest.mark.parametrize(
     ("tool", "name", "code"), [("synthstrip", "mri_synthstrip", SYNTHSTRIP), ("hd-bet", "hd-bet", HD_BET)]
 )
-def test_the_mask_is_the_programs(install, volume, tool, name, code):
+def test_mask_of_external_program_is_used(install, volume, tool, name, code):
     install(name, code)
     np.testing.assert_array_equal(external_mask(volume, AFFINE, tool, "a scan"), volume > 0.5)
 
@@ -67,33 +67,29 @@ def test_the_mask_is_the_programs(install, volume, tool, name, code):
     [
         ("#!{python}\nimport sys; sys.exit('no GPU')", r"a scan: .* failed with exit code 1: no GPU"),
         ("#!{python}", "exited with 0 but wrote no mask"),
-        (SYNTHSTRIP.replace("> 0.5", "> 2"), "found no brain"),
+        (SYNTHSTRIP.replace("> 0.5", "> 2"), "returned an empty mask"),
         (
             SYNTHSTRIP.replace("image.get_fdata()", "image.get_fdata()[1:]"),
             r"has shape \(6, 8, 9\), the scan \(7, 8, 9\)",
         ),
         ("#!{python}\nimport sys; open(sys.argv[4], 'w').write('x')", "cannot be read"),
         ("#!/nowhere", "cannot be run"),
+        ("#!{python}\nimport os; os.kill(os.getpid(), 9)", "a scan: mri_synthstrip was killed by signal 9"),
     ],
 )
-def test_a_program_that_does_not_do_its_work_is_named(install, volume, code, words):
+def test_failure_of_external_program_is_reported(install, volume, code, words):
     install("mri_synthstrip", code)
-    with pytest.raises(StudyError, match=words):
+    with pytest.raises(StudyError, match=words) as caught:
         external_mask(volume, AFFINE, "synthstrip", "a scan")
+    assert isinstance(caught.value, TryAgain) == ("cannot be run" in words or "killed" in words)
 
 
-def test_a_program_that_was_killed_is_to_be_tried_again(install, volume):
-    install("mri_synthstrip", "#!{python}\nimport os; os.kill(os.getpid(), 9)")
-    with pytest.raises(TryAgain, match="a scan: mri_synthstrip was killed by signal 9"):
-        external_mask(volume, AFFINE, "synthstrip", "a scan")
-
-
-def test_a_program_that_is_not_installed_is_named(install, volume):
+def test_missing_external_program_is_reported(install, volume):
     with pytest.raises(TryAgain, match="'hd-bet' is not on the PATH; install it"):
         external_mask(volume, AFFINE, "hd-bet", "a scan")
 
 
-def test_the_pipeline_takes_the_programs_brain(install, tmp_path):
+def test_pipeline_uses_mask_of_external_program(install, tmp_path):
     head = made_head(7, voxel_mm=(3.0, 3.0, 3.0))
     nib.save(nib.Nifti1Image(head.mask.astype(np.uint8), head.image.affine), tmp_path / "truth.nii.gz")
     install(
@@ -101,7 +97,30 @@ def test_the_pipeline_takes_the_programs_brain(install, tmp_path):
         f"#!{{python}}\nimport shutil, sys; shutil.copy({str(tmp_path / 'truth.nii.gz')!r}, sys.argv[4])",
     )
     with one_thread():
-        found = preprocess_image(head.image, PreprocessParams(resolution_mm=3.0, brain_extraction="synthstrip"), "made")
-    assert "brain extraction: synthstrip" in found.steps
-    volume_ml = found.mask.sum() * 27 / 1000 / abs(np.linalg.det(found.scan_to_mni[:3, :3]))
+        result = preprocess_image(
+            head.image, PreprocessParams(resolution_mm=3.0, brain_extraction="synthstrip"), "made"
+        )
+    assert "brain extraction: synthstrip" in result.steps
+    volume_ml = result.mask.sum() * 27 / 1000 / abs(np.linalg.det(result.scan_to_mni[:3, :3]))
     assert volume_ml == pytest.approx(head.mask.sum() * 27 / 1000, rel=0.03)
+
+
+def test_extracted_brains_are_recognised_and_heads_are_not():
+    head = made_head(5, pose=random_affine(5, degrees=5, scale=0.0))
+    volume, affine = checked_volume(head.image, "made")
+    scan_to_mni = np.linalg.inv(head.mni_to_scan)
+    assert is_extracted(np.where(head.mask, volume, 0), affine, scan_to_mni)
+    cleaned = np.where(volume > 150, volume, 0)
+    assert not is_extracted(cleaned, affine, scan_to_mni)
+    cleaned[:, :, : cleaned.shape[2] // 2] = 0
+    assert not is_extracted(cleaned, affine, scan_to_mni)
+
+
+def test_extracted_brain_is_not_extracted_again():
+    head = made_head(5, pose=random_affine(5, degrees=5, scale=0.0), extracted=True)
+    with one_thread():
+        result = preprocess_image(head.image, PreprocessParams(resolution_mm=3.0), "brain")
+    assert "brain extraction skipped: input is already brain-extracted" in result.steps
+    assert any(step.startswith("air quality not measured") for step in result.steps)
+    assert not {"qc_air", "qc_ghost"} & set(result.qc)
+    assert {"qc_edge", "qc_dark", "qc_jump", "qc_symmetry"} <= set(result.qc)
