@@ -5,10 +5,15 @@ import pandas as pd
 import pytest
 import torch
 
+from adlib.study.metrics import NETWORK
 from adlib.study.params import load_params
-from adlib.study.records import FEATURES, MANIFEST, SLICES, SPLITS, write_table
+from adlib.study.records import FEATURES, MANIFEST, SLICES, SPLITS, read_table, write_table
 from adlib.training import model_file, runs
+from adlib.training.controls import control_fold
+from adlib.training.folds import make_fold
 from adlib.training.network import ResNet50
+from adlib.training.recipe import Recipe
+from adlib.training.slices import load_slices
 
 CLASSES = ("CN", "AD")
 
@@ -38,6 +43,9 @@ class Tiny(torch.nn.Module):
         if self.covariates:
             x = torch.cat([x, x.new_zeros(len(x), self.covariates) if covariates is None else covariates], 1)
         return self.fc(x)
+
+
+TINY = Recipe(build_network=Tiny)
 
 
 def train_study(study, **parts):
@@ -90,6 +98,13 @@ def make_study(folder, *sets, scans=1):
 @pytest.fixture
 def study(tmp_path):
     return make_study(tmp_path)
+
+
+def fold_of(study, run=NETWORK):
+    """The first fold of a study, or that of a control."""
+    slices, table = load_slices(study)
+    fold = make_fold(0, slices, table, read_table(study.folder / "splits.tsv", SPLITS), study)
+    return fold if run == NETWORK else control_fold(run, fold, study)
 
 
 def accuracy(predictions, run):

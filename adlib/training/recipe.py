@@ -111,7 +111,7 @@ def _name(function: Callable[..., Any]) -> str:
 
 def importable_name(function: Callable[..., Any]) -> str | None:
     """``module:name`` by which a function or class can be imported; None for one of a notebook."""
-    if function.__module__ == "__main__" or "." in function.__qualname__:
+    if function.__module__ in (None, "__main__") or "." in function.__qualname__:
         return None
     try:
         same = getattr(importlib.import_module(function.__module__), function.__qualname__, None)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_head import made_head, random_affine
-from tiny_study import CLASSES, Tiny, accuracy, make_study, train_study
+from tiny_study import CLASSES, TINY, accuracy, fold_of, make_study, train_study
 
 from adlib.evaluation.evaluate import check_unseen
 from adlib.preprocess.cohort_run import preprocess_cohort
@@ -19,21 +19,14 @@ from adlib.training import runs as train
 from adlib.training.controls import CONTROLS, control_fold
 from adlib.training.devices import make_fabric
 from adlib.training.folds import Fold, make_fold
-from adlib.training.recipe import Recipe
 from adlib.training.slices import load_slices
-
-
-def fold_of(study, run=None):
-    slices, table = load_slices(study)
-    fold = make_fold(0, slices, table, read_table(study.folder / "splits.tsv", SPLITS), study)
-    return fold if run is None else control_fold(run, fold, study)
 
 
 def test_every_control_of_the_params_exists():
     assert set(Control.__args__) == set(CONTROLS)
 
 
-def test_shuffled_labels_keep_class_sizes_and_persons_but_lose_the_truth(study):
+def test_permuted_labels_keep_class_sizes_and_participants(study):
     slices, table = load_slices(study)
     splits = pd.read_csv(study.folder / "splits.tsv", sep="\t")
     twice = pd.concat([table, table], ignore_index=True)
@@ -45,7 +38,7 @@ def test_shuffled_labels_keep_class_sizes_and_persons_but_lose_the_truth(study):
     assert [CLASSES.index(name) for name in fold.table["diagnosis"]] == fold.targets.tolist()
 
 
-def test_shuffled_labels_take_age_and_volumes_with_them(study):
+def test_permuted_labels_permute_age_and_volumes(study):
     slices, table = load_slices(study)
     manifest = read_table(study.folder / "manifest.tsv", MANIFEST)
     write_table(manifest.assign(age=np.arange(40.0)), study.folder / "manifest.tsv", MANIFEST)
@@ -67,7 +60,7 @@ def leaky(study, epochs=60):
     return study.model_copy(update={"train": study.train.model_copy(update=settings)})
 
 
-def test_a_split_by_slice_rewards_knowing_persons_and_the_split_by_participant_does_not(tmp_path):
+def test_slice_split_rewards_memorised_participants(tmp_path):
     study = leaky(make_study(tmp_path, scans=2))
     predictions = train_study(study)
     assert accuracy(predictions, "slice_split") > 0.75
@@ -78,13 +71,13 @@ def test_a_split_by_slice_rewards_knowing_persons_and_the_split_by_participant_d
         check_unseen(predictions.assign(run="resnet50"), splits)
 
 
-def test_the_slice_split_keeps_the_sizes_of_the_parts(study):
+def test_slice_split_keeps_the_sizes_of_the_parts(study):
     before, after = fold_of(study), fold_of(study, "slice_split")
     assert after.table["split"].value_counts().to_dict() == before.table["split"].value_counts().to_dict()
     assert (after.table["split"] != before.table["split"]).any()
 
 
-def test_the_shuffled_control_tells_a_leak_from_none(study):
+def test_permuted_labels_reveal_a_leak(study):
     """Two scans of everybody, the second on the other side of the split: dealt labels are then known by heart."""
     long = study.model_copy(update={"train": study.train.model_copy(update={"epochs": 60, "auxiliary_weight": 0.0})})
     slices, table = load_slices(long)
@@ -97,13 +90,13 @@ def test_the_shuffled_control_tells_a_leak_from_none(study):
     found = {}
     for name, split in (("leak", parts), ("none", fold.table["split"])):
         tried = replace(fold, table=fold.table.assign(split=split))
-        network, _ = fit.fit(tried, long, long.folder / name, name, make_fabric(long), Recipe(build_network=Tiny))
+        network, _ = fit.fit(tried, long, long.folder / name, name, make_fabric(long), TINY)
         found[name] = accuracy(train.predict_fold(tried, [network], long), "shuffled_labels")
     assert found["leak"] > 0.8
     assert abs(found["none"] - 0.5) < 0.25
 
 
-def test_the_silhouette_holds_nothing_but_where_the_brain_is(study):
+def test_binarised_slices_are_0_and_1(study):
     slices = np.load(study.folder / "slices.npy")
     slices[:, :, :, :16] = 0
     np.save(study.folder / "slices.npy", slices)
@@ -111,7 +104,7 @@ def test_the_silhouette_holds_nothing_but_where_the_brain_is(study):
     assert (fold.slices[..., :16] == 0).all() and (fold.slices[..., 16:] == 1).mean() > 0.99
 
 
-def test_metadata_added_tells_the_last_layer_the_scanner(study):
+def test_metadata_added_are_covariates(study):
     manifest = read_table(study.folder / "manifest.tsv", MANIFEST)
     sites = ["one" if label == "AD" else "two" for label in manifest["diagnosis"]]
     write_table(manifest.assign(site=sites, shape="9x9x9"), study.folder / "manifest.tsv", MANIFEST)
@@ -123,7 +116,7 @@ def test_metadata_added_tells_the_last_layer_the_scanner(study):
         fold_of(study, "metadata_added")
 
 
-def test_the_background_is_the_head_without_the_brain(tmp_path, study):
+def test_background_excludes_the_brain(tmp_path, study):
     pose = random_affine(4, scale=0.0)
     pose[:3, :3] *= 0.9
     nib.save(made_head(seed=4, pose=pose, voxel_mm=(3.0, 3.0, 3.0), codes="RAS").image, tmp_path / "h.nii.gz")

@@ -16,6 +16,7 @@ from adlib.study.params import dump_params, load_params
 from adlib.study.records import StudyError, read_json
 from adlib.training import devices
 from adlib.training import runs as train
+from adlib.training.devices import takes_bf16
 from adlib.training.model_file import load
 
 TOGETHER = ("train.micro_batches=2", "train.epochs=2", "train.controls=[]", "train.batch_size=12", "train.warmup=0.5")
@@ -25,7 +26,7 @@ def history(study):
     return read_json(study.folder / "training" / "resnet50" / "fold-0" / "history.json")
 
 
-def test_two_processes_match_one_with_the_same_parts_of_a_step(tmp_path, capfd):
+def test_two_processes_match_one(tmp_path, capfd):
     one = make_study(tmp_path / "one", *TOGETHER)
     two = make_study(tmp_path / "two", *TOGETHER, "exec.devices=2")
     alone, together = train.train_study(one), train.train_study(two)
@@ -53,7 +54,7 @@ def kill_one(folder):
             process.kill()
 
 
-def test_a_killed_process_is_said_in_words_and_the_next_run_goes_on(tmp_path, capfd):
+def test_killed_process_is_reported_and_resumed(tmp_path, capfd):
     study = make_study(tmp_path, *TOGETHER, "exec.devices=2", "train.epochs=12")
     watcher = threading.Thread(target=kill_one, args=(study.folder,))
     watcher.start()
@@ -66,7 +67,7 @@ def test_a_killed_process_is_said_in_words_and_the_next_run_goes_on(tmp_path, ca
     assert [row["epoch"] for row in history(study)] == list(range(1, 13))
 
 
-def test_several_computers_need_a_place_to_meet():
+def test_several_computers_need_a_rendezvous():
     sets = ("exec.devices=4", "exec.nodes=2", "train.micro_batches=8")
     with pytest.raises(StudyError, match=r"set exec\.rendezvous"):
         devices.command(load_params("params/phantom.yaml", sets))
@@ -76,7 +77,7 @@ def test_several_computers_need_a_place_to_meet():
 
 
 @pytest.mark.studies
-def test_a_second_computer_joins_and_the_training_is_that_of_two_processes(tmp_path):
+def test_second_computer_joins_the_training(tmp_path):
     """Both agents of torchrun run here, each as on a computer of its own."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -90,3 +91,12 @@ def test_a_second_computer_joins_and_the_training_is_that_of_two_processes(tmp_p
     assert second.communicate(timeout=120)[0] and second.returncode == 0
     together = train.train_study(two)
     np.testing.assert_allclose(first[["p_CN", "p_AD"]], together[["p_CN", "p_AD"]], atol=1e-6)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_needs_native_instructions(monkeypatch, native):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert takes_bf16("auto", torch.device("cpu")) == native
+    assert takes_bf16("bf16", torch.device("cpu"))
+    assert not takes_bf16("fp32", torch.device("cpu"))

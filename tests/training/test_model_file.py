@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_study import CLASSES, TINY, Tiny, fold_of, make_study, train_study
 
 from adlib.study.params import InputParams, PreprocessParams
 from adlib.study.records import StudyError
+from adlib.training import loop as fit
 from adlib.training.model_file import Classifier, ModelCard, classify_slices, load, save
-from adlib.training.network import ResNet50, load_initial_weights
-
-CLASSES = ("CN", "AD")
+from adlib.training.network import ResNet50
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def classifier():
     return Classifier(network.eval(), card)
 
 
-def test_a_saved_classifier_answers_the_same_after_loading(classifier, tmp_path):
+def test_saved_classifier_predicts_the_same(classifier, tmp_path):
     save(classifier, tmp_path / "m.safetensors")
     loaded = load(tmp_path / "m.safetensors")
     assert loaded.card == classifier.card
@@ -76,23 +76,21 @@ def test_a_wrong_model_file_is_refused(kind, words, classifier, tmp_path):
         load(tmp_path / "m.safetensors")
 
 
-def test_weights_from_a_file_and_unknown_names(classifier, tmp_path):
-    save(classifier, tmp_path / "m.safetensors")
-    network = ResNet50(4)
-    origin = load_initial_weights(network, f"path:{tmp_path / 'm.safetensors'}")
-    assert origin == "weights of m.safetensors"
-    assert torch.equal(network.layer1[0].conv1.weight, classifier.network.layer1[0].conv1.weight)
-    assert network.fc.out_features == 4
-    with pytest.raises(StudyError, match="expected random, imagenet, path:FILE or adlib:FILE"):
-        load_initial_weights(ResNet50(4), "alexnet")
-
-
-def test_imagenet_weights_offline_stop_the_training(monkeypatch):
-    from torchvision.models import ResNet50_Weights
-
-    def unreachable(*args, **kwargs):
-        raise OSError("no network")
-
-    monkeypatch.setattr(ResNet50_Weights, "get_state_dict", unreachable)
-    with pytest.raises(StudyError, match=r"cannot be downloaded.*or copy http.*path:FILE"):
-        load_initial_weights(ResNet50(4), "imagenet")
+def test_continuing_from_a_model_needs_the_same_input(tmp_path, monkeypatch):
+    study = make_study(tmp_path, "train.controls=[]")
+    train_study(study)
+    path = study.folder / "model.safetensors"
+    known = load(path, Tiny)
+    onward = study.model_copy(update={"train": study.train.model_copy(update={"weights": f"adlib:{path}"})})
+    network, origin = fit.initial_network(fold_of(onward), onward, TINY)
+    assert origin == "the model of 'tiny' in model.safetensors"
+    for name, value in known.network.state_dict().items():
+        mine = network.state_dict()[name]
+        assert torch.equal(mine[: len(value)] if name.startswith("fc.") else mine, value), name
+    for changed, words in (
+        ({"classes": ("AD", "CN")}, r"the classes \['CN', 'AD'\], the study \['AD', 'CN'\]"),
+        ({"input": onward.input.model_copy(update={"size": 64})}, "trained with size = 32, the study has 64"),
+        ({"preprocess": onward.preprocess.model_copy(update={"bias_correction": False})}, "bias_correction"),
+    ):
+        with pytest.raises(StudyError, match=words):
+            fit.initial_network(fold_of(study), onward.model_copy(update=changed), TINY)

@@ -34,7 +34,7 @@ def brain(background=15, level=120):
     return image
 
 
-def test_three_planes_become_three_channels_on_a_zero_background(tmp_path):
+def test_three_planes_are_channels_with_zero_background(tmp_path):
     item = plane_slices(planes(tmp_path, a=brain(), b=brain(18), c=brain(15, 200)), InputParams(size=128))
     assert item.shape == (1, 3, 128, 128)
     assert (item[0, :, 2, 2] == 0).all()
@@ -42,7 +42,7 @@ def test_three_planes_become_three_channels_on_a_zero_background(tmp_path):
     np.testing.assert_allclose(item[0, 0], item[0, 1], atol=0.2)
 
 
-def test_planes_that_cannot_be_used_say_why(tmp_path):
+def test_unusable_planes_are_refused(tmp_path):
     good = brain()
     with pytest.raises(StudyError, match="is constant"):
         plane_slices(planes(tmp_path, a=good, b=good * 0, c=good), InputParams())
@@ -56,7 +56,7 @@ def test_planes_that_cannot_be_used_say_why(tmp_path):
         plane_slices(path, InputParams())
 
 
-def test_pictures_become_one_item_each_the_way_they_look(tmp_path):
+def test_each_picture_is_an_upright_item(tmp_path):
     picture = np.full((208, 176), 0, np.uint8)
     picture[40:170, 30:150] = 90
     picture[40:60, 30:60] = 250

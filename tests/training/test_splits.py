@@ -18,7 +18,7 @@ def cohort(per_class=20, sessions=3):
 
 
 @pytest.mark.parametrize("protocol", ["holdout", "kfold"])
-def test_no_participant_is_in_two_parts_and_everyone_is_placed(protocol):
+def test_every_participant_is_in_one_part(protocol):
     splits = make_splits(cohort(), SplitParams(protocol=protocol), seed=1)
     assert (splits.groupby(["fold", "participant_id"])["split"].nunique() == 1).all()
     assert (splits.groupby("fold")["participant_id"].nunique() == 40).all()
@@ -32,7 +32,7 @@ def test_kfold_tests_everyone_exactly_once():
     assert sorted(tested) == sorted(cohort()["participant_id"].unique())
 
 
-def test_splits_repeat_for_a_seed_and_change_with_it():
+def test_splits_depend_on_the_seed():
     first, again, other = (make_splits(cohort(), SplitParams(), seed) for seed in (1, 1, 2))
     pd.testing.assert_frame_equal(first, again)
     assert not first["split"].equals(other["split"])
@@ -50,12 +50,12 @@ def test_too_small_a_class_is_refused_by_name():
         make_splits(cohort(per_class=3), SplitParams(protocol="kfold"), seed=1)
 
 
-def test_too_few_participants_for_validation_are_refused():
+def test_too_few_participants_for_validation():
     with pytest.raises(StudyError, match="leave 1 for validation, which needs one for each of 2"):
         make_splits(cohort(per_class=7), SplitParams(validation_fraction=0.05), seed=1)
 
 
-def test_the_smallest_cohorts_that_are_accepted_are_split():
+def test_smallest_accepted_cohorts_are_split():
     for per_class in range(5, 30):
         try:
             splits = make_splits(cohort(per_class), SplitParams(protocol="kfold"), seed=1)
@@ -98,7 +98,7 @@ def test_each_site_is_tested_once_by_the_others():
     assert splits["fold"].nunique() == 4
 
 
-def test_balanced_sites_have_the_same_share_in_the_test_part():
+def test_balanced_sites_have_equal_test_shares():
     table = multicentre(sites=4, per_site=20)
     home = table.drop_duplicates("participant_id").set_index("participant_id")
     for seed in range(5):
@@ -110,7 +110,7 @@ def test_balanced_sites_have_the_same_share_in_the_test_part():
         assert (abs(counts.reindex(whole.index, fill_value=0) - whole / 2) <= 1).all()
 
 
-def test_repeats_are_other_splits_of_which_the_first_is_the_single_one():
+def test_repeats_are_different_splits():
     once = make_splits(cohort(), SplitParams(protocol="kfold"), seed=1)
     thrice = make_splits(cohort(), SplitParams(protocol="kfold", repeats=3), seed=1)
     pd.testing.assert_frame_equal(thrice[thrice["fold"] < 5], once)
@@ -138,7 +138,7 @@ def test_sites_that_cannot_be_split_are_named(table, params, words):
         make_splits(table, params, seed=1)
 
 
-def test_small_sites_count_together_and_every_class_is_still_tested():
+def test_small_sites_are_stratified_together():
     table = cohort(30).assign(site=lambda t: t["participant_id"].str.extract(r"(\d+)$")[0])
     splits = make_splits(table, SplitParams(protocol="kfold", balance_sites=True), seed=1)
     assert (splits.groupby(["fold", "split"])["diagnosis"].nunique() == 2).all()

@@ -1,4 +1,4 @@
-"""Initial weights from files of other projects."""
+"""The ResNet50 and first weights from files."""
 
 import pickle
 
@@ -11,14 +11,27 @@ from adlib.study.records import StudyError
 from adlib.training.network import ResNet50, load_initial_weights
 
 
+def wrapped(state):
+    return {"epoch": 3, "state_dict": {f"module.encoder.{name}": value for name, value in state.items()}}
+
+
 @pytest.fixture(scope="module")
 def state():
     torch.manual_seed(0)
     return resnet50(weights=None, num_classes=7).state_dict()
 
 
-def wrapped(state):
-    return {"epoch": 3, "state_dict": {f"module.encoder.{name}": value for name, value in state.items()}}
+def test_resnet50_equals_torchvision(tmp_path):
+    from torchvision.models import resnet50
+
+    torch.manual_seed(0)
+    network = ResNet50(4).eval()
+    theirs = resnet50(num_classes=4).eval()
+    theirs.load_state_dict(network.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(network(x), theirs(x))
+    told = ResNet50(4, covariates=2).eval()
+    assert torch.equal(told(x), told(x, torch.tensor([[1.0, -2.0], [0.5, 3.0]])))
 
 
 @pytest.mark.parametrize(
@@ -30,7 +43,7 @@ def wrapped(state):
         ("model.pt", lambda s, p: torch.save({"model": s}, p)),
     ],
 )
-def test_the_body_is_that_of_the_file_and_the_last_layer_is_new(state, tmp_path, name, write):
+def test_body_weights_are_read_from_a_file(state, tmp_path, name, write):
     write(state, tmp_path / name)
     network = ResNet50(4)
     assert load_initial_weights(network, f"path:{tmp_path / name}") == f"weights of {name}"
@@ -68,8 +81,19 @@ def broken(state):
         ("nan.pth", lambda s, p: torch.save(broken(s), p), "not finite, first in 'conv1.weight'"),
     ],
 )
-def test_files_that_are_no_resnet50_are_refused_in_words(state, tmp_path, capsys, name, write, words):
+def test_other_weight_files_are_refused(state, tmp_path, capsys, name, write, words):
     write(state, tmp_path / name)
     with pytest.raises(StudyError, match=words):
         load_initial_weights(ResNet50(4), f"path:{tmp_path / name}")
     assert "must not be run" not in capsys.readouterr().out
+
+
+def test_imagenet_weights_offline_stop_the_training(monkeypatch):
+    from torchvision.models import ResNet50_Weights
+
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(ResNet50_Weights, "get_state_dict", unreachable)
+    with pytest.raises(StudyError, match=r"cannot be downloaded.*or copy http.*path:FILE"):
+        load_initial_weights(ResNet50(4), "imagenet")

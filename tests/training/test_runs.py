@@ -1,20 +1,23 @@
-"""Training on tiny made slices: what is learnt, kept, resumed, and told to the model file."""
+"""Training on tiny made slices: what is learnt, kept, resumed and stored with the model."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_study import CLASSES, accuracy, load, train_study
+from tiny_study import CLASSES, TINY, accuracy, fold_of, load, make_study, train_study
 
 from adlib.preprocess.intensity import LANDMARKS, fit_landmarks, standard_slices
 from adlib.study.params import PreprocessParams
-from adlib.study.records import FEATURES, MANIFEST, SPLITS, read_table, write_table
+from adlib.study.records import FEATURES, MANIFEST, SPLITS, StudyError, read_table, write_table
 from adlib.training import loop as fit
+from adlib.training import runs as train
+from adlib.training.devices import make_fabric
 from adlib.training.folds import make_fold
+from adlib.training.model_file import classify_slices
 from adlib.training.slices import load_slices
 
 
-def test_a_planted_signal_is_learnt_and_kept_results_are_not_recomputed(study, capsys):
+def test_a_planted_signal_is_learnt_and_finished_folds_are_kept(study, capsys):
     predictions = train_study(study)
     assert accuracy(predictions, "resnet50") == 1.0
     assert set(predictions["split"]) == {"validation", "test"}
@@ -28,7 +31,7 @@ def test_a_planted_signal_is_learnt_and_kept_results_are_not_recomputed(study, c
     pd.testing.assert_frame_equal(again, predictions)
 
 
-def test_landmarks_are_of_the_training_scans_and_travel_with_the_model(study):
+def test_landmarks_come_from_training_scans_only(study):
     study = study.model_copy(update={"preprocess": PreprocessParams(normalise="landmarks")})
     rng, path = np.random.default_rng(1), study.folder / "features.tsv"
     own = np.sort(rng.uniform(0, 3, (40, len(LANDMARKS))), axis=1)
@@ -46,7 +49,7 @@ def test_landmarks_are_of_the_training_scans_and_travel_with_the_model(study):
     assert card.preprocess.normalise == "landmarks"
 
 
-def test_a_model_file_says_nothing_of_the_folder(study, tmp_path):
+def test_model_file_does_not_depend_on_the_folder(study, tmp_path):
     train_study(study)
     other = study.model_copy(update={"exec": study.exec.model_copy(update={"outputs": tmp_path / "second"})})
     other.folder.mkdir(parents=True)
@@ -59,7 +62,7 @@ def test_a_model_file_says_nothing_of_the_folder(study, tmp_path):
     assert first == second
 
 
-def test_a_resumed_training_ends_with_the_same_weights(study, monkeypatch, tmp_path):
+def test_resumed_training_ends_with_the_same_weights(study, monkeypatch, tmp_path):
     whole = train_study(study)
     whole_weights = load(study.folder / "model.safetensors").network.state_dict()
     other = study.model_copy(update={"exec": study.exec.model_copy(update={"outputs": tmp_path / "second"})})
@@ -83,3 +86,37 @@ def test_a_resumed_training_ends_with_the_same_weights(study, monkeypatch, tmp_p
     pd.testing.assert_frame_equal(resumed, whole)
     for name, value in load(other.folder / "model.safetensors").network.state_dict().items():
         assert torch.equal(value, whole_weights[name]), name
+
+
+def test_covariates_are_standardised_and_stored(tmp_path):
+    study = make_study(tmp_path, "train.covariates=[age, sex]", "train.controls=[]")
+    path = study.folder / "manifest.tsv"
+    manifest = read_table(path, MANIFEST)
+    sexes = np.where(np.arange(40) % 3 == 0, "F", "male")
+    ages = np.where(np.arange(40) == 30, np.nan, 60.0 + np.arange(40))
+    write_table(manifest.assign(age=ages, sex=sexes), path, MANIFEST)
+    fold = fold_of(study)
+    assert fold.covariate_stats["age"] == pytest.approx((71.5, np.arange(24).std()))
+    assert fold.covariate_stats["sex"][0] == pytest.approx(8 / 24)
+    assert fold.covariates[30, 0] == 0 and (fold.covariates[:, 1] > 0).tolist() == (sexes == "F").tolist()
+    train_study(study)
+    classifier = load(study.folder / "model.safetensors")
+    assert classifier.card.covariates == fold.covariate_stats
+    classifier.network.fc.weight.data[1, -2] = 50.0  # age tells AD
+    x = np.asarray(fold.slices[:1], np.float32)
+    young, mean, old = (classify_slices(classifier, x, person)[0][0, 1] for person in ({"age": 40}, {}, {"age": 99}))
+    assert young < mean < old
+    with pytest.raises(StudyError, match="no training scan of the manifest has"):
+        write_table(manifest.assign(age=np.nan), path, MANIFEST)
+        fold_of(study)
+
+
+def test_ensemble_is_the_mean_of_its_members(tmp_path):
+    both = make_study(tmp_path / "both", "train.members=2", "train.controls=[]")
+    together = train_study(both)
+    fold, parts = fold_of(both), []
+    for member in (0, 1):
+        network, _ = fit.fit(fold, both, tmp_path / str(member), "k", make_fabric(both), TINY, member)
+        parts.append(train.predict_fold(fold, [network], both)[["p_CN", "p_AD"]].to_numpy())
+    assert not np.allclose(*parts, atol=1e-3)
+    np.testing.assert_allclose(together[["p_CN", "p_AD"]], np.mean(parts, axis=0), atol=1e-9)
