@@ -39,9 +39,9 @@ class TrainParams(Section):
     """How the ResNet50 is fitted."""
 
     weights: str = Field(
-        "imagenet",
-        description="Initial weights: imagenet, random, path:FILE (safetensors or a state dict), or adlib:FILE "
-        "(a model of this project with the same input).",
+        "random",
+        description="Initial weights: random, imagenet (torchvision's, downloaded once), path:FILE (safetensors or a "
+        "state dict), or adlib:FILE (a model of this project with the same input).",
     )
     frozen_stages: int = Field(0, ge=0, le=4, description="Number of frozen ResNet stages, including the stem.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate before the last layer.")
