@@ -1,4 +1,4 @@
-"""Trainings that show what a score is worth: what must fall to chance, what a leak adds, what an outline tells."""
+"""Control trainings: those that must fall to chance, a leaking split, the silhouette, and scanner metadata."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ def control_fold(run: str, fold: Fold, params: StudyParams) -> Fold:
 def _shuffled_labels(fold: Fold, params: StudyParams) -> Fold:
     """Diagnosis, target and auxiliary values are another participant's, in all parts of the split.
 
-    Who then does better than chance knows something of the tested participants. Every participant's are dealt out
-    once, so class sizes over participants stay, and all scans of a participant get the same.
+    A score above chance then means leakage. Labels are permuted over participants, so class sizes stay, and all scans
+    of a participant get the same label.
     """
     people = fold.table["participant_id"]
     first = pd.Series(np.arange(len(people))).groupby(people.to_numpy()).first()
-    dealt = pd.Series(np.random.default_rng(params.seed).permutation(first.to_numpy()), index=first.index)
-    rows = people.map(dealt).to_numpy()
+    permuted = pd.Series(np.random.default_rng(params.seed).permutation(first.to_numpy()), index=first.index)
+    rows = people.map(permuted).to_numpy()
     table = fold.table.assign(diagnosis=fold.table["diagnosis"].to_numpy()[rows])
     return replace(fold, table=table, targets=fold.targets[rows], auxiliary=fold.auxiliary[rows])
 
 
 def _slice_split(fold: Fold, params: StudyParams) -> Fold:
-    """The mistake that inflates published accuracies: slices are dealt to the parts, whoever they are of.
+    """A leaking split: slices are assigned to the parts without regard to participants.
 
     Yagis et al. 2021, doi:10.1038/s41598-021-01681-w. The parts keep their sizes.
     """
@@ -72,11 +72,11 @@ def _binarised(fold: Fold, params: StudyParams) -> Fold:
 
 
 def _background(fold: Fold, params: StudyParams) -> Fold:
-    """The head without the brain: what the scanner, the skull and the field of view tell.
+    """The head without the brain: what scanner, skull and field of view predict.
 
-    Atrophy must not show itself by another way. So the head is seen in its own size, since a fit to the template's
+    No other trace of atrophy may remain. The head is shown in its original size, since a fit to the template's
     tissue scales and shears the skull of a shrunk brain, and the hole is the template's brain, larger than a person's
-    and the same in all scans, since the outline of a person's own brain mask tells of atrophy too.
+    and the same in all scans, since the outline of an individual brain mask reflects atrophy too.
     """
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id", drop=False)
     scans = manifest.loc[fold.table["scan_id"].unique()]
@@ -103,7 +103,7 @@ def _background_of(scan: dict[str, Any], input_params: InputParams, derivatives:
 
 
 def _metadata_added(fold: Fold, params: StudyParams) -> Fold:
-    """The last layer is told phase, sequence, scanner and voxels: what the network could gain from them."""
+    """Phase, sequence, scanner and voxels as covariates: how much they would add."""
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id")
     facts = acquisition_facts(manifest)
     if not facts.shape[1]:

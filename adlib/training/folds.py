@@ -82,9 +82,9 @@ def make_fold(number: int, slices: np.ndarray, table: pd.DataFrame, splits: pd.D
     covariates, stats = _covariates(table, manifest, train, params.train.covariates)
     standard = ()
     if params.preprocess.normalise == "landmarks" and not params.input.flat:
-        own = scan_percentiles(params)
-        standard = fit_landmarks(own.loc[table["scan_id"].iloc[train].unique()].to_numpy())
-        slices = to_landmarks(slices, table["scan_id"], own, standard)
+        scans = scan_percentiles(params)
+        standard = fit_landmarks(scans.loc[table["scan_id"].iloc[train].unique()].to_numpy())
+        slices = to_landmarks(slices, table["scan_id"], scans, standard)
     return Fold(NETWORK, number, slices, table, targets, auxiliary, tuple(map(float, standard)), covariates, stats)
 
 
@@ -212,7 +212,7 @@ def part_seed(seed: list[int], number: int) -> int:
 
 
 class _Parts(Dataset):
-    """The parts of an epoch that one device computes, each varied by a seed of its own in whichever process."""
+    """The parts of an epoch that one device computes, each augmented with its own seed."""
 
     def __init__(
         self,

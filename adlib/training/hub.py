@@ -8,9 +8,9 @@ from adlib.training.network import ResNet50
 
 
 class HubNetwork(ResNet50, PyTorchModelHubMixin, library_name="adlib", license="bsd-3-clause"):
-    """The network alone, from the two files of a release that the hub reads; `model_file.load` gives the rest.
+    """The network alone, from the two files of a release that the hub reads; see `model_file.load` for the rest.
 
-    Its outputs (B, K) are logits before calibration; class order, input and preprocessing stand in ``config.json``
+    Its outputs (B, K) are logits before calibration; class order, input and preprocessing are in ``config.json``
     under ``adlib``.
 
     Parameters

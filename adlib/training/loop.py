@@ -126,7 +126,7 @@ def fit(
     steps = len(epoch_rows(fold, params, np.random.default_rng(0)))
     progress = start(network.to(fabric.device, memory_format=torch.channels_last), params, recipe, steps)
     if progress.load(folder / "checkpoint.pt", key, fabric.device) and fabric.is_global_zero:
-        print(f"going on after epoch {len(progress.history)} of {folder / 'checkpoint.pt'}")
+        print(f"resuming after epoch {len(progress.history)} of {folder / 'checkpoint.pt'}")
     trained, optimizer = fabric.setup(progress.network, progress.optimizer)
     title = f"{fold.run}, fold {fold.number}" + (f", member {member}" if settings.members > 1 else "")
     if fabric.is_global_zero:

@@ -83,7 +83,7 @@ class ModelCard:
 
     @property
     def refusal(self) -> str | None:
-        """Why the model cannot take a head, in words that go on from "the model"; None where it can."""
+        """Why the model cannot classify a head, to follow "the model"; None where it can."""
         if self.input.flat:
             return "takes ready-made 2-D slices; it cannot take a whole head"
         if TISSUE_MAPS in self.spaces:
@@ -117,8 +117,8 @@ class Classifier:
 def save(classifier: Classifier, path: Path, *, half: bool = False) -> None:
     """Write weights and card as one safetensors file, whole or not at all; the same bytes for the same classifier.
 
-    The card stands under a single key, since safetensors writes several in an order that changes from call to call.
-    Tensors of `Classifier.distributions` stand beside the weights, under names that begin with `STORED`.
+    The card has a single key, since safetensors writes several in an order that changes from call to call.
+    Tensors of `Classifier.distributions` are stored with names that begin with `STORED`.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def save(classifier: Classifier, path: Path, *, half: bool = False) -> None:
 
 
 def weights_path(path: Path | str) -> Path:
-    """The weights file that a file or a folder with ``model.safetensors`` stands for."""
+    """The weights file itself, or ``model.safetensors`` in a folder."""
     return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
 
 

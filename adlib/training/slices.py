@@ -173,7 +173,7 @@ def scan_percentiles(params: StudyParams) -> pd.DataFrame:
     return features[[f"intensity_p{n}" for n in LANDMARKS]].dropna()
 
 
-def to_landmarks(slices: np.ndarray, scans: pd.Series, own: pd.DataFrame, standard: np.ndarray) -> np.ndarray:
+def to_landmarks(slices: np.ndarray, scans: pd.Series, scan_values: pd.DataFrame, standard: np.ndarray) -> np.ndarray:
     """Take the slices of many scans to one standard scale.
 
     Parameters
@@ -181,7 +181,7 @@ def to_landmarks(slices: np.ndarray, scans: pd.Series, own: pd.DataFrame, standa
     slices : (rows, 3, size, size) float16
     scans : (rows,) Series of str
         Whose slice each row is.
-    own : DataFrame
+    scan_values : DataFrame
         From `scan_percentiles`.
     standard : (len(LANDMARKS),) array
         From `intensity.fit_landmarks` on training scans.
@@ -192,7 +192,7 @@ def to_landmarks(slices: np.ndarray, scans: pd.Series, own: pd.DataFrame, standa
     """
     result = np.empty(slices.shape, np.float16)
     for scan, rows in scans.reset_index(drop=True).groupby(scans.to_numpy()).groups.items():
-        result[rows] = standard_slices(slices[rows], own.loc[scan].to_numpy(), standard)
+        result[rows] = standard_slices(slices[rows], scan_values.loc[scan].to_numpy(), standard)
     return result
 
 

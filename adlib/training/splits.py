@@ -1,4 +1,4 @@
-"""Who is trained on and who is tested: whole participants, stratified by diagnosis and, if asked, by site."""
+"""Splits of participants into training, validation and test, stratified by diagnosis and optionally by site."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def make_splits(scans: pd.DataFrame, params: SplitParams, seed: int) -> pd.DataF
     Raises
     ------
     StudyError
-        If a class has too few participants for the protocol, or sites are needed and not known.
+        If a class has too few participants for the protocol, or sites are needed and missing.
     """
     people = scans.sort_values("session_id").drop_duplicates("participant_id").sort_values("participant_id")
     people = people.reindex(columns=["participant_id", "diagnosis", "site"]).reset_index(drop=True)
@@ -80,10 +80,10 @@ def _tested(people: pd.DataFrame, params: SplitParams, seed: int) -> list[pd.Ind
     strata = _strata(people, params) if params.balance_sites else people["diagnosis"]
     seeds = [seed + 1000 * repeat for repeat in range(params.repeats)]
     if params.protocol == "kfold":
-        cutters = [StratifiedGroupKFold(params.folds, shuffle=True, random_state=one) for one in seeds]
+        cutters = [StratifiedGroupKFold(params.folds, shuffle=True, random_state=value) for value in seeds]
         groups = people["participant_id"]
         return [people.index[test] for cutter in cutters for _, test in cutter.split(people, strata, groups)]
-    cutters = [StratifiedShuffleSplit(1, test_size=params.test_fraction, random_state=one) for one in seeds]
+    cutters = [StratifiedShuffleSplit(1, test_size=params.test_fraction, random_state=value) for value in seeds]
     return [people.index[test] for cutter in cutters for _, test in cutter.split(people, strata)]
 
 
@@ -91,7 +91,7 @@ def _sites(people: pd.DataFrame) -> list[pd.Index]:
     _check_sites(people)
     folds = [group.index for _, group in people.groupby("site")]
     if len(folds) < 2:
-        raise StudyError(f"leave_one_site_out needs two sites, found only {people['site'].iloc[0]!r}; use kfold")
+        raise StudyError(f"leave_one_site_out needs two sites, got only {people['site'].iloc[0]!r}; use kfold")
     for site, rest in ((people.loc[tested[0], "site"], people.drop(tested)) for tested in folds):
         counts = rest["diagnosis"].value_counts().reindex(people["diagnosis"].unique(), fill_value=0)
         if counts.min() < 2:
@@ -104,10 +104,10 @@ def _sites(people: pd.DataFrame) -> list[pd.Index]:
 
 def _external(people: pd.DataFrame, sites: tuple[str, ...]) -> pd.Index:
     _check_sites(people)
-    known = sorted(people["site"].unique())
-    unknown = sorted(set(sites) - set(known))
-    if unknown or not sites or set(sites) == set(known):
-        raise StudyError(f"splits.test_sites is {list(sites)}; external needs some, not all, of the sites {known}")
+    names = sorted(people["site"].unique())
+    unknown = sorted(set(sites) - set(names))
+    if unknown or not sites or set(sites) == set(names):
+        raise StudyError(f"splits.test_sites is {list(sites)}; external needs some, not all, of the sites {names}")
     tested = people.index[people["site"].isin(sites)]
     left = people.drop(tested)["diagnosis"].value_counts().reindex(people["diagnosis"].unique(), fill_value=0)
     if left.min() < 2:
@@ -134,11 +134,11 @@ def _strata(people: pd.DataFrame, params: SplitParams) -> pd.Series:
 def _check_sites(people: pd.DataFrame) -> None:
     if people["site"].isna().any():
         name = people.loc[people["site"].isna(), "participant_id"].iloc[0]
-        raise StudyError(f"the site of {name} is not known, and the split needs it; complete the source or use kfold")
+        raise StudyError(f"the site of {name} is missing, and the split needs it; complete the source or use kfold")
 
 
 def check_disjoint(splits: pd.DataFrame) -> None:
-    """Refuse a table in which a participant stands in two parts of one fold.
+    """Refuse a table in which a participant is in two parts of one fold.
 
     Raises
     ------

@@ -57,7 +57,7 @@ def test_ten_random_kills_end_with_the_same_weights(tmp_path):
         assert process.returncode == -9, "the training ended before it was killed"
         stored.append(len(read_json(history)) if history.is_file() else 0)
     process = start(cut)
-    assert "going on after epoch" in process.communicate()[0]
+    assert "resuming after epoch" in process.communicate()[0]
     assert process.returncode == 0
     assert stored == sorted(stored) and stored[-1] > 0, f"seed {seed}"
     for name in ("model.safetensors", "predictions.parquet"):

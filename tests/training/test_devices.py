@@ -63,7 +63,7 @@ def test_killed_process_is_reported_and_resumed(tmp_path, capfd):
     watcher.join()
     capfd.readouterr()
     assert set(train.train_study(study)["run"]) == {"resnet50"}
-    assert "going on after epoch" in capfd.readouterr().out
+    assert "resuming after epoch" in capfd.readouterr().out
     assert [row["epoch"] for row in history(study)] == list(range(1, 13))
 
 

@@ -123,9 +123,9 @@ def test_repeats_are_different_splits():
 @pytest.mark.parametrize(
     ("table", "params", "words"),
     [
-        (cohort(), SplitParams(protocol="leave_one_site_out"), "the site of sub-AD0 is not known"),
-        (cohort(), SplitParams(balance_sites=True), "the site of sub-AD0 is not known"),
-        (cohort().assign(site="one"), SplitParams(protocol="leave_one_site_out"), "needs two sites, found only 'one'"),
+        (cohort(), SplitParams(protocol="leave_one_site_out"), "the site of sub-AD0 is missing"),
+        (cohort(), SplitParams(balance_sites=True), "the site of sub-AD0 is missing"),
+        (cohort().assign(site="one"), SplitParams(protocol="leave_one_site_out"), "needs two sites, got only 'one'"),
         (
             cohort().assign(site=lambda t: t["diagnosis"].map({"CN": "a", "AD": "b"})),
             SplitParams(protocol="leave_one_site_out"),
