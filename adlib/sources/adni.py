@@ -25,7 +25,7 @@ _NAME = re.compile(
 _FOLDER = re.compile(
     r"/(?P<subject>\d{3}_S_\d{4,5})/(?P<description>[^/]+)/(?P<date>\d{4}-\d\d-\d\d)_[^/]*/(?:(?P<series_id>S\d+)|(?P<image_id>I\d+))"
 )
-Label = tuple[str | None, str]
+_Label = tuple[str | None, str]
 
 
 def list_scans(source: AdniSource, _folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
@@ -187,7 +187,7 @@ def _labels(
     day: date | None,
     tables: AdniTables,
     source: AdniSource,
-) -> list[Label]:
+) -> list[_Label]:
     """Each label that the policy finds, and where it is from; several contradict each other."""
     if not tables.images and not tables.visits:
         found, none = _folder_label(image, source), "no folder is named by a group"
@@ -205,13 +205,13 @@ def _labels(
     return list(reversed(distinct.items())) or [(None, none)]
 
 
-def _folder_label(image: AdniImage, source: AdniSource) -> list[Label]:
+def _folder_label(image: AdniImage, source: AdniSource) -> list[_Label]:
     inside = reversed(image.path.relative_to(source.root).parts)
     groups = [group_name(part) for part in inside if is_group(part) or part in source.labels]
     return [(group, "name of the class folder") for group in groups[:1]]
 
 
-def _baseline(visits: list[Visit]) -> list[Label]:
+def _baseline(visits: list[Visit]) -> list[_Label]:
     """ADNI's own baseline diagnosis or, where no table has it, that of the first visit."""
     if stated := [(visit.baseline, f"DX_bl of {visit.table}") for visit in visits if visit.baseline]:
         return stated

@@ -25,11 +25,11 @@ from adlib.study.records import StudyError, TryAgain, read_json
 
 MAX_FILES = 20_000
 MAX_BYTES = 4 * 2**30
-MAX_RATIO = 100  # unpacked to packed size of a whole zip; MR series reach about 10
-MIN_SLICES = 40
+_MAX_RATIO = 100  # unpacked to packed size of a whole zip; MR series reach about 10
+_MIN_SLICES = 40
 TIMEOUT_S = 300
 
-PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".nii", ".mgz", ".mgh")
+_PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".nii", ".mgz", ".mgh")
 
 _GAP = "slice distance varies"
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
@@ -106,7 +106,7 @@ def list_series(path: Path) -> list[Series]:
         else:
             incoming.mkdir()
             unpack(path, incoming)
-        gapped = run_dcm2niix(incoming, converted, path)
+        gapped = _run_dcm2niix(incoming, converted, path)
         return [_describe(volume, volume.stem in gapped) for volume in sorted(converted.glob("*.nii"))]
 
 
@@ -145,7 +145,7 @@ def _refuse_unsafe(members: list[zipfile.ZipInfo], archive: Path) -> None:
         raise StudyError(
             f"{archive.name} unpacks to {unpacked / 2**30:.1f} GiB, at most {MAX_BYTES / 2**30:.0f} are read"
         )
-    if unpacked > MAX_RATIO * max(packed, 1):
+    if unpacked > _MAX_RATIO * max(packed, 1):
         raise StudyError(
             f"{archive.name} unpacks to {unpacked / max(packed, 1):.0f} times its size, DICOM does not; pack it again"
         )
@@ -160,7 +160,7 @@ def _refuse_unsafe(members: list[zipfile.ZipInfo], archive: Path) -> None:
             raise StudyError(
                 f"{archive.name} holds {member.filename!r}, a link or device, no file; pack the files themselves"
             )
-        if member.filename.lower().endswith(PACKED):
+        if member.filename.lower().endswith(_PACKED):
             raise StudyError(
                 f"{archive.name} holds {name.name!r}, no DICOM but an archive or a volume; unpack it and give that file"
             )
@@ -168,7 +168,7 @@ def _refuse_unsafe(members: list[zipfile.ZipInfo], archive: Path) -> None:
             raise StudyError(f"{archive.name} is encrypted; unpack it and give the folder")
 
 
-def run_dcm2niix(incoming: Path, converted: Path, source: Path) -> set[str]:
+def _run_dcm2niix(incoming: Path, converted: Path, source: Path) -> set[str]:
     """Convert every series under `incoming` to `.nii` + `.json` in `converted`, identifying fields stripped.
 
     The home folder is set to a private one, so that no personal dcm2niix defaults change the result.
@@ -256,8 +256,8 @@ def _fault(shape: tuple[int, ...], about: dict[str, Any], text: str, kinds: set[
         return f"modality {about['Modality']}, not MR"
     if len(shape) != 3:
         return f"{shape[3]} volumes, not one"
-    if min(shape) < MIN_SLICES:
-        return f"{min(shape)} slices, a 3-D scan has at least {MIN_SLICES}"
+    if min(shape) < _MIN_SLICES:
+        return f"{min(shape)} slices, a 3-D scan has at least {_MIN_SLICES}"
     if kinds & REFORMATTED:
         return f"image type {'/'.join(sorted(kinds & REFORMATTED))}, not the acquired volume"
     if unlike := NOT_T1W.search(text):

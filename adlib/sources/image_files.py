@@ -70,7 +70,7 @@ def image_facts(path: Path | str) -> dict[str, Any]:
     return {"sha256": digest([facts["sha256"] for facts in each]), "shape": shape}
 
 
-def dicom_files(folder: Path) -> list[Path]:
+def _dicom_files(folder: Path) -> list[Path]:
     """The DICOM files of a folder that is one image."""
     files = (path for path in folder.iterdir() if path.suffix.lower() == ".dcm" and not path.name.startswith("."))
     return sorted(files)
@@ -78,7 +78,7 @@ def dicom_files(folder: Path) -> list[Path]:
 
 def _file_facts(path: Path) -> dict[str, Any]:
     if path.is_dir():
-        return {"sha256": digest(sorted(file_digest(file) for file in dicom_files(path))), "shape": None}
+        return {"sha256": digest(sorted(file_digest(file) for file in _dicom_files(path))), "shape": None}
     facts: dict[str, Any] = {"sha256": file_digest(path), "shape": None}
     if path.suffix.lower() in PICTURES:
         try:

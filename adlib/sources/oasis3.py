@@ -18,7 +18,7 @@ from adlib.study.user_tables import numbers, read_user_table
 _SCAN = re.compile(r"(?P<subject>OAS3\d{4})_(?:ses(?:s)?-)?(?:MR_)?d(?P<days>\d+).*?(?:_run-(?P<run>\d+))?_T1w\.nii")
 _DAYS = re.compile(r"_d(\d+)$")
 _SEXES = {"1": "M", "2": "F", "1.0": "M", "2.0": "F"}
-DAYS_PER_YEAR = 365.25
+_DAYS_PER_YEAR = 365.25
 
 
 def list_scans(source: Oasis3Source, _folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
@@ -98,14 +98,14 @@ def _describe(
     person = people.loc[subject] if subject in people.index else pd.Series(dtype=object)
     row |= {"sex": person.get("sex")}
     if pd.notna(person.get("entry")):
-        row["age"] = round(person["entry"] + days / DAYS_PER_YEAR, 2)
+        row["age"] = round(person["entry"] + days / _DAYS_PER_YEAR, 2)
     visits = visits[visits["subject"] == subject]
     away = (visits["days"] - days).abs()
     if len(visits) and away.min() <= source.window_days:
         visit = visits.loc[away.idxmin()]
         row["diagnosis"] = rating_label(visit["cdr"], source.cdr_labels)
         if "age" not in row and pd.notna(visit["age"]):
-            row["age"] = round(visit["age"] + (days - visit["days"]) / DAYS_PER_YEAR, 2)
+            row["age"] = round(visit["age"] + (days - visit["days"]) / _DAYS_PER_YEAR, 2)
     return row
 
 
