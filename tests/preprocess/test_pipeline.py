@@ -250,7 +250,7 @@ def patched(path, volume, **fields):
     ],
 )
 def test_broken_file_is_a_failed_scan(tmp_path, volume, fields, message):
-    path = patched(tmp_path / "a.nii", volume, **({} if callable(fields) else fields))
+    path = patched(tmp_path / "sub-9_ses-1_T1w.nii", volume, **({} if callable(fields) else fields))
     if callable(fields):
         content = fields(path.read_bytes())
         path = tmp_path / ("a.nii.gz" if content[:2] == b"\x1f\x8b" else "a.nii")
