@@ -32,7 +32,7 @@ from typing import NoReturn
 from adlib.study import publication, reference
 from adlib.study.lock import locked
 from adlib.study.params import StudyParams, dump_params, load_params
-from adlib.study.records import StudyError, clear_unfinished, read_json, write_json, write_text
+from adlib.study.records import StudyError, clear_unfinished, clock, read_json, write_json, write_text
 from adlib.study.steps import STEPS, Step, StepState
 
 ROOT = Path(__file__).resolve().parent
@@ -213,13 +213,6 @@ def check(params: StudyParams, console: Console) -> int:
     console.say("\n".join(verdict.lines))
     console.say(f"the results are {'those' if verdict.same else 'NOT those'} of the reference")
     return OK if verdict.same else FAILED
-
-
-def clock(seconds: float) -> str:
-    """Seconds as ``m:ss`` or ``h:mm:ss``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _run_step(state: StepState, title: str, reason: str, console: Console) -> None:

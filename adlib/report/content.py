@@ -15,10 +15,9 @@ from safetensors import SafetensorError, safe_open
 from adlib.report.privacy import Ids
 from adlib.study.code_digest import ROOT
 from adlib.study.metrics import CHECK, NETWORK, get_score, metrics_table, tidy
-from adlib.study.params import StudyParams
+from adlib.study.params import StudyParams, TrainParams
 from adlib.study.records import AUDIT, FEATURES, FIGURES, LISTING, MANIFEST, SPLITS, StudyError, read_json, read_table
 from adlib.study.steps import STEPS
-from adlib.study.train_params import TrainParams
 from adlib.training.recipe import SECTIONS, record_differences, training_record
 
 FLOW = ("step", "scans", "participants")

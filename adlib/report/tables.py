@@ -14,7 +14,7 @@ from adlib.report.content import Study
 from adlib.report.privacy import is_stated, may_show, shows
 from adlib.study.metrics import CHANCE, KEY, NETWORK, NOT_MEASURED, format_score, run_of, tidy
 from adlib.study.params import StudyParams
-from adlib.study.records import StudyError
+from adlib.study.records import StudyError, clock
 
 UNKNOWN = "unknown"
 MAIN = (("balanced_accuracy", ""), ("roc_auc", "macro"), ("roc_auc_binary", ""), ("brier", ""))
@@ -339,7 +339,9 @@ def provenance(study: Study) -> list[tuple[str, str]]:
         "Machine": record.get("platform", UNKNOWN),
         "Device": record.get("device", UNKNOWN),
         "Seed": str(record.get("seed", UNKNOWN)),
-        "Minutes by step": ", ".join(f"{step_title(s)} {_clock(t)}" for s, t in record.get("seconds", {}).items()),
+        "Minutes by step": ", ".join(
+            f"{step_title(s)} {UNKNOWN if t is None else clock(t)}" for s, t in record.get("seconds", {}).items()
+        ),
     }
     return list(facts.items())
 
@@ -406,10 +408,6 @@ def step_title(name: str) -> str:
     """A step's name for a heading: ``01 Data audit``."""
     number, _, rest = name.partition("_")
     return f"{number} {rest.replace('_', ' ').capitalize().replace('resnet', 'ResNet')}"
-
-
-def _clock(seconds: float | None) -> str:
-    return UNKNOWN if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
 def _written(study: Study, metrics: Sequence[tuple[str, str]], **where: str) -> list[str]:

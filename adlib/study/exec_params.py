@@ -11,8 +11,8 @@ from pydantic import Field, field_validator, model_validator
 
 from adlib.study.source_params import Section
 
-ADDRESS = re.compile(r"(tcp|tls)://([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}")
-LEAST_MEMORY_MB = 256
+_ADDRESS = re.compile(r"(tcp|tls)://([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}")
+_LEAST_MEMORY_MB = 256
 
 
 class JobQueueParams(Section):
@@ -32,7 +32,7 @@ class JobQueueParams(Section):
     )
 
 
-NO_JOBS = JobQueueParams()
+_NO_JOBS = JobQueueParams()
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Pool:
 
     workers: int = 0
     scheduler: str = ""
-    jobqueue: JobQueueParams = NO_JOBS
+    jobqueue: JobQueueParams = _NO_JOBS
     scan_timeout_s: float = 0
     memory_mb: int = 0
     retries: int = 2
@@ -92,7 +92,7 @@ class ExecParams(Section):
         "",
         description="Address of a running Dask scheduler, tcp://host:port or tls://host:port; empty for this computer.",
     )
-    jobqueue: JobQueueParams = Field(NO_JOBS, description="Workers as jobs of a batch system.")
+    jobqueue: JobQueueParams = Field(_NO_JOBS, description="Workers as jobs of a batch system.")
     scan_timeout_s: int = Field(0, ge=0, description="Timeout per scan, seconds; 0 disables it.")
     memory_mb: int = Field(0, ge=0, description="Memory limit per worker, MiB; 0 disables it.")
     retries: int = Field(2, ge=0, description="Retries after a worker process dies on a scan.")
@@ -105,15 +105,15 @@ class ExecParams(Section):
     @field_validator("scheduler")
     @classmethod
     def _is_address(cls, value: str) -> str:
-        if value and not ADDRESS.fullmatch(value):
+        if value and not _ADDRESS.fullmatch(value):
             raise ValueError("expected tcp://host:port or tls://host:port, as `dask scheduler` prints it, or nothing")
         return value
 
     @field_validator("memory_mb")
     @classmethod
     def _holds_a_worker(cls, value: int) -> int:
-        if 0 < value < LEAST_MEMORY_MB:
-            raise ValueError(f"a worker alone takes up to {LEAST_MEMORY_MB} MiB; set 0 for no limit, or more")
+        if 0 < value < _LEAST_MEMORY_MB:
+            raise ValueError(f"a worker alone takes up to {_LEAST_MEMORY_MB} MiB; set 0 for no limit, or more")
         return value
 
     @model_validator(mode="after")

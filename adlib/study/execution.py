@@ -22,9 +22,9 @@ from papermill.exceptions import PapermillExecutionError
 from adlib.study.records import DASHBOARD, StudyError, write_text
 
 logging.getLogger("papermill").addHandler(logging.NullHandler())  # failures are told by NotebookFailure
-PARAMETER = "params_file"
-PLAIN_ERRORS = ("StudyError", "AuditStop")  # raised in a notebook, they are shown without a traceback
-OFFLINE_TEMPLATE = """{% extends 'lab/index.html.j2' %}
+_PARAMETER = "params_file"
+_PLAIN_ERRORS = ("StudyError", "AuditStop")  # raised in a notebook, they are shown without a traceback
+_OFFLINE_TEMPLATE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_requirejs %}{% endblock %}
 {% block html_head_js_mathjax %}{% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}
@@ -97,8 +97,8 @@ def execute(notebook: Path, executed: Path, params_file: Path, root: Path, progr
     StudyError
         If the notebook does not take ``params_file``.
     """
-    if PARAMETER not in papermill.inspect_notebook(str(notebook)):
-        raise StudyError(f"{notebook} has no cell tagged 'parameters' that sets {PARAMETER}; add one")
+    if _PARAMETER not in papermill.inspect_notebook(str(notebook)):
+        raise StudyError(f"{notebook} has no cell tagged 'parameters' that sets {_PARAMETER}; add one")
     executed.parent.mkdir(parents=True, exist_ok=True)
     executed.with_suffix(".html").unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="adlib-", ignore_cleanup_errors=True) as runtime:
@@ -106,7 +106,7 @@ def execute(notebook: Path, executed: Path, params_file: Path, root: Path, progr
             papermill.execute_notebook(
                 str(notebook),
                 str(executed),
-                parameters={PARAMETER: str(params_file)},
+                parameters={_PARAMETER: str(params_file)},
                 kernel_name="python3",
                 cwd=str(root),
                 progress_bar=False,
@@ -137,7 +137,7 @@ def write_html(executed: Path) -> Path:
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     exporter = HTMLExporter(
         embed_images=True,
-        extra_loaders=[DictLoader({"offline.html.j2": OFFLINE_TEMPLATE})],
+        extra_loaders=[DictLoader({"offline.html.j2": _OFFLINE_TEMPLATE})],
         template_file="offline.html.j2",
     )
     exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
@@ -173,7 +173,7 @@ def _kernel_class(root: Path, runtime: Path) -> type[AsyncKernelManager]:
 
 
 def _failure(error: PapermillExecutionError, notebook: Path, executed: Path) -> str:
-    if error.ename in PLAIN_ERRORS:
+    if error.ename in _PLAIN_ERRORS:
         return error.evalue
     last = (str(error.evalue).strip().splitlines() or [""])[-1]
     return (

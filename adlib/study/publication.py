@@ -1,4 +1,4 @@
-"""What a finished study leaves for readers: provenance and the published figures."""
+"""Provenance of a study and publication of its figures."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from adlib.study.params import StudyParams
 from adlib.study.records import FIGURES, atomic_path, file_digest, read_json, read_table
 from adlib.study.reference import PUBLISHED, accept
 
-KEY = ("run", "level", "group", "metric", "class")
-
 
 def provenance(params: StudyParams, root: Path, *, started: str, finished: str) -> dict[str, Any]:
-    """All that one needs to know to repeat the run: code, packages, machine, seed, params, durations."""
+    """What it takes to repeat a run: code, packages, machine, seed, params; and its durations."""
     steps = [read_json(path) for path in sorted((params.folder / "steps").glob("*.json"))]
     return {
         "study": params.study,
@@ -30,14 +28,14 @@ def provenance(params: StudyParams, root: Path, *, started: str, finished: str) 
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "device": _device(params.exec.device),
-        "packages": direct_packages(root),
+        "packages": _direct_packages(root),
         "seed": params.seed,
         "params": params.model_dump(mode="json"),
         "seconds": {step["step"]: step.get("seconds") for step in steps},
     }
 
 
-def direct_packages(root: Path) -> dict[str, str]:
+def _direct_packages(root: Path) -> dict[str, str]:
     """Installed versions of the packages that ``pyproject.toml`` names."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = [re.match(r"[\w.-]+", requirement)[0] for requirement in project["dependencies"]]
@@ -60,24 +58,6 @@ def publish(params: StudyParams, root: Path) -> int:
     if not (target / "metrics.json").exists() and (params.folder / "metrics.json").is_file():
         accept(params, root)
     return len(names)
-
-
-def score_name(entry: dict[str, Any]) -> str:
-    """What tells a score from all others, in words."""
-    return " ".join(str(entry.get(part)) for part in KEY if entry.get(part) is not None)
-
-
-def score(entry: dict[str, Any] | None, digits: int = 3) -> str:
-    """A score with its interval, where it has one: ``0.612 [0.534, 0.690]``; a dash for none."""
-    if entry is None or entry["point"] is None:
-        return "-"
-    interval = entry.get("ci95")
-    text = f"{entry['point']:.{digits}f}"
-    return text + (f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if _bounds(interval) else "")
-
-
-def _bounds(interval: list[float | None] | None) -> bool:
-    return bool(interval) and None not in interval
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -21,11 +21,11 @@ DASHBOARD = "dashboard of the workers:"  # begins the line that gives its addres
 
 
 class StudyError(Exception):
-    """What went wrong, in words that say what was expected, what came, where, and what to do."""
+    """An error for users; its message states what was expected, what was found, where, and what to do."""
 
 
 class TryAgain(StudyError):
-    """What stopped the work may be gone the next time, and says nothing about the scan: nothing is stored of it."""
+    """A transient failure, such as a full disk: nothing is stored about the scan, and the next run tries again."""
 
 
 def is_passing(error: Exception) -> bool:
@@ -335,3 +335,10 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
         for key, value in content.items()
         for name, leaf in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
     }
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

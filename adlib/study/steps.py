@@ -24,10 +24,10 @@ from adlib.study.records import (
 
 SOURCE = "@source"  # the folder of the study's images, wherever the params say it is
 WEIGHTS = "@weights"  # the file that train.weights names, where it names one
-SPOKEN = {SOURCE: "the images", WEIGHTS: "the file of train.weights"}
-TRUTH = "source/truth/truth.tsv"  # only simulated cohorts have one
-SLICES = ("input.plane", "input.positions_mm", "input.channel_spacing_mm", "input.size")  # how they are cut
-DERIVATIVES = "derivatives"  # studies of 2-D slices have none
+_TITLES = {SOURCE: "the images", WEIGHTS: "the file of train.weights"}
+_TRUTH = "source/truth/truth.tsv"  # only simulated cohorts have one
+_SLICES = ("input.plane", "input.positions_mm", "input.channel_spacing_mm", "input.size")  # how they are cut
+_DERIVATIVES = "derivatives"  # studies of 2-D slices have none
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,16 @@ STEPS = (
     ),
     Step(
         "02_preprocessing",
-        ("classes", "seed", "source.kind", "preprocess", "derivatives", *SLICES),
+        ("classes", "seed", "source.kind", "preprocess", "derivatives", *_SLICES),
         ("manifest.tsv", SOURCE),
         ("features.tsv", "slices.npy", "slices.tsv"),
-        (DERIVATIVES,),
+        (_DERIVATIVES,),
         LOST,
     ),
     Step(
         "03_training_resnet50",
         ("classes", "seed", "preprocess", "input", "splits", "train"),
-        ("manifest.tsv", "features.tsv", DERIVATIVES, "slices.npy", "slices.tsv", WEIGHTS),
+        ("manifest.tsv", "features.tsv", _DERIVATIVES, "slices.npy", "slices.tsv", WEIGHTS),
         ("splits.tsv", "predictions.parquet", "model.safetensors", "training/record.json"),
         ("network.py",),
     ),
@@ -93,13 +93,13 @@ STEPS = (
             "manifest.tsv",
             "audit.tsv",
             "features.tsv",
-            DERIVATIVES,
+            _DERIVATIVES,
             "slices.npy",
             "slices.tsv",
             "splits.tsv",
             "predictions.parquet",
             "model.safetensors",
-            TRUTH,
+            _TRUTH,
         ),
         ("metrics.json", "baselines.parquet", "attribution.npz", "attribution/sanity.json"),
         ("attribution",),
@@ -182,7 +182,7 @@ class StepState:
 
     def missing_inputs(self) -> list[str]:
         """Files that an earlier step must write before this one can run."""
-        required = [name for name in self._reads() if name not in (SOURCE, TRUTH, DERIVATIVES, WEIGHTS)]
+        required = [name for name in self._reads() if name not in (SOURCE, _TRUTH, _DERIVATIVES, WEIGHTS)]
         return [name for name in required if not self._input(name).exists()]
 
     def begin(self) -> None:
@@ -273,7 +273,7 @@ def _changes(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) 
         elif kind == "code":
             words.append(f"code of {name} changed" if old and new else f"code of {name} is {'new' if new else 'gone'}")
         else:
-            words.append(f"{SPOKEN.get(name, name)} changed")
+            words.append(f"{_TITLES.get(name, name)} changed")
     return words
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from adlib.study.records import StudyError
 
 MAX_BYTES = 128 * 2**20
-MAX_CELL = 64 * 2**10  # characters
+_MAX_CELL = 64 * 2**10  # characters
 SEPARATORS = (",", ";", "\t", "|")
 MISSING = frozenset(("", ".", "n/a", "na", "nan", "null", "#n/a", "<na>"))
 
@@ -249,13 +249,13 @@ def _fitted(cells: list[str], names: list[str], line: int, path: Path) -> list[s
 
 
 def _check_lengths(cells: list[str], names: list[str], line: int, path: Path) -> None:
-    if sum(map(len, cells)) <= MAX_CELL:
+    if sum(map(len, cells)) <= _MAX_CELL:
         return
     for number, cell in enumerate(cells):
-        if len(cell) > MAX_CELL:
+        if len(cell) > _MAX_CELL:
             name = names[number] if number < len(names) else f"column {number + 1}"
             raise StudyError(
-                f"{path}, line {line}, column {name!r:.80}: a cell of {len(cell)} characters, at most {MAX_CELL} are "
+                f"{path}, line {line}, column {name!r:.80}: a cell of {len(cell)} characters, at most {_MAX_CELL} are "
                 "read; is a quote missing?"
             )
 

@@ -109,7 +109,7 @@ def test_every_parameter_is_described_and_used(model, name):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_params_file_is_valid_and_named_after_its_study(path, monkeypatch):
+def test_params_files_are_valid_and_named_after_their_study(path, monkeypatch):
     for name in re.findall(r"\$\{(\w+)\}", path.read_text()):
         monkeypatch.setenv(name, "/nowhere")
     assert load_params(path).study == path.stem

@@ -15,10 +15,9 @@ from adlib.report.content import changed_cells
 from adlib.report.page import write_report
 from adlib.report.text import read_yaml
 from adlib.study.metrics import RUNS
-from adlib.study.params import EvaluateParams, InputParams, PreprocessParams, StudyParams
+from adlib.study.params import Control, EvaluateParams, InputParams, PreprocessParams, StudyParams, TrainParams
 from adlib.study.records import LISTING, MANIFEST, StudyError, read_json, read_table, write_json, write_text
 from adlib.study.steps import STEPS
-from adlib.study.train_params import Control, TrainParams
 from adlib.training.recipe import RECORD
 
 ROOT = Path(__file__).parents[2]

@@ -97,7 +97,7 @@ def test_the_html_needs_no_network(done):
         assert not re.findall(r"""(?:src|href)=["']?https?:|import\(|@import|url\(["']?https?:""", page.read_text())
 
 
-def test_provenance_tells_the_run_but_the_published_one_no_path(done):
+def test_published_provenance_holds_no_path(done):
     project, _ = done
     own = json.loads((project / "outputs" / "tiny" / "provenance.json").read_text())
     published = (project / "figures" / "provenance.json").read_text()
@@ -125,7 +125,7 @@ def test_dry_run_says_what_would_run_and_runs_nothing(done):
     assert outputs(project) == before and "resolution_mm: 1.0" in (project / "outputs/tiny/params.yaml").read_text()
 
 
-def test_the_report_is_written_when_all_steps_are_up_to_date(finished):
+def test_report_waits_for_all_steps(finished):
     page = finished / "outputs" / "tiny" / "report" / "index.html"
     assert page.is_file()
     page.unlink()
@@ -195,7 +195,7 @@ def test_only_a_later_step_without_its_inputs(project):
     assert process.returncode == 1 and "reads features.tsv" in process.stderr
 
 
-def test_a_failing_cell_is_named_and_the_next_run_goes_on_from_there(finished):
+def test_failing_cell_is_named_and_next_run_resumes(finished):
     project = finished
     notebook = project / "notebooks" / "02_preprocessing.ipynb"
     write_notebook(notebook, [*CELLS["02_preprocessing"], "# a comment first\nbroken = 1 / 0"])
@@ -211,21 +211,21 @@ def test_a_failing_cell_is_named_and_the_next_run_goes_on_from_there(finished):
 
 
 @pytest.mark.parametrize(("error", "code"), [("StudyError", 1), ("AuditStop", 2)])
-def test_a_study_error_is_told_plainly(project, error, code):
+def test_study_error_is_shown_without_traceback(project, error, code):
     write_notebook(project / "notebooks" / "01_data_audit.ipynb", [f"raise science.{error}('no scans in the folder')"])
     process = run(project)
     assert process.returncode == code
     assert process.stderr == "[1/3] 01_data_audit stopped\nno scans in the folder\n"
 
 
-def test_a_dying_kernel_is_told_with_its_cell(project):
+def test_dead_kernel_names_its_cell(project):
     write_notebook(project / "notebooks" / "01_data_audit.ipynb", ["import os\nos.kill(os.getpid(), 9)"])
     process = run(project)
     assert process.returncode == 1 and "the kernel died in cell In [4]: import os" in process.stderr
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
-def test_killed_or_interrupted_in_the_middle_the_next_run_ends_with_the_same(done, finished, kind):
+def test_resume_after_kill_gives_the_same_results(done, finished, kind):
     project = finished
     for name in ("derivatives", "features.tsv", "metrics.json"):
         path = project / "outputs" / "tiny" / name

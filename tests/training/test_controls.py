@@ -11,9 +11,8 @@ from tiny_study import CLASSES, TINY, accuracy, fold_of, make_study, train_study
 
 from adlib.evaluation.evaluate import check_unseen
 from adlib.preprocess.cohort_run import preprocess_cohort
-from adlib.study.params import PreprocessParams
+from adlib.study.params import Control, PreprocessParams
 from adlib.study.records import MANIFEST, SPLITS, StudyError, read_table, write_table
-from adlib.study.train_params import Control
 from adlib.training import loop as fit
 from adlib.training import runs as train
 from adlib.training.controls import CONTROLS, control_fold

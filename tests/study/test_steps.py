@@ -76,12 +76,12 @@ def test_comments_docstrings_and_layout_rerun_nothing(project, state, old, new):
     assert state.why() is None
 
 
-def test_code_changed_in_a_module_imported_by_an_imported_module(project, state):
+def test_indirectly_imported_code_counts(project, state):
     edit(project / "adlib" / "deep.py", "return value", "return value + 1")
     assert state.why() == "code of adlib.deep changed"
 
 
-def test_code_of_a_module_that_is_not_used_does_not_count(project, state):
+def test_unused_module_does_not_count(project, state):
     (project / "adlib" / "other.py").write_text("x = 1\n")
     edit(project / "adlib" / "deep.py", "def scale", "from adlib import other\n\n\ndef scale")
     assert state.why() is None
@@ -89,7 +89,7 @@ def test_code_of_a_module_that_is_not_used_does_not_count(project, state):
     assert state.why() == "code of adlib.deep changed; code of adlib.other is new"
 
 
-def test_notebook_prose_does_not_count_but_its_code_does(project, state):
+def test_notebook_code_counts_and_prose_does_not(project, state):
     notebook = project / "notebooks" / "02_preprocessing.ipynb"
     edit(notebook, "# 02_preprocessing", "# Preprocessing, said better")
     assert state.why() is None
@@ -161,13 +161,13 @@ def test_a_step_that_did_not_write_is_refused(project):
         open_state(project).finish({}, 1.0)
 
 
-def test_a_step_that_makes_the_images_does_not_depend_on_them(project):
+def test_simulating_step_does_not_depend_on_its_images(project):
     params = load_params(project / "params" / "phantom.yaml", (f"exec.outputs={project}/outputs",))
     assert SOURCE not in StepState(STEPS[0], params, project).key()["inputs"]
     assert SOURCE in StepState(STEP, params, project).key()["inputs"]
 
 
-def test_training_depends_on_the_file_that_its_weights_begin_from(tmp_path):
+def test_training_depends_on_its_weights_file(tmp_path):
     weights, step = tmp_path / "w.safetensors", next(step for step in STEPS if step.number == "03")
     digests = []
     for setting in ("random", f"path:{weights}", f"adlib:{weights}"):

@@ -59,7 +59,7 @@ def made_tables(draw, letters=TEXT):
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
     encoding=st.sampled_from(sorted(MARKS)),
 )
-def test_any_dialect_comes_back_as_it_was_meant(tmp_path, table, separator, end, quoting, encoding):
+def test_any_dialect_is_read(tmp_path, table, separator, end, quoting, encoding):
     names, rows = table
     path = tmp_path / "t.csv"
     write(path, names, rows, separator, end, quoting, encoding)
@@ -71,7 +71,7 @@ def test_any_dialect_comes_back_as_it_was_meant(tmp_path, table, separator, end,
 
 @QUIET
 @given(table=made_tables(LETTERS), separator=st.sampled_from(tables.SEPARATORS))
-def test_latin_1_comes_back(tmp_path, table, separator):
+def test_latin_1_is_read(tmp_path, table, separator):
     names, rows = table
     path = tmp_path / "t.csv"
     write(path, names, [*rows, ["é"] * len(names)], separator, encoding="latin-1")
@@ -80,7 +80,7 @@ def test_latin_1_comes_back(tmp_path, table, separator):
 
 @QUIET
 @given(content=st.binary(max_size=300) | st.text("ab,;\t\"'\n\r\0\ufeffé1", max_size=60).map(str.encode))
-def test_arbitrary_bytes_raise_nothing_but_study_errors_that_name_the_file(tmp_path, content):
+def test_arbitrary_bytes_raise_study_errors_naming_the_file(tmp_path, content):
     path = tmp_path / "t.tsv"
     path.write_bytes(content)
     try:
@@ -91,7 +91,7 @@ def test_arbitrary_bytes_raise_nothing_but_study_errors_that_name_the_file(tmp_p
 
 @QUIET
 @given(table=made_tables(), cut=st.integers(0, 10_000), junk=st.binary(min_size=1, max_size=3))
-def test_a_damaged_table_raises_nothing_but_study_errors(tmp_path, table, cut, junk):
+def test_damaged_table_raises_study_errors_only(tmp_path, table, cut, junk):
     path = tmp_path / "t.csv"
     write(path, *table)
     content = path.read_bytes()
@@ -102,7 +102,7 @@ def test_a_damaged_table_raises_nothing_but_study_errors(tmp_path, table, cut, j
         assert str(path) in str(error)
 
 
-def test_rows_are_indexed_by_the_line_on_which_they_begin(tmp_path):
+def test_index_is_the_first_line_of_a_row(tmp_path):
     path = tmp_path / "t.csv"
     path.write_bytes(b'\r\nid,note\r\n\r\na,"two\r\nlines"\r\n,\r\nb,x,\r\n')
     table = read_user_table(path)
@@ -110,7 +110,7 @@ def test_rows_are_indexed_by_the_line_on_which_they_begin(tmp_path):
     assert table["id"].to_dict() == {4: "a", 7: "b"}
 
 
-def test_words_for_missing_are_missing_and_columns_without_a_name_get_one(tmp_path):
+def test_missing_values_and_unnamed_columns(tmp_path):
     path = tmp_path / "t.tsv"
     path.write_text("participant_id\tdiagnosis\t\nNA\tn/a\t1\nsub-1\tNaN\t\nsub-2\t.\t\nsub-3\tNA-1\t\n")
     table = read_user_table(path)
@@ -119,13 +119,13 @@ def test_words_for_missing_are_missing_and_columns_without_a_name_get_one(tmp_pa
     assert table["column 3"].tolist() == ["1", None, None, None]
 
 
-def test_one_column_and_numbers_with_leading_zeros_stay_text(tmp_path):
+def test_leading_zeros_stay_text(tmp_path):
     path = tmp_path / "participants.tsv"
     path.write_text("participant_id\n0001\n0002, second\n")
     assert read_user_table(path)["participant_id"].tolist() == ["0001", "0002, second"]
 
 
-def test_required_columns_take_the_name_that_was_asked_for(tmp_path):
+def test_required_columns_are_renamed(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("Participant ID;Age\nsub-1;70\n")
     assert list(read_user_table(path, required=("participant_id",)).columns) == ["participant_id", "Age"]
@@ -153,7 +153,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("content", "words"), FAULTS, ids=[words[:24] for _, words in FAULTS])
-def test_each_fault_names_file_line_and_column(tmp_path, content, words):
+def test_fault_names_file_line_and_column(tmp_path, content, words):
     path = tmp_path / "brought.csv"
     path.write_bytes(content)
     with pytest.raises(StudyError, match=words) as caught:
@@ -162,7 +162,7 @@ def test_each_fault_names_file_line_and_column(tmp_path, content, words):
     assert len(str(caught.value)) < 1500
 
 
-def test_files_that_are_missing_or_too_large_are_refused(tmp_path, monkeypatch):
+def test_missing_or_too_large_files_are_refused(tmp_path, monkeypatch):
     for path in (tmp_path / "none.csv", tmp_path, tmp_path / ("x" * 300)):
         with pytest.raises(StudyError, match=re.escape(str(path))):
             read_user_table(path)
@@ -180,14 +180,14 @@ def test_files_that_are_missing_or_too_large_are_refused(tmp_path, monkeypatch):
         ("Diagnosis,DIAGNOSIS", r"could be any of \['Diagnosis', 'DIAGNOSIS'\]"),
     ],
 )
-def test_a_missing_column_names_those_like_it(tmp_path, header, words):
+def test_missing_column_suggests_similar_ones(tmp_path, header, words):
     path = tmp_path / "t.csv"
     path.write_text(f"{header}\n1,2\n")
     with pytest.raises(StudyError, match=words):
         read_user_table(path, required=("diagnosis",))
 
 
-def test_numbers_take_decimal_commas_and_points(tmp_path):
+def test_numbers_with_decimal_commas_and_points(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("a;b\n0,696;1\n.5;2\n-4;3\n1e3;4\nn/a;5\n")
     column = numbers(read_user_table(path), "a", path)
@@ -196,7 +196,7 @@ def test_numbers_take_decimal_commas_and_points(tmp_path):
 
 
 @pytest.mark.parametrize("cell", ["1.234,5", "12 mm", "inf", "0x10", "--1", ",", "1e", "1_000", "٣"])
-def test_a_cell_that_is_no_number_is_named_by_line_and_column(tmp_path, cell):
+def test_invalid_number_names_line_and_column(tmp_path, cell):
     path = tmp_path / "t.csv"
     path.write_text(f"a;b\n1;1\n{cell};2\n")
     with pytest.raises(StudyError, match=r"t\.csv, line 3, column 'a': .* is no number"):
@@ -223,7 +223,7 @@ def test_paths_under_the_root_are_resolved(tmp_path):
     "text",
     ["../x", "a/../../x", "a\\..\\..\\x", "..", "/etc/passwd", "C:\\x.nii", "c:x", "//host/share/x", "a\0b", "out/x"],
 )
-def test_paths_that_leave_the_root_are_refused_with_their_line(tmp_path, text):
+def test_path_outside_root_is_refused(tmp_path, text):
     root = tmp_path / "root"
     root.mkdir()
     (root / "out").symlink_to(tmp_path)
@@ -233,7 +233,7 @@ def test_paths_that_leave_the_root_are_refused_with_their_line(tmp_path, text):
 
 @QUIET
 @given(text=st.text(st.sampled_from("./\\aC:\0~é "), max_size=12))
-def test_no_cell_leads_out_of_the_root(tmp_path, text):
+def test_no_cell_leads_outside_root(tmp_path, text):
     try:
         found = safe_path(tmp_path, text, "t.csv", 1)
     except StudyError:

@@ -24,7 +24,7 @@ def params_in(folder, *sets):
 
 
 @pytest.mark.studies
-def test_the_prediction_is_near_what_a_study_writes(tmp_path):
+def test_predicted_size_is_near_the_written_size(tmp_path):
     params = params_in(tmp_path)
     manifest = write_table(read_source(params), params.folder / "manifest.tsv", MANIFEST)
     preprocess_cohort(manifest, params)
@@ -39,7 +39,7 @@ def test_the_prediction_is_near_what_a_study_writes(tmp_path):
     assert 0.7 * written < predicted["derivatives"] < 1.6 * written
 
 
-def test_slices_cut_part_by_part_are_those_cut_at_once(tmp_path, monkeypatch):
+def test_slices_in_parts_equal_slices_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "_slices_of", lambda scan, **_: np.full((2, 3, 64, 64), int(scan["scan_id"][-2:])))
     params = params_in(tmp_path, "input.positions_mm=[-20.0, 0.0]", "input.size=64")
     names = [f"sub-{k:02d}" for k in range(11)]
@@ -56,7 +56,7 @@ def test_slices_cut_part_by_part_are_those_cut_at_once(tmp_path, monkeypatch):
     assert [int(values[0, 0, 0]) for values in slices] == [int(name[-2:]) for name in rows["scan_id"]]
 
 
-def test_a_disk_without_room_is_refused_with_what_is_missing_and_what_is_there_counts(tmp_path, monkeypatch):
+def test_full_disk_is_refused_and_existing_files_count(tmp_path, monkeypatch):
     params = params_in(tmp_path, "source.participants_per_class=100")
     params.folder.mkdir(parents=True)
     predicted = disk.predicted_bytes(params, 400)
@@ -69,7 +69,7 @@ def test_a_disk_without_room_is_refused_with_what_is_missing_and_what_is_there_c
     disk.require_room(params, ["listing.tsv", "source"])
 
 
-def test_a_cohort_of_a_manifest_counts_its_scans_and_one_that_nobody_knows_is_not_refused(tmp_path, monkeypatch):
+def test_expected_scans_come_from_the_manifest(tmp_path, monkeypatch):
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(0, 0, 0))
     params = load_params("params/bids.yaml", ("source.root=.", f"exec.outputs={tmp_path}"))
     assert disk.expected_scans(params) is None
@@ -82,7 +82,7 @@ def test_a_cohort_of_a_manifest_counts_its_scans_and_one_that_nobody_knows_is_no
         disk.require_room(params, ["derivatives"])
 
 
-def test_every_part_that_is_predicted_is_written_by_one_step():
+def test_each_predicted_part_is_written_by_one_step():
     params = load_params("params/phantom.yaml")
     written = [name for step in STEPS for name in (*step.writes, *step.may_write)]
     assert all(written.count(name) == 1 for name in disk.predicted_bytes(params, 10))
