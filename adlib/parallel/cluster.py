@@ -142,7 +142,9 @@ class Cluster:
 def _answering() -> Iterator[None]:
     try:
         yield
-    except (CancelledError, OSError) as error:
+    except CancelledError:
+        raise Gone("the connection to the scheduler is lost") from None
+    except OSError as error:
         raise Gone(str(error) or "the scheduler does not answer") from None
 
 

@@ -60,6 +60,12 @@ def elsewhere(tmp_path_factory):
     place.end()
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch):
+    """Workers of a busy computer may take minutes to start."""
+    monkeypatch.setattr(cluster_module, "PATIENCE_SECONDS", 300)
+
+
 def test_scheduler_never_changes_a_result(elsewhere, tmp_path):
     alone = map_scans(matrix_product, range(6), pool=HERE, label="products")
     there = map_scans(
@@ -118,7 +124,7 @@ def test_cluster_that_disappears_ends_the_map(tmp_path, monkeypatch):
         with pytest.raises(StudyError, match=r"doubling: the workers of tcp://.* are gone \(no worker for 2 seconds\)"):
             map_scans(double, range(4), pool=pool, label="doubling")
         place.work()
-        monkeypatch.setattr(cluster_module, "PATIENCE_SECONDS", 30)
+        monkeypatch.setattr(cluster_module, "PATIENCE_SECONDS", 300)
         with pytest.raises(StudyError, match=r"killing: the workers of tcp://.* are gone \(.*\) with . of 4 done"):
             map_scans(kill_on_two, [(index, place.scheduler.pid) for index in range(4)], pool=pool, label="killing")
         with pytest.raises(StudyError, match="no Dask scheduler answers at tcp://"):
