@@ -28,9 +28,8 @@ from adlib.classify.nearest import read_examples
 from adlib.classify.plot_prediction import brightest, plot_attribution, plot_nearest, plot_prediction
 from adlib.classify.prediction import STAGES, predict_file, write_png
 from adlib.classify.result import COVERAGE, Prediction, Record, as_record
-from adlib.evaluation.explain.attribution import TITLES, attribute
-from adlib.evaluation.explain.maps import THREE_PLANES
-from adlib.evaluation.explain.space import in_volume, slice_voxels
+from adlib.evaluation.explain.attribution import THREE_PLANES, TITLES, attribute
+from adlib.evaluation.explain.regions import in_volume, slice_voxels
 from adlib.figures.theme import apply_theme
 from adlib.parallel.threads import THREAD_VARIABLES
 from adlib.study.params import ClassifyParams

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import TypeVar
 
 import numpy as np
+import pandas as pd
 from scipy.stats import binomtest
 
 Name = TypeVar("Name", bound=Hashable)
@@ -248,6 +249,27 @@ def resampled(
     """
     blocks = [score(weights) for weights in _weight_blocks(groups, resamples, seed)]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def resampled_means(values: np.ndarray, scans: pd.DataFrame, resamples: int, seed: int) -> np.ndarray:
+    """Mean over scans, of the sample and of resamples of whole participants.
+
+    Parameters
+    ----------
+    values : (N, ...) float
+        One or more values of each scan.
+    scans : DataFrame
+        participant_id of the N scans.
+    resamples, seed : int
+
+    Returns
+    -------
+    (resamples + 1, ...) float64
+        The sample's mean first.
+    """
+    groups = np.unique(scans["participant_id"], return_inverse=True)[1]
+    weights = cluster_weights(groups, resamples, seed)
+    return np.tensordot(weights / weights.sum(1, keepdims=True), np.asarray(values, dtype=float), axes=1)
 
 
 def _weight_blocks(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:

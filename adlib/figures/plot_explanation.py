@@ -7,15 +7,16 @@ from typing import Any
 import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
+import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from nilearn.plotting import plot_stat_map
 
-from adlib.evaluation.explain.maps import AttributionMaps
-from adlib.evaluation.explain.perturb import FRACTIONS
-from adlib.evaluation.explain.sanity import find_check
+from adlib.evaluation.explain.attribution import AttributionMaps
+from adlib.evaluation.explain.sanity import FRACTIONS
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL
+from adlib.study.metrics import CHECK, format_score, tidy
 
 METRICS = {"rank_correlation": "with sign", "rank_correlation_absolute": "without sign"}
 OVERLAPS = {"trained": "the network's maps", "randomised": "maps of a random network", "edges": "edges of the image"}
@@ -55,7 +56,7 @@ def plot_attribution_mni(
     background : NIfTI image
         The template that the maps are drawn on.
     mode, coordinates
-        From `adlib.evaluation.explain.space.cut_positions`.
+        From `adlib.evaluation.explain.regions.cut_positions`.
     """
     count = 3 if mode == "ortho" else len(coordinates)
     columns = min(max(1, 3 // count), len(images))
@@ -97,48 +98,50 @@ def _mni_scale(figure: Figure, limit: float, name: str) -> None:
 
 
 def plot_randomisation(sanity: dict[str, Any]) -> Figure:
-    """Do the maps change when the network forgets its training, and do they find what is known to be changed?
+    """Do the maps change when the network is randomised, and do they agree with the true change of simulated heads?
 
     Left: rank correlation of the maps with those of a network that is random from its last layer down to a stage.
     Right, for simulated heads only: how often the strongest pixels lie where disease changes volume or image most.
+
+    References
+    ----------
+    Adebayo et al. 2018, arXiv:1810.03292.
     """
-    known = find_check(sanity, "overlap_volume", "trained", "ratio_to_chance") is not None
-    figure, axes = plt.subplots(
-        1, 2 if known else 1, figsize=(COLUMN_WIDTH if known else COLUMN_WIDTH * 0.6, 3.0), squeeze=False
-    )
-    _correlations(axes[0, 0], sanity)
-    if known:
-        _overlaps(axes[0, 1], sanity)
+    checks = tidy(sanity["entries"], CHECK)
+    overlaps = checks[checks["check"].str.startswith("overlap")]
+    columns = 1 if overlaps.empty else 2
+    figure, axes = plt.subplots(1, columns, figsize=(COLUMN_WIDTH * (0.2 + 0.4 * columns), 3.0), squeeze=False)
+    _correlations(axes[0, 0], checks.query("check == 'randomisation'"))
+    if not overlaps.empty:
+        greatest = 1 / min(region["share_of_brain"] for region in sanity["changed"].values())
+        _overlaps(axes[0, 1], overlaps.query("metric == 'ratio_to_chance'"), greatest)
     return figure
 
 
-def _correlations(axis: plt.Axes, sanity: dict[str, Any]) -> None:
-    stages = list(dict.fromkeys(entry["of"] for entry in sanity["entries"] if entry["check"] == "randomisation"))
+def _correlations(axis: plt.Axes, checks: pd.DataFrame) -> None:
     for place, (metric, title) in enumerate(METRICS.items()):
-        entries = [find_check(sanity, "randomisation", stage, metric) for stage in stages]
-        points = np.array([1.0] + [entry["point"] for entry in entries])
-        bounds = np.array([[1.0, 1.0]] + [entry["ci95"] for entry in entries]).T
+        rows = checks[checks["metric"] == metric]
+        points, low, high = (np.r_[1.0, rows[name]] for name in ("point", "low", "high"))
         look = {"color": (ACCENT, NEUTRAL)[place], "fmt": ("o-", "s--")[place], "markersize": 4, "capsize": 2}
-        where = np.arange(len(points)) + 0.12 * place
-        axis.errorbar(where, points, np.maximum(np.abs(bounds - points), 0), label=title, **look)
+        spread = np.maximum(np.abs([low - points, high - points]), 0)
+        axis.errorbar(np.arange(len(points)) + 0.12 * place, points, spread, label=title, **look)
     axis.axhline(0, color=NEUTRAL, linestyle=":", linewidth=1)
-    ticks = ["none", *(STAGE_TITLES.get(stage, f"+ {stage}") for stage in stages)]
+    ticks = ["none", *(STAGE_TITLES.get(stage, f"+ {stage}") for stage in rows["of"])]
     axis.set_xticks(range(len(ticks)), ticks, rotation=40, ha="right", size="small")
     axis.set(title="Maps of ever more random networks", ylabel="rank correlation", xlabel="what is random",
              ylim=(min(-0.3, axis.get_ylim()[0]), 1.05))  # fmt: skip
     axis.legend(fontsize="x-small", title="maps compared", title_fontsize="x-small")
 
 
-def _overlaps(axis: plt.Axes, sanity: dict[str, Any]) -> None:
-    greatest = 1 / min(region["share_of_brain"] for region in sanity["changed"].values())
+def _overlaps(axis: plt.Axes, checks: pd.DataFrame, greatest: float) -> None:
     for row, name in enumerate(OVERLAPS):
         for shift, (of, title) in zip((-0.2, 0.2), CHANGES.items(), strict=True):
-            entry = find_check(sanity, f"overlap_{of}", name, "ratio_to_chance")
-            (low, high), point = entry["ci95"], entry["point"]
+            score = checks.query("check == @check and of == @name", local_dict={"check": f"overlap_{of}", "name": name})
+            score = score.iloc[0]
             look = {"fmt": "o" if of == "volume" else "s", "color": ACCENT if name == "trained" else NEUTRAL}
-            spread = np.maximum([[point - low], [high - point]], 0)
-            axis.errorbar(point, row + shift, xerr=spread, capsize=2, markersize=4, **look)
-            axis.text(greatest, row + shift, f"{title}  {point:.1f} [{low:.1f}, {high:.1f}] ",
+            spread = np.maximum([[score.point - score.low], [score.high - score.point]], 0)
+            axis.errorbar(score.point, row + shift, xerr=spread, capsize=2, markersize=4, **look)
+            axis.text(greatest, row + shift, f"{title}  {format_score(score, 1)} ",
                       ha="right", va="center", size="x-small")  # fmt: skip
     axis.axvline(1, color=NEUTRAL, linestyle=":")
     axis.set_yticks(range(len(OVERLAPS)), [title.replace(" of ", "\nof ") for title in OVERLAPS.values()], size="small")
@@ -148,18 +151,22 @@ def _overlaps(axis: plt.Axes, sanity: dict[str, Any]) -> None:
 
 
 def plot_deletion(sanity: dict[str, Any]) -> Figure:
-    """The output for the last class while patches of the slice are blanked or shown, in the map's and random order."""
+    """The output for the last class while patches of the slice are blanked or shown, in the map's and random order.
+
+    References
+    ----------
+    Petsiuk et al. 2018, arXiv:1806.07421.
+    """
+    gains = tidy(sanity["entries"], CHECK).query("check == 'perturbation'").set_index("of", drop=False)
     figure, axes = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 2.9), sharey=True)
     words = {"deletion": "blanked", "insertion": "shown"}
     for axis, (name, done) in zip(axes, words.items(), strict=True):
         looks = ((name, ACCENT, "most evidence first"), (f"random_{name}", NEUTRAL, "random order"))
         for curve, colour, title in looks:
-            found = sanity["curves"][curve]
-            axis.fill_between(FRACTIONS, found["low"], found["high"], color=colour, alpha=0.18, linewidth=0)
-            axis.plot(FRACTIONS, found["point"], color=colour, label=title)
-        gained = find_check(sanity, "perturbation", name, "area_gained_over_random")
-        low, high = gained["ci95"]
-        axis.set_title(f"{name.capitalize()}: area gained\n{gained['point']:.2f} [{low:.2f}, {high:.2f}]", size="small")
+            values = sanity["curves"][curve]
+            axis.fill_between(FRACTIONS, values["low"], values["high"], color=colour, alpha=0.18, linewidth=0)
+            axis.plot(FRACTIONS, values["point"], color=colour, label=title)
+        axis.set_title(f"{name.capitalize()}: area gained\n{format_score(gains.loc[name])}", size="small")
         axis.set(xlabel=f"share of the patches {done}", xlim=(0, 1))
     axes[0].set_ylabel(f"output for {sanity['class']} (logit)")
     axes[0].legend(fontsize="x-small")

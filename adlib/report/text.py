@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from adlib.evaluation.explain.attribution import TITLES
 from adlib.report import tables
 from adlib.report.content import Study
 from adlib.study.metrics import NETWORK, run_of
@@ -48,7 +49,12 @@ def templates() -> Environment:
         "plain": "{:g}".format,
         "written": tables.written,
     }
-    environment.globals |= {"choices": read_yaml("choices"), "run_of": run_of, "pairs": _pairs, "zip": zip}
+    environment.globals |= {
+        "choices": read_yaml("choices") | {"attribution": TITLES},
+        "run_of": run_of,
+        "pairs": _pairs,
+        "zip": zip,
+    }
     return environment
 
 

@@ -12,18 +12,14 @@ import torch
 from scipy.ndimage import gaussian_filter
 from tiny_study import Tiny, make_study
 
-from adlib.evaluation.explain import ground_truth as changed
-from adlib.evaluation.explain import regions, sanity, space
-from adlib.evaluation.explain.attribution import TITLES, attribute
-from adlib.evaluation.explain.estimate import entry, resampled_means
-from adlib.evaluation.explain.maps import ScanMaps, class_means
-from adlib.evaluation.explain.perturb import FRACTIONS, perturbation_curves
-from adlib.evaluation.explain.randomise import cascade
+from adlib.evaluation.explain import regions, sanity
+from adlib.evaluation.explain.attribution import TITLES, ScanMaps, attribute, class_means
+from adlib.evaluation.explain.sanity import FRACTIONS, _entry, cascade, perturbation_curves
+from adlib.evaluation.scores import resampled_means
 from adlib.imaging import atlas
 from adlib.imaging.volume import resample
 from adlib.phantom.cohort import SCANNERS
 from adlib.phantom.head import FIELD_MM, REFERENCE_AGE, Subject, anatomy, image_head, warp
-from adlib.report.text import read_yaml
 from adlib.study.params import EvaluateParams, InputParams, PreprocessParams
 from adlib.study.records import StudyError, read_table
 from adlib.training.model_file import ModelCard
@@ -132,7 +128,6 @@ def test_gradient_shap_adds_up_to_the_differences_from_the_other_slices():
 
 def test_the_names_of_methods_agree_and_others_are_refused():
     assert set(TITLES) == set(get_args(EvaluateParams.model_fields["attribution"].annotation))
-    assert read_yaml("choices")["attribution"] == TITLES
     with pytest.raises(StudyError, match="unknown attribution 'lime'; there are integrated_gradients"):
         attribute(Corner(), squares(), 1, "lime")
 
@@ -154,7 +149,7 @@ def test_a_voxel_of_known_coordinate_comes_back_at_that_coordinate(plane, positi
     volume[tuple(np.round(nib.affines.apply_affine(np.linalg.inv(base.affine), mm)).astype(int))] = 1
     cut = scan_slices(volume, base.affine, mine.input)
     assert cut.max() == 1
-    image = space.as_image(space.in_volume(cut, space.slice_voxels(mine), volume.shape), base.affine)
+    image = regions.as_image(regions.in_volume(cut, regions.slice_voxels(mine), volume.shape), base.affine)
     found = np.argwhere(image.get_fdata() > 0)
     assert len(found) == 1
     back = nib.affines.apply_affine(image.affine, found[0])
@@ -164,8 +159,8 @@ def test_a_voxel_of_known_coordinate_comes_back_at_that_coordinate(plane, positi
 
 def test_pixels_on_the_left_of_a_coronal_slice_come_from_the_left_of_the_brain():
     mine = card()
-    base, voxels = atlas.template(2.0), space.slice_voxels(mine)
-    x, y, z = (space.in_slices(part, voxels) for part in atlas.coordinates(base.mask.shape, base.affine))
+    base, voxels = atlas.template(2.0), regions.slice_voxels(mine)
+    x, y, z = (regions.in_slices(part, voxels) for part in atlas.coordinates(base.mask.shape, base.affine))
     assert (x[:, :, :, :30] < 0).all() and (x[:, :, :, 34:] > 0).all()
     assert (np.diff(z, axis=2) < 0).all()
     expected = np.add.outer(mine.input.positions_mm, (-4.0, 0.0, 4.0))
@@ -174,17 +169,17 @@ def test_pixels_on_the_left_of_a_coronal_slice_come_from_the_left_of_the_brain()
 
 def test_beyond_the_grid_there_is_no_voxel():
     mine = card("axial", (0.0,), 160, 3.0)
-    voxels, mask = space.slice_voxels(mine), atlas.template(3.0).mask
-    assert (voxels[..., 0, 0] == -1).all() and not space.in_slices(np.ones_like(mask), voxels)[..., 0, 0].any()
+    voxels, mask = regions.slice_voxels(mine), atlas.template(3.0).mask
+    assert (voxels[..., 0, 0] == -1).all() and not regions.in_slices(np.ones_like(mask), voxels)[..., 0, 0].any()
     cut = scan_slices(mask.astype(np.float32), atlas.template(3.0).affine, mine.input)
-    np.testing.assert_array_equal(space.in_slices(mask, voxels), cut > 0)
+    np.testing.assert_array_equal(regions.in_slices(mask, voxels), cut > 0)
 
 
 def test_a_voxel_that_several_channels_show_holds_their_mean():
     mine = card("coronal", (-20.0, -16.0), 64, 2.0)
-    voxels = space.slice_voxels(mine)
+    voxels = regions.slice_voxels(mine)
     values = np.broadcast_to(np.array([[1.0, 2, 3], [4, 5, 6]])[:, :, None, None], voxels.shape)
-    volume = space.in_volume(values, voxels, atlas.template(2.0).mask.shape)
+    volume = regions.in_volume(values, voxels, atlas.template(2.0).mask.shape)
     assert set(np.unique(volume)) == {0, 1, 3, 4, 6}  # -20 and -16 mm are each shown twice
 
 
@@ -193,7 +188,7 @@ def test_a_voxel_that_several_channels_show_holds_their_mean():
     [("coronal", (-20.0, 3.0), "y"), ("sagittal", (5.0,), "x"), ("three_planes", (4.0, -20.0, -27.0), "ortho")],
 )
 def test_images_are_cut_where_the_slices_were(plane, positions, mode):
-    found, where = space.cut_positions(card(plane, positions))
+    found, where = regions.cut_positions(card(plane, positions))
     assert found == mode
     expected = positions[::-1] if plane == "three_planes" else positions  # nilearn takes x, y, z
     assert np.abs(np.subtract(where, expected)).max() <= 1
@@ -201,13 +196,13 @@ def test_images_are_cut_where_the_slices_were(plane, positions, mode):
 
 def test_images_of_the_classes_are_stored_and_old_ones_removed(tmp_path):
     params, mine = make_study(tmp_path), card()
-    voxels = space.slice_voxels(mine)
-    left = np.where(space.in_slices(atlas.region("hippocampus_left", 2.0), voxels), 1.0, 0.0)
-    images = space.class_images(made_maps(np.stack([0 * left, left]).astype(np.float32)), mine)
+    voxels = regions.slice_voxels(mine)
+    left = np.where(regions.in_slices(atlas.region("hippocampus_left", 2.0), voxels), 1.0, 0.0)
+    images = regions.class_images(made_maps(np.stack([0 * left, left]).astype(np.float32)), mine)
     old = params.folder / "attribution" / "space-x_desc-MCI_attribution.nii.gz"
     old.parent.mkdir()
     old.touch()
-    space.write_images(params, images)
+    regions.write_images(params, images)
     assert not old.exists()
     stored = nib.load(old.with_name("space-MNI152NLin2009aSym_desc-AD_attribution.nii.gz"))
     assert stored.get_data_dtype() == np.float32 and int(stored.header["sform_code"]) == 4
@@ -300,15 +295,15 @@ def test_deletion_in_a_meaningless_order_gains_nothing_on_average():
     assert abs(gains.mean()) < 3 * gains.std() / np.sqrt(len(gains))
 
 
-@pytest.mark.parametrize("of", changed.DEFINITIONS)
+@pytest.mark.parametrize("of", regions.DEFINITIONS)
 def test_the_overlap_is_one_by_chance_and_greatest_for_the_truth(of):
-    region, brain = changed.changed_pixels(card(), of)
-    assert region[brain].mean() == pytest.approx(changed.MOST_CHANGED, abs=0.001) and not region[~brain].any()
+    region, brain = regions.changed_pixels(card(), of)
+    assert region[brain].mean() == pytest.approx(regions.MOST_CHANGED, abs=0.001) and not region[~brain].any()
     rng = np.random.default_rng(0)
     known = region + rng.uniform(0, 0.1, (1, *region.shape))
-    assert changed.ratio_to_chance(-known, region, brain)[0] == pytest.approx(1 / region[brain].mean())
-    assert changed.ratio_to_chance(1.0 * ~region[None], region, brain)[0] == 0
-    by_chance = changed.ratio_to_chance(rng.normal(size=(20, *region.shape)), region, brain)
+    assert regions.ratio_to_chance(-known, region, brain)[0] == pytest.approx(1 / region[brain].mean())
+    assert regions.ratio_to_chance(1.0 * ~region[None], region, brain)[0] == 0
+    by_chance = regions.ratio_to_chance(rng.normal(size=(20, *region.shape)), region, brain)
     assert by_chance.mean() == pytest.approx(1, abs=0.1)
 
 
@@ -328,8 +323,8 @@ def test_the_volume_change_is_that_of_the_warp():
     base = atlas.template(3.0)
     change = np.abs(logs[0] - logs[1]).astype(np.float32)
     expected = resample(change, anatomy(FIELD_MM).affine, base.mask.shape, base.affine)
-    assert np.corrcoef(expected[base.mask], changed.change("volume", 3.0)[base.mask])[0, 1] > 0.9
-    assert changed.change("volume", 3.0)[atlas.region("hippocampus_left", 3.0)].mean() > 0.4
+    assert np.corrcoef(expected[base.mask], regions.change("volume", 3.0)[base.mask])[0, 1] > 0.9
+    assert regions.change("volume", 3.0)[atlas.region("hippocampus_left", 3.0)].mean() > 0.4
 
 
 def test_the_image_change_is_that_of_the_images():
@@ -339,14 +334,14 @@ def test_the_image_change_is_that_of_the_images():
     base = atlas.template(3.0)
     difference = np.abs(ill.astype(np.float32) / ill.max() - well.astype(np.float32) / well.max())
     seen = resample(difference, affine, base.mask.shape, base.affine)
-    seen, known = (gaussian_filter(image, 1.5)[base.mask] for image in (seen, changed.change("image", 3.0)))
+    seen, known = (gaussian_filter(image, 1.5)[base.mask] for image in (seen, regions.change("image", 3.0)))
     assert np.corrcoef(seen, known)[0, 1] > 0.7
 
 
 def test_entries_are_means_with_intervals_over_participants():
     values = np.array([1.0, 1.0, 1.0, 5.0])
     scans = pd.DataFrame({"participant_id": ["a", "a", "a", "b"]})
-    found = entry(values, scans, 400, 1, check="c", of="x", metric="m")
+    found = _entry(values, scans, 400, 1, check="c", of="x", metric="m")
     assert (found["point"], found["n"], found["participants"]) == (2.0, 4, 2)
     assert found["ci95"] == [1.0, 5.0]  # one person alone is drawn in more than 1 of 40 resamples
     assert resampled_means(np.ones((4, 3)), scans, 10, 1).shape == (11, 3)

@@ -8,8 +8,8 @@ from test_explain import Tiny, card
 from tiny_study import make_study
 
 from adlib.evaluation.explain import explain_study as study
+from adlib.evaluation.explain.attribution import scan_maps
 from adlib.evaluation.explain.explain_study import explain_study
-from adlib.evaluation.explain.maps import scan_maps
 from adlib.study.records import StudyError, read_json
 from adlib.training.model_file import Classifier
 from adlib.training.network import ResNet50

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adlib.evaluation.explain.maps import AttributionMaps
-from adlib.evaluation.explain.space import as_image
+from adlib.evaluation.explain.attribution import AttributionMaps
+from adlib.evaluation.explain.regions import as_image
 from adlib.figures import plot_cohort as cohort
 from adlib.figures import plot_explanation as explanations
 from adlib.figures import plot_results as results

@@ -15,7 +15,7 @@ from adlib.report.content import changed_cells
 from adlib.report.page import write_report
 from adlib.report.text import read_yaml
 from adlib.study.metrics import RUNS
-from adlib.study.params import Control, EvaluateParams, InputParams, PreprocessParams, StudyParams, TrainParams
+from adlib.study.params import Control, InputParams, PreprocessParams, StudyParams, TrainParams
 from adlib.study.records import LISTING, MANIFEST, StudyError, read_json, read_table, write_json, write_text
 from adlib.study.steps import STEPS
 from adlib.training.recipe import RECORD
@@ -182,7 +182,6 @@ def test_every_choice_of_the_params_has_words():
     models = {
         PreprocessParams: ("registration", "brain_extraction", "normalise"),
         InputParams: ("pooling",),
-        EvaluateParams: ("attribution",),
         TrainParams: ("balance", "augment"),
     }
     words = read_yaml("choices")

@@ -108,7 +108,7 @@ def test_drawing_and_reporting_change_no_work(tree, before):
         ("adlib.training.recipe.cross_entropy", {"training", "03"}),
         ("adlib.training.splits.make_splits", {"03"}),
         ("adlib.evaluation.scores.brier", {"04"}),
-        ("adlib.evaluation.explain.perturb.perturbation_curves", {"explanation", "04"}),
+        ("adlib.evaluation.explain.sanity.perturbation_curves", {"explanation", "04"}),
         ("adlib.classify.nearest.nearest", {"05"}),
         ("adlib.figures.plot_results.plot_roc", {"04"}),
     ],

@@ -9,10 +9,9 @@ from typing import Any
 import nibabel as nib
 import pandas as pd
 
-from adlib.evaluation.explain.maps import AttributionMaps, class_means, read_means, scan_maps, write_means
-from adlib.evaluation.explain.regions import REGIONAL, regional_table
+from adlib.evaluation.explain.attribution import AttributionMaps, class_means, read_means, scan_maps, write_means
+from adlib.evaluation.explain.regions import FOLDER, REGIONAL, class_images, read_images, regional_table, write_images
 from adlib.evaluation.explain.sanity import check_maps
-from adlib.evaluation.explain.space import FOLDER, class_images, read_images, write_images
 from adlib.study.code_digest import code_digest
 from adlib.study.params import StudyParams
 from adlib.study.records import digest, file_digest, read_json, read_table, write_json

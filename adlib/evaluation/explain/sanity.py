@@ -1,25 +1,31 @@
-"""Can the maps be believed? Checks that a map of the network must pass and a map of the image alone does not."""
+"""Checks of attribution maps: randomised networks, deletion and insertion, and overlap with the true change."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
 from scipy import ndimage
+from scipy.integrate import trapezoid
 from scipy.stats import spearmanr
+from torch import nn
 
-from adlib.evaluation.explain.attribution import SMOOTHING
-from adlib.evaluation.explain.estimate import entry, resampled_means
-from adlib.evaluation.explain.ground_truth import DEFINITIONS, TOP, changed_pixels, ratio_to_chance
-from adlib.evaluation.explain.maps import THREE_PLANES, ScanMaps, attribute_positions
-from adlib.evaluation.explain.perturb import FRACTIONS, perturbation_curves
-from adlib.evaluation.explain.randomise import cascade
-from adlib.evaluation.explain.space import FOLDER
+from adlib.evaluation.explain.attribution import BATCH, SMOOTHING, THREE_PLANES, ScanMaps, attribute_positions
+from adlib.evaluation.explain.regions import DEFINITIONS, FOLDER, TOP, changed_pixels, ratio_to_chance
+from adlib.evaluation.scores import resampled_means
 from adlib.study.params import StudyParams
 from adlib.study.records import write_json
 from adlib.training.model_file import Classifier
+from adlib.training.network import slice_outputs, stages
 
 TRAINED, RANDOMISED, EDGES = "trained", "randomised", "edges"
+PATCH = 8  # pixels
+FRACTIONS = np.linspace(0, 1, 11)  # of the patches
 
 
 def check_maps(params: StudyParams, classifier: Classifier, maps: ScanMaps) -> dict[str, Any]:
@@ -34,13 +40,13 @@ def check_maps(params: StudyParams, classifier: Classifier, maps: ScanMaps) -> d
         ``entries`` with check, what is compared, n, participants, point and ci95; ``curves`` with the mean outputs at
         each fraction of the pixels and their intervals; for the phantom ``changed``, the regions.
     """
-    told, content = (params.evaluate.bootstrap, params.seed), {"study": params.study}
+    draws, content = (params.evaluate.bootstrap, params.seed), {"study": params.study}
     content |= {"attribution": params.evaluate.attribution, "class": classifier.card.classes[-1]}
-    entries, forgotten = _randomisation(params, classifier, maps)
-    curves, found = _perturbation(classifier, maps, told)
+    entries, randomised = _randomisation(params, classifier, maps)
+    curves, found = _perturbation(classifier, maps, draws)
     content |= {"curves": curves, "entries": entries + found}
     if params.source.kind == "phantom" and not classifier.card.input.flat:
-        plane, found = classifier.card.input.plane, (maps.values, forgotten, edges(maps.slices))
+        plane, found = classifier.card.input.plane, (maps.values, randomised, edges(maps.slices))
         kinds = {
             name: of_slices(values, plane) for name, values in zip((TRAINED, RANDOMISED, EDGES), found, strict=True)
         }
@@ -48,23 +54,17 @@ def check_maps(params: StudyParams, classifier: Classifier, maps: ScanMaps) -> d
         for of, definition in DEFINITIONS.items():
             changed, brain = (of_slices(region, plane) for region in changed_pixels(classifier.card, of))
             ratios = {name: ratio_to_chance(values, changed, brain) for name, values in kinds.items()}
-            content["entries"] += _overlap(ratios, maps, of, told)
+            content["entries"] += _overlap(ratios, maps, of, draws)
             content["changed"][of] = {"definition": definition, "share_of_brain": float(changed[brain].mean())}
     write_json(content, params.folder / FOLDER / "sanity.json")
     return content
-
-
-def find_check(sanity: dict[str, Any], check: str, of: str, metric: str) -> dict[str, Any] | None:
-    """The entry of a check, a stage or curve, and a metric; None where it was not made."""
-    wanted = (check, of, metric)
-    return next((e for e in sanity["entries"] if (e["check"], e["of"], e["metric"]) == wanted), None)
 
 
 def _randomisation(
     params: StudyParams, classifier: Classifier, maps: ScanMaps
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Rank correlation with the maps of ever more random networks, and all maps of the wholly random one."""
-    method, told = params.evaluate.attribution, (params.evaluate.bootstrap, params.seed)
+    method, draws = params.evaluate.attribution, (params.evaluate.bootstrap, params.seed)
     middle = maps.slices.shape[1] // 2
     x, entries, last = maps.slices[:, [middle]], [], None
     for stage, network in cascade(classifier.network, _flat(maps.slices), params.seed):
@@ -74,12 +74,12 @@ def _randomisation(
                 rank_correlation(change(a), change(b), seen != 0)
                 for a, b, seen in zip(maps.values[:, middle], last[:, 0], x[:, 0], strict=True)
             ]
-            entries.append(entry(np.array(values), maps.scans, *told, check="randomisation", of=stage, metric=metric))
+            entries.append(_entry(np.array(values), maps.scans, *draws, check="randomisation", of=stage, metric=metric))
     others = [k for k in range(maps.slices.shape[1]) if k != middle]
     if not others:
         return entries, last
-    beside = attribute_positions(classifier, network, maps.slices[:, others], method)
-    return entries, np.insert(beside, middle, last[:, 0], axis=1)
+    rest = attribute_positions(classifier, network, maps.slices[:, others], method)
+    return entries, np.insert(rest, middle, last[:, 0], axis=1)
 
 
 def _flat(slices: np.ndarray) -> np.ndarray:
@@ -95,18 +95,18 @@ def rank_correlation(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
 
 
 def _perturbation(
-    classifier: Classifier, maps: ScanMaps, told: tuple[int, int]
+    classifier: Classifier, maps: ScanMaps, draws: tuple[int, int]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     middle, target = maps.slices.shape[1] // 2, len(classifier.card.classes) - 1
     evidence = maps.values[:, middle].sum(1)
-    curves = perturbation_curves(classifier.network, maps.slices[:, middle], evidence, target, told[1])
+    curves = perturbation_curves(classifier.network, maps.slices[:, middle], evidence, target, draws[1])
     stored: dict[str, Any] = {"fraction": FRACTIONS.tolist()}
     for name in ("deletion", "insertion", "random_deletion", "random_insertion"):
-        means = resampled_means(getattr(curves, name), maps.scans, *told)
+        means = resampled_means(getattr(curves, name), maps.scans, *draws)
         low, high = np.percentile(means[1:], [2.5, 97.5], axis=0)
         stored[name] = {"point": means[0].tolist(), "low": low.tolist(), "high": high.tolist()}
     entries = [
-        entry(curves.gain(name), maps.scans, *told, check="perturbation", of=name, metric="area_gained_over_random")
+        _entry(curves.gain(name), maps.scans, *draws, check="perturbation", of=name, metric="area_gained_over_random")
         for name in ("deletion", "insertion")
     ]
     return stored, entries
@@ -122,20 +122,162 @@ def of_slices(values: np.ndarray, plane: str) -> np.ndarray:
     return values[..., 1:2, :, :] if values.dtype == bool else values.sum(-3, keepdims=True)
 
 
-def _overlap(ratios: dict[str, np.ndarray], maps: ScanMaps, of: str, told: tuple[int, int]) -> list[dict[str, Any]]:
+def _overlap(ratios: dict[str, np.ndarray], maps: ScanMaps, of: str, draws: tuple[int, int]) -> list[dict[str, Any]]:
     """Ratio to chance of the maps, of those of the random network and of the edges of the image, and differences."""
     check = f"overlap_{of}"
-    found = [
-        entry(values, maps.scans, *told, check=check, of=name, metric="ratio_to_chance")
+    entries = [
+        _entry(values, maps.scans, *draws, check=check, of=name, metric="ratio_to_chance")
         for name, values in ratios.items()
     ]
     for other in (RANDOMISED, EDGES):
         values = ratios[TRAINED] - ratios[other]
-        found.append(entry(values, maps.scans, *told, check=check, of=f"{TRAINED} - {other}", metric="difference"))
-    return found
+        entries.append(_entry(values, maps.scans, *draws, check=check, of=f"{TRAINED} - {other}", metric="difference"))
+    return entries
 
 
 def edges(slices: np.ndarray) -> np.ndarray:
     """How steep the image is at each pixel, smoothed like the maps: a map that knows nothing of the network."""
     gradients = (ndimage.gaussian_filter(slices, (0, 0, 0, 1, 1), order=(0, 0, 0, *o)) for o in ((1, 0), (0, 1)))
     return ndimage.gaussian_filter(np.hypot(*gradients), (0, 0, 0, SMOOTHING, SMOOTHING))
+
+
+def cascade(network: nn.Module, slices: np.ndarray, seed: int) -> Iterator[tuple[str, nn.Module]]:
+    """Randomise a network from its last layer down (Adebayo et al. 2018, arXiv:1810.03292).
+
+    Layers get the initial values that PyTorch gives them. The batch statistics of all randomised stages are taken anew
+    over the slices at each step: those of the training fit no other weights, and activations would vanish or burst.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Its stages are those of `adlib.training.network.stages`; it is not changed.
+    slices : (n, 3, H, W) float32
+    seed : int
+
+    Yields
+    ------
+    stage : str
+        Title of the stage; that stage and all after it in the network are random.
+    network : nn.Module
+        In evaluation mode; the next step goes on changing the same one.
+    """
+    random = copy.deepcopy(network).eval()
+    done: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for stage, parts in reversed(stages(random).items()):
+            done += parts
+            for module in (m for part in parts for m in part.modules()):
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+            _renew_statistics(random, done, slices)
+            yield stage, random
+
+
+@torch.no_grad()
+def _renew_statistics(network: nn.Module, parts: list[nn.Module], slices: np.ndarray) -> None:
+    norms = [module for part in parts for module in part.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the batches
+        norm.train()
+    if norms:
+        for batch in torch.from_numpy(slices).split(BATCH):
+            network(batch)
+    network.eval()
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """The output for the last class while patches are blanked or shown, (n, len(FRACTIONS)) float64 each.
+
+    Attributes
+    ----------
+    deletion, insertion : array
+        The share `FRACTIONS` of the patches is blanked, or shown on a blank slice, those with most evidence first.
+    random_deletion, random_insertion : array
+        The same with the same patches in random order.
+    """
+
+    deletion: np.ndarray
+    insertion: np.ndarray
+    random_deletion: np.ndarray
+    random_insertion: np.ndarray
+
+    def gain(self, name: str) -> np.ndarray:
+        """Area (n,) between a curve and that of random order, positive where the map's order is the better one."""
+        ordered, random = getattr(self, name), getattr(self, f"random_{name}")
+        sign = 1 if name == "insertion" else -1
+        return sign * trapezoid(ordered - random, FRACTIONS, axis=1)
+
+
+def perturbation_curves(network: nn.Module, slices: np.ndarray, maps: np.ndarray, target: int, seed: int) -> Curves:
+    """Deletion and insertion curves of maps (Petsiuk et al. 2018, arXiv:1806.07421), in logits, by patches.
+
+    Parameters
+    ----------
+    network : nn.Module
+    slices : (n, 3, H, W) float32
+    maps : (n, H, W) float32
+        Signed evidence for the output.
+    target : int
+        Index of the output.
+    seed : int
+        Of the random orders.
+
+    Returns
+    -------
+    Curves
+        Only patches that show anything of the slice take part. Insertion in random order is deletion in the reverse
+        of that order, read backwards.
+    """
+    ranks = [
+        _ranks(x, evidence, np.random.default_rng([seed, k]))
+        for k, (x, evidence) in enumerate(zip(slices, maps, strict=True))
+    ]
+    ordered, random = (np.stack(part) for part in zip(*ranks, strict=True))
+    deletion = _outputs(network, slices, ordered, target)
+    insertion = _outputs(network, slices, 1 - ordered, target)[:, ::-1]
+    by_chance = _outputs(network, slices, random, target)
+    return Curves(deletion, insertion, by_chance, by_chance[:, ::-1])
+
+
+def _ranks(x: np.ndarray, evidence: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """When each pixel (H, W) goes, in (0, 1], by falling evidence of its patch and in random order."""
+    rows, columns = np.indices(evidence.shape) // PATCH
+    patches = rows * (columns.max() + 1) + columns
+    shown = np.unique(patches[(x != 0).any(0)])
+    if not len(shown):
+        return np.ones(evidence.shape), np.ones(evidence.shape)
+    sums = np.bincount(patches.ravel(), weights=evidence.ravel())[shown]
+    found = []
+    for order in (np.argsort(-sums, kind="stable"), rng.permutation(len(shown))):
+        place = np.ones(patches.max() + 1)
+        place[shown[order]] = (np.arange(len(shown)) + 0.5) / len(shown)
+        found.append(place[patches])
+    return found[0], found[1]
+
+
+def _outputs(network: nn.Module, slices: np.ndarray, ranks: np.ndarray, target: int) -> np.ndarray:
+    """Output (n, len(FRACTIONS)) with the pixels blanked whose rank is below each fraction."""
+    values = [
+        slice_outputs(network, slices * (ranks >= fraction)[:, None], batch=64)[:, target] for fraction in FRACTIONS
+    ]
+    return np.stack(values, axis=1)
+
+
+def _entry(values: np.ndarray, scans: pd.DataFrame, resamples: int, seed: int, **names: Any) -> dict[str, Any]:
+    """An entry with names, n (scans), participants, point and ci95 (2.5th and 97.5th percentile).
+
+    Parameters
+    ----------
+    values : (N,) float
+    scans, resamples, seed
+        See `resampled_means`.
+    **names
+        What tells the entry from others, such as ``check`` and ``stage``.
+    """
+    means = resampled_means(values, scans, resamples, seed)
+    interval = np.percentile(means[1:], [2.5, 97.5]).tolist()
+    counts = {"n": len(scans), "participants": int(scans["participant_id"].nunique())}
+    return {**names, **counts, "point": float(means[0]), "ci95": interval}
