@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,7 @@ from adlib.study.records import (
     write_table,
     write_text,
 )
+from adlib.study.source_params import PhantomSource
 from adlib.training import model_file
 from adlib.training.pooling import pool_level
 from adlib.training.splits import make_splits
@@ -156,7 +157,9 @@ def verify(folder: Path) -> pd.DataFrame:
         If a file is missing.
     """
     params = load_params(folder / PARAMS)
-    splits = make_splits(draw_cohort(params.source, params.classes, params.seed), params.splits, params.seed)
+    splits = make_splits(
+        draw_cohort(cast(PhantomSource, params.source), params.classes, params.seed), params.splits, params.seed
+    )
     tested = set(splits.query("fold == 0 and split == 'test'")["participant_id"])
     return compare_scores(read_json(folder / SCORES)["entries"], _simulated_scores(folder, params, params.seed, tested))
 

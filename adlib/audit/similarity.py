@@ -212,7 +212,7 @@ def near_duplicates(thumbnails: np.ndarray, limit: float) -> pd.DataFrame:
     plain = _detail(thumbnails)
     found = []
     for how, axes in _FLIPS.items():
-        turned = plain if not axes else _detail(np.flip(thumbnails, [2 if axis == 0 else axis for axis in axes]))
+        turned = plain if not axes else _detail(np.flip(thumbnails, tuple(2 if axis == 0 else axis for axis in axes)))
         for start, product in _blocks(turned, plain):
             first, second = np.nonzero(product >= limit)
             keep = first + start < second

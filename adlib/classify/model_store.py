@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from adlib.phantom.cohort import draw_cohort, write_cohort
 from adlib.study.metrics import NETWORK, read_metrics
 from adlib.study.params import StudyParams
 from adlib.study.records import ANSWERS, MANIFEST, PREDICTIONS, TISSUE_MAPS, StudyError, read_table
+from adlib.study.source_params import PhantomSource
 from adlib.training.pooling import pool_level
 
 RELEASED = Path(__file__).resolve().parents[2] / "models"
@@ -122,7 +124,7 @@ def simulate_scans(params: StudyParams, folder: Path, participants: set[str] | N
     DataFrame
         See `adlib.phantom.cohort.draw_cohort`, with ``path``.
     """
-    source, classes, seed = params.source, params.classes, params.seed
+    source, classes, seed = cast(PhantomSource, params.source), params.classes, params.seed
     root = write_cohort(source, classes, seed, folder, pool=params.pool, only=participants)
     scans = draw_cohort(source, classes, seed)
     if participants is not None:

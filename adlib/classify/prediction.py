@@ -102,7 +102,7 @@ def predict_image(
     missing = [name for name in card.covariates if name not in person]
     imputed = [f"{name} is not given; the mean of the training cohort is used" for name in missing]
     notes = (*notes, *imputed, *outside_cohort(prepared.features, card.cohort))
-    common = {"notes": notes, "checks": checks, "person": person, "seen": seen, "coverage": coverage}
+    common: dict[str, Any] = {"notes": notes, "checks": checks, "person": person, "seen": seen, "coverage": coverage}
     if prepared.verdict == "fail" or any(check.refusal for check in checks):
         return Prediction(name, None, {}, slices[:0], prepared, card, **common)
     pooled = pool_slices(slices, weights, np.zeros(len(slices), int), card.input.pooling)[0]
@@ -117,7 +117,8 @@ def _slices(prepared: Preprocessed, card: model_file.ModelCard) -> np.ndarray:
     cut = scan_slices(as_stored(prepared.t1w, prepared.affine), prepared.affine, card.input).astype(np.float16)
     if not card.landmarks:
         return cut
-    return standard_slices(cut, brain_percentiles(prepared.t1w, prepared.mask), card.landmarks).astype(np.float16)
+    percentiles = np.array(brain_percentiles(prepared.t1w, prepared.mask))
+    return standard_slices(cut, percentiles, np.array(card.landmarks)).astype(np.float16)
 
 
 def predict_file(

@@ -317,7 +317,7 @@ def _classify(job: Message, classifier: model_file.Classifier, settings: dict[st
         maps = attribute(classifier.network, prediction.seen, target, method, apart)
         write_png(plot_attribution(prediction, maps, TITLES[method]), folder / "evidence.png")
         view["evidence"] = evidence_volume(prediction, maps)
-    np.savez_compressed(folder / "view.npz", **view)
+    np.savez_compressed(folder / "view.npz", **view)  # type: ignore[arg-type]
 
 
 def evidence_volume(prediction: Prediction, maps: np.ndarray) -> np.ndarray:

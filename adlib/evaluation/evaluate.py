@@ -77,7 +77,7 @@ def evaluate_study(params: StudyParams) -> dict[str, Any]:
     groups, small = _score_subgroups(tested[NETWORK], manifest, params)
     left_out = features.loc[features["qc_verdict"] == "fail", ["scan_id", "qc_reasons"]]
     accepted = audit.loc[audit["decision"] == "accepted by params", ["check", "subject", "value", "meaning"]]
-    metrics = {
+    metrics: dict[str, Any] = {
         "study": params.study,
         "classes": list(params.classes),
         "bootstrap": params.evaluate.bootstrap,

@@ -122,7 +122,7 @@ def _reason(row: dict) -> str:
     return f"{place}\nexpected {limit_text(worst)}{more}"
 
 
-def _bounds(limit: Limit) -> tuple[list[float], list[float]]:
+def _bounds(limit: Limit) -> tuple[list[float], ...]:
     """The finite bounds, to be looked at and to be left out, that are not the ends of a value's scale."""
     pairs = [pair for pair in zip(limit.typical, limit.usable, strict=True) if pair[0] != pair[1]]
     return tuple([bound for bound in side if np.isfinite(bound)] for side in zip(*pairs, strict=True))

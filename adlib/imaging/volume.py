@@ -134,7 +134,7 @@ def _sitk_affine(matrix: np.ndarray) -> sitk.AffineTransform:
 def resample(
     volume: np.ndarray,
     affine: np.ndarray,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     onto: np.ndarray,
     world: np.ndarray | sitk.Transform | None = None,
     how: str = "linear",

@@ -143,7 +143,8 @@ def _sessions(
 
 def _between(anchors: tuple[tuple[float, float], ...], stage: float) -> tuple[float, float]:
     positions = np.linspace(0, 1, len(anchors))
-    return tuple(float(np.interp(stage, positions, values)) for values in zip(*anchors, strict=True))
+    mean, sd = (float(np.interp(stage, positions, values)) for values in zip(*anchors, strict=True))
+    return mean, sd
 
 
 def _age(rng: np.random.Generator, stage: float, size: int | None = None) -> Any:

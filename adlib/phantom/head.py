@@ -313,7 +313,7 @@ def _truth(measured: np.ndarray, world: np.ndarray, template_mm: np.ndarray, vox
 def _gradient_of_poisson(source: np.ndarray, spacing_mm: float) -> np.ndarray:
     """Irrotational field (3, X, Y, Z) float32 whose divergence is `source` (X, Y, Z), with reflecting walls."""
     waves = [np.pi * np.arange(n) / n for n in source.shape]
-    eigen = sum(np.meshgrid(*[2 * np.cos(w) - 2 for w in waves], indexing="ij")) / spacing_mm**2
+    eigen = np.asarray(sum(np.meshgrid(*[2 * np.cos(w) - 2 for w in waves], indexing="ij"))) / spacing_mm**2
     eigen[0, 0, 0] = 1.0
     spectrum = fft.dctn(source, type=2) / eigen
     spectrum[0, 0, 0] = 0.0

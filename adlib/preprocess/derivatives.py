@@ -303,7 +303,7 @@ def _write_image(path: Path, array: np.ndarray, affine: np.ndarray, kind: type, 
 def _coded(array: np.ndarray, affine: np.ndarray, kind: type, top: float) -> nib.Nifti1Image:
     largest = LARGEST[np.dtype(kind)]
     factor = np.float32(1 if array.dtype == bool else largest / top)
-    codes = np.empty(array.shape, dtype=kind, order="F")
+    codes: np.ndarray = np.empty(array.shape, dtype=kind, order="F")
     for k in range(array.shape[-1]):  # plane by plane, without a second copy in full precision
         codes[..., k] = np.rint(array[..., k] * factor)
     image = nib.Nifti1Image(codes, affine)

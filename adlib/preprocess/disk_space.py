@@ -26,7 +26,7 @@ def predicted_bytes(params: StudyParams, scans: int) -> dict[str, float]:
     params : StudyParams
     scans : int
     """
-    found = {"model.safetensors": TRAINING_BYTES}
+    found: dict[str, float] = {"model.safetensors": TRAINING_BYTES}
     if params.source.kind == "phantom":
         found["source"] = scans * SOURCE_BYTES * HEAD_MM3 / params.source.voxel_mm**3
     if not params.input.flat:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -163,7 +164,7 @@ def checked_volume(image: nib.Nifti1Image, name: str) -> tuple[np.ndarray, np.nd
     return to_canonical(volume, affine)
 
 
-def _checked_shape(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
+def _checked_shape(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) > 3:
@@ -242,6 +243,7 @@ def _pose(volume: np.ndarray, affine: np.ndarray, name: str, registered: bool) -
 
 def _refitted(scan: Preprocessed, registration: str, base: atlas.Template) -> Preprocessed:
     """Resample the images of an affinely registered scan to its own size, or to the template's shape."""
+    onto: Any
     if registration == "rigid":
         scan_to_mni = rigid_part(scan.scan_to_mni)
         onto = scan.scan_to_mni @ np.linalg.inv(scan_to_mni)
@@ -295,7 +297,7 @@ def _normalised(
         steps.append(f"normalisation: brain mean {offset:.4g} and standard deviation {scale:.4g} become 0 and 1")
     t1w = intensity.normalise(corrected, mask, offset, scale)
     if params.normalise == "landmarks":
-        intensity.check_landmarks(intensity.brain_percentiles(t1w, mask), "the scan")
+        intensity.check_landmarks(np.array(intensity.brain_percentiles(t1w, mask)), "the scan")
     return t1w
 
 

@@ -143,7 +143,7 @@ def verdict(values: dict[str, float]) -> tuple[str, tuple[str, ...]]:
     reasons : tuple of str
         One for each value outside its limits, failures first.
     """
-    reasons = {"fail": [], "check": [], "pass": []}
+    reasons: dict[str, list[str]] = {"fail": [], "check": [], "pass": []}
     for name in (name for name in values if name in LIMITS):
         reason = f"{name} = {values[name]:.4g} (expected {limit_text(name)}): {LIMITS[name].meaning}"
         reasons[grade(name, values[name])].append(reason)
@@ -216,19 +216,19 @@ def _brain_values(corrected: np.ndarray, covered: np.ndarray, tissues: np.ndarra
     where white matter meets its surroundings, over the contrast of white and grey matter; ``qc_order``: negative where
     the tissues of the template have another order than in a T1-weighted scan.
     """
-    volume, *tissues = (block_mean(part, base.affine, WORK_MM)[0] for part in (corrected, *np.moveaxis(tissues, -1, 0)))
+    volume, *shares = (block_mean(part, base.affine, WORK_MM)[0] for part in (corrected, *np.moveaxis(tissues, -1, 0)))
     covered = block_mean(covered, base.affine, WORK_MM)[0] > PURE
     t1, mask, sure, grid = _working_template(float(voxel_sizes(base.affine)[0]))
-    grey, white = (volume[part > PURE].astype(np.float64) for part in tissues[:2])
+    grey, white = (volume[part > PURE].astype(np.float64) for part in shares[:2])
     both = mask & covered
     return {
         "qc_similarity": _correlation(volume[both], t1[both]),
         "qc_cnr": _contrast(grey, white),
         "qc_snr": float(white.mean() / max(white.std(), 1e-9)) if white.size >= LEAST_VOXELS else 0.0,
-        "qc_edge": _edge(volume, tissues[1], grey, white),
+        "qc_edge": _edge(volume, shares[1], grey, white),
         "qc_order": _order(volume, sure, covered),
         "qc_symmetry": _symmetry(volume, both, grid),
-        "qc_asymmetry": _asymmetry(tissues[0] + tissues[1], grid),
+        "qc_asymmetry": _asymmetry(shares[0] + shares[1], grid),
     }
 
 

@@ -368,7 +368,7 @@ def _coarse_search(volume: np.ndarray, affine: np.ndarray, name: str, poses: _Po
     rotations = {scale: _best_rotation(search, scale, poses) for scale in poses.rotation_scales}
     matches = []
     for scale in poses.scales:
-        rotation = rotations[min(rotations, key=lambda near, scale=scale: abs(near - scale))]
+        rotation = rotations[min(rotations, key=lambda near, scale=scale: abs(near - scale))]  # type: ignore[misc]
         matches.append((rotation, scale, *search.best(rotation, scale)))
     top = max(score for _, _, score, _ in matches)
     if not top > MIN_CORRELATION:

@@ -73,7 +73,8 @@ def segment(volume: np.ndarray, mask: np.ndarray, base: Template) -> np.ndarray:
     if values.size < 1000 or not values.std(dtype=np.float64) > 0:
         raise StudyError(f"the brain mask holds {values.size} voxels without contrast; check its figures")
     where, maps = np.flatnonzero(mask), _priors(float(voxel_sizes(base.affine)[0]))
-    levels = np.linspace(*np.percentile(values, (0.05, 99.95)), LEVELS)
+    low, high = np.percentile(values, (0.05, 99.95))
+    levels = np.linspace(low, high, LEVELS)
     bins = np.clip(np.rint((values - levels[0]) / (levels[1] - levels[0])), 0, LEVELS - 1).astype(np.int16)
     sample = slice(None, None, max(1, values.size // SAMPLE))
     mixture = _fit(levels, bins[sample], _at(maps, where[sample]))
@@ -160,5 +161,5 @@ def _fractions(levels: np.ndarray, bins: np.ndarray, priors: np.ndarray, mixture
         brighter = share.astype(np.float32)[bins] * density
         tissues[b] = tissues[b] + brighter
         tissues[a] = tissues[a] + density - brighter
-    tissues = np.stack(tissues, axis=-1)
-    return tissues / tissues.sum(axis=-1, keepdims=True)
+    stacked = np.stack(tissues, axis=-1)
+    return stacked / stacked.sum(axis=-1, keepdims=True)

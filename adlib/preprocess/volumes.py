@@ -125,7 +125,7 @@ def _box(resolution_mm: float) -> _Box:
 def _hippocampi(tissues: np.ndarray, resolution_mm: float) -> list[float]:
     """Size of the left and of the right hippocampus, ml of the template's space."""
     box = _box(resolution_mm)
-    gm, wm = (tissues[(*box.where, k)] for k in range(2))
+    gm, wm = (tissues[..., k][box.where] for k in range(2))
     moving, grid = block_mean(tissue_image(gm, wm), box.affine, DEMONS_MM)
     stretch = jacobian_determinant(demons_displacement(box.fixed, moving, grid), grid)
     return [float((part * stretch).sum(dtype=np.float64)) * voxel_ml(grid) for part in box.parts]

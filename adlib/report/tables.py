@@ -6,7 +6,7 @@ import base64
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import pandas as pd
 
@@ -367,7 +367,7 @@ def metric_title(name: str, label: str = "") -> str:
     return f"{title}, {label}" if label else title
 
 
-def bounded(score: pd.Series | None) -> bool:
+def bounded(score: pd.Series | None) -> TypeGuard[pd.Series]:
     """Whether a score exists and has an interval."""
     return score is not None and bool(pd.notna(score[["point", "low", "high"]]).all())
 

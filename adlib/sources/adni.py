@@ -312,7 +312,7 @@ def _refuse(error: OSError) -> None:
 def _image_facts(found: re.Match[str] | None) -> ImageFacts | None:
     if found is None:
         return None
-    parts = found.groupdict()
+    parts: dict[str, Any] = found.groupdict()
     try:
         day = date.fromisoformat(parts["date"])
     except ValueError:
@@ -332,7 +332,7 @@ def _series(folder: Path, slices: list[Path]) -> AdniImage:
     """A folder of DICOM files as one image."""
     by_id: dict[str | None, ImageFacts | None] = {}
     for facts in map(read_name, (path.name for path in slices)):
-        by_id[facts and facts.image_id] = facts
+        by_id[facts.image_id if facts else None] = facts
     from_name, from_folder = next(filter(None, by_id.values()), None), read_folder(folder)
     ids = sorted(filter(None, by_id))
     mixed = f"the folder mixes DICOM files of {', '.join(ids[:4])}" if len(ids) > 1 else None

@@ -155,7 +155,9 @@ def _session_rows(session: Path, table: pd.DataFrame, labels: dict[str, str]) ->
     images = sorted(_images(session), key=_rank)
     rows = []
     for number, image in enumerate(images):
-        reason = {} if number == 0 else {"excluded": f"{_kind(images[0])} of the session is used", "sha256": None}
+        reason: dict[str, str | None] = {}
+        if number:
+            reason = {"excluded": f"{_kind(images[0])} of the session is used", "sha256": None}
         name = f"{participant}_{about['session_id']}" + (f"_run-{number + 1}" if number else "") + "_T1w"
         series = {"series_description": f"MPRAGE, {_kind(image)}", "scan_id": name, "path": str(image)}
         rows.append(about | series | reason)

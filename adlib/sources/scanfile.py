@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import nibabel as nib
 import numpy as np
@@ -113,7 +113,7 @@ def _read_pair(path: Path) -> tuple[nib.spatialimages.SpatialImage, tuple[str, .
     _check_size(_described(kind, start[:348], header), header)
     if voxels.stat().st_size > MAX_BYTES + _MAX_BEHIND:
         raise StudyError(_too_much(voxels, voxels.stat().st_size))
-    files = kind.filespec_to_file_map(str(header)) | {"image": nib.FileHolder(str(voxels))}
+    files = dict(kind.filespec_to_file_map(str(header))) | {"image": nib.FileHolder(str(voxels))}
     files["header"] = nib.FileHolder(str(header))
     image, notes = _loaded(kind, lambda: kind.from_file_map(files), path)
     return image, notes if kind is nib.Nifti1Pair else (*notes, _ANALYZE)
@@ -140,7 +140,7 @@ def _loaded(
     return image, orientation_notes(image, path.name)
 
 
-def _content(stream: BinaryIO, path: Path) -> tuple[type[nib.spatialimages.SpatialImage], bytes]:
+def _content(stream: IO[bytes], path: Path) -> tuple[type[nib.spatialimages.SpatialImage], bytes]:
     """Kind and bytes of a volume, at most as many as its header announces."""
     start = stream.read(540)
     if not start:

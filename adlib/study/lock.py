@@ -106,8 +106,9 @@ class _Watch:
 
 
 def _interrupt(_: object) -> None:
-    if hasattr(signal, "pthread_kill"):  # elsewhere the end of the run reports it
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:  # elsewhere the end of the run reports it
+        signal.pthread_kill(main, signal.SIGINT)
 
 
 def _owner(claim: Path) -> str:

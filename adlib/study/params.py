@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from adlib.study.exec_params import ExecParams, Pool
 from adlib.study.records import StudyError
@@ -419,7 +420,7 @@ def _set(content: dict[str, Any], name: str, value: Any) -> None:
     content[last] = value
 
 
-def _fault(item: dict[str, Any]) -> str:
+def _fault(item: ErrorDetails) -> str:
     location = [str(part) for part in item["loc"] if str(part) not in KINDS]
     name = ".".join(location) or "the study"
     if item["type"] != "extra_forbidden":

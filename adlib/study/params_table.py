@@ -23,7 +23,7 @@ def params_page() -> str:
     """Markdown page with a table for each section of `StudyParams`."""
     pages = [_HEAD]
     for prefix, model in _sections("", StudyParams):
-        title = f"{prefix}: {model.model_fields['kind'].annotation.__args__[0]}" if prefix == "source" else prefix
+        title = f"{prefix}: {get_args(model.model_fields['kind'].annotation)[0]}" if prefix == "source" else prefix
         summary = (model.__doc__ or "").strip().splitlines()[0]
         rows = [_row(prefix, name, field) for name, field in model.model_fields.items() if not _is_section(field)]
         pages.append(f"\n## {title or 'study'}\n\n{summary}\n\n{_COLUMNS}{''.join(rows)}")
@@ -36,7 +36,8 @@ def _sections(prefix: str, model: type[Section]) -> Iterator[tuple[str, type[Sec
         if name == "source":
             yield from ((name, kind) for kind in KINDS.values())
         elif _is_section(field):
-            yield from _sections(f"{prefix}.{name}" if prefix else name, field.annotation)
+            section: Any = field.annotation
+            yield from _sections(f"{prefix}.{name}" if prefix else name, section)
 
 
 def _is_section(field: FieldInfo) -> bool:

@@ -38,7 +38,7 @@ def provenance(params: StudyParams, root: Path, *, started: str, finished: str) 
 def _direct_packages(root: Path) -> dict[str, str]:
     """Installed versions of the packages that ``pyproject.toml`` names."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names = [re.match(r"[\w.-]+", requirement)[0] for requirement in project["dependencies"]]
+    names = [re.split(r"[^\w.-]", requirement)[0] for requirement in project["dependencies"]]
     return {name: metadata.version(name) for name in names}
 
 

@@ -236,8 +236,9 @@ class StepState:
         return [name for name in self.step.reads if not absent.get(name)]
 
     def _input(self, name: str) -> Path:
-        if name == WEIGHTS:
-            return self.params.train.weights_file
+        weights = self.params.train.weights_file
+        if name == WEIGHTS and weights is not None:
+            return weights
         if name != SOURCE:
             return self.params.folder / name
         return Path(getattr(self.params.source, "root", self.params.folder / "source"))

@@ -95,7 +95,7 @@ def launch(params: StudyParams, recipe: Recipe) -> None:
         env=os.environ | {"PYTHONUNBUFFERED": "1"}, preexec_fn=_end_with_parent,
     )  # fmt: skip
     try:
-        for line in process.stdout:
+        for line in process.stdout or ():
             last.append(line.rstrip())
             print(line, end="", flush=True)
     except BaseException:

@@ -80,7 +80,7 @@ def make_fold(number: int, slices: np.ndarray, table: pd.DataFrame, splits: pd.D
     features = read_table(params.folder / "features.tsv", FEATURES)
     auxiliary = auxiliary_targets(table, manifest, features, train)
     covariates, stats = _covariates(table, manifest, train, params.train.covariates)
-    standard = ()
+    standard = np.empty(0)
     if params.preprocess.normalise == "landmarks" and not params.input.flat:
         scans = scan_percentiles(params)
         standard = fit_landmarks(scans.loc[table["scan_id"].iloc[train].unique()].to_numpy())

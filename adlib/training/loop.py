@@ -66,7 +66,9 @@ class Progress:
 
     def load(self, path: Path, key: str, device: torch.device) -> bool:
         """Continue from a checkpoint of the same key; return whether there is one."""
-        stored = torch.load(path, map_location=device, weights_only=True) if path.is_file() else {"key": None}
+        stored: dict[str, Any] = {"key": None}
+        if path.is_file():
+            stored = torch.load(path, map_location=device, weights_only=True)
         if stored["key"] != key:
             return False
         for name in ("network", "optimizer", "schedule"):

@@ -68,7 +68,8 @@ class ImageNetwork(nn.Module):
     def stages(self) -> dict[str, tuple[str, ...]]:
         """Each layer of the body with weights, then the output layer."""
         layers = [name for name, part in self.body.named_children() if list(part.parameters())]
-        return {name: (f"body.{name}",) for name in layers} | {"output": ("output",)}
+        stages: dict[str, tuple[str, ...]] = {name: (f"body.{name}",) for name in layers}
+        return stages | {"output": ("output",)}
 
 
 class ResNet50(ResNet):
@@ -94,7 +95,7 @@ class ResNet50(ResNet):
         super().__init__(Bottleneck, [3, 4, 6, 3], zero_init_residual=True)
         self.covariates = covariates
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(self.fc.in_features + covariates, outputs)
+        self.fc = nn.Linear(512 * Bottleneck.expansion + covariates, outputs)
         with torch.no_grad():
             self.fc.weight[:, self.fc.in_features - covariates :] = 0
 
@@ -335,11 +336,8 @@ def slice_outputs(
     def part(values: np.ndarray, start: int) -> torch.Tensor:
         return torch.from_numpy(np.asarray(values[start : start + batch], dtype=np.float32)).to(device)
 
-    given = covariates is not None and covariates.shape[1] > 0
-    parts = [
-        network(part(slices, k), *([part(covariates, k)] if given else [])).double().cpu()
-        for k in range(0, len(slices), batch)
-    ]
+    inputs = [slices] if covariates is None or covariates.shape[1] == 0 else [slices, covariates]
+    parts = [network(*(part(values, k) for values in inputs)).double().cpu() for k in range(0, len(slices), batch)]
     return torch.cat(parts).numpy()
 
 
@@ -355,7 +353,7 @@ def image_features(network: nn.Module, slices: np.ndarray, batch: int = 64) -> n
     return torch.cat(parts).numpy()
 
 
-def softmax(logits: np.ndarray, temperature: float = 1.0, bias: Sequence[float] = ()) -> np.ndarray:
+def softmax(logits: np.ndarray, temperature: float = 1.0, bias: Sequence[float] | np.ndarray = ()) -> np.ndarray:
     """Probabilities (n, K) float64 of logits (n, K) divided by a temperature, plus a bias (K,) where there is one."""
     scaled = logits / temperature + (np.asarray(bias) if len(bias) else 0.0)
     weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))

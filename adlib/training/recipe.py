@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -30,7 +30,7 @@ RECORD = Path("training") / "record.json"
 NETWORK_FILE = "network.py"
 SECTIONS = ("train", "input", "preprocess", "splits")
 
-Schedule = torch.optim.lr_scheduler.LRScheduler
+Schedule: TypeAlias = torch.optim.lr_scheduler.LRScheduler
 BuildNetwork = Callable[[int, int, float], nn.Module]
 Loss = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None", StudyParams], torch.Tensor]
 Optimizer = Callable[[list[nn.Parameter], StudyParams, int], "tuple[torch.optim.Optimizer, Schedule]"]
@@ -316,6 +316,8 @@ def read_network(path: Path, stated: dict[str, Any]) -> BuildNetwork:
     if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
         raise StudyError(f"{path} belongs to another user, so its code is not run; give load(..., build_network=...)")
     spec = importlib.util.spec_from_file_location(f"adlib_network_{stated['sha256'][:12]}", path)
+    if spec is None or spec.loader is None:
+        raise StudyError(f"{path} cannot be imported; run step 03 again")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return getattr(module, name)

@@ -40,15 +40,16 @@ def check_maps(params: StudyParams, classifier: Classifier, maps: ScanMaps) -> d
         ``entries`` with check, what is compared, n, participants, point and ci95; ``curves`` with the mean outputs at
         each fraction of the pixels and their intervals; for the phantom ``changed``, the regions.
     """
-    draws, content = (params.evaluate.bootstrap, params.seed), {"study": params.study}
+    draws = params.evaluate.bootstrap, params.seed
+    content: dict[str, Any] = {"study": params.study}
     content |= {"attribution": params.evaluate.attribution, "class": classifier.card.classes[-1]}
     entries, randomised = _randomisation(params, classifier, maps)
     curves, found = _perturbation(classifier, maps, draws)
     content |= {"curves": curves, "entries": entries + found}
     if params.source.kind == "phantom" and not classifier.card.input.flat:
-        plane, found = classifier.card.input.plane, (maps.values, randomised, edges(maps.slices))
+        plane, shown = classifier.card.input.plane, (maps.values, randomised, edges(maps.slices))
         kinds = {
-            name: of_slices(values, plane) for name, values in zip((TRAINED, RANDOMISED, EDGES), found, strict=True)
+            name: of_slices(values, plane) for name, values in zip((TRAINED, RANDOMISED, EDGES), shown, strict=True)
         }
         content |= {"top_share": TOP, "changed": {}}
         for of, definition in DEFINITIONS.items():
