@@ -192,7 +192,7 @@ def resample(
 
 
 def _needed(
-    volume: np.ndarray, affine: np.ndarray, shape: tuple[int, int, int], onto: np.ndarray
+    volume: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], onto: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The box of a volume that a grid (its voxels to the volume's world) reaches, with two voxels of margin."""
     low, high = world_box(shape, np.linalg.inv(affine) @ onto)

@@ -241,7 +241,7 @@ def _code_digest() -> Callable[[], str]:
     def code_digest() -> str:
         if (package := find_spec("adlib")) is None:
             return "not at all"
-        root, code = Path(package.origin).parent, hashlib.sha256()
+        root, code = Path(str(package.origin)).parent, hashlib.sha256()
         for file in sorted(root.rglob("*.py")):
             code.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
         return code.hexdigest()[:12]

@@ -178,7 +178,7 @@ def _checked_shape(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
     return shape
 
 
-def _checked_affine(affine: np.ndarray | None, shape: tuple[int, int, int], name: str) -> np.ndarray:
+def _checked_affine(affine: np.ndarray | None, shape: tuple[int, ...], name: str) -> np.ndarray:
     if affine is None or not np.isfinite(affine).all():
         raise StudyError(f"{name}: the header holds no finite affine ({affine}); convert the scan from DICOM again")
     affine = np.asarray(affine, dtype=float)
