@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, cast
 
 import nibabel as nib
 import numpy as np
@@ -98,9 +98,8 @@ def _read_volume(path: Path) -> tuple[nib.spatialimages.SpatialImage, tuple[str,
     try:
         with path.open("rb") as stream:
             packed = stream.read(2) == _GZIP_MAGIC
-        unpacked: Any = gzip.open(path, "rb") if packed else path.open("rb")
-        with unpacked as stream:
-            kind, content = _content(stream, path)
+        with (gzip.open if packed else Path.open)(path, "rb") as stream:
+            kind, content = _content(cast(IO[bytes], stream), path)
     except (EOFError, zlib.error, OSError) as error:
         raise StudyError(f"{path.name} is damaged or cut short ({error}); copy it again") from None
     return _loaded(kind, lambda: kind.from_bytes(content), path)
