@@ -67,9 +67,8 @@ class ImageNetwork(nn.Module):
     @property
     def stages(self) -> dict[str, tuple[str, ...]]:
         """Each layer of the body with weights, then the output layer."""
-        layers = [name for name, part in self.body.named_children() if list(part.parameters())]
-        stages: dict[str, tuple[str, ...]] = {name: (f"body.{name}",) for name in layers}
-        return stages | {"output": ("output",)}
+        layers = [f"body.{name}" for name, part in self.body.named_children() if list(part.parameters())]
+        return {name: (name,) for name in (*layers, "output")}
 
 
 class ResNet50(ResNet):

@@ -92,13 +92,9 @@ def _sites(people: pd.DataFrame) -> list[pd.Index]:
     folds = [group.index for _, group in people.groupby("site")]
     if len(folds) < 2:
         raise StudyError(f"leave_one_site_out needs two sites, got only {people['site'].iloc[0]!r}; use kfold")
-    for site, rest in ((people.loc[tested[0], "site"], people.drop(tested)) for tested in folds):
-        counts = rest["diagnosis"].value_counts().reindex(people["diagnosis"].unique(), fill_value=0)
-        if counts.min() < 2:
-            raise StudyError(
-                f"without site {site!r} {counts.min()} participants of class {counts.idxmin()} are left to train on, "
-                "two are needed; drop the class or use kfold with splits.balance_sites"
-            )
+    for tested in folds:
+        site = f"site {people.loc[tested[0], 'site']!r}"
+        _check_rest(people, tested, site, "drop the class or use kfold with splits.balance_sites")
     return folds
 
 
@@ -109,13 +105,17 @@ def _external(people: pd.DataFrame, sites: tuple[str, ...]) -> pd.Index:
     if unknown or not sites or set(sites) == set(names):
         raise StudyError(f"splits.test_sites is {list(sites)}; external needs some, not all, of the sites {names}")
     tested = people.index[people["site"].isin(sites)]
-    left = people.drop(tested)["diagnosis"].value_counts().reindex(people["diagnosis"].unique(), fill_value=0)
-    if left.min() < 2:
-        raise StudyError(
-            f"without the sites {list(sites)} {left.min()} participants of class {left.idxmin()} are left to train on, "
-            "two are needed; test fewer sites or drop the class"
-        )
+    _check_rest(people, tested, f"the sites {list(sites)}", "test fewer sites or drop the class")
     return tested
+
+
+def _check_rest(people: pd.DataFrame, tested: pd.Index, sites: str, advice: str) -> None:
+    counts = people.drop(tested)["diagnosis"].value_counts().reindex(people["diagnosis"].unique(), fill_value=0)
+    if counts.min() < 2:
+        raise StudyError(
+            f"without {sites} {counts.min()} participants of class {counts.idxmin()} are left to train on, two are "
+            f"needed; {advice}"
+        )
 
 
 def _strata(people: pd.DataFrame, params: SplitParams) -> pd.Series:
