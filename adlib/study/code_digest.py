@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 import hashlib
 import json
 import re
@@ -98,7 +97,7 @@ def module_digests(names: Iterable[str], root: Path = ROOT, *, texts: bool = Fal
         By module name.
     """
     needed: dict[str, set[str]] = {}
-    queue = [_resolved(name, root) for name in names]
+    queue = [_resolved(name, root, texts) for name in names]
     while queue:
         module, name = queue.pop()
         if (module.startswith(BOOKKEEPING) and module != _COUNTED) or name in needed.get(module, ()):
@@ -106,11 +105,11 @@ def module_digests(names: Iterable[str], root: Path = ROOT, *, texts: bool = Fal
         for parent in _parents(module):  # importing a module runs what stands at its top
             if parent not in needed:
                 needed[parent] = {""}
-                queue += _parse(parent, root).part("", texts)[1]
+                queue += _parse(parent, root, texts).part("")[1]
         needed[module].add(name)
-        queue += _parse(module, root).part(name, texts)[1]
+        queue += _parse(module, root, texts).part(name)[1]
     return {
-        module: digest([(name, _parse(module, root).part(name, texts)[0]) for name in sorted(used)])
+        module: digest([(name, _parse(module, root, texts).part(name)[0]) for name in sorted(used)])
         for module, used in sorted(needed.items())
     }
 
@@ -130,7 +129,10 @@ def notebook_digests(notebook: Path, root: Path = ROOT) -> tuple[str, dict[str, 
         raise StudyError(f"{notebook} does not exist; fetch it again from the repository") from None
     except (SyntaxError, ValueError, KeyError) as error:
         raise StudyError(f"{notebook} is not a notebook of plain Python: {error}") from None
-    cells, used = _Module("", tree, root, is_package=False).part("*", texts=True)
+    module = _Module("", tree, root, is_package=False, texts=True)
+    stripped = _Strip(texts=True).visit(tree)
+    used = sorted(set(module.used(stripped)))
+    cells = _dumped([stripped])
     names = [f"{module}.{name}".removesuffix(".*") for module, name in used]
     return cells, module_digests(names, root, texts=True)
 
@@ -156,13 +158,14 @@ class _Module:
     tree: ast.Module
     root: Path
     is_package: bool
+    texts: bool
     definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
     imports: dict[str, str] = field(default_factory=dict)  # local name to dotted name
 
     def __post_init__(self) -> None:
         self.definitions[""] = []  # statements that bind no name, run on import
         self._enter(self.tree.body)
-        self._parts: dict[tuple[str, bool], tuple[str, list[tuple[str, str]]]] = {}
+        self._parts: dict[str, tuple[str, set[tuple[str, str]]]] = {}
 
     def _enter(self, body: list[ast.stmt]) -> None:
         for statement in body:
@@ -185,18 +188,21 @@ class _Module:
         base = ".".join([*above, *filter(None, [statement.module])])
         return {a.asname or a.name: f"{base}.{a.name}" for a in statement.names}
 
-    def part(self, name: str, texts: bool) -> tuple[str, list[tuple[str, str]]]:
+    def part(self, name: str) -> tuple[str, set[tuple[str, str]]]:
         """Digest of a definition, and the modules and names of adlib that it names; ``*`` means the whole module."""
-        if (name, texts) not in self._parts:
-            statements = self.tree.body if name == "*" else self.definitions.get(name, [])
-            trees = [_Strip(texts).visit(copy.deepcopy(statement)) for statement in statements]
-            used = {pair for tree in trees for pair in self._used(tree)}
-            if not trees and name in self.imports:
-                used = set(_of_package(self.imports[name], self.root))
-            self._parts[name, texts] = _dumped(trees), sorted(used)
-        return self._parts[name, texts]
+        if name not in self._parts:
+            if name == "*":
+                parts = [self.part(each) for each in sorted(self.definitions)]
+                self._parts[name] = digest([part for part, _ in parts]), {pair for _, used in parts for pair in used}
+            elif name not in self.definitions:
+                self._parts[name] = _dumped([]), set(_of_package(self.imports[name], self.root, self.texts))
+            else:
+                trees = [_Strip(self.texts).visit(statement) for statement in self.definitions[name]]
+                used = {pair for tree in trees for pair in self.used(tree)}
+                self._parts[name] = _dumped(trees), used  # the trees are changed by this, so the order matters
+        return self._parts[name]
 
-    def _used(self, tree: ast.AST) -> Iterator[tuple[str, str]]:
+    def used(self, tree: ast.AST) -> Iterator[tuple[str, str]]:
         imports = dict(self.imports)
         for node in ast.walk(tree):
             if isinstance(node, ast.Import | ast.ImportFrom):
@@ -204,25 +210,25 @@ class _Module:
         for chain in _chains(tree):
             first, *rest = chain.split(".")
             if first in imports:
-                yield from _of_package(".".join([imports[first], *rest]), self.root)
+                yield from _of_package(".".join([imports[first], *rest]), self.root, self.texts)
             elif first in self.definitions and self.name:
                 yield self.name, first
 
 
-def _parse(name: str, root: Path) -> _Module:
+def _parse(name: str, root: Path, texts: bool) -> _Module:
     path = _module_file(name, root)
     if path is None:
         raise StudyError(f"{name} is no module under {root / PACKAGE}; check the name")
-    return _parsed(name, path, root, path.stat().st_mtime_ns)
+    return _parsed(name, path, root, path.stat().st_mtime_ns, texts)
 
 
 @lru_cache(maxsize=512)
-def _parsed(name: str, path: Path, root: Path, modified: int) -> _Module:
+def _parsed(name: str, path: Path, root: Path, modified: int, texts: bool) -> _Module:
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as error:
         raise StudyError(f"{path} is not valid Python: {error}") from None
-    return _Module(name, tree, root, is_package=path.name == "__init__.py")
+    return _Module(name, tree, root, is_package=path.name == "__init__.py", texts=texts)
 
 
 def _module_file(name: str, root: Path) -> Path | None:
@@ -236,16 +242,16 @@ def _parents(module: str) -> list[str]:
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
-def _of_package(dotted: str, root: Path) -> list[tuple[str, str]]:
+def _of_package(dotted: str, root: Path, texts: bool) -> list[tuple[str, str]]:
     """Module and name of what a dotted name means, where it is of adlib."""
-    return [_resolved(dotted, root)] if dotted.split(".")[0] == PACKAGE else []
+    return [_resolved(dotted, root, texts)] if dotted.split(".")[0] == PACKAGE else []
 
 
-def _resolved(dotted: str, root: Path) -> tuple[str, str]:
+def _resolved(dotted: str, root: Path, texts: bool) -> tuple[str, str]:
     for module in reversed(_parents(dotted)):
         if _module_file(module, root):
             rest = dotted[len(module) + 1 :].split(".")[0]
-            parsed = _parse(module, root)
+            parsed = _parse(module, root, texts)
             if rest and rest not in parsed.definitions and rest not in parsed.imports:
                 raise StudyError(f"{module} has no {rest}; check the name {dotted}")
             return module, rest or "*"
