@@ -61,7 +61,7 @@ def plot_conformal(
     classes: tuple[str, ...],
     nominal: float,
 ) -> Figure:
-    """Do sets of classes hold the truth as often as promised, and how large are they?
+    """Coverage of the prediction sets against nominal coverage, and the size of the sets.
 
     Parameters
     ----------
@@ -81,13 +81,17 @@ def plot_conformal(
         curve["nominal"], curve["expected_low"], curve["expected_high"], color=NEUTRAL, alpha=0.18, linewidth=0,
         label="95 % by chance, for this size",
     )  # fmt: skip
-    left.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":", linewidth=1, label="as promised")
+    left.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":", linewidth=1, label="nominal")
     spread = np.abs(curve[["low", "high"]].to_numpy().T - curve["coverage"].to_numpy())
     left.errorbar(
         curve["nominal"], curve["coverage"], spread, fmt="o", color=ACCENT, capsize=2, markersize=4, label="measured"
     )
-    held = format_score(get_score(metrics, NETWORK, "coverage"))
-    left.set(title=f"Sets that hold the truth\n({nominal:.0%} promised: {held})", xlabel="promised", ylabel="measured")
+    measured = format_score(get_score(metrics, NETWORK, "coverage"))
+    left.set(
+        title=f"Coverage of the prediction sets\n(nominal {nominal:.0%}: {measured})",
+        xlabel="nominal",
+        ylabel="measured",
+    )
     left.set(xlim=(0.45, 1), ylim=(0, 1.01), xticks=np.arange(0.5, 1.01, 0.1), yticks=np.arange(0, 1.01, 0.2))
     left.legend(fontsize="x-small", loc="lower right")
     for axis in (left.xaxis, left.yaxis):
@@ -147,7 +151,7 @@ def plot_subgroups(metrics: pd.DataFrame, classes: tuple[str, ...], binary: str)
 
 
 def plot_failures(failures: Failures) -> Figure:
-    """The middle slice of each confident error with truth, answer, probability and quality verdict."""
+    """The middle slice of each misclassification with true and predicted class, probability and quality verdict."""
     count = len(failures.table)
     columns, rows = 4, max(1, -(-count // 4))
     figure, axes = plt.subplots(rows, columns, figsize=(COLUMN_WIDTH, 2.15 * rows + 0.3), squeeze=False)
@@ -157,9 +161,9 @@ def plot_failures(failures: Failures) -> Figure:
         axis.imshow(image, cmap="gray", vmin=np.percentile(image, 1), vmax=np.percentile(image, 99.5))
         reasons = "" if pd.isna(row["qc_reasons"]) else f" ({row['qc_reasons']})"
         quality = textwrap.fill(f"quality: {row['qc_verdict']}{reasons}", 30)
-        said = f"{row['participant_id']}\ntruth {row['truth']}, answer {row['answer']} ({row['probability']:.2f})"
-        axis.set_title(f"{said}\n{quality}", size="x-small", weight="normal")
-    figure.suptitle("The most confident wrong answers (probability of the answer)", size="medium", weight="bold")
+        title = f"{row['participant_id']}\ntrue {row['truth']}, predicted {row['answer']} ({row['probability']:.2f})"
+        axis.set_title(f"{title}\n{quality}", size="x-small", weight="normal")
+    figure.suptitle("Most confident misclassifications (predicted probability)", size="medium", weight="bold")
     if not count:
-        axes[0, 0].text(0, 0.5, "no tested participant was answered wrongly")
+        axes[0, 0].text(0, 0.5, "no tested participant was misclassified")
     return figure

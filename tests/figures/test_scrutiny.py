@@ -64,13 +64,13 @@ def test_a_failure_is_shown_with_its_own_middle_slice_and_quality(tmp_path):
     middle = [table.query("scan_id == @scan and slice == 1").index[0] for scan in found.table["scan_id"]]
     assert found.images[:, 0, 0].tolist() == [3 * row + 1 for row in middle]
     shown = texts(scrutiny.plot_failures(found))
-    assert "sub-2\ntruth AD, answer MCI (0.80)\nquality: warn (blurred)" in shown
+    assert "sub-2\ntrue AD, predicted MCI (0.80)\nquality: warn (blurred)" in shown
     assert "sub-1" not in shown
 
 
 def test_no_failure_is_said_to_be_none():
     nobody = Failures(pd.DataFrame(columns=["participant_id"]), np.zeros((0, 4, 4)))
-    assert "no tested participant was answered wrongly" in texts(scrutiny.plot_failures(nobody))
+    assert "no tested participant was misclassified" in texts(scrutiny.plot_failures(nobody))
 
 
 @pytest.mark.parametrize("study", ["adni", "bids", "oasis1", "oasis2_slices", "dicom"])
@@ -117,7 +117,7 @@ def test_the_conformal_figure_draws_the_curve_and_counts_set_sizes_by_class():
     assert np.allclose(drawn[0], curve["coverage"])
     bars = [[bar.get_width() for bar in group] for group in figure.axes[1].containers]
     assert bars == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
-    assert "90% promised: 0.50 [0.25, 0.75]" in texts(figure)
+    assert "nominal 90%: 0.50 [0.25, 0.75]" in texts(figure)
 
 
 def test_the_forest_of_groups_has_a_row_for_each_and_says_where_there_is_no_score():
