@@ -82,7 +82,7 @@ class Study:
 
     @property
     def chance(self) -> float:
-        """Balanced accuracy of guessing."""
+        """Balanced accuracy of chance."""
         return 1 / len(self.params.classes)
 
     @property

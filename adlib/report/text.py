@@ -1,4 +1,4 @@
-"""Sentences of a report, rendered from the templates beside this file: summary, methods, limitations, checklists."""
+"""Sentences of a report, rendered from ``templates/``: summary, methods, limitations, checklists."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def render(name: str, **values: Any) -> str:
 
 
 def read_yaml(name: str) -> dict[str, Any]:
-    """A data file beside the templates."""
+    """A data file of ``templates/``."""
     return yaml.safe_load((TEMPLATES / f"{name}.yaml").read_text(encoding="utf-8"))
 
 

@@ -119,6 +119,7 @@ def test_numbers_match_the_records(study):
     assert best in page.words
     assert "the network was better than chance; it was better than the best baseline" in page.words
     assert "need come from the brain: background only did not fall to chance" in page.words
+    assert "differs from the params file" not in page.words
     assert "as expected: chance (0.33) is in the interval" in page.words
     assert "not as expected: the interval lies above chance (0.33)" in page.words
     assert "sex F150.55 [0.45,\u00a00.65]" in page.words and "corrected for multiple comparisons" in page.words
