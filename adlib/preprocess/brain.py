@@ -238,7 +238,30 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 
 
 def external_mask(volume: np.ndarray, affine: np.ndarray, method: str, name: str) -> np.ndarray:
-    """Brain mask (X, Y, Z), bool, of a scan on its own grid, by a program of `COMMANDS`; see `extract_brain`."""
+    """Brain mask of a scan on its own grid, by a program of `COMMANDS`.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) float32
+        The scan in canonical orientation.
+    affine : (4, 4) array
+        Voxel indices to world, RAS mm.
+    method : str
+        A key of `COMMANDS`: ``synthstrip`` or ``hd-bet``.
+    name : str
+        Name of the scan in messages.
+
+    Returns
+    -------
+    (X, Y, Z) bool
+
+    Raises
+    ------
+    StudyError
+        If the program fails or returns no mask that fits the scan.
+    TryAgain
+        If it is not installed, is killed, or takes over half an hour.
+    """
     command = COMMANDS[method]
     if shutil.which(command[0]) is None:
         raise TryAgain(

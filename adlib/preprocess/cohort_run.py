@@ -137,7 +137,23 @@ def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams) -> pd.DataFra
 
 
 def load_complete(scan: dict[str, Any], params: StudyParams) -> Preprocessed:
-    """As `load_preprocessed`, from a manifest row, with all images: those not stored are computed, not written."""
+    """Read a preprocessed scan with all images; those not stored are computed, not written.
+
+    Parameters
+    ----------
+    scan : dict
+        A manifest row.
+    params : StudyParams
+
+    Returns
+    -------
+    Preprocessed
+
+    Raises
+    ------
+    StudyError
+        As `load_preprocessed`.
+    """
     stored = load_preprocessed(scan, params.folder / "derivatives")
     return _preprocessed(scan, params.preprocess) if stored.native is None or stored.tissues is None else stored
 

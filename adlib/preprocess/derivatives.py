@@ -245,7 +245,26 @@ def load_preprocessed(scan: dict[str, Any], derivatives: Path, parts: tuple[str,
 
 
 def load_t1w(scan: dict[str, Any], derivatives: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The t1w of `load_preprocessed`, float32, and the affine of its grid, without reading the other images."""
+    """Read the t1w of `load_preprocessed`, without the other images.
+
+    Parameters
+    ----------
+    scan : dict
+        A manifest or features row: participant_id, session_id, scan_id.
+    derivatives : path
+
+    Returns
+    -------
+    t1w : (X, Y, Z) float32
+        Normalised intensities; 0 outside the brain.
+    affine : (4, 4) float64
+        Voxel indices to MNI152, RAS mm.
+
+    Raises
+    ------
+    StudyError
+        If the scan was not processed, failed, or its file changed since.
+    """
     names, content = _done(scan, derivatives)
     _check_outputs(names, content, ("t1w",))
     image = nib.load(names["t1w"])
@@ -253,7 +272,19 @@ def load_t1w(scan: dict[str, Any], derivatives: Path) -> tuple[np.ndarray, np.nd
 
 
 def as_stored(t1w: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The t1w as `load_preprocessed` reads it after `write_images`: float32 to the precision of 16 bits."""
+    """The t1w as `load_preprocessed` reads it after `write_images`.
+
+    Parameters
+    ----------
+    t1w : (X, Y, Z) float32
+    affine : (4, 4) array
+        Voxel indices to MNI152, RAS mm.
+
+    Returns
+    -------
+    (X, Y, Z) float32
+        To the precision of 16 bits.
+    """
     image = _coded(t1w, affine, np.int16, float(np.abs(t1w).max()) or 1.0)
     return nib.Nifti1Image.from_bytes(image.to_bytes()).get_fdata(dtype=np.float32)
 

@@ -19,12 +19,18 @@ GIB = 2**30
 
 
 def predicted_bytes(params: StudyParams, scans: int) -> dict[str, float]:
-    """What the parts of a study of so many scans will take, in bytes by file or folder of the study.
+    """Expected disk use of a study.
 
     Parameters
     ----------
     params : StudyParams
     scans : int
+        Number of scans.
+
+    Returns
+    -------
+    dict of str to float
+        Bytes by file or folder of the study.
     """
     found: dict[str, float] = {"model.safetensors": TRAINING_BYTES}
     if params.source.kind == "phantom":
@@ -38,7 +44,17 @@ def predicted_bytes(params: StudyParams, scans: int) -> dict[str, float]:
 
 
 def expected_scans(params: StudyParams) -> int | None:
-    """Scans of the study: of its manifest or, before there is one, of a cohort to be simulated; None where unknown."""
+    """Number of scans of a study: of its manifest or, before there is one, of a cohort to be simulated.
+
+    Parameters
+    ----------
+    params : StudyParams
+
+    Returns
+    -------
+    int or None
+        None where there is no manifest and the cohort is not simulated.
+    """
     manifest = params.folder / "manifest.tsv"
     if manifest.is_file():
         return len(read_table(manifest, MANIFEST))

@@ -128,6 +128,11 @@ def white_matter_peak(volume: np.ndarray, wm: np.ndarray) -> tuple[float, float]
     -------
     offset, scale : float
         For `normalise`.
+
+    Raises
+    ------
+    StudyError
+        If there are fewer than 100 voxels of pure white matter.
     """
     pure = volume[wm > 0.95]
     if pure.size < 100:
@@ -258,7 +263,20 @@ def standard_slices(slices: np.ndarray, percentiles: np.ndarray, standard: np.nd
 
 
 def check_landmarks(landmarks: np.ndarray, owner: str) -> None:
-    """Raise a `StudyError` unless there is a landmark for each of `LANDMARKS`, in rising order."""
+    """Check that there is a landmark for each of `LANDMARKS`, in rising order.
+
+    Parameters
+    ----------
+    landmarks : (len(LANDMARKS),) array
+        Intensities.
+    owner : str
+        Whose landmarks they are, for the message.
+
+    Raises
+    ------
+    StudyError
+        If landmarks are missing or do not rise.
+    """
     landmarks = np.asarray(landmarks, dtype=float)
     if landmarks.shape != (len(LANDMARKS),) or not np.all(np.diff(landmarks) > 0):
         raise StudyError(

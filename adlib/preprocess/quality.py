@@ -120,7 +120,18 @@ def measure_quality(
 
 
 def skipped_measures(values: dict[str, float]) -> list[str]:
-    """Steps of a scan that name what `measure_quality` did not measure."""
+    """Steps of a scan that name what `measure_quality` did not measure.
+
+    Parameters
+    ----------
+    values : dict of str to float
+        From `measure_quality`.
+
+    Returns
+    -------
+    list of str
+        A sentence for each, with the reason.
+    """
     reasons = {
         "qc_ghost": "air quality not measured: there is no noise around the head, as in an extracted brain",
         "qc_scale": "head size not measured: the scan has the template's size",
@@ -152,7 +163,17 @@ def verdict(values: dict[str, float]) -> tuple[str, tuple[str, ...]]:
 
 
 def limit_text(name: str) -> str:
-    """Typical range of a QC value, such as ``0.5 to 1`` or ``at least 1.5``."""
+    """Typical range of a QC value, such as ``0.5 to 1`` or ``at least 1.5``.
+
+    Parameters
+    ----------
+    name : str
+        A key of `LIMITS`.
+
+    Returns
+    -------
+    str
+    """
     low, high = LIMITS[name].typical
     if high == INFINITE:
         return f"at least {low:g}"
@@ -160,7 +181,19 @@ def limit_text(name: str) -> str:
 
 
 def grade(name: str, value: float) -> str:
-    """``pass``, ``check`` or ``fail`` for one QC value."""
+    """Grade of one QC value.
+
+    Parameters
+    ----------
+    name : str
+        A value without an entry in `LIMITS` passes.
+    value : float
+
+    Returns
+    -------
+    str
+        ``pass``, ``check`` or ``fail``.
+    """
     if name not in LIMITS:
         return "pass"
     limit = LIMITS[name]

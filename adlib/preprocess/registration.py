@@ -122,7 +122,18 @@ def rigid_part(scan_to_mni: np.ndarray) -> np.ndarray:
 
 
 def tissue_image(grey: np.ndarray, white: np.ndarray) -> np.ndarray:
-    """One image out of tissue fractions (X, Y, Z) float32, free of bias, noise and the scanner's contrast."""
+    """One image out of tissue fractions, free of bias, noise and the scanner's contrast.
+
+    Parameters
+    ----------
+    grey, white : (X, Y, Z) float32
+        Fractions of grey and white matter.
+
+    Returns
+    -------
+    (X, Y, Z) float32
+        1 in white matter, `DEMONS_GREY` in grey matter, 0 elsewhere.
+    """
     return np.float32(DEMONS_GREY) * grey + white
 
 
@@ -180,7 +191,20 @@ def register_deformable(tissues: np.ndarray, base: atlas.Template) -> sitk.Trans
 
 
 def jacobian_determinant(field: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Local change of volume (X, Y, Z), float32, of a displacement field (X, Y, Z, 3) in mm."""
+    """Local change of volume by a displacement.
+
+    Parameters
+    ----------
+    field : (X, Y, Z, 3) float32
+        Displacement, mm.
+    affine : (4, 4) array
+        Voxel indices to world, mm; only the voxel edges are used.
+
+    Returns
+    -------
+    (X, Y, Z) float32
+        1 where the volume stays, above 1 where it grows.
+    """
     edges = voxel_sizes(affine)
     slopes = np.stack([np.stack(np.gradient(field[..., k], *edges), axis=-1) for k in range(3)], axis=-2)
     return np.linalg.det(slopes + np.eye(3)).astype(np.float32)
