@@ -18,7 +18,13 @@ OASIS_AGE = ((69, 14), (76, 7), (78, 7))
 
 
 def plot_flow(flow: pd.DataFrame) -> Figure:
-    """How many scans and participants were left after each step (columns step, scans, participants)."""
+    """Number of scans and participants left after each step.
+
+    Parameters
+    ----------
+    flow : DataFrame
+        Columns step, scans and participants; one row per step, in order.
+    """
     figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 0.75 + 0.62 * len(flow)))
     for level, row in enumerate(flow.itertuples()):
         text = f"{row.step}\n{row.scans} scans of {row.participants or 'unknown'} participants"
@@ -34,7 +40,15 @@ def plot_flow(flow: pd.DataFrame) -> Figure:
 
 
 def plot_cohort(manifest: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
-    """Participants and scans of each class, and ages at the first session."""
+    """Participants and scans of each class, and ages at the first session.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+        Columns participant_id, session_id, diagnosis and age (years).
+    classes : tuple of str
+        Order of the classes in the figure.
+    """
     people = manifest.sort_values("session_id").drop_duplicates("participant_id")
     figure, (left, right) = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 2.8), width_ratios=(1, 1.4))
     palette = class_palette(classes)
@@ -64,7 +78,13 @@ def _tilt(axis: Axes, classes: tuple[str, ...]) -> None:
 
 
 def plot_confounds(confounds: pd.DataFrame) -> Figure:
-    """How far each fact about a scan tells its label, with 95 % intervals: 0 not at all, 1 completely."""
+    """Association of each metadata column with the label, with 95 % intervals: 0 none, 1 complete.
+
+    Parameters
+    ----------
+    confounds : DataFrame
+        Columns column, measure, association, ci_low, ci_high and p_holm; one row per metadata column.
+    """
     table = confounds.sort_values("association")
     figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 0.9 + 0.26 * max(len(table), 1)))
     for place, row in enumerate(table.itertuples()):
@@ -81,9 +101,15 @@ def plot_confounds(confounds: pd.DataFrame) -> Figure:
 
 
 def plot_calibration(truth: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
-    """The phantom's true volumes by class; brain fractions beside published ones: does the simulation have real sizes?
+    """True volumes of the phantom by class, with published brain fractions of OASIS-1.
 
-    Hippocampi and ventricles stand alone: their published sizes differ by where the boundary is drawn.
+    Hippocampi and ventricles have no published reference: their sizes depend on where the boundary is drawn.
+
+    Parameters
+    ----------
+    truth : DataFrame
+        Columns diagnosis, nbv (share of the intracranial volume), hippocampus_ml and ventricles_ml.
+    classes : tuple of str
     """
     figure, axes = plt.subplots(1, 3, figsize=(COLUMN_WIDTH, 2.9))
     palette = class_palette(classes)
@@ -113,7 +139,14 @@ def plot_calibration(truth: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
 
 
 def plot_splits(splits: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
-    """Participants of each class in each part of each fold; no participant is in two parts of a fold."""
+    """Participants of each class in each part of each fold; no participant is in two parts of a fold.
+
+    Parameters
+    ----------
+    splits : DataFrame
+        Columns fold, split and diagnosis; one row per participant and fold.
+    classes : tuple of str
+    """
     folds = sorted(splits["fold"].unique())
     figure, axes = plt.subplots(1, len(folds), figsize=(COLUMN_WIDTH, 2.6), sharey=True, squeeze=False)
     for axis, fold in zip(axes[0], folds, strict=True):
@@ -127,7 +160,17 @@ def plot_splits(splits: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
 
 
 def plot_input_slices(slices: np.ndarray, table: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
-    """One scan of each class as the network sees it: a row per class, a column per slice and channel."""
+    """One scan of each class as input to the network: a row per class, a column per slice and channel.
+
+    Parameters
+    ----------
+    slices : (n, 3, H, W) float
+        Stored slices of all scans.
+    table : DataFrame
+        Columns scan_id, diagnosis, row (index into `slices`) and position_mm.
+    classes : tuple of str
+        Each with at least one scan in `table`.
+    """
     scans = [table.loc[table["diagnosis"] == name, "scan_id"].iloc[0] for name in classes]
     items = [np.asarray(slices[table.loc[table["scan_id"] == scan, "row"]], dtype=np.float32) for scan in scans]
     count = min(items[0].shape[0], 3)

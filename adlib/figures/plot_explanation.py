@@ -26,7 +26,15 @@ STAGE_TITLES = {"fc": "last layer", "layer4": "+ stage 4", "layer3": "+ stage 3"
 
 
 def plot_attribution(maps: AttributionMaps, classes: tuple[str, ...]) -> Figure:
-    """Evidence for the last class on the mean slice of each true class: red for, blue against."""
+    """Evidence for the last class on the mean slice of each true class: red for, blue against.
+
+    Parameters
+    ----------
+    maps : AttributionMaps
+        Mean maps and mean slices of each true class.
+    classes : tuple of str
+        In the order of `maps`.
+    """
     rows, columns = maps.attribution.shape[:2]
     size = COLUMN_WIDTH / max(columns, 3)
     figure, axes = plt.subplots(rows, columns, figsize=(size * columns + 0.6, size * rows + 0.3), squeeze=False)
@@ -47,7 +55,7 @@ def plot_attribution(maps: AttributionMaps, classes: tuple[str, ...]) -> Figure:
 def plot_attribution_mni(
     images: dict[str, nib.Nifti1Image], background: nib.Nifti1Image, mode: str, coordinates: tuple[float, ...]
 ) -> Figure:
-    """The mean map of each true class in MNI152 space, cut where the slices were; the weaker, the more see-through.
+    """The mean map of each true class in MNI152 space at the positions of the slices; weak evidence is transparent.
 
     Parameters
     ----------
@@ -98,10 +106,15 @@ def _mni_scale(figure: Figure, limit: float, name: str) -> None:
 
 
 def plot_randomisation(sanity: dict[str, Any]) -> Figure:
-    """Do the maps change when the network is randomised, and do they agree with the true change of simulated heads?
+    """Change of the maps under randomisation of the network, and overlap with the true change of simulated heads.
 
     Left: rank correlation of the maps with those of a network that is random from its last layer down to a stage.
     Right, for simulated heads only: how often the strongest pixels lie where disease changes volume or image most.
+
+    Parameters
+    ----------
+    sanity : dict
+        Content of ``attribution/sanity.json``.
 
     References
     ----------
@@ -151,7 +164,12 @@ def _overlaps(axis: plt.Axes, checks: pd.DataFrame, greatest: float) -> None:
 
 
 def plot_deletion(sanity: dict[str, Any]) -> Figure:
-    """The output for the last class while patches of the slice are blanked or shown, in the map's and random order.
+    """Output for the last class while patches are blanked or shown, by attribution and in random order.
+
+    Parameters
+    ----------
+    sanity : dict
+        Content of ``attribution/sanity.json``.
 
     References
     ----------

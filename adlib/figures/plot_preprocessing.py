@@ -89,7 +89,16 @@ def _intensities(scan: Preprocessed) -> tuple[tuple, ...]:
 
 
 def plot_volumes(features: pd.DataFrame, manifest: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
-    """Measured volumes by class, one point per scan."""
+    """Measured volumes by class, one point per scan.
+
+    Parameters
+    ----------
+    features : DataFrame
+        Columns scan_id, qc_verdict and volumes (ml); scans that fail quality control are left out.
+    manifest : DataFrame
+        Columns scan_id and diagnosis.
+    classes : tuple of str
+    """
     known = features[features["qc_verdict"] != "fail"].merge(manifest[["scan_id", "diagnosis"]], on="scan_id")
     spread = np.random.default_rng(0).uniform(-0.12, 0.12, len(known))  # the same picture in every run
     figure, axes = plt.subplots(2, 3, figsize=(COLUMN_WIDTH, 4.2))
@@ -106,7 +115,15 @@ def plot_volumes(features: pd.DataFrame, manifest: pd.DataFrame, classes: tuple[
 
 
 def plot_volumes_truth(features: pd.DataFrame, truth: pd.DataFrame) -> Figure:
-    """Measured against true volumes of simulated heads, with the correlation; the dashed line is equality."""
+    """Measured against true volumes of simulated heads, with the correlation; the dashed line is equality.
+
+    Parameters
+    ----------
+    features : DataFrame
+        Columns scan_id, qc_verdict and the measured volumes (ml).
+    truth : DataFrame
+        Columns scan_id and the true volumes of the same names.
+    """
     both = features[features["qc_verdict"] != "fail"].merge(truth, on="scan_id", suffixes=("", "_true"))
     figure, axes = plt.subplots(2, 3, figsize=(COLUMN_WIDTH, 4.2))
     for axis, (name, label) in zip(axes.ravel(), VOLUMES.items(), strict=True):

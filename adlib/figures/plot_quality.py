@@ -53,7 +53,13 @@ def plot_quality_page(worst: pd.DataFrame, pictures: dict[str, Preprocessed]) ->
 
 
 def plot_quality_values(features: pd.DataFrame) -> Figure:
-    """Distribution of each QC value; between the dashed lines a scan passes, beyond the solid lines it is left out."""
+    """Distribution of each QC value; between the dashed lines a scan passes, beyond the solid lines it is left out.
+
+    Parameters
+    ----------
+    features : DataFrame
+        Columns qc_verdict and the QC values of `adlib.preprocess.quality.LIMITS`; one row per scan.
+    """
     measured = {name: limit for name, limit in LIMITS.items() if name in features and features[name].notna().any()}
     rows = -(-max(len(measured), 1) // 4)
     figure, axes = plt.subplots(rows, 4, figsize=(COLUMN_WIDTH, 1.75 * rows + 0.3), squeeze=False)
@@ -81,7 +87,14 @@ def plot_quality_values(features: pd.DataFrame) -> Figure:
 
 
 def strip(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The three views side by side, (rows, columns) float32."""
+    """The three views side by side, (rows, columns) float32.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) float32
+    affine : (4, 4) float
+        Voxel to world, mm.
+    """
     parts = [extract_slice(volume, affine, plane, position) for plane, position in VIEWS]
     height = max(part.shape[0] for part in parts)
     return np.hstack(

@@ -22,7 +22,13 @@ FAINT = 1.8  # top of the blues: a share of 1 is light enough for black numbers,
 
 
 def plot_curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
-    """Loss and validation balanced accuracy by epoch, a line per training (run and fold)."""
+    """Loss and validation balanced accuracy by epoch, a line per training (run and fold).
+
+    Parameters
+    ----------
+    histories : dict of str to list of dict
+        For each ``run, fold``, a dict per epoch: epoch, train_loss, validation_loss and validation_balanced_accuracy.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 2.8))
     colours = dict(
         zip(dict.fromkeys(name.split(",")[0] for name in histories), sns.color_palette("colorblind"), strict=False)
@@ -41,14 +47,20 @@ def plot_curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
 
 
 class LiveCurves:
-    """Curves in a notebook that are drawn anew while a training goes on, also under papermill."""
+    """Training curves in a notebook, updated during the training, also under papermill.
+
+    Parameters
+    ----------
+    every_seconds : float
+        Shortest time between two updates, s.
+    """
 
     def __init__(self, every_seconds: float = 5.0) -> None:
         self.histories: dict[str, list[dict[str, float]]] = {}
         self.every_seconds, self.drawn, self.handle = every_seconds, -np.inf, None
 
     def __call__(self, name: str, history: list[dict[str, float]]) -> None:
-        """Take the curves of a run after an epoch."""
+        """Update the curves of a run after an epoch; see `plot_curves` for the history."""
         self.histories[name] = history
         if time.monotonic() - self.drawn < self.every_seconds:
             return
@@ -61,13 +73,20 @@ class LiveCurves:
         self.drawn = time.monotonic()
 
     def close(self) -> None:
-        """Take the picture away: what it showed is drawn from stored results."""
+        """Replace the figure by a note: the final curves are drawn from stored results."""
         if self.handle is not None:
             self.handle.update(Markdown("The curves stand below."))
 
 
 def plot_confusion(confusion: dict[str, list[list[int]]], classes: tuple[str, ...]) -> Figure:
-    """Participants by truth and decision, network beside the volume baseline; colour is the share of the row."""
+    """Participants by true and predicted class, of the network and two comparisons; colour is the share of the row.
+
+    Parameters
+    ----------
+    confusion : dict of str to list of list of int
+        For each run: counts, rows are true classes.
+    classes : tuple of str
+    """
     runs = [run for run in (NETWORK, "volumes", "shuffled_labels") if run in confusion]
     figure, axes = plt.subplots(1, len(runs), figsize=(COLUMN_WIDTH, 0.9 + COLUMN_WIDTH / len(runs)), squeeze=False)
     for axis, run in zip(axes[0], runs, strict=True):
@@ -93,7 +112,18 @@ def plot_confusion(confusion: dict[str, list[list[int]]], classes: tuple[str, ..
 
 
 def plot_roc(pooled: pd.DataFrame, metrics: pd.DataFrame, classes: tuple[str, ...], seed: int) -> Figure:
-    """One-vs-rest ROC curves of participants with 95 % bands over participants, for the classes that were tested."""
+    """One-vs-rest ROC curves of participants with 95 % bands over participants, for the classes that were tested.
+
+    Parameters
+    ----------
+    pooled : DataFrame
+        Columns participant_id, truth and ``p_<class>``; one row per test participant.
+    metrics : DataFrame
+        See `adlib.study.metrics.metrics_table`.
+    classes : tuple of str
+    seed : int
+        Of the bootstrap.
+    """
     y, p, groups = arrays(pooled, classes)
     weights = scores.cluster_weights(groups, 300, seed)
     figure, axes = plt.subplots(1, len(classes), figsize=(COLUMN_WIDTH, 2.3), sharey=True, squeeze=False)
@@ -122,9 +152,19 @@ def _sensitivity(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -
 def plot_reliability(
     pooled: pd.DataFrame, before: pd.DataFrame, metrics: pd.DataFrame, classes: tuple[str, ...], seed: int
 ) -> Figure:
-    """Confidence of the decision against how often it is right, with intervals over participants.
+    """Confidence of the predicted class against its accuracy, with intervals over participants.
 
-    Dots: calibrated (`pooled`); crosses: the network's own probabilities (`before`).
+    Parameters
+    ----------
+    pooled : DataFrame
+        Calibrated probabilities of the test participants, drawn as dots.
+    before : DataFrame
+        The same without calibration, drawn as crosses.
+    metrics : DataFrame
+        See `adlib.study.metrics.metrics_table`.
+    classes : tuple of str
+    seed : int
+        Of the bootstrap.
     """
     bins = scores.CALIBRATION_BINS
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(COLUMN_WIDTH * 0.7, 4.2), sharex=True, height_ratios=(3, 1))
@@ -163,7 +203,19 @@ def _binned(y: np.ndarray, p: np.ndarray, weights: np.ndarray, bins: int) -> tup
 
 
 def plot_forest(metrics: pd.DataFrame, metric: str, title: str, chance: float) -> Figure:
-    """One score of every run by participant, with its interval and chance level."""
+    """One score of every run by participant, with its interval and chance level.
+
+    Parameters
+    ----------
+    metrics : DataFrame
+        See `adlib.study.metrics.metrics_table`.
+    metric : str
+        Name of the score in `metrics`.
+    title : str
+        Of the figure.
+    chance : float
+        Score of a classifier without information.
+    """
     rows = metrics.query(
         "level == 'subject' and group == '' and metric == @metric and `class` == '' and point == point"
     )
@@ -186,7 +238,17 @@ def plot_forest(metrics: pd.DataFrame, metric: str, title: str, chance: float) -
 
 
 def plot_severity(pooled: pd.DataFrame, truth: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
-    """The network's expected stage against the phantom's true severity: does it read what was put in?"""
+    """Expected stage by the network against true severity of the phantom's participants.
+
+    Parameters
+    ----------
+    pooled : DataFrame
+        Columns participant_id, truth and ``p_<class>``; one row per test participant.
+    truth : DataFrame
+        Columns participant_id and severity.
+    classes : tuple of str
+        From healthy to most severe.
+    """
     stage = pooled[[f"p_{name}" for name in classes]].to_numpy() @ np.linspace(0, 1, len(classes))
     severity = truth.groupby("participant_id")["severity"].mean()
     table = pooled.assign(stage=stage, severity=pooled["participant_id"].map(severity))

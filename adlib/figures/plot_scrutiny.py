@@ -24,6 +24,16 @@ def plot_precision_recall(pooled: pd.DataFrame, metrics: pd.DataFrame, classes: 
     """Precision of each class against recall, with 95 % bands over participants; dotted: the share of the class.
 
     AP is the average precision.
+
+    Parameters
+    ----------
+    pooled : DataFrame
+        Columns participant_id, truth and ``p_<class>``; one row per test participant.
+    metrics : DataFrame
+        See `adlib.study.metrics.metrics_table`.
+    classes : tuple of str
+    seed : int
+        Of the bootstrap.
     """
     y, p, groups = arrays(pooled, classes)
     weights = scores.cluster_weights(groups, 300, seed)
@@ -46,7 +56,20 @@ def plot_precision_recall(pooled: pd.DataFrame, metrics: pd.DataFrame, classes: 
 
 
 def precision_at(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Precision at each recall of `GRID`: that of the strictest threshold which finds so many, no better one's."""
+    """Precision at each recall of `GRID`, of the strictest threshold that reaches it; not interpolated.
+
+    Parameters
+    ----------
+    positive : (n,) bool
+    score : (n,) float
+        Higher for the positive class.
+    weights : (n,) float
+        Sample weights.
+
+    Returns
+    -------
+    (101,) float64
+    """
     precision, recall, _ = precision_recall_curve(positive, score, sample_weight=weights, drop_intermediate=False)
     precision, recall = precision[:-1][::-1], recall[:-1][::-1]  # strict thresholds first; the made-up point left out
     found = np.searchsorted(recall, np.maximum(GRID, 1e-6) - 1e-9)  # at recall 0 that of the first one found
@@ -121,7 +144,16 @@ def _sizes(axis: plt.Axes, sizes: np.ndarray, truth: np.ndarray, classes: tuple[
 
 
 def plot_subgroups(metrics: pd.DataFrame, classes: tuple[str, ...], binary: str) -> Figure:
-    """Balanced accuracy and AUC of `binary` (in words) of the network in each group of participants and in all."""
+    """Balanced accuracy and binary ROC AUC of the network in each subgroup and in all participants.
+
+    Parameters
+    ----------
+    metrics : DataFrame
+        See `adlib.study.metrics.metrics_table`.
+    classes : tuple of str
+    binary : str
+        Name of the two-class comparison, in words.
+    """
     rows = metrics[metrics["group"] != ""]
     counts = rows.drop_duplicates("group").set_index("group")["n"]
     figure, axes = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 1.3 + 0.3 * max(len(counts), 1)), sharey=True)
@@ -151,7 +183,13 @@ def plot_subgroups(metrics: pd.DataFrame, classes: tuple[str, ...], binary: str)
 
 
 def plot_failures(failures: Failures) -> Figure:
-    """The middle slice of each misclassification with true and predicted class, probability and quality verdict."""
+    """The middle slice of each misclassification with true and predicted class, probability and quality verdict.
+
+    Parameters
+    ----------
+    failures : Failures
+        See `adlib.evaluation.errors`.
+    """
     count = len(failures.table)
     columns, rows = 4, max(1, -(-count // 4))
     figure, axes = plt.subplots(rows, columns, figsize=(COLUMN_WIDTH, 2.15 * rows + 0.3), squeeze=False)

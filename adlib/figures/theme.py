@@ -28,12 +28,30 @@ def apply_theme() -> None:
 
 
 def class_palette(classes: tuple[str, ...]) -> dict[str, tuple[float, float, float]]:
-    """One colour per class, light to dark with disease: the classes are ordered."""
+    """One colour per class, light to dark with disease: the classes are ordered.
+
+    Parameters
+    ----------
+    classes : tuple of str
+        From healthy to most severe.
+
+    Returns
+    -------
+    dict of str to (r, g, b)
+        Each channel 0 to 1.
+    """
     return dict(zip(classes, sns.color_palette("viridis_r", len(classes) + 1)[1:], strict=True))
 
 
 def leave_panel(axis: Axes, words: str) -> None:
-    """Say in a panel why nothing is drawn in it."""
+    """Write into an empty panel why nothing is drawn.
+
+    Parameters
+    ----------
+    axis : matplotlib Axes
+    words : str
+        The reason.
+    """
     axis.set_xticks([])
     axis.grid(False)
     axis.text(0.5, 0.5, words, transform=axis.transAxes, ha="center", va="center", size="x-small", wrap=True)
