@@ -117,6 +117,19 @@ def module_digests(names: Iterable[str], root: Path = ROOT, *, texts: bool = Fal
 def notebook_digests(notebook: Path, root: Path = ROOT) -> tuple[str, dict[str, str]]:
     """Digest of a notebook's code cells, and of the code of adlib that they use, by module.
 
+    Parameters
+    ----------
+    notebook : path
+    root : path
+        Folder that holds ``adlib/``.
+
+    Returns
+    -------
+    cells : str
+        SHA-256 of the code cells.
+    modules : dict of str to str
+        Digest by module name.
+
     Raises
     ------
     StudyError
@@ -138,7 +151,18 @@ def notebook_digests(notebook: Path, root: Path = ROOT) -> tuple[str, dict[str, 
 
 
 def package_versions(names: Iterable[str] = NUMERIC_PACKAGES) -> dict[str, str]:
-    """Installed version of each package, and of Python."""
+    """Installed version of each package, and of Python.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Names of distributions.
+
+    Returns
+    -------
+    dict of str to str
+        Version by name; ``not installed`` where it is absent.
+    """
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     return {"python": python} | {name: _version(name) for name in names}
 

@@ -15,6 +15,12 @@ from adlib.study.records import StudyError, TryAgain, digest, file_digest, is_pa
 def raise_if_passing(error: Exception, path: Path) -> None:
     """Return if the bytes of `path` may cause `error`.
 
+    Parameters
+    ----------
+    error : Exception
+    path : path
+        File that was read.
+
     Raises
     ------
     TryAgain
@@ -29,7 +35,15 @@ def raise_if_passing(error: Exception, path: Path) -> None:
 
 @lru_cache(maxsize=64)
 def code_of(module: str, *packages: str) -> str:
-    """Digest of a converting module with all its imports, and of the versions of further packages."""
+    """Digest of a converting module with all its imports, and of the versions of further packages.
+
+    Parameters
+    ----------
+    module : str
+        Dotted name.
+    *packages : str
+        Names of distributions.
+    """
     return digest([code_digest(module), package_versions(packages)])
 
 

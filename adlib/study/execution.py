@@ -63,6 +63,18 @@ class LastLine:
         self.text, self.tell = "", tell
 
     def write(self, text: str) -> int:
+        """Keep the last line that is not blank, and pass on the address of Dask's dashboard.
+
+        Parameters
+        ----------
+        text : str
+            Part of the output.
+
+        Returns
+        -------
+        int
+            Number of characters.
+        """
         lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
         for line in lines:
             if line.startswith(DASHBOARD):
@@ -125,10 +137,20 @@ def execute(notebook: Path, executed: Path, params_file: Path, root: Path, progr
 
 
 def write_html(executed: Path) -> Path:
-    """Write an executed notebook as one HTML file that holds all its images and fetches nothing.
+    """Write an executed notebook as one HTML file that holds all its images and needs no network.
 
-    Widgets need scripts from the network, so what stands in for them as text, image or HTML is shown instead. Of a
-    progress bar only its end is shown.
+    Widgets need scripts from the network, so their text, image or HTML is shown instead. Of a progress bar only its end
+    is shown.
+
+    Parameters
+    ----------
+    executed : path
+        The notebook with its outputs.
+
+    Returns
+    -------
+    path
+        ``executed`` with the suffix ``.html``.
     """
     content = nbformat.read(executed, as_version=4)
     content.metadata.pop("widgets", None)

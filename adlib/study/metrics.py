@@ -62,7 +62,13 @@ RUNS = {
 
 
 def run_of(name: str) -> Run:
-    """The run of that name; one that `RUNS` does not list is called by its own name."""
+    """The run of a given name; a name that `RUNS` does not list becomes its title.
+
+    Parameters
+    ----------
+    name : str
+        Value of the column ``run``.
+    """
     return RUNS.get(name, Run(name.replace("_", " ").capitalize(), "other", ""))
 
 
@@ -100,6 +106,10 @@ def read_metrics(path: Path | str) -> pd.DataFrame:
 def metrics_table(content: dict[str, Any]) -> pd.DataFrame:
     """The scores in the content of a ``metrics.json``.
 
+    Parameters
+    ----------
+    content : dict
+
     Returns
     -------
     DataFrame
@@ -110,7 +120,15 @@ def metrics_table(content: dict[str, Any]) -> pd.DataFrame:
 
 
 def tidy(entries: Iterable[dict[str, Any]], names: Sequence[str]) -> pd.DataFrame:
-    """Stored entries as a table: `names` (empty text where absent), point, low, high and n."""
+    """Stored entries as a table: `names` (empty text where absent), point, low, high and n.
+
+    Parameters
+    ----------
+    entries : iterable of dict
+        Each has ``point``; ``ci95`` and ``n`` are optional.
+    names : sequence of str
+        Keys that identify an entry.
+    """
     rows = []
     for entry in entries:
         low, high = entry.get("ci95") or (None, None)
@@ -174,7 +192,18 @@ def metric_table(metrics: pd.DataFrame, level: str, names: Sequence[str]) -> pd.
 
 
 def subgroup_table(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Groups of participants by number and scores, as text."""
+    """Groups of participants by number and scores, as text.
+
+    Parameters
+    ----------
+    metrics : DataFrame
+        As `metrics_table` returns it.
+
+    Returns
+    -------
+    DataFrame
+        One row per group: participants, balanced accuracy, ROC AUC.
+    """
     rows = metrics[metrics["group"] != ""]
     counts = rows.groupby("group")["n"].first().rename("participants")
     table = _written(rows, "group", ("balanced_accuracy", "roc_auc_binary"))

@@ -371,6 +371,12 @@ def open_study(params_file: Path | str, **settings: Any) -> StudyParams:
 def validate_params(content: dict[str, Any], where: str) -> StudyParams:
     """Make `StudyParams` of plain yaml content, with every fault named.
 
+    Parameters
+    ----------
+    content : dict
+    where : str
+        Name of the file, for the error.
+
     Raises
     ------
     StudyError
@@ -386,7 +392,12 @@ def validate_params(content: dict[str, Any], where: str) -> StudyParams:
 
 
 def dump_params(params: StudyParams) -> str:
-    """Yaml text from which `load_params` makes an equal study, defaults written out."""
+    """Yaml text from which `load_params` makes an equal study, defaults written out.
+
+    Parameters
+    ----------
+    params : StudyParams
+    """
     return yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False)
 
 

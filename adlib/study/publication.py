@@ -17,7 +17,21 @@ from adlib.study.reference import PUBLISHED, accept
 
 
 def provenance(params: StudyParams, root: Path, *, started: str, finished: str) -> dict[str, Any]:
-    """What it takes to repeat a run: code, packages, machine, seed, params; and its durations."""
+    """What repeats a run: code, packages, machine, seed, params; and its durations.
+
+    Parameters
+    ----------
+    params : StudyParams
+    root : path
+        Root of the repository.
+    started, finished : str
+        ISO 8601 times.
+
+    Returns
+    -------
+    dict
+        Content of ``provenance.json``.
+    """
     steps = [read_json(path) for path in sorted((params.folder / "steps").glob("*.json"))]
     return {
         "study": params.study,
@@ -43,10 +57,26 @@ def _direct_packages(root: Path) -> dict[str, str]:
 
 
 def publish(params: StudyParams, root: Path) -> int:
-    """Make ``figures/`` hold exactly the figures of this study; return how many.
+    """Make ``figures/`` hold exactly the figures of this study.
 
     PNG files there that the study does not register are removed. Reference metrics are written only where there
     are none yet; `reference.accept` replaces them.
+
+    Parameters
+    ----------
+    params : StudyParams
+    root : path
+        Root of the repository.
+
+    Returns
+    -------
+    int
+        Number of figures.
+
+    Raises
+    ------
+    StudyError
+        If the study has no table of figures.
     """
     source, target = params.folder / "figures", root / PUBLISHED
     names = list(read_table(source / "figures.tsv", FIGURES)["name"])

@@ -33,6 +33,10 @@ def is_passing(error: Exception) -> bool:
 
     An `OSError` without a number is not of the system (gzip raises such for damaged bytes) unless its kind is. EINVAL
     is what a header leads to that points before the file.
+
+    Parameters
+    ----------
+    error : Exception
     """
     system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
     return system or isinstance(error, MemoryError | FileNotFoundError | PermissionError | TryAgain)
@@ -40,9 +44,18 @@ def is_passing(error: Exception) -> bool:
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it becomes `path`, on error it is removed.
+    """Yield a temporary path in the folder of `path`; on success it becomes `path`, on error it is removed.
 
-    The temporary name keeps all suffixes, so that writers which choose a format by suffix work.
+    The temporary name has all suffixes of `path`, so that writers which choose a format by suffix work.
+
+    Parameters
+    ----------
+    path : path
+        Its folder is made if it is missing.
+
+    Yields
+    ------
+    path
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,25 +68,60 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Delete what writers that were killed left of `atomic_path` under a folder that nobody writes in now."""
+    """Delete the temporary files of `atomic_path` that killed writers left under a folder that nothing writes in now.
+
+    Parameters
+    ----------
+    folder : path
+    """
     for path in folder.rglob(".part-*"):
         path.unlink(missing_ok=True)
 
 
 def write_text(text: str, path: Path | str) -> Path:
-    """Write `text` as UTF-8, whole or not at all."""
+    """Write `text` as UTF-8, whole or not at all.
+
+    Parameters
+    ----------
+    text : str
+    path : path
+
+    Returns
+    -------
+    path
+    """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)
 
 
 def write_json(content: Any, path: Path | str) -> Path:
-    """Write `content` as indented JSON with sorted keys, whole or not at all; NaN is refused."""
+    """Write `content` as indented JSON with sorted keys, whole or not at all.
+
+    Parameters
+    ----------
+    content : any
+        What JSON can hold.
+    path : path
+
+    Returns
+    -------
+    path
+
+    Raises
+    ------
+    ValueError
+        If a number is NaN or infinite.
+    """
     return write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", path)
 
 
 def read_json(path: Path | str) -> Any:
     """Read a JSON file.
+
+    Parameters
+    ----------
+    path : path
 
     Raises
     ------
@@ -89,13 +137,24 @@ def read_json(path: Path | str) -> Any:
 
 
 def digest(content: Any) -> str:
-    """SHA-256 (hex) of anything JSON can hold, independent of key order."""
+    """SHA-256 (hex) of anything JSON can hold, independent of key order.
+
+    Parameters
+    ----------
+    content : any
+        What JSON cannot hold enters as its text.
+    """
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_digest(path: Path | str) -> str:
-    """SHA-256 (hex) of a file's bytes."""
+    """SHA-256 (hex) of a file's bytes.
+
+    Parameters
+    ----------
+    path : path
+    """
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -123,6 +182,7 @@ class Schema:
 
     @property
     def columns(self) -> dict[str, type]:
+        """Type of each column, required ones first."""
         return {**self.required, **self.optional}
 
 
@@ -222,7 +282,14 @@ FIGURES = Schema(
 
 
 def check_table(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:
-    """Return `table` with the schema's types and column order; extra columns are kept at the end.
+    """Return `table` with the schema's types and column order; extra columns follow at the end.
+
+    Parameters
+    ----------
+    table : DataFrame
+    schema : Schema
+    where : str
+        Name of the table's file, for the error.
 
     Raises
     ------
@@ -259,7 +326,24 @@ def _typed(column: pd.Series, kind: type, *, required: bool, where: str) -> pd.S
 
 
 def write_table(table: pd.DataFrame, path: Path | str, schema: Schema) -> pd.DataFrame:
-    """Check `table` against `schema` and write it as TSV or, by suffix, as parquet; return what was written."""
+    """Check `table` against `schema` and write it as TSV or, by suffix, as parquet.
+
+    Parameters
+    ----------
+    table : DataFrame
+    path : path
+    schema : Schema
+
+    Returns
+    -------
+    DataFrame
+        The table as written.
+
+    Raises
+    ------
+    StudyError
+        If the table breaks the schema.
+    """
     path = Path(path)
     table = check_table(table, schema, str(path))
     with atomic_path(path) as temporary:
@@ -272,6 +356,12 @@ def write_table(table: pd.DataFrame, path: Path | str, schema: Schema) -> pd.Dat
 
 def read_table(path: Path | str, schema: Schema) -> pd.DataFrame:
     """Read a table that `write_table` wrote and check it again.
+
+    Parameters
+    ----------
+    path : path
+        ``.parquet`` or TSV.
+    schema : Schema
 
     Raises
     ------
@@ -293,14 +383,25 @@ def read_table(path: Path | str, schema: Schema) -> pd.DataFrame:
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 of a file; of a manifest without its paths, so that the same study in another folder has the same."""
+    """SHA-256 of a file; of a manifest without its paths, so that the same study in another folder has the same.
+
+    Parameters
+    ----------
+    path : path
+    """
     if path.name != "manifest.tsv":
         return file_digest(path)
     return digest(read_table(path, MANIFEST).drop(columns="path").astype(str).to_dict("records"))
 
 
 def path_digest(path: Path) -> str | None:
-    """Digest of a file's bytes or, for a folder, of the names, sizes and times in it; None where nothing is."""
+    """Digest of a file's bytes or, for a folder, of the names, sizes and times in it; None where nothing is.
+
+    Parameters
+    ----------
+    path : path
+        File or folder.
+    """
     if path.is_dir():
         return digest(sorted(_listing(path, path)))
     if not path.exists():
@@ -327,7 +428,15 @@ def _listing(folder: Path, top: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
+    """Nested dictionaries as one, with dotted names: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``.
+
+    Parameters
+    ----------
+    content : any
+        Nested dictionaries; anything else is a leaf.
+    prefix : str
+        Put before each name, with a dot.
+    """
     if not isinstance(content, dict) or not content:
         return {prefix: content}
     return {
@@ -338,7 +447,12 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    """Seconds as ``m:ss`` or ``h:mm:ss``.
+
+    Parameters
+    ----------
+    seconds : float
+    """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

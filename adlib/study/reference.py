@@ -64,6 +64,12 @@ class Verdict:
 def accept(params: StudyParams, root: Path) -> None:
     """Make this run's metrics and provenance the committed reference; of a simulated cohort, its tables, too.
 
+    Parameters
+    ----------
+    params : StudyParams
+    root : path
+        Root of the repository.
+
     Raises
     ------
     StudyError

@@ -56,10 +56,12 @@ class Step:
 
     @property
     def number(self) -> str:
+        """The two digits that its name begins with."""
         return self.name[:2]
 
     @property
     def notebook(self) -> str:
+        """Path of its notebook, relative to the root of the repository."""
         return f"notebooks/{self.name}.ipynb"
 
 
@@ -141,6 +143,7 @@ class StepState:
 
     @property
     def record_path(self) -> Path:
+        """Path of the record of its last run."""
         return self.params.folder / "steps" / f"{self.step.name}.json"
 
     def record(self) -> dict[str, Any] | None:
@@ -192,12 +195,19 @@ class StepState:
         self._drop_figures()
 
     def finish(self, key: dict[str, dict[str, Any]], seconds: float) -> None:
-        """Record what the step was run with and what it wrote.
+        """Record the key of a run and the digests of its outputs.
+
+        Parameters
+        ----------
+        key : dict of dict
+            `key` as it was before the run.
+        seconds : float
+            Duration.
 
         Raises
         ------
         StudyError
-            If a file that the step must write is not there, or one that it reads is not what it was at the beginning.
+            If a file that the step must write is missing, or one that it reads has changed since the beginning.
         """
         absent = [name for name in self.step.writes if not (self.params.folder / name).exists()]
         if absent:

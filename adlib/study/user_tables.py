@@ -75,17 +75,39 @@ def read_user_table(path: Path | str, *, required: Iterable[str] = ()) -> pd.Dat
 
 
 def table_columns(path: Path | str) -> list[str]:
-    """Names of the columns of a table, without reading its rows; raises as `read_user_table` does."""
-    return _parse(Path(path))[0]
+    """Names of the columns of a table, without reading its rows.
 
-
-def find_column(columns: Iterable[str], name: str, path: Path | str) -> str:
-    """The one of `columns` that is `name`, but for case, blanks and underscores.
+    Parameters
+    ----------
+    path : path
 
     Raises
     ------
     StudyError
-        If there is none, with those that look alike, or several.
+        As `read_user_table`.
+    """
+    return _parse(Path(path))[0]
+
+
+def find_column(columns: Iterable[str], name: str, path: Path | str) -> str:
+    """The column that has a given name, but for case, blanks and underscores.
+
+    Parameters
+    ----------
+    columns : iterable of str
+    name : str
+    path : path
+        The table, for the error.
+
+    Returns
+    -------
+    str
+        The name as it is in `columns`.
+
+    Raises
+    ------
+    StudyError
+        If no column has the name, with the nearest ones, or several have.
     """
     columns = list(columns)
     if name in columns:
@@ -102,17 +124,29 @@ def find_column(columns: Iterable[str], name: str, path: Path | str) -> str:
 
 
 def bare_name(name: str) -> str:
-    """A column name without case, blanks and underscores."""
+    """A column name without case, blanks and underscores.
+
+    Parameters
+    ----------
+    name : str
+    """
     return re.sub(r"[\s_]+", "", name).casefold()
 
 
 def numbers(table: pd.DataFrame, column: str, path: Path | str) -> pd.Series:
     """A column of `read_user_table` as float64, NaN where empty; ``0,696`` is 0.696.
 
+    Parameters
+    ----------
+    table : DataFrame
+    column : str
+    path : path
+        The table's file, for the error.
+
     Raises
     ------
     StudyError
-        If a cell is no number; file, line and column are named.
+        If a cell is not a number; file, line and column are named.
     """
     cells = table[column]
     wrong = ~cells.isna() & ~cells.map(lambda cell: bool(_NUMBER.fullmatch(str(cell))))
