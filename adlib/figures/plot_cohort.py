@@ -1,4 +1,4 @@
-"""Who is in the study: flow, classes, ages, confounds, splits, and what the network is shown."""
+"""Figures of the cohort: flow, classes, ages, confounds, splits, and input slices of the network."""
 
 from __future__ import annotations
 

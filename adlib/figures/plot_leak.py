@@ -1,4 +1,4 @@
-"""What a leak adds: the split by participant beside the same training split by slice."""
+"""Effect of leakage: scores with a split by participant and with a split by slice."""
 
 from __future__ import annotations
 

@@ -50,6 +50,12 @@ def front_matter(study: Study, released: list[dict[str, Any]] | None = None) -> 
     """Metadata that the hub reads: licence, tags and the scores of test participants.
 
     A model of a real cohort falls under the terms of its data, so its licence is ``other``.
+
+    Parameters
+    ----------
+    study : Study
+    released : list of dict, optional
+        Entries as in ``metrics.json``; replace the study's scores.
     """
     licence = {"license": "bsd-3-clause"}
     if not study.simulated:
@@ -85,7 +91,17 @@ def _indexed(score: pd.Series) -> dict[str, Any]:
 
 
 def datasheet(study: Study) -> str:
-    """Questions and answers about the cohort (Gebru et al. 2021, doi:10.1145/3458723)."""
+    """Questions and answers about the cohort (Gebru et al. 2021, doi:10.1145/3458723).
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
     columns = {"age": "Age", "sex": "Sex", "site": "Site", "field_strength_T": "Field strength"}
     missing = study.manifest[list(columns)].isna().sum()
     return text.render(

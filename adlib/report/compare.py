@@ -24,7 +24,20 @@ LEVELS = {"slice": "slices", "scan": "scans", "subject": "participants"}
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two studies."""
+    """One of the two studies.
+
+    Attributes
+    ----------
+    folder : Path
+        ``outputs/<study>``.
+    params : StudyParams
+    record : dict
+        See `adlib.training.recipe.describe`.
+    scores : DataFrame
+        Indexed by run, level, group, metric and class.
+    provenance : dict
+        Content of ``provenance.json``.
+    """
 
     folder: Path
     params: StudyParams
@@ -34,6 +47,7 @@ class Side:
 
     @property
     def title(self) -> str:
+        """Name of the study and time of its end."""
         return f"{self.params.study}, finished {moment(self.provenance.get('finished'))}"
 
     @property
@@ -45,12 +59,21 @@ class Side:
 
     @property
     def differences(self) -> list[str]:
-        """Where the training differs from the study's own params file."""
+        """Differences between the training and the params file of the study."""
         return difference_texts(self.record, self.params)
 
 
 def read_side(folder: Path) -> Side:
     """Read a finished study's folder.
+
+    Parameters
+    ----------
+    folder : path
+        ``outputs/<study>``.
+
+    Returns
+    -------
+    Side
 
     Raises
     ------
@@ -68,7 +91,21 @@ def read_side(folder: Path) -> Side:
 
 
 def compare(first: Path, second: Path, outputs: Path) -> tuple[Path, str]:
-    """Write ``compare.html`` into `outputs`; return its path, and the main scores as text for the screen.
+    """Write ``compare.html`` with the comparison of two finished studies.
+
+    Parameters
+    ----------
+    first, second : path
+        Folders of the studies, A and B.
+    outputs : path
+        Folder that receives the page.
+
+    Returns
+    -------
+    path : Path
+        Of the page.
+    screen : str
+        Main scores and differing settings as text for the terminal.
 
     Raises
     ------
@@ -95,7 +132,20 @@ def compare(first: Path, second: Path, outputs: Path) -> tuple[Path, str]:
 
 
 def scores(a: Side, b: Side, caption: str, *, main_only: bool = False) -> Table:
-    """Scores of both studies with their difference and its verdict."""
+    """Scores of both studies with their difference and its verdict.
+
+    Parameters
+    ----------
+    a, b : Side
+    caption : str
+    main_only : bool
+        Only `SHOWN` scores of participants, and no column for the level.
+
+    Returns
+    -------
+    Table
+        Columns Run, Level, Score, A, B, B minus A and Verdict.
+    """
     rows = []
     for name in [*a.scores.index, *b.scores.index.difference(a.scores.index, sort=False)]:
         run, level, _, metric, label = name
@@ -112,7 +162,18 @@ def scores(a: Side, b: Side, caption: str, *, main_only: bool = False) -> Table:
 
 
 def verdict(left: pd.Series | None, right: pd.Series | None) -> str:
-    """Position of B's score relative to A's interval; the intervals of two runs are no test of their difference."""
+    """Position of B's score relative to A's interval; the intervals of two runs are no test of their difference.
+
+    Parameters
+    ----------
+    left, right : Series or None
+        Rows point, low and high of A and B; None where the study lacks the score.
+
+    Returns
+    -------
+    str
+        `SAME`, `INSIDE`, `OUTSIDE`, `ALONE` or ``no interval``.
+    """
     if left is None or right is None:
         return ALONE
     numbers = ["point", "low", "high"]
@@ -124,12 +185,30 @@ def verdict(left: pd.Series | None, right: pd.Series | None) -> str:
 
 
 def params_that_differ(a: Side, b: Side) -> Table:
-    """Settings that differ, as the training used them, without places on a machine and execution settings."""
+    """Settings of the trainings that differ, without paths of a machine and execution settings.
+
+    Parameters
+    ----------
+    a, b : Side
+
+    Returns
+    -------
+    Table
+    """
     return _differing("Settings that differ.", "Setting", a.settings, b.settings)
 
 
 def code_that_differs(a: Side, b: Side) -> Table:
-    """Versions of code, Python, machine and packages that differ."""
+    """Versions of code, Python, machine and packages that differ.
+
+    Parameters
+    ----------
+    a, b : Side
+
+    Returns
+    -------
+    Table
+    """
     versions = [
         {name: side.provenance.get(name) for name in ("git_sha", "git_dirty", "python", "platform", "device")}
         | side.provenance.get("packages", {})

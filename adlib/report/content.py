@@ -73,6 +73,7 @@ class Study:
 
     @property
     def folder(self) -> Path:
+        """Folder ``outputs/<study>``."""
         return self.params.folder
 
     @property
@@ -87,6 +88,7 @@ class Study:
 
     @property
     def participants(self) -> int:
+        """Number of participants in the manifest."""
         return self.manifest["participant_id"].nunique()
 
     @property
@@ -102,16 +104,17 @@ class Study:
 
     @property
     def own_parts(self) -> dict[str, str]:
-        """Network, loss, optimizer and augmentation that are not the package's own, by part."""
+        """Network, loss, optimizer and augmentation that adlib does not provide, by part."""
         return own_parts(self.record)
 
     @property
     def differences(self) -> list[str]:
-        """Where the training differs from the params file and the package's own recipe, in words."""
+        """Differences between the training, the params file and the default recipe, in words."""
         return [self.ids.redact(text) for text in difference_texts(self.record, self.params_file)]
 
     @property
     def network(self) -> str:
+        """Title of the network."""
         return self.record.get("network", {}).get("title", "ResNet50")
 
     @property
@@ -121,6 +124,7 @@ class Study:
 
     @property
     def has_subgroups(self) -> bool:
+        """Whether scores of subgroups are stored."""
         return bool(self.metrics.get("subgroups"))
 
     @property
@@ -132,7 +136,24 @@ class Study:
     def score(
         self, metric: str, label: str = "", *, run: str = NETWORK, level: str = "subject"
     ) -> pd.Series[Any] | None:
-        """One row of the scores; None where it was not computed."""
+        """One row of the scores of the test participants.
+
+        Parameters
+        ----------
+        metric : str
+            As in ``metrics.json``.
+        label : str
+            Class, or ``macro``; empty for scores over all classes.
+        run : str
+            Network, control, baseline, or a difference of two runs.
+        level : str
+            ``slice``, ``scan`` or ``subject``.
+
+        Returns
+        -------
+        Series or None
+            None if the score is not stored.
+        """
         return get_score(self.scores, run, metric, label, level)
 
     def runs(self) -> list[str]:
@@ -141,7 +162,15 @@ class Study:
 
 
 def read_study(params: StudyParams) -> Study:
-    """Read what the five steps stored.
+    """Read the stored records of a finished study.
+
+    Parameters
+    ----------
+    params : StudyParams
+
+    Returns
+    -------
+    Study
 
     Raises
     ------
@@ -180,7 +209,19 @@ def read_study(params: StudyParams) -> Study:
 
 
 def trained_params(params: StudyParams, record: dict[str, Any]) -> StudyParams:
-    """Params with the settings that the training used, from its record."""
+    """Params with the settings that the training used, from its record.
+
+    Parameters
+    ----------
+    params : StudyParams
+        As in the params file.
+    record : dict
+        See `adlib.training.recipe.describe`.
+
+    Returns
+    -------
+    StudyParams
+    """
     stored = {name: json.dumps(record[name]) for name in SECTIONS if name in record}
     sections = {name: type(getattr(params, name)).model_validate_json(text) for name, text in stored.items()}
     if "train" in sections and "runs" in record:
@@ -190,13 +231,35 @@ def trained_params(params: StudyParams, record: dict[str, Any]) -> StudyParams:
 
 
 def own_parts(record: dict[str, Any]) -> dict[str, str]:
-    """Parts of a training that are not the package's own: ``focal_loss (notebook 03)``."""
+    """Parts of a training that adlib does not provide, such as ``focal_loss (notebook 03)``.
+
+    Parameters
+    ----------
+    record : dict
+        See `adlib.training.recipe.describe`.
+
+    Returns
+    -------
+    dict of str to str
+        Title by part: network, loss, optimizer, augment.
+    """
     parts = {part: record[part]["name"] for part in PARTS if part in record}
     return {part: _part_title(name) for part, name in parts.items() if not name.startswith("adlib.")}
 
 
 def difference_texts(record: dict[str, Any], params: StudyParams) -> list[str]:
-    """Where a training differs from the params, in words, without names of sites."""
+    """Differences between a training and the params, in words, without names of sites.
+
+    Parameters
+    ----------
+    record : dict
+        See `adlib.training.recipe.describe`.
+    params : StudyParams
+
+    Returns
+    -------
+    list of str
+    """
     texts = []
     for name, (stated, trained) in record_differences(record, params).items():
         if name in PARTS:
@@ -255,6 +318,15 @@ def _code_cells(notebook: str) -> list[str]:
 
 def read_card(path: Path) -> dict[str, Any]:
     """The card in the header of a model file, without the weights.
+
+    Parameters
+    ----------
+    path : path
+        Model file (safetensors).
+
+    Returns
+    -------
+    dict
 
     Raises
     ------

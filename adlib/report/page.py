@@ -27,6 +27,10 @@ def write_report(params: StudyParams) -> Path:
     Everything is rendered and checked for ids of people before the first file is written; a file whose text is
     unchanged is not written again.
 
+    Parameters
+    ----------
+    params : StudyParams
+
     Returns
     -------
     path
@@ -56,7 +60,16 @@ def write_report(params: StudyParams) -> Path:
 
 
 def index(study: Study) -> str:
-    """The report page, which needs no network and no script."""
+    """HTML of the report page, which requires no network and no script.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    str
+    """
     summary = text.summary(study)
     notebooks = {tables.step_title(step.name): f"notebooks/{step.name}.html" for step in STEPS}
     return text.render(

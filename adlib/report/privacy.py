@@ -68,12 +68,30 @@ def shows(name: str, statement: str = "") -> str:
 
 
 def is_stated(name: str, statement: str = "") -> bool:
-    """Whether `SHOWS` or the code that saved the figure states what it shows."""
+    """Whether `SHOWS` or the code that saved the figure states what it shows.
+
+    Parameters
+    ----------
+    name : str
+        Name of the figure.
+    statement : str
+        See `shows`.
+    """
     return name in SHOWS or statement in LEVELS
 
 
 def may_show(name: str, simulated: bool, statement: str = "") -> bool:
-    """Whether a report may include the figure: all of simulated heads, only `COHORT` figures of people."""
+    """Whether a report may include the figure: all of simulated heads, only `COHORT` figures of people.
+
+    Parameters
+    ----------
+    name : str
+        Name of the figure.
+    simulated : bool
+        Whether the study is of simulated heads.
+    statement : str
+        See `shows`.
+    """
     return simulated or shows(name, statement) == COHORT
 
 
@@ -90,19 +108,45 @@ class Ids:
 
     @classmethod
     def of(cls, *tables: pd.DataFrame) -> Ids:
-        """The ids in the columns `ID_COLUMNS` of manifest and listing."""
+        """Ids in the columns `ID_COLUMNS` of tables.
+
+        Parameters
+        ----------
+        *tables : DataFrame
+            Manifest and listing.
+
+        Returns
+        -------
+        Ids
+        """
         columns = [table[column] for table in tables for column in ID_COLUMNS if column in table]
         ids = {str(value) for column in columns for value in column.dropna()}
         return cls(tuple(sorted(filter(_is_distinct, ids), key=len, reverse=True)))
 
     def redact(self, text: str) -> str:
-        """`text` with every participant or scan id replaced by `REDACTED`."""
+        """Replace every participant or scan id by `REDACTED`.
+
+        Parameters
+        ----------
+        text : str
+
+        Returns
+        -------
+        str
+        """
         for pattern in self._found(text):
             text = pattern.sub(REDACTED, text)
         return text
 
     def check(self, text: str, where: str) -> None:
         """Refuse a text that contains an id.
+
+        Parameters
+        ----------
+        text : str
+            Content of a page; embedded images are ignored.
+        where : str
+            Name of the page in the message.
 
         Raises
         ------

@@ -53,7 +53,15 @@ ATTRIBUTION_CHECKS = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a caption; the first cell of each row names the row."""
+    """A table with a caption.
+
+    Attributes
+    ----------
+    caption : str
+    header : tuple of str
+    rows : tuple of tuple of str
+        The first cell of each row is its title.
+    """
 
     caption: str
     header: tuple[str, ...]
@@ -61,12 +69,29 @@ class Table:
 
 
 def table(caption: str, header: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
-    """A `Table` of text."""
+    """A `Table` of text.
+
+    Parameters
+    ----------
+    caption : str
+    header : iterable of str
+    rows : iterable of iterable
+        Cells are converted to text.
+
+    Returns
+    -------
+    Table
+    """
     return Table(caption, tuple(header), tuple(tuple(str(cell) for cell in row) for row in rows))
 
 
 def runs(study: Study) -> Table:
-    """The main scores of every run, network first."""
+    """The main scores of every run, network first.
+
+    Parameters
+    ----------
+    study : Study
+    """
     names = sorted(study.runs(), key=lambda name: GROUPS.index(run_of(name).group))
     return table(
         f"Scores of test participants with 95 % intervals; chance has a balanced accuracy of {study.chance:.2f}.",
@@ -76,7 +101,13 @@ def runs(study: Study) -> Table:
 
 
 def released(entries: list[dict[str, Any]]) -> Table:
-    """Scores of the weights of a release, from entries as those of ``metrics.json``."""
+    """Scores of the weights of a release, from entries as those of ``metrics.json``.
+
+    Parameters
+    ----------
+    entries : list of dict
+        By participant.
+    """
     scores = [row for _, row in tidy(entries, KEY).iterrows()]
     return table(
         "Scores of the weights in this file, rounded to 16 bit, on the scan files of the test participants, each "
@@ -87,7 +118,12 @@ def released(entries: list[dict[str, Any]]) -> Table:
 
 
 def controls(study: Study) -> Table:
-    """Expected and observed result of each control."""
+    """Expected and observed result of each control.
+
+    Parameters
+    ----------
+    study : Study
+    """
     scores = {name: study.score("balanced_accuracy", run=name) for name in study.runs()}
     rows = [
         (run_of(name).title, run_of(name).meaning, written(score), _observed(study, name, score))
@@ -99,14 +135,33 @@ def controls(study: Study) -> Table:
 
 
 def above_chance(study: Study) -> list[str]:
-    """Titles of the controls that must fall to chance and did not."""
+    """Titles of the controls that must fall to chance and did not.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+    """
     names = [name for name in study.runs() if CHANCE in run_of(name).meaning]
     scores = {name: study.score("balanced_accuracy", run=name) for name in names}
     return [run_of(name).title for name, s in scores.items() if bounded(s) and s["low"] > study.chance]
 
 
 def best_baseline(study: Study) -> str | None:
-    """The baseline with the highest balanced accuracy."""
+    """The baseline with the highest balanced accuracy.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    str or None
+        Name of the run; None without a scored baseline.
+    """
     names = [name for name in study.runs() if run_of(name).group == "baseline"]
     scores = {name: study.score("balanced_accuracy", run=name) for name in names}
     points = {name: score["point"] for name, score in scores.items() if score is not None and pd.notna(score["point"])}
@@ -128,7 +183,12 @@ def _observed(study: Study, name: str, score: pd.Series | None) -> str:
 
 
 def differences(study: Study) -> Table:
-    """Paired differences of the network to every other run."""
+    """Paired differences of the network to every other run.
+
+    Parameters
+    ----------
+    study : Study
+    """
     prefix = f"{NETWORK} - "
     names = [name for name in study.scores["run"].unique() if name.startswith(prefix)]
     metrics = [(metric, "") for metric in DIFFERENCES]
@@ -141,7 +201,12 @@ def differences(study: Study) -> Table:
 
 
 def overall(study: Study) -> Table:
-    """All overall scores of the network."""
+    """All overall scores of the network.
+
+    Parameters
+    ----------
+    study : Study
+    """
     scores = {metric: study.score(metric, "macro") for metric in OVERALL}
     scores = {name: study.score(name) if score is None else score for name, score in scores.items()}
     rows = [(metric_title(metric), written(score)) for metric, score in scores.items() if score is not None]
@@ -149,14 +214,24 @@ def overall(study: Study) -> Table:
 
 
 def by_class(study: Study) -> Table:
-    """The network's scores of each class."""
+    """The network's scores of each class.
+
+    Parameters
+    ----------
+    study : Study
+    """
     rows = [(name, *_written(study, [(metric, name) for metric in BY_CLASS])) for name in study.params.classes]
     header = ("Class", *map(metric_title, BY_CLASS))
     return table("The network's scores of each class against the others.", header, rows)
 
 
 def by_level(study: Study) -> Table:
-    """The network's scores of slices, scans and participants."""
+    """The network's scores of slices, scans and participants.
+
+    Parameters
+    ----------
+    study : Study
+    """
     scores = {level: study.score("balanced_accuracy", level=level) for level in LEVELS}
     return table(
         "The network's scores by slice, scan and participant; all intervals are over participants.",
@@ -170,7 +245,12 @@ def by_level(study: Study) -> Table:
 
 
 def subgroups(study: Study) -> Table:
-    """The network's scores in subgroups of participants, where the study has them."""
+    """The network's scores in subgroups of participants, where the study has them.
+
+    Parameters
+    ----------
+    study : Study
+    """
     scores = study.scores[study.scores["group"] != ""]
     scores = scores.assign(text=[written(row) for row in scores.itertuples()])
     metrics = list(scores["metric"].unique())
@@ -184,7 +264,16 @@ def subgroups(study: Study) -> Table:
 
 
 def attribution_scores(study: Study) -> dict[str, pd.Series]:
-    """Scores of the checks of the attribution maps, by title."""
+    """Scores of the checks of the attribution maps, by title.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    dict of str to Series
+    """
     rows = {(row["check"], row["of"], row["metric"]): row for _, row in study.sanity.iterrows()}
     random = {metric: row for (check, _, metric), row in rows.items() if check == "randomisation"}  # the last stage
     rows |= {("randomisation", "all layers", metric): row for metric, row in random.items()}
@@ -192,7 +281,12 @@ def attribution_scores(study: Study) -> dict[str, pd.Series]:
 
 
 def attribution_checks(study: Study) -> Table:
-    """Results of the checks of the attribution maps."""
+    """Results of the checks of the attribution maps.
+
+    Parameters
+    ----------
+    study : Study
+    """
     return table(
         "Checks of the attribution maps, with 95 % intervals over participants; a ratio of 1 is chance.",
         ("Check", "Value"),
@@ -201,7 +295,12 @@ def attribution_checks(study: Study) -> Table:
 
 
 def confusion(study: Study) -> Table:
-    """Participants by true and predicted class of the network."""
+    """Participants by true and predicted class of the network.
+
+    Parameters
+    ----------
+    study : Study
+    """
     classes, matrix = study.params.classes, study.metrics["confusion"].get(NETWORK, [])
     rows = [
         (name, *(f"{count}\u00a0({percent(round(count / max(sum(row), 1), 2))})" for count in row))
@@ -212,7 +311,12 @@ def confusion(study: Study) -> Table:
 
 
 def cohort(study: Study) -> Table:
-    """Participants, scans, age and sex by class; participants count by the label of their first scan."""
+    """Participants, scans, age and sex by class; participants count by the label of their first scan.
+
+    Parameters
+    ----------
+    study : Study
+    """
     rows = []
     people = study.manifest.sort_values("session_id").drop_duplicates("participant_id")
     for name in (*study.params.classes, "all"):
@@ -226,7 +330,12 @@ def cohort(study: Study) -> Table:
 
 
 def split(study: Study) -> Table:
-    """Participants by class and part of the split."""
+    """Participants by class and part of the split.
+
+    Parameters
+    ----------
+    study : Study
+    """
     counts = pd.crosstab(study.splits["split"], study.splits["diagnosis"])
     counts = counts.reindex(columns=list(study.params.classes), fill_value=0)
     names = [name for name in ("train", "validation", "test") if name in counts.index]
@@ -237,7 +346,12 @@ def split(study: Study) -> Table:
 
 
 def flow(study: Study) -> Table:
-    """What was left after each exclusion."""
+    """Scans and participants left after each exclusion.
+
+    Parameters
+    ----------
+    study : Study
+    """
     rows = [tuple(row) for row in study.flow.itertuples(index=False)]
     passed = study.features[study.features["qc_verdict"] != "fail"]
     rows.append(("passed quality control", len(passed), passed["participant_id"].nunique()))
@@ -245,7 +359,12 @@ def flow(study: Study) -> Table:
 
 
 def excluded(study: Study) -> Table:
-    """Scans that quality control excluded, counted by their first reason."""
+    """Scans that quality control excluded, counted by their first reason.
+
+    Parameters
+    ----------
+    study : Study
+    """
     failed = study.features[study.features["qc_verdict"] == "fail"]
     reasons = Counter(_reason(study.ids.redact(str(text).split("; ")[0])) for text in failed["qc_reasons"])
     return table("Scans excluded by quality control.", ("First reason", "Scans"), reasons.most_common())
@@ -257,7 +376,12 @@ def _reason(text: str) -> str:
 
 
 def audit(study: Study) -> Table:
-    """Findings with their decisions; only audit.tsv names the scans."""
+    """Findings with their decisions; only audit.tsv names the scans.
+
+    Parameters
+    ----------
+    study : Study
+    """
     whole = {*study.params.classes, "all", "all participants", "all scans"}
     rows = [
         (
@@ -273,18 +397,49 @@ def audit(study: Study) -> Table:
 
 
 def findings(study: Study, column: str, value: str) -> list[str]:
-    """Findings of the audit whose `column` is `value`, in words."""
+    """Findings of the audit whose `column` is `value`, in words.
+
+    Parameters
+    ----------
+    study : Study
+    column : str
+        Of ``audit.tsv``.
+    value : str
+
+    Returns
+    -------
+    list of str
+    """
     rows = study.audit[study.audit[column] == value].itertuples()
     return [study.ids.redact(f"{row.check}: {row.value}. {row.meaning}") for row in rows]
 
 
 def accepted(study: Study) -> list[str]:
-    """Stop findings that the params accept, in words."""
+    """Stop findings that the params accept, in words.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+    """
     return findings(study, "decision", "accepted by params")
 
 
 def acquisition(study: Study) -> list[tuple[str, str]]:
-    """Facts about the scans as a whole."""
+    """Facts about the scans as a whole.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of (str, str)
+        Title and value.
+    """
     scans = study.manifest
     facts = [("Sites", str(scans["site"].nunique() or UNKNOWN))]
     for column, title in (("manufacturer", "Manufacturers"), ("field_strength_T", "Field strengths, T")):
@@ -298,6 +453,15 @@ def acquisition(study: Study) -> list[tuple[str, str]]:
 
 def figures(study: Study) -> dict[str, list[dict[str, Any]]]:
     """Figures that the report may hold, numbered and inlined, by the title of the notebook that drew them.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    dict of str to list of dict
+        For each figure: name, caption, image (PNG, base64) and number.
 
     Raises
     ------
@@ -320,7 +484,16 @@ def figures(study: Study) -> dict[str, list[dict[str, Any]]]:
 
 
 def figures_left_out(study: Study) -> list[str]:
-    """Names of the figures that show more than the cohort as a whole, with what they show."""
+    """Names of the figures that show more than the cohort as a whole, with what they show.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+    """
     rows = [row for row in study.figures.itertuples() if not may_show(row.name, study.simulated, row.shows)]
     return [
         f"{row.name} ({shows(row.name, row.shows) if is_stated(row.name, row.shows) else 'not stated'})" for row in rows
@@ -328,7 +501,17 @@ def figures_left_out(study: Study) -> list[str]:
 
 
 def provenance(study: Study) -> list[tuple[str, str]]:
-    """Times, code, machine and seed of the run."""
+    """Times, code, machine and seed of the run.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of (str, str)
+        Title and value.
+    """
     record = study.provenance
     dirty = ", with uncommitted changes" if record.get("git_dirty") else ""
     facts = {
@@ -347,12 +530,26 @@ def provenance(study: Study) -> list[tuple[str, str]]:
 
 
 def packages(study: Study) -> Table:
-    """Installed versions of the direct dependencies."""
+    """Installed versions of the direct dependencies.
+
+    Parameters
+    ----------
+    study : Study
+    """
     return table("Packages.", ("Package", "Version"), sorted(study.provenance.get("packages", {}).items(), key=str))
 
 
 def public_params(params: StudyParams) -> dict[str, Any]:
-    """Params without places on a machine."""
+    """Params without paths of a machine and names of sites.
+
+    Parameters
+    ----------
+    params : StudyParams
+
+    Returns
+    -------
+    dict
+    """
     content = params.model_dump(mode="json", exclude={"exec"})
     content["source"] = {name: value for name, value in content["source"].items() if name not in PRIVATE}
     kind, _, path = str(content["train"]["weights"]).partition(":")
@@ -362,50 +559,139 @@ def public_params(params: StudyParams) -> dict[str, Any]:
 
 
 def metric_title(name: str, label: str = "") -> str:
-    """A metric in words, with its class."""
+    """A metric in words, with its class.
+
+    Parameters
+    ----------
+    name : str
+        As in ``metrics.json``.
+    label : str
+        Class, or ``macro``.
+
+    Returns
+    -------
+    str
+    """
     title = METRICS.get(name, name.replace("_", " ").capitalize())
     return f"{title}, {label}" if label else title
 
 
 def bounded(score: pd.Series | None) -> TypeGuard[pd.Series]:
-    """Whether a score exists and has an interval."""
+    """Whether a score exists and has an interval.
+
+    Parameters
+    ----------
+    score : Series or None
+        With point, low and high.
+    """
     return score is not None and bool(pd.notna(score[["point", "low", "high"]]).all())
 
 
 def written(score: pd.Series | None, digits: int = 2) -> str:
-    """A score as `format_score` writes it, without a line break inside its interval."""
+    """A score as `format_score` writes it, without a line break inside its interval.
+
+    Parameters
+    ----------
+    score : Series or None
+    digits : int
+        After the decimal point.
+
+    Returns
+    -------
+    str
+    """
     return format_score(score, digits).replace(", ", ",\u00a0")
 
 
 def in_words(score: pd.Series | None) -> str:
-    """A score in a sentence: ``0.61 (95 % interval 0.53 to 0.69)``."""
+    """A score in a sentence: ``0.61 (95 % interval 0.53 to 0.69)``.
+
+    Parameters
+    ----------
+    score : Series or None
+
+    Returns
+    -------
+    str
+    """
     if not bounded(score):
         return written(score)
     return f"{score['point']:.2f} (95 % interval {score['low']:.2f} to {score['high']:.2f})"
 
 
 def counted(number: int, thing: str) -> str:
-    """A number of things: ``1 slice``, ``3 slices``."""
+    """A number of things: ``1 slice``, ``3 slices``.
+
+    Parameters
+    ----------
+    number : int
+    thing : str
+        Singular.
+
+    Returns
+    -------
+    str
+    """
     return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def listed(items: Iterable[object]) -> str:
-    """Items as a list in a sentence: ``CN, MCI and AD``."""
+    """Items as a list in a sentence: ``CN, MCI and AD``.
+
+    Parameters
+    ----------
+    items : iterable
+
+    Returns
+    -------
+    str
+    """
     *rest, last = [str(item) for item in items] or ["none"]
     return f"{', '.join(rest)} and {last}" if rest else last
 
 
 def percent(share: float) -> str:
+    """A share in percent with three significant digits: ``12.5 %``.
+
+    Parameters
+    ----------
+    share : float
+        0 to 1.
+
+    Returns
+    -------
+    str
+    """
     return f"{100 * share:.3g}\u00a0%"
 
 
 def moment(text: str | None) -> str:
-    """A time stamp: ``2026-01-31 18:05 UTC``."""
+    """A time stamp: ``2026-01-31 18:05 UTC``.
+
+    Parameters
+    ----------
+    text : str or None
+        ISO 8601, UTC.
+
+    Returns
+    -------
+    str
+    """
     return f"{text[:10]} {text[11:16]} UTC" if text and text.endswith("+00:00") else text or "at an unknown time"
 
 
 def step_title(name: str) -> str:
-    """A step's name for a heading: ``01 Data audit``."""
+    """A step's name for a heading: ``01 Data audit``.
+
+    Parameters
+    ----------
+    name : str
+        As in ``01_data_audit``.
+
+    Returns
+    -------
+    str
+    """
     number, _, rest = name.partition("_")
     return f"{number} {rest.replace('_', ' ').capitalize().replace('resnet', 'ResNet')}"
 

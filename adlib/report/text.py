@@ -59,12 +59,34 @@ def templates() -> Environment:
 
 
 def render(name: str, **values: Any) -> str:
-    """Fill the template of that name."""
+    """Fill the template of that name.
+
+    Parameters
+    ----------
+    name : str
+        File name in ``templates/``.
+    **values
+        Variables of the template.
+
+    Returns
+    -------
+    str
+    """
     return templates().get_template(name).render(**values)
 
 
 def read_yaml(name: str) -> dict[str, Any]:
-    """A data file of ``templates/``."""
+    """A data file of ``templates/``.
+
+    Parameters
+    ----------
+    name : str
+        File name in ``templates/`` without suffix.
+
+    Returns
+    -------
+    dict
+    """
     return yaml.safe_load((TEMPLATES / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
@@ -72,6 +94,14 @@ def summary(study: Study) -> dict[str, str]:
     """Title, warning and the four parts of the abstract, by name.
 
     The conclusion follows fixed rules, from the interval of the network and of its difference to the best baseline.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    dict of str to str
     """
     best, score = tables.best_baseline(study), study.score("balanced_accuracy")
     gap = study.score("balanced_accuracy_difference", run=f"{NETWORK} - {best}") if best else None
@@ -86,12 +116,30 @@ def summary(study: Study) -> dict[str, str]:
 
 
 def methods(study: Study) -> dict[str, str]:
-    """What was done, by heading, in the order of the steps."""
+    """What was done, by heading, in the order of the steps.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    dict of str to str
+    """
     return _sections("methods.j2", study)
 
 
 def limitations(study: Study) -> list[str]:
-    """What limits the conclusions, from what was done and found."""
+    """Limits of the conclusions, from methods and results.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+    """
     tested = study.splits[study.splits["split"] == "test"]["diagnosis"].value_counts()
     missing = sorted({"shuffled_labels", "background"} - set(study.runs()))
     text = _render(
@@ -109,6 +157,16 @@ def limitations(study: Study) -> list[str]:
 
 def checklist(study: Study, name: str) -> str:
     """A reporting guideline, ``claim`` or ``tripod-ai``, filled from the records, as Markdown.
+
+    Parameters
+    ----------
+    study : Study
+    name : str
+        ``claim`` or ``tripod-ai``.
+
+    Returns
+    -------
+    str
 
     References
     ----------
