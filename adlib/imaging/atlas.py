@@ -69,6 +69,11 @@ class Template:
 def template(resolution_mm: float = 1.0) -> Template:
     """Load the template maps that nilearn carries, on a grid of the given voxel edge.
 
+    Parameters
+    ----------
+    resolution_mm : float
+        Voxel edge in mm, 1 to 10.
+
     Raises
     ------
     StudyError
@@ -101,10 +106,16 @@ def _on_grid(image: nib.Nifti1Image, resolution_mm: float) -> tuple[np.ndarray, 
 def coordinates(shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
     """World coordinates of every voxel.
 
+    Parameters
+    ----------
+    shape : tuple of int
+    affine : (4, 4) array
+        Voxel indices to world mm.
+
     Returns
     -------
     (3, X, Y, Z) float32
-        Millimetres.
+        In mm.
     """
     grid = np.indices(shape, dtype=np.float32)
     world = np.tensordot(affine[:3, :3].astype(np.float32), grid, axes=1)

@@ -38,17 +38,44 @@ def to_canonical(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np
 
 
 def voxel_sizes(affine: np.ndarray) -> np.ndarray:
-    """Voxel edges along the three array axes, mm, (3,) float64."""
+    """Voxel edges along the three array axes.
+
+    Parameters
+    ----------
+    affine : (4, 4) array
+
+    Returns
+    -------
+    (3,) float64
+        In mm.
+    """
     return np.sqrt((np.asarray(affine, dtype=float)[:3, :3] ** 2).sum(axis=0))
 
 
 def voxel_ml(affine: np.ndarray) -> float:
-    """Volume of one voxel in millilitres."""
+    """Volume of one voxel in ml.
+
+    Parameters
+    ----------
+    affine : (4, 4) array
+        Voxel indices to mm.
+    """
     return float(abs(np.linalg.det(np.asarray(affine, dtype=float)[:3, :3])) / 1000)
 
 
 def world_box(shape: tuple[int, ...], affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest world coordinates of the voxel centres, two (3,) float64 arrays in mm."""
+    """Lowest and highest world coordinates of the voxel centres.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    affine : (4, 4) array
+
+    Returns
+    -------
+    low, high : (3,) float64
+        In mm.
+    """
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]])).reshape(3, -1)
     world = nib.affines.apply_affine(affine, corners.T)
     return world.min(axis=0), world.max(axis=0)
@@ -87,9 +114,24 @@ def block_mean(volume: np.ndarray, affine: np.ndarray, edge_mm: float) -> tuple[
 
 
 def dilated(mask: np.ndarray, by_mm: float, affine: np.ndarray) -> np.ndarray:
-    """Dilate a mask by a distance between voxel centres, (X, Y, Z) bool.
+    """Dilate a mask by a distance between voxel centres.
 
-    By SimpleITK rather than scipy, whose distances take several times the memory.
+    By SimpleITK rather than scipy, whose distance transform takes several times the memory.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) bool
+    by_mm : float
+        Distance in mm.
+    affine : (4, 4) array
+
+    Returns
+    -------
+    (X, Y, Z) bool
+
+    References
+    ----------
+    Maurer et al. 2003, doi:10.1109/TPAMI.2003.1177156 (distance transform).
     """
     box, result = bounding_box(mask, by_mm / voxel_sizes(affine)), np.zeros_like(mask)
     away = sitk.SignedMaurerDistanceMap(to_sitk(mask[box], affine), squaredDistance=False, useImageSpacing=True)
@@ -99,7 +141,19 @@ def dilated(mask: np.ndarray, by_mm: float, affine: np.ndarray) -> np.ndarray:
 
 
 def bounding_box(mask: np.ndarray, spare: np.ndarray) -> tuple[slice, ...]:
-    """The box of a mask (X, Y, Z) with some voxels of margin along each axis, inside the grid."""
+    """The box of a mask with a margin along each axis, clipped to the grid.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) bool
+    spare : (3,) array
+        Margin in voxels, rounded up.
+
+    Returns
+    -------
+    tuple of slice
+        Empty slices for an empty mask.
+    """
     where = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     spare = np.ceil(spare).astype(int)
     return tuple(
@@ -108,7 +162,14 @@ def bounding_box(mask: np.ndarray, spare: np.ndarray) -> tuple[slice, ...]:
 
 
 def to_sitk(volume: np.ndarray, affine: np.ndarray) -> sitk.Image:
-    """A SimpleITK image whose physical space is the RAS world of `affine`; bool becomes uint8, other types stay."""
+    """A SimpleITK image whose physical space is the RAS world of `affine`; bool becomes uint8, other types stay.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) array
+    affine : (4, 4) array
+        Voxel indices to RAS mm; without shear.
+    """
     array = volume.view(np.uint8) if volume.dtype == bool else volume
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
     edges = voxel_sizes(affine)
@@ -119,7 +180,12 @@ def to_sitk(volume: np.ndarray, affine: np.ndarray) -> sitk.Image:
 
 
 def from_sitk(image: sitk.Image) -> np.ndarray:
-    """The (X, Y, Z) array of a SimpleITK image, C order."""
+    """The (X, Y, Z) array of a SimpleITK image, C order.
+
+    Parameters
+    ----------
+    image : SimpleITK.Image
+    """
     return np.ascontiguousarray(sitk.GetArrayViewFromImage(image).T)
 
 
