@@ -118,14 +118,25 @@ class Cluster:
             raise StudyError(f"{error}\nStart scheduler and workers from the installation of this process") from None
 
     def result(self, future: Future) -> Any:
-        """Return the result of a finished task, or raise its error."""
+        """Return the result of a finished task, or raise its error.
+
+        Parameters
+        ----------
+        future : distributed.Future
+        """
         if future.status == "error":
             return future.result()
         with _answering():
             return future.result(timeout=self._patience)  # not at once if its worker died since: Dask repeats the work
 
     def outgrew(self, address: str) -> bool:
-        """Whether a worker was stopped for its memory."""
+        """Whether a worker was stopped for its memory.
+
+        Parameters
+        ----------
+        address : str
+            Of the worker.
+        """
         with _answering():
             events = self.client.get_events("worker-restart-memory")
         return any(event.get("worker") == address for _, event in events)
@@ -203,6 +214,15 @@ def difference_from_here(pool: Pool) -> Iterator[Callable[[], str] | None]:
 
     It compares the source of adlib, and looks for a file that exists in the study's folder while the context lasts, for
     the working folder, and for one of the data: a computer without the shared disk may well have an empty folder there.
+
+    Parameters
+    ----------
+    pool : Pool
+
+    Yields
+    ------
+    callable or None
+        Returns the difference as text; None where the workers run on this computer alone.
     """
     if not pool.elsewhere:
         yield None

@@ -53,7 +53,13 @@ class Dispatch(Generic[Item, Result]):
         self.results: dict[int, Result] = {}
 
     def run(self) -> list[Result]:
-        """Results in the order of the items."""
+        """Return the results in the order of the items.
+
+        Raises
+        ------
+        StudyError
+            If no worker is left.
+        """
         with cluster_for(self.pool, len(self.waiting)) as cluster, difference_from_here(self.pool) as difference:
             work = _work(os.getcwd(), self.pool.scan_timeout_s, difference)  # noqa: PTH109
             try:

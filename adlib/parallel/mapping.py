@@ -84,7 +84,21 @@ def map_scans(
 
 
 def results_of(function: Callable[[Item], Result], items: Iterable[Item], label: str) -> Iterator[Result]:
-    """Call a function on items with one thread; an error gets a note that names its item."""
+    """Call a function on items with one thread; an error carries a note that names its item.
+
+    Parameters
+    ----------
+    function : callable
+        Takes one item.
+    items : iterable
+    label : str
+        What the function does, for the note.
+
+    Yields
+    ------
+    object
+        Result of each item, in order.
+    """
     with one_thread():
         for item in items:
             try:
@@ -96,7 +110,12 @@ def results_of(function: Callable[[Item], Result], items: Iterable[Item], label:
 
 
 def item_name(item: Any) -> str:
-    """Return the scan_id of an item, or its start as text."""
+    """Return the scan_id of an item, or its start as text.
+
+    Parameters
+    ----------
+    item : any
+    """
     name = item.get("scan_id") if isinstance(item, dict) else getattr(item, "scan_id", None)
     text = str(name or repr(item))
     return text if len(text) <= 160 else text[:157] + "..."
