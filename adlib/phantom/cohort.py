@@ -89,6 +89,13 @@ _SEVERITY_PER_DECADE = 0.04  # rise with age above the pivot
 def draw_cohort(source: PhantomSource, classes: tuple[str, ...], seed: int) -> pd.DataFrame:
     """Draw every session of every participant: age, sex, severity, pose and scanner.
 
+    Parameters
+    ----------
+    source : PhantomSource
+    classes : tuple of str
+        In order of severity.
+    seed : int
+
     Returns
     -------
     DataFrame
@@ -195,6 +202,14 @@ def bayes_probabilities(truth: pd.DataFrame, source: PhantomSource, classes: tup
 def bayes_ceiling(source: PhantomSource, classes: tuple[str, ...], draws: int = 100_000) -> dict[str, float]:
     """Balanced accuracy that no classifier of this cohort can exceed on average.
 
+    Parameters
+    ----------
+    source : PhantomSource
+    classes : tuple of str
+        In order of severity.
+    draws : int
+        Simulated participants per class.
+
     Returns
     -------
     dict
@@ -232,8 +247,6 @@ def write_cohort(
     folder : path
     pool : Pool
         Processes that simulate.
-    code : str
-        Digest of the code that simulates.
     only : collection of str, optional
         Participants to write, each the same as in the whole cohort; all if left out.
 
@@ -260,7 +273,13 @@ def write_cohort(
 
 
 def as_bids(root: Path) -> BidsSource:
-    """The written cohort as an ordinary BIDS source."""
+    """The written cohort as an ordinary BIDS source.
+
+    Parameters
+    ----------
+    root : path
+        The BIDS root that `write_cohort` returns.
+    """
     return BidsSource(kind="bids", root=root)
 
 

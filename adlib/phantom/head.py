@@ -87,7 +87,13 @@ class Subject:
 
 @cache
 def anatomy(resolution_mm: float) -> Anatomy:
-    """Build the average head: brain from the MNI152 maps, skull, scalp, face and neck as shells around it."""
+    """Build the average head: brain from the MNI152 maps, skull, scalp, face and neck as shells around it.
+
+    Parameters
+    ----------
+    resolution_mm : float
+        Voxel edge in mm, 1 to 10.
+    """
     base = atlas.template(resolution_mm)
     pad = [(round(a / resolution_mm), round(b / resolution_mm)) for a, b in ((14, 14), (14, 14), (46, 10))]
     padded = {name: np.pad(getattr(base, name), pad) for name in ("gm", "wm", "mask", "t1")}
@@ -190,10 +196,23 @@ def _field_anatomy() -> Anatomy:
 
 
 def warp(subject: Subject) -> np.ndarray:
-    """Displacement (3, X, Y, Z) float32 mm on the field grid, from the subject's space to the template's.
+    """Displacement on the field grid, from the subject's space to the template's.
 
     Disease, ageing and random shape add up as one stationary velocity field, whose exponential by scaling and squaring
-    is invertible (Arsigny et al. 2006, doi:10.1007/11866565_113).
+    is invertible.
+
+    Parameters
+    ----------
+    subject : Subject
+
+    Returns
+    -------
+    (3, X, Y, Z) float32
+        In mm.
+
+    References
+    ----------
+    Arsigny et al. 2006, doi:10.1007/11866565_113.
     """
     rng = np.random.default_rng(subject.shape_seed)
     decades = (subject.brain_age - REFERENCE_AGE) / 10
@@ -229,6 +248,13 @@ def image_head_with_maps(
     subject: Subject, scanner: Scanner, voxel_mm: float
 ) -> tuple[np.ndarray, np.ndarray, dict, np.ndarray]:
     """As `image_head`, with the fractions behind the true volumes as a fourth part.
+
+    Parameters
+    ----------
+    subject : Subject
+    scanner : Scanner
+    voxel_mm : float
+        Nominal voxel edge in mm.
 
     Returns
     -------
