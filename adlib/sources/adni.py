@@ -35,6 +35,17 @@ def list_scans(source: AdniSource, _folder: Path, *, pool: Pool = EVERY_CORE) ->
     diagnosis, and one with several labels in the tables has a row for each. A folder of DICOM files is one image:
     ``path`` is the folder and ``sha256`` the digest of its files' sorted digests.
 
+    Parameters
+    ----------
+    source : AdniSource
+    _folder, pool : path, Pool
+        Not used.
+
+    Returns
+    -------
+    list of dict
+        Rows by `records.LISTING`.
+
     Raises
     ------
     StudyError
@@ -58,9 +69,19 @@ def list_scans(source: AdniSource, _folder: Path, *, pool: Pool = EVERY_CORE) ->
 
 
 def name_facts(name: str) -> dict[str, Any] | None:
-    """Facts in a flat ADNI file name, by the columns of a listing; None where it is no such name.
+    """Facts in a flat ADNI file name, by the columns of a listing.
 
-    A name with more than a suffix after the image id, as slices of a volume have, gets no ``scan_id``.
+    A name with more than a suffix after the image id, as slices of a volume have, has no ``scan_id``.
+
+    Parameters
+    ----------
+    name : str
+        File name, with or without suffix.
+
+    Returns
+    -------
+    dict or None
+        None where the name is not of this form.
     """
     found = read_name(name)
     if found is None:
@@ -271,18 +292,49 @@ class AdniImage:
     excluded: str | None
 
     def fact(self, name: str) -> Any:
-        """A fact from the file name or, failing that, the folders."""
+        """A fact from the file name or, failing that, the folders.
+
+        Parameters
+        ----------
+        name : str
+            Field of `ImageFacts`.
+
+        Returns
+        -------
+        any
+            None where neither has it.
+        """
         values = (getattr(facts, name) for facts in (self.from_name, self.from_folder) if facts is not None)
         return next((value for value in values if value is not None), None)
 
 
 def read_name(name: str) -> ImageFacts | None:
-    """Facts of a flat ADNI file name; None where it is none."""
+    """Facts of a flat ADNI file name.
+
+    Parameters
+    ----------
+    name : str
+
+    Returns
+    -------
+    ImageFacts or None
+        None where the name is not of this form.
+    """
     return _image_facts(_NAME.fullmatch(name))
 
 
 def read_folder(folder: Path) -> ImageFacts | None:
-    """Facts of a folder ``<subject>/<series description>/<date>_<time>/I<image id>``; None where it is none."""
+    """Facts of a folder ``<subject>/<series description>/<date>_<time>/I<image id>``.
+
+    Parameters
+    ----------
+    folder : path
+
+    Returns
+    -------
+    ImageFacts or None
+        None where the path is not of this form.
+    """
     return _image_facts(_FOLDER.fullmatch("/" + "/".join(folder.parts[-4:])))
 
 

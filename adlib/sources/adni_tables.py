@@ -106,11 +106,23 @@ class AdniTables:
     visits: dict[int, list[Visit]] = field(default_factory=lambda: defaultdict(list))
 
     def of_image(self, image_id: str | None) -> list[Listed]:
-        """Entries of an image; there may be several."""
+        """Entries of an image; there may be several.
+
+        Parameters
+        ----------
+        image_id : str or None
+            Such as ``I120562``.
+        """
         return self.images.get(image_id, []) if image_id else []
 
     def of_person(self, subject: str | None) -> list[Visit]:
-        """Visits of a participant such as ``002_S_0295``."""
+        """Visits of a participant.
+
+        Parameters
+        ----------
+        subject : str or None
+            Such as ``002_S_0295``.
+        """
         return self.visits.get(_roster_number(subject), []) if subject else []
 
 
@@ -151,12 +163,22 @@ def _roster_number(subject: str) -> int:
 
 
 def group_name(text: str | None) -> str | None:
-    """CN, SMC, EMCI, MCI, LMCI or AD, however spelt; other words are kept."""
+    """CN, SMC, EMCI, MCI, LMCI or AD in any spelling; other words stay.
+
+    Parameters
+    ----------
+    text : str or None
+    """
     return None if text is None else _SPELLINGS.get(text.strip().lower(), text.strip())
 
 
 def is_group(text: str) -> bool:
-    """Whether a word is one of ADNI's research groups."""
+    """Whether a word is one of ADNI's research groups.
+
+    Parameters
+    ----------
+    text : str
+    """
     return text.strip().lower() in _SPELLINGS
 
 
@@ -164,6 +186,15 @@ def phase_name(text: str | None) -> str | None:
     """ADNI1, ADNIGO, ADNI2, ... from a phase or the name of a visit; ADNI1/GO where ADNI left it open.
 
     Visits that are called ``ADNI Screening`` or ``ADNI Baseline``, without a number, are of the first phase.
+
+    Parameters
+    ----------
+    text : str or None
+
+    Returns
+    -------
+    str or None
+        None where the text names no phase.
     """
     found = _PHASE.match(text or "")
     return f"ADNI{(found[1] or '1').upper()}" if found else None

@@ -25,10 +25,25 @@ def list_scans(source: BidsSource, _folder: Path, *, pool: Pool = EVERY_CORE) ->
     Rows without a label keep an empty diagnosis; the audit reports and drops them. A file that nibabel cannot open
     keeps an empty shape, and preprocessing will report it. Sidecars are inherited as BIDS prescribes.
 
+    Parameters
+    ----------
+    source : BidsSource
+    _folder, pool : path, Pool
+        Not used.
+
+    Returns
+    -------
+    list of dict
+        Rows by `records.LISTING`.
+
     Raises
     ------
     StudyError
         If the folder is no BIDS dataset, has no T1w image, or its tables lack the label column.
+
+    References
+    ----------
+    Gorgolewski et al. 2016, doi:10.1038/sdata.2016.44.
     """
     root = Path(source.root)
     scans = _images(root)
@@ -94,6 +109,17 @@ def _describe(
 
 
 def file_facts(path: str) -> dict[str, Any]:
-    """Header facts of an image and those of its sidecar, inherited as BIDS prescribes."""
+    """Header facts of an image and those of its sidecar, inherited as BIDS prescribes.
+
+    Parameters
+    ----------
+    path : str
+        Image in a BIDS dataset.
+
+    Returns
+    -------
+    dict
+        By the columns of a listing.
+    """
     sidecar = load_bids_metadata(path)
     return image_facts(path) | {"site": sidecar.get("InstitutionName")} | sidecar_facts(sidecar)

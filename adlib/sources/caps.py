@@ -20,14 +20,25 @@ _NAME = re.compile(
 def list_scans(source: CapsSource, _folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
     """List the t1-linear output of every session; of a cropped and an uncropped one the uncropped is used.
 
-    References
+    Parameters
     ----------
-    Routier et al. 2021, doi:10.3389/fninf.2021.689675 (Clinica and its CAPS layout).
+    source : CapsSource
+    _folder, pool : path, Pool
+        Not used.
+
+    Returns
+    -------
+    list of dict
+        Rows by `records.LISTING`.
 
     Raises
     ------
     StudyError
         If the folder holds no t1-linear output or the table cannot be read.
+
+    References
+    ----------
+    Routier et al. 2021, doi:10.3389/fninf.2021.689675 (Clinica and its CAPS layout).
     """
     root = Path(source.root)
     images = sorted(root.glob("subjects/sub-*/ses-*/t1_linear/*_T1w.nii*"))

@@ -97,7 +97,22 @@ def read_dicom(path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
 
 
 def list_series(path: Path) -> list[Series]:
-    """Convert every series of a folder or zip of DICOM files; see `read_dicom`."""
+    """Convert every series of a folder or zip of DICOM files.
+
+    Parameters
+    ----------
+    path : path
+        Folder (searched nine levels deep) or zip.
+
+    Returns
+    -------
+    list of Series
+
+    Raises
+    ------
+    StudyError
+        If the zip is unsafe or nothing is DICOM.
+    """
     with private_folder() as folder:
         incoming, converted = folder / "in", folder / "out"
         converted.mkdir()
@@ -112,6 +127,12 @@ def list_series(path: Path) -> list[Series]:
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip into numbered files of one folder, so that no name inside it can point elsewhere.
+
+    Parameters
+    ----------
+    archive : path
+    folder : path
+        Must be empty.
 
     Raises
     ------
@@ -267,6 +288,18 @@ def _fault(shape: tuple[int, ...], about: dict[str, Any], text: str, kinds: set[
 
 def choose(series: list[Series], source: Path) -> tuple[Series, list[tuple[Series, str]]]:
     """Choose the series that is most likely T1w, with the reason against each other one.
+
+    Parameters
+    ----------
+    series : list of Series
+    source : path
+        For the error.
+
+    Returns
+    -------
+    best : Series
+    others : list of (Series, str)
+        The other series, each with the reason.
 
     Raises
     ------

@@ -24,6 +24,19 @@ from adlib.study.source_params import DicomSource
 def list_scans(source: DicomSource, folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
     """List every series of every session; the chosen one as NIfTI under `folder`, without anything that identifies.
 
+    Parameters
+    ----------
+    source : DicomSource
+    folder : path
+        Receives the converted images.
+    pool : Pool
+        Processes that convert.
+
+    Returns
+    -------
+    list of dict
+        Rows by `records.LISTING`.
+
     Raises
     ------
     StudyError
@@ -73,6 +86,8 @@ def convert_rows(listed: pd.DataFrame, folder: Path, *, pool: Pool = EVERY_CORE)
         By `records.LISTING`.
     folder : path
         Receives the converted images.
+    pool : Pool
+        Processes that convert.
 
     Returns
     -------

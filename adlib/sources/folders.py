@@ -24,7 +24,18 @@ _PARTS |= dict.fromkeys(("val", "valid", "validation"), "validation")
 def list_scans(source: FoldersSource, _folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
     """List every scan of a tree of class folders.
 
-    A scan whose participant neither its name nor the table tells keeps an empty participant; the audit stops on that.
+    A scan without a participant in its name or in the table has an empty participant; the audit stops on that.
+
+    Parameters
+    ----------
+    source : FoldersSource
+    _folder, pool : path, Pool
+        Not used.
+
+    Returns
+    -------
+    list of dict
+        Rows by `records.LISTING`.
 
     Raises
     ------

@@ -42,12 +42,58 @@ Rows = list[dict[str, Any]]
 
 
 def list_oasis1(source: Oasis1Source, folder: Path, *, pool: Pool = EVERY_CORE) -> Rows:
-    """List the sessions of OASIS-1; see `_list_release`."""
+    """List the sessions of OASIS-1.
+
+    Parameters
+    ----------
+    source : Oasis1Source
+    folder : path
+        Receives the chosen images as NIfTI.
+    pool : Pool
+        Processes that convert.
+
+    Returns
+    -------
+    list of dict
+        Rows by `records.LISTING`, one per image.
+
+    Raises
+    ------
+    StudyError
+        If the table is missing or no session has an image.
+
+    References
+    ----------
+    Marcus et al. 2007, doi:10.1162/jocn.2007.19.9.1498.
+    """
     return _list_release("1", source, _read_table(Path(source.root), "*cross-sectional*.csv", "id"), folder, pool)
 
 
 def list_oasis2(source: Oasis2Source, folder: Path, *, pool: Pool = EVERY_CORE) -> Rows:
-    """List the sessions of OASIS-2; see `_list_release`."""
+    """List the sessions of OASIS-2.
+
+    Parameters
+    ----------
+    source : Oasis2Source
+    folder : path
+        Receives the chosen images as NIfTI.
+    pool : Pool
+        Processes that convert.
+
+    Returns
+    -------
+    list of dict
+        Rows by `records.LISTING`, one per image.
+
+    Raises
+    ------
+    StudyError
+        If the table is missing or no session has an image.
+
+    References
+    ----------
+    Marcus et al. 2010, doi:10.1162/jocn.2009.21407.
+    """
     return _list_release("2", source, _read_table(Path(source.root), "*longitudinal*.csv", "mriid"), folder, pool)
 
 
@@ -85,6 +131,17 @@ def list_oasis2_slices(source: Oasis2SlicesSource, folder: Path, *, pool: Pool =
 
 def list_tissue_maps(source: OasisVbmSource, _folder: Path, *, pool: Pool = EVERY_CORE) -> Rows:
     """List the grey- and white-matter maps in MNI152 space that nilearn fetches, one scan for each participant.
+
+    Parameters
+    ----------
+    source : OasisVbmSource
+    _folder, pool : path, Pool
+        Not used.
+
+    Returns
+    -------
+    list of dict
+        Rows by `records.LISTING`.
 
     Raises
     ------
@@ -319,5 +376,21 @@ def _visit_facts(visit: pd.Series, labels: dict[str, str]) -> dict[str, Any]:
 
 
 def rating_label(rating: float, labels: dict[str, str]) -> str | None:
-    """The class of a Clinical Dementia Rating; ratings that `labels` does not name have none."""
+    """The class of a Clinical Dementia Rating; ratings that `labels` does not name have none.
+
+    Parameters
+    ----------
+    rating : float
+        NaN where the table has none.
+    labels : dict of str to str
+        Class by rating.
+
+    Returns
+    -------
+    str or None
+
+    References
+    ----------
+    Morris 1993, doi:10.1212/WNL.43.11.2412-a.
+    """
     return labels.get(_NO_RATING if pd.isna(rating) else f"{rating:g}")

@@ -27,6 +27,17 @@ def list_scans(source: Oasis3Source, _folder: Path, *, pool: Pool = EVERY_CORE) 
     A scan without a visit inside the window keeps an empty diagnosis. Of several runs of a session the first is used,
     the others are listed with that reason.
 
+    Parameters
+    ----------
+    source : Oasis3Source
+    _folder, pool : path, Pool
+        Not used.
+
+    Returns
+    -------
+    list of dict
+        Rows by `records.LISTING`.
+
     Raises
     ------
     StudyError

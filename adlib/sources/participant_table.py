@@ -114,7 +114,19 @@ class ParticipantTable:
 
 
 def bids_label(entity: str, text: str) -> str:
-    """A BIDS name such as ``sub-OAS20001`` from ``OAS2_0001`` or ``sub-OAS20001`` (letters and digits only)."""
+    """A BIDS name such as ``sub-OAS20001`` from ``OAS2_0001`` or ``sub-OAS20001`` (letters and digits only).
+
+    Parameters
+    ----------
+    entity : str
+        ``sub`` or ``ses``.
+    text : str
+
+    Raises
+    ------
+    StudyError
+        If the text has no letter or digit.
+    """
     bare = re.sub(r"[^A-Za-z0-9]", "", str(text).removeprefix(f"{entity}-"))
     if not bare:
         raise StudyError(f"{text!r} has no letter or digit, which a {entity}- label needs")
@@ -122,7 +134,13 @@ def bids_label(entity: str, text: str) -> str:
 
 
 def check_distinct(names: Iterable[str], where: Path | str) -> None:
-    """Refuse two names of participants that become one BIDS label: two people must not be merged.
+    """Refuse two participants whose names become one BIDS label.
+
+    Parameters
+    ----------
+    names : iterable of str
+    where : path
+        The table or folder, for the error.
 
     Raises
     ------
@@ -141,6 +159,16 @@ def check_distinct(names: Iterable[str], where: Path | str) -> None:
 
 
 def session_label(text: str) -> str:
-    """A BIDS session name; a bare number gets two digits."""
+    """A BIDS session name; a bare number has at least two digits.
+
+    Parameters
+    ----------
+    text : str
+
+    Raises
+    ------
+    StudyError
+        If the text has no letter or digit.
+    """
     text = str(text).removeprefix("ses-")
     return bids_label("ses", f"{int(text):02d}" if text.isdigit() and len(text) < 3 else text)

@@ -50,7 +50,22 @@ class ScanFile:
 
 
 def read_scan(path: Path | str) -> nib.Nifti1Image:
-    """Read one 3-D scan; see `open_scan`."""
+    """Read one 3-D scan.
+
+    Parameters
+    ----------
+    path : path
+        As for `open_scan`.
+
+    Returns
+    -------
+    nibabel.Nifti1Image, (X, Y, Z)
+
+    Raises
+    ------
+    StudyError
+        As `open_scan`.
+    """
     return open_scan(path).image
 
 
@@ -89,7 +104,12 @@ def open_scan(path: Path | str) -> ScanFile:
 
 
 def scan_name(path: Path | str) -> str:
-    """File name without the suffixes that `open_scan` knows."""
+    """File name without the suffixes that `open_scan` knows.
+
+    Parameters
+    ----------
+    path : path
+    """
     name = Path(path).name or Path(path).resolve().name
     return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name) or "scan"
 
