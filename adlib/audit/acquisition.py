@@ -43,13 +43,25 @@ def with_facts(scans: pd.DataFrame) -> pd.DataFrame:
 
 
 def first_scans(manifest: pd.DataFrame) -> pd.DataFrame:
-    """The first scan of each participant, with the columns of `with_facts`."""
+    """The first scan of each participant, with the columns of `with_facts`.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+        Schema `records.MANIFEST`.
+    """
     first = manifest.sort_values(["session_id", "scan_id"], kind="stable").drop_duplicates("participant_id")
     return with_facts(first)
 
 
 def acquisition_facts(manifest: pd.DataFrame) -> pd.DataFrame:
-    """The columns of `ACQUISITION` that vary among the scans, one row for each scan."""
+    """The columns of `ACQUISITION` that vary among the scans, one row for each scan.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+        Schema `records.MANIFEST`.
+    """
     scans = with_facts(manifest)
     return scans[[name for name in ACQUISITION if scans[name].nunique() > 1]]
 

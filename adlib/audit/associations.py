@@ -141,12 +141,33 @@ def predict_label(people: pd.DataFrame, columns: tuple[str, ...], seed: int) -> 
 
 
 def macro_auc(labels: pd.Series, p: np.ndarray) -> float:
-    """Mean one-against-rest ROC AUC of the classes."""
+    """Mean one-versus-rest ROC AUC of the classes.
+
+    Parameters
+    ----------
+    labels : Series of str
+    p : (n, K) array
+        Probabilities, in the order of the sorted labels.
+    """
     return float(np.mean([roc_auc_score(labels == name, p[:, k]) for k, name in enumerate(sorted(labels.unique()))]))
 
 
 def best_pair(labels: pd.Series, p: np.ndarray) -> tuple[float, str, float]:
-    """The highest ROC AUC of two classes, which two, and the AUC that chance may reach.
+    """The highest ROC AUC of two classes.
+
+    Parameters
+    ----------
+    labels : Series of str
+    p : (n, K) array
+        Probabilities, in the order of the sorted labels.
+
+    Returns
+    -------
+    auc : float
+    pair : str
+        The two classes.
+    chance : float
+        AUC that chance may reach.
 
     References
     ----------

@@ -213,13 +213,18 @@ def finding(check: str, severity: str, subject: str, value: str, limit: str = "0
     Parameters
     ----------
     check : str
-        A key of `CHECKS`, which gives the meaning.
+        A key of `CHECKS`, which has the meaning.
     severity : str
         One of the check's severities.
     subject : str
         The scans or participants concerned, see `named`.
     value, limit : str
-        What was found, and what is expected.
+        The value and the limit it is compared with.
+
+    Raises
+    ------
+    ValueError
+        If the check does not have the severity.
     """
     about = CHECKS[check]
     if severity not in about.severities:
@@ -236,18 +241,40 @@ def finding(check: str, severity: str, subject: str, value: str, limit: str = "0
 
 
 def named(names: Iterable[object]) -> str:
-    """The first few names in order, and the number of the others."""
+    """The first few names in order, and the number of the others.
+
+    Parameters
+    ----------
+    names : iterable
+        Scans or participants; repeated ones count once.
+    """
     names = sorted({str(name) for name in names})
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def share(part: int, whole: int) -> str:
-    """A count with its whole and percentage, such as ``3 of 12 (25 %)``."""
+    """A count with its whole and percentage, such as ``3 of 12 (25 %)``.
+
+    Parameters
+    ----------
+    part, whole : int
+    """
     return f"{part} of {whole} ({100 * part / max(whole, 1):.0f} %)"
 
 
 def findings_table(findings: list[Finding], params: AuditParams) -> pd.DataFrame:
-    """The findings with the decision of the params on each, the gravest first (schema `records.AUDIT`)."""
+    """The findings with the decision of the params on each, the gravest first.
+
+    Parameters
+    ----------
+    findings : list of Finding
+    params : AuditParams
+
+    Returns
+    -------
+    DataFrame
+        Schema `records.AUDIT`.
+    """
     table = pd.DataFrame(findings, columns=[name for name in AUDIT.columns if name != "decision"])
     accepted = table["check"].isin(params.accept)
     table["decision"] = np.where(table["severity"] != "stop", "go on", np.where(accepted, "accepted by params", "stop"))
@@ -256,6 +283,10 @@ def findings_table(findings: list[Finding], params: AuditParams) -> pd.DataFrame
 
 def check_accepted(params: AuditParams) -> None:
     """Refuse ids in `audit.accept` that are not those of a check with severity stop.
+
+    Parameters
+    ----------
+    params : AuditParams
 
     Raises
     ------
@@ -272,6 +303,11 @@ def check_accepted(params: AuditParams) -> None:
 
 def enforce(findings: pd.DataFrame) -> None:
     """Stop the study on any stop finding that the params do not accept.
+
+    Parameters
+    ----------
+    findings : DataFrame
+        Schema `records.AUDIT`.
 
     Raises
     ------

@@ -222,7 +222,13 @@ def _mixed_groups(scans: pd.DataFrame) -> list[Finding]:
 
 
 def check_given_split(scans: pd.DataFrame) -> list[Finding]:
-    """Find participants in several parts of the split as shipped, and the test scans that leak."""
+    """Find participants in several parts of the split as shipped, and the test scans that leak.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Schema `records.LISTING`.
+    """
     split = scans.dropna(subset="given_split")
     parts = split.groupby("participant_id")["given_split"].nunique()
     across = parts.index[parts > 1]
