@@ -9,7 +9,18 @@ from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Classify the files of a command line; 1 if any could not be read, the others are classified all the same."""
+    """Classify the files of a command line; files that cannot be read do not stop the others.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Default: `sys.argv`.
+
+    Returns
+    -------
+    int
+        Exit code: 1 if a file could not be read.
+    """
     options = _parser().parse_args(arguments)
     from adlib.classify.prediction import predict_files
     from adlib.study.params import load_params

@@ -118,14 +118,35 @@ def predict_scans(weights: Path, scans: pd.DataFrame, params: StudyParams) -> pd
 
 
 def score_predictions(predictions: pd.DataFrame, params: StudyParams) -> Entries:
-    """Scores by participant for the model card, as entries of ``metrics.json``."""
+    """Scores by participant for the model card, as entries of ``metrics.json``.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        See `predict_scans`.
+    params : StudyParams
+
+    Returns
+    -------
+    list of dict
+    """
     entries = score_run(pool_level(predictions, "subject", params.classes), NETWORK, "subject", params)
     return [entry for entry in entries if (entry["metric"], entry.get("class")) in INDEXED]
 
 
 @cache
 def load_without_reference(weights: str) -> model_file.Classifier:
-    """A model without distance checks: like the study, it classifies every scan that passes quality control."""
+    """Load a model without its distance checks: every scan that passes quality control is classified.
+
+    Parameters
+    ----------
+    weights : str
+        Path of the weights file.
+
+    Returns
+    -------
+    Classifier
+    """
     classifier = model_file.load(weights)
     return replace(classifier, card=replace(classifier.card, reference={}), distributions={})
 
@@ -193,7 +214,20 @@ def _simulated_scores(folder: Path, params: StudyParams, seed: int, participants
 
 
 def compare_scores(stored: Entries, computed: Entries) -> pd.DataFrame:
-    """Two sets of scores: metric, stored, computed, difference, and n and interval of the computed ones."""
+    """Two sets of scores: metric, stored, computed, difference, and n and interval of the computed ones.
+
+    Parameters
+    ----------
+    stored : list of dict
+        Entries as in ``metrics.json``.
+    computed : list of dict
+        Entries as in ``metrics.json``.
+
+    Returns
+    -------
+    DataFrame
+        Columns metric, stored, computed, difference, n and ci95; one row per computed score.
+    """
     points = {(entry["metric"], entry.get("class")): entry["point"] for entry in stored}
     rows = []
     for entry in computed:
@@ -205,7 +239,18 @@ def compare_scores(stored: Entries, computed: Entries) -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Release a study's model, or verify one; 1 if a score is not reproduced."""
+    """Release a study's model, or verify one; 1 if a score is not reproduced.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Default: `sys.argv`.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
     options = _parser().parse_args(arguments)
     try:
         if options.others is not None:

@@ -33,7 +33,13 @@ WRAP = {"flex_flow": "row wrap"}
 
 
 class Form(widgets.VBox):
-    """A box that shows a text instead of itself on a page without a kernel."""
+    """A box that shows a text instead of itself on a page without a kernel.
+
+    Parameters
+    ----------
+    children : list of Widget
+    text : str
+    """
 
     def __init__(self, children: list[widgets.Widget], text: str) -> None:
         self.text = text

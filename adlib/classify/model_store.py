@@ -23,12 +23,25 @@ EXAMPLES = 4  # test scans offered by the form
 
 
 def was_run(params: StudyParams) -> bool:
-    """Whether the study has trained its model."""
+    """Whether the study has trained its model.
+
+    Parameters
+    ----------
+    params : StudyParams
+    """
     return (params.folder / WEIGHTS).is_file()
 
 
 def find_model(params: StudyParams) -> Path:
     """Weights of a study: those of its last run, else the released ones.
+
+    Parameters
+    ----------
+    params : StudyParams
+
+    Returns
+    -------
+    path
 
     Raises
     ------
@@ -43,13 +56,28 @@ def find_model(params: StudyParams) -> Path:
 
 
 def store_examples(params: StudyParams) -> None:
-    """Store training scans next to the model of the study's last run, see `adlib.classify.nearest.write_examples`."""
+    """Store training scans next to the model of the study's last run, see `adlib.classify.nearest.write_examples`.
+
+    Parameters
+    ----------
+    params : StudyParams
+    """
     if was_run(params):
         write_examples(params, params.folder / WEIGHTS)
 
 
 def stored_scores(params: StudyParams) -> pd.DataFrame:
-    """The metrics of the study or, before it was run, of the released model, as `read_metrics`."""
+    """Scores of the study's last run, else of the released model.
+
+    Parameters
+    ----------
+    params : StudyParams
+
+    Returns
+    -------
+    DataFrame
+        See `adlib.study.metrics.read_metrics`.
+    """
     return read_metrics(params.folder if was_run(params) else find_model(params).with_name(SCORES))
 
 
@@ -79,6 +107,10 @@ def example_scans(params: StudyParams) -> pd.DataFrame:
     """Test scans of the first fold, alternating between classes, one per participant.
 
     Scans of a simulated study without a run are simulated now.
+
+    Parameters
+    ----------
+    params : StudyParams
 
     Returns
     -------

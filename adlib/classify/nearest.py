@@ -100,6 +100,15 @@ def write_examples(params: StudyParams, model: Path) -> Path | None:
 def read_examples(model: Path) -> Examples | None:
     """The examples stored next to a weights file; None if there are none or they belong to another model.
 
+    Parameters
+    ----------
+    model : path
+        Weights file.
+
+    Returns
+    -------
+    Examples or None
+
     Raises
     ------
     StudyError
@@ -117,7 +126,20 @@ def read_examples(model: Path) -> Examples | None:
 
 
 def nearest(features: np.ndarray, classifier: Classifier, examples: Examples | None) -> list[Neighbour]:
-    """The `NEAREST` training scans nearest to features (p,) of a scan, nearest first; empty without examples."""
+    """The `NEAREST` training scans with the smallest distance to a scan in the network's features.
+
+    Parameters
+    ----------
+    features : (p,) float
+        Mean over the slices of the scan.
+    classifier : Classifier
+    examples : Examples or None
+
+    Returns
+    -------
+    list of Neighbour
+        Nearest first; empty without examples.
+    """
     if examples is None:
         return []
     place = coordinates(features[None], classifier.distributions[IMAGE])
@@ -133,7 +155,17 @@ def nearest(features: np.ndarray, classifier: Classifier, examples: Examples | N
 
 
 def middle_slice(slices: np.ndarray) -> np.ndarray:
-    """The middle one of slices (n, 3, H, W) as uint8 (H, W)."""
+    """The middle slice as an 8-bit image.
+
+    Parameters
+    ----------
+    slices : (n, 3, H, W) float
+        Standardised input of the network.
+
+    Returns
+    -------
+    (H, W) uint8
+    """
     seen = (slices[len(slices) // 2, 1].astype(np.float32) - DARKEST) / (BRIGHTEST - DARKEST)
     return np.rint(seen.clip(0, 1) * 255).astype(np.uint8)
 

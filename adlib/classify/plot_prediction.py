@@ -165,7 +165,17 @@ def _mosaic(figure: SubFigure, prepared: Preprocessed) -> None:
 
 
 def brightest(prepared: Preprocessed) -> float:
-    """Intensity of the head that is drawn white."""
+    """Intensity of the head that is drawn white.
+
+    Parameters
+    ----------
+    prepared : Preprocessed
+
+    Returns
+    -------
+    float
+        Scanner units.
+    """
     inside = prepared.native[prepared.mask]
     return float(np.percentile(inside, 99.5)) * 1.2 if inside.size else float(prepared.native.max())
 
@@ -213,7 +223,17 @@ def _volume(axis: Axes, value: float, cohort: dict[str, list[float]], classes: t
 
 
 def format_ml(value: float) -> str:
-    """A volume with its significant digits: 6.4, 42.1, 1430."""
+    """A volume with its significant digits: 6.4, 42.1, 1430.
+
+    Parameters
+    ----------
+    value : float
+        ml.
+
+    Returns
+    -------
+    str
+    """
     return f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
 
 

@@ -1,4 +1,4 @@
-"""Classify a scan with a study's model, through the code that processed the study's own scans."""
+"""Classify a scan with a study's model, through the code that processes the scans of a study."""
 
 from __future__ import annotations
 
@@ -150,7 +150,20 @@ def predict_file(
 
 
 def outside_cohort(features: dict[str, float], cohort: dict[str, Any]) -> tuple[str, ...]:
-    """Volumes more than `OUTSIDE_SD` standard deviations from the mean of every class of the training cohort."""
+    """Volumes more than `OUTSIDE_SD` standard deviations from the mean of every class of the training cohort.
+
+    Parameters
+    ----------
+    features : dict of str to float
+        Volumes of the scan, ml, and nbv.
+    cohort : dict
+        From the model card; its ``volumes`` hold mean and standard deviation by class.
+
+    Returns
+    -------
+    tuple of str
+        A sentence per volume.
+    """
     remarks = []
     for feature in sorted(set(cohort.get("volumes", {})) & set(features)):
         value, classes = features[feature], cohort["volumes"][feature]
@@ -161,7 +174,23 @@ def outside_cohort(features: dict[str, float], cohort: dict[str, Any]) -> tuple[
 
 
 def classify_scans(params: StudyParams, paths: Iterable[str]) -> list[Prediction]:
-    """Classify scan files with the study's model, as uploaded ones."""
+    """Classify scan files with the study's model, in the same way as uploaded scans.
+
+    Parameters
+    ----------
+    params : StudyParams
+    paths : iterable of str
+        Scan files.
+
+    Returns
+    -------
+    list of Prediction
+
+    Raises
+    ------
+    StudyError
+        If there is no model, or a file cannot be read or preprocessed.
+    """
     weights = find_model(params)
     classifier, examples = model_file.load(weights, trusted=True), read_examples(weights)
     return [predict_file(path, classifier, examples=examples, coverage=params.evaluate.coverage) for path in paths]
@@ -224,7 +253,13 @@ def _predict_record(model: dict[str, Any], item: tuple[Path, Path], **options: A
 
 
 def write_png(figure: plt.Figure, path: Path) -> None:
-    """Write a figure as PNG and close it."""
+    """Write a figure as PNG and close it.
+
+    Parameters
+    ----------
+    figure : matplotlib Figure
+    path : path
+    """
     with atomic_path(path) as temporary:
         figure.savefig(temporary, metadata={"Software": None})
     plt.close(figure)

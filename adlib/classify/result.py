@@ -140,7 +140,16 @@ def _listed(names: tuple[str, ...] | list[str], last: str) -> str:
 
 
 def as_record(prediction: Prediction) -> Record:
-    """A prediction as JSON-compatible values, without voxels and paths."""
+    """A prediction as JSON-compatible values, without voxels and paths.
+
+    Parameters
+    ----------
+    prediction : Prediction
+
+    Returns
+    -------
+    dict
+    """
     prepared, card = prediction.prepared, prediction.card
     return {
         "name": prediction.name,
@@ -180,7 +189,17 @@ def _finite(values: dict[str, float]) -> dict[str, float | None]:
 
 
 def unique_name(name: str, taken: Collection[str]) -> str:
-    """The name, with the first free number from 2 on if it is taken."""
+    """The name, with the first free number from 2 on if it is taken.
+
+    Parameters
+    ----------
+    name : str
+    taken : collection of str
+
+    Returns
+    -------
+    str
+    """
     return next(free for free in chain([name], (f"{name}_{n}" for n in count(2))) if free not in taken)
 
 
@@ -213,7 +232,18 @@ def scan_table(records: Iterable[Record], truth: dict[str, str] | None = None) -
 
 
 def summary_table(records: Iterable[Record]) -> pd.DataFrame:
-    """Number of scans, mean, standard deviation and range of probabilities and volumes; empty without scans."""
+    """Number of scans, mean, standard deviation and range of probabilities and volumes; empty without scans.
+
+    Parameters
+    ----------
+    records : iterable of dict
+        From `as_record`.
+
+    Returns
+    -------
+    DataFrame
+        Columns count, mean, std, min and max.
+    """
     rows = [_probabilities(record) | record["volumes"] for record in records]
     if not rows:
         return pd.DataFrame()

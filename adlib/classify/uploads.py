@@ -27,7 +27,15 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Chosen:
-    """A scan to be classified: a file, or a folder of DICOM; `bytes` is its size."""
+    """A scan to be classified: a file, or a folder of DICOM.
+
+    Attributes
+    ----------
+    name : str
+    path : Path
+    bytes : int
+        Size of all its files.
+    """
 
     name: str
     path: Path
@@ -38,6 +46,10 @@ def open_home() -> Path:
     """Make a folder that only its owner can read (mode 0700); it is removed when this process ends.
 
     Folders that crashed processes left behind are removed first.
+
+    Returns
+    -------
+    path
     """
     sweep()
     home = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
@@ -51,7 +63,13 @@ def _remove(home: Path, owner: int) -> None:
 
 
 def sweep() -> list[Path]:
-    """Remove the folders that ended processes of this user left behind, and return them."""
+    """Remove the folders that ended processes of this user left behind.
+
+    Returns
+    -------
+    list of path
+        The removed folders.
+    """
     removed = []
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         owner = re.match(rf"{PREFIX}(\d+)-", folder.name)
@@ -64,7 +82,17 @@ def sweep() -> list[Path]:
 
 
 def safe_name(name: str) -> str:
-    """The last part of a file name, reduced to letters, digits, ``.-+_`` and spaces, at most `LONGEST` characters."""
+    """The last part of a file name, reduced to letters, digits, ``.-+_`` and spaces, at most `LONGEST` characters.
+
+    Parameters
+    ----------
+    name : str
+        As the browser sends it.
+
+    Returns
+    -------
+    str
+    """
     last = re.split(r"[/\\:]", name)[-1]
     plain = re.sub(r"[^\w.\-+ ]", "_", last, flags=re.ASCII).lstrip(".").strip()
     return plain[-LONGEST:] or "scan"
@@ -133,7 +161,12 @@ class Inbox:
         return ""
 
     def delete(self, scan: Chosen) -> None:
-        """Delete the files of an uploaded scan."""
+        """Delete the files of an uploaded scan; files outside the private folder remain.
+
+        Parameters
+        ----------
+        scan : Chosen
+        """
         if scan.path.is_relative_to(self.home):
             shutil.rmtree(self.home / scan.path.relative_to(self.home).parts[0], ignore_errors=True)
 

@@ -51,29 +51,77 @@ def _macro(name: str, *values: Any) -> str:
 
 
 def html(name: str, *values: Any) -> str:
-    """A macro of ``views.html.j2`` with the style of the form."""
+    """A macro of ``views.html.j2`` with the style of the form.
+
+    Parameters
+    ----------
+    name : str
+        Of the macro.
+    *values
+        Arguments of the macro.
+
+    Returns
+    -------
+    str
+    """
     return f"{_macro('style')}<div class='adlib'>{_macro(name, *values)}</div>"
 
 
 def as_csv(results: list[Result]) -> bytes:
-    """One row per scan; a name that a spreadsheet would run as a formula begins with an apostrophe."""
+    """One row per scan; a name that a spreadsheet would run as a formula begins with an apostrophe.
+
+    Parameters
+    ----------
+    results : list of Result
+
+    Returns
+    -------
+    bytes
+    """
     table = scan_table(result.record for result in results)
     table.index = [f"'{name}" if name.startswith(FORMULA) else name for name in table.index]
     return table.to_csv(index_label="scan", lineterminator="\n").encode()
 
 
 def as_json(results: list[Result]) -> bytes:
-    """The record of each scan."""
+    """The record of each scan as JSON.
+
+    Parameters
+    ----------
+    results : list of Result
+
+    Returns
+    -------
+    bytes
+    """
     return (json.dumps([result.record for result in results], indent=2, allow_nan=False) + "\n").encode()
 
 
 def as_html(results: list[Result]) -> bytes:
-    """One page with all results and pictures."""
+    """One page with all results and pictures.
+
+    Parameters
+    ----------
+    results : list of Result
+
+    Returns
+    -------
+    bytes
+    """
     return _macro("report", results, summary_table(result.record for result in results)).encode()
 
 
 def as_pdf(results: list[Result]) -> bytes:
-    """A page for each picture of each scan, under the result."""
+    """A page for each picture of each scan, under the result.
+
+    Parameters
+    ----------
+    results : list of Result
+
+    Returns
+    -------
+    bytes
+    """
     content = BytesIO()
     with PdfPages(content, metadata={"Title": "Classified scans", "Creator": "adlib"}) as pages:
         for result in results:
@@ -95,7 +143,16 @@ def _sheet(result: Result, png: bytes) -> Figure:
 
 
 def links_html(results: list[Result]) -> str:
-    """A link for each kind of report, its content inside the link."""
+    """Download links of the reports in all formats, with the content inside the links.
+
+    Parameters
+    ----------
+    results : list of Result
+
+    Returns
+    -------
+    str
+    """
     reports = {
         "csv": ("text/csv", as_csv(results)),
         "json": ("application/json", as_json(results)),
@@ -127,7 +184,13 @@ class Scene(NiiVue):
         self.show(shown)
 
     def show(self, shown: str) -> None:
-        """Draw one overlay, or none."""
+        """Draw one overlay, or none.
+
+        Parameters
+        ----------
+        shown : str
+            Title of the overlay.
+        """
         for volume, title in zip(self.volumes[1:], self.titles, strict=True):
             volume.opacity = OVERLAYS[title][1] if title == shown else 0.0
 

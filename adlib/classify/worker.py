@@ -171,7 +171,20 @@ class Worker:
         self._kill()
 
     def seconds_left(self, stage: str, explain: bool = False) -> float:
-        """Expected seconds from the beginning of a stage to the result."""
+        """Expected seconds from the beginning of a stage to the result.
+
+        Parameters
+        ----------
+        stage : str
+            Title of the stage.
+        explain : bool
+            Whether an attribution map is computed.
+
+        Returns
+        -------
+        float
+            Seconds.
+        """
         names = [name for name in self.expected if explain or name != EXPLAINING]
         return sum(self.expected[name] for name in names[names.index(stage) :]) if stage in names else 0.0
 
@@ -321,13 +334,35 @@ def _classify(job: Message, classifier: model_file.Classifier, settings: dict[st
 
 
 def evidence_volume(prediction: Prediction, maps: np.ndarray) -> np.ndarray:
-    """Attribution maps (n, 3, H, W) on the template's grid, int16, scaled to ±`EVIDENCE_MAX`; 0 outside the slices."""
+    """Attribution maps on the grid of the template.
+
+    Parameters
+    ----------
+    prediction : Prediction
+    maps : (n, 3, H, W) float
+        Attribution of each slice.
+
+    Returns
+    -------
+    (X, Y, Z) int16
+        Scaled to ±`EVIDENCE_MAX`; 0 outside the slices.
+    """
     volume = in_volume(maps, slice_voxels(prediction.card), prediction.prepared.mask.shape)
     return np.rint(volume / (float(np.abs(volume).max()) or 1.0) * EVIDENCE_MAX).astype(np.int16)
 
 
 def view_arrays(prediction: Prediction) -> dict[str, np.ndarray]:
-    """Head (uint8), tissue (0 none, 1 GM, 2 WM, 3 CSF) and brain mask on the template's grid, for the viewer."""
+    """Volumes of the viewer on the grid of the template.
+
+    Parameters
+    ----------
+    prediction : Prediction
+
+    Returns
+    -------
+    dict of str to array
+        ``head``, ``tissue`` (0 none, 1 GM, 2 WM, 3 CSF) and ``mask`` (X, Y, Z) uint8; ``affine`` (4, 4) float, mm.
+    """
     prepared = prediction.prepared
     head = np.clip(prepared.native / max(brightest(prepared), 1e-9) * 255, 0, 255).astype(np.uint8)
     tissue = (prepared.tissues.argmax(-1) + 1) * (prepared.tissues.sum(-1) > 0.5) * prepared.mask

@@ -87,13 +87,17 @@ def plot_quality_values(features: pd.DataFrame) -> Figure:
 
 
 def strip(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The three views side by side, (rows, columns) float32.
+    """The sagittal, coronal and axial view of a volume, side by side.
 
     Parameters
     ----------
     volume : (X, Y, Z) float32
     affine : (4, 4) float
         Voxel to world, mm.
+
+    Returns
+    -------
+    (rows, columns) float32
     """
     parts = [extract_slice(volume, affine, plane, position) for plane, position in VIEWS]
     height = max(part.shape[0] for part in parts)

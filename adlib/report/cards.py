@@ -26,6 +26,11 @@ def model_card(study: Study, released: list[dict[str, Any]] | None = None) -> st
     study : Study
     released : list of dict, optional
         Scores by participant of the rounded weights that the card goes with; the index then holds them.
+
+    Returns
+    -------
+    str
+        Markdown.
     """
     counts = study.card.get("cohort", {}).get("participants", {})
     return text.render(
@@ -56,6 +61,10 @@ def front_matter(study: Study, released: list[dict[str, Any]] | None = None) -> 
     study : Study
     released : list of dict, optional
         Entries as in ``metrics.json``; replace the study's scores.
+
+    Returns
+    -------
+    dict
     """
     licence = {"license": "bsd-3-clause"}
     if not study.simulated:

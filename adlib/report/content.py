@@ -157,7 +157,12 @@ class Study:
         return get_score(self.scores, run, metric, label, level)
 
     def runs(self) -> list[str]:
-        """The scored runs in the order of the scores, without the differences between them."""
+        """Names of the scored runs in the order of the scores, without the differences between them.
+
+        Returns
+        -------
+        list of str
+        """
         return [run for run in self.scores["run"].unique() if " - " not in run]
 
 
@@ -283,6 +288,10 @@ def changed_cells(executed: Path, commit: str) -> dict[str, str]:
         Folder of the executed notebooks.
     commit : str
         Revision of the repository; without git the notebooks in the working folder are compared.
+
+    Returns
+    -------
+    dict of str to str
     """
     changes = {}
     for step in STEPS:

@@ -61,6 +61,10 @@ def shows(name: str, statement: str = "") -> str:
     statement : str, optional
         What the code that saved the figure states. It counts for a figure that `SHOWS` does not list; for a listed one
         it can only make the result more revealing. Without either, a figure counts as `SCANS`.
+
+    Returns
+    -------
+    str
     """
     stated = statement if statement in LEVELS else ""
     levels = [level for level in (SHOWS.get(name), stated) if level]
