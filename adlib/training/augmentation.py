@@ -33,9 +33,21 @@ def augment_slices(x: torch.Tensor, generator: torch.Generator, params: StudyPar
 
 
 def mirror(x: torch.Tensor, generator: torch.Generator, channels: tuple[int, ...]) -> torch.Tensor:
-    """Mirror half of the items (B, 3, H, W) along the last axis, in the channels where that axis is left-right.
+    """Mirror half of the items along the last axis, in the channels where that axis is left-right.
 
     A head mirrored left to right keeps its middle sagittal slice, so that channel stays as it is.
+
+    Parameters
+    ----------
+    x : (B, 3, H, W) float32
+    generator : torch.Generator
+    channels : tuple of int
+        Channels whose last axis is left-right.
+
+    Returns
+    -------
+    (B, 3, H, W) float32
+        A copy.
     """
     chosen = torch.rand(len(x), generator=generator) < 0.5
     x = x.clone()
@@ -80,7 +92,15 @@ def augment_light(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def augment_mri(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Vary slices one by one as scanners do: TorchIO's affine, bias field, gamma, motion, ghosts and noise.
 
-    Parameters and result are those of `augment_light`.
+    Parameters
+    ----------
+    x : (B, 3, H, W) float32
+        Background 0.
+    generator : torch.Generator
+
+    Returns
+    -------
+    (B, 3, H, W) float32
 
     References
     ----------

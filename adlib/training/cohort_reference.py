@@ -103,9 +103,17 @@ def fit_distribution(
 
 
 def mahalanobis_distances(values: np.ndarray, fitted: FeatureDistribution) -> np.ndarray:
-    """Mahalanobis distance (n,) float64 of scans (n, p) from the mean, per square root of p; about 1 in training.
+    """Mahalanobis distance of scans from the training mean, per square root of p; about 1 in training.
 
-    A value that is not a number counts as the mean.
+    Parameters
+    ----------
+    values : (n, p) float
+        A value that is not a number counts as the mean.
+    fitted : FeatureDistribution
+
+    Returns
+    -------
+    (n,) float64
 
     References
     ----------
@@ -118,13 +126,38 @@ def mahalanobis_distances(values: np.ndarray, fitted: FeatureDistribution) -> np
 
 
 def coordinates(values: np.ndarray, fitted: FeatureDistribution) -> np.ndarray:
-    """Coordinates (n, k) float32 of scans (n, p) on the axes, in standard deviations of training scans."""
+    """Coordinates of scans on the axes of a distribution.
+
+    Parameters
+    ----------
+    values : (n, p) float
+        A value that is not a number counts as the mean.
+    fitted : FeatureDistribution
+
+    Returns
+    -------
+    (n, k) float32
+        In standard deviations of training scans along each axis.
+    """
     along = _scaled(values, fitted.mean, fitted.sd) @ fitted.axes.T.astype(np.float64)
     return _single(along / np.sqrt(fitted.variances))
 
 
 def farthest(values: np.ndarray, fitted: FeatureDistribution, count: int = 3) -> list[tuple[str, float, float, float]]:
-    """Name, value, training mean and training standard deviation of the most extreme values of (p,)."""
+    """The most extreme values of a scan: those more than two standard deviations from the training mean.
+
+    Parameters
+    ----------
+    values : (p,) float
+    fitted : FeatureDistribution
+    count : int
+        Largest number of values returned.
+
+    Returns
+    -------
+    list of (str, float, float, float)
+        Name, value, training mean and training standard deviation, the most extreme first.
+    """
     off = np.abs(_scaled(values[None], fitted.mean, fitted.sd)[0])
     order = [int(k) for k in np.argsort(-off)[:count] if off[k] > 2]
     return [(fitted.names[k], float(values[k]), float(fitted.mean[k]), float(fitted.sd[k])) for k in order]
@@ -190,7 +223,21 @@ def make_reference(
 
 
 def scan_values(fold: Fold, network: nn.Module, features: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Values of each training and validation scan (rows by scan_id), by the name of the distribution."""
+    """Image features, volumes and quality of each training and validation scan.
+
+    Parameters
+    ----------
+    fold : Fold
+    network : nn.Module
+        The trained one.
+    features : DataFrame
+        Of the study, indexed by scan_id.
+
+    Returns
+    -------
+    dict of str to DataFrame
+        One table for each distribution, ``image``, ``volumes`` and ``quality``, with a row per scan_id.
+    """
     rows = np.concatenate([fold.rows("train"), fold.rows("validation")])
     slice_features = image_features(network, fold.slices[rows])
     image = pd.DataFrame(slice_features).groupby(fold.table["scan_id"].iloc[rows].to_numpy()).mean()
@@ -206,7 +253,12 @@ def describe(measured: dict[str, Any]) -> dict[str, dict[str, float]]:
     Parameters
     ----------
     measured : dict
-        Volumes and quality of a scan by name, as in ``features.tsv``.
+        Volumes, ml, and quality of a scan by name, as in ``features.tsv``.
+
+    Returns
+    -------
+    dict of str to (dict of str to float)
+        ``volumes`` and ``quality``, each by name.
     """
     volumes = {name: measured[name] for name in (*NORM_VOLUMES[:1], *NORM_VOLUMES[3:9]) if name in measured}
     quality = [name for name in LIMITS if name not in OF_SIZE and name in measured]
@@ -247,7 +299,21 @@ def gate_bounds(off: pd.DataFrame, participants: np.ndarray) -> dict[str, Any]:
 
 
 def set_bounds(predictions: pd.DataFrame, classes: tuple[str, ...], pooling: str) -> dict[str, float]:
-    """Lowest probability of a class in the prediction set, by coverage; see `lowest_probability`."""
+    """Lowest probability of a class in the prediction set, by coverage; see `lowest_probability`.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        Schema `records.PREDICTIONS`; only validation rows count.
+    classes : tuple of str
+    pooling : str
+        Method of `pool_slices`.
+
+    Returns
+    -------
+    dict of str to float
+        By coverage, such as ``0.9``; empty without validation participants.
+    """
     held_out = predictions[predictions["split"] == "validation"]
     if held_out.empty:
         return {}

@@ -31,7 +31,17 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG, linux/prctl.h
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of the exec params; ``auto`` takes CUDA or MPS where there is one."""
+    """The device to train on.
+
+    Parameters
+    ----------
+    name : str
+        As ``exec.device``; ``auto`` takes CUDA or MPS where there is one.
+
+    Returns
+    -------
+    torch.device
+    """
     if name != "auto":
         return torch.device(name)
     if torch.cuda.is_available():
@@ -40,9 +50,19 @@ def pick_device(name: str) -> torch.device:
 
 
 def takes_bf16(precision: str, device: torch.device) -> bool:
-    """Whether the forward pass runs in bfloat16; ``auto`` does where the device need not emulate it.
+    """Whether the forward pass runs in bfloat16.
 
     A processor without such instructions takes about twenty times as long in bfloat16 as in float32.
+
+    Parameters
+    ----------
+    precision : str
+        As ``train.precision``; ``auto`` takes bfloat16 where the device need not emulate it.
+    device : torch.device
+
+    Returns
+    -------
+    bool
     """
     if precision != "auto":
         return precision == "bf16"
@@ -57,7 +77,18 @@ def is_worker() -> bool:
 
 
 def make_fabric(params: StudyParams) -> Fabric:
-    """Lightning Fabric on the study's device: one process or, in a process of torchrun, one of several."""
+    """Lightning Fabric on the study's device: one process or, in a process of torchrun, one of several.
+
+    Parameters
+    ----------
+    params : StudyParams
+        ``exec`` and ``train.precision`` count.
+
+    Returns
+    -------
+    Fabric
+        Launched.
+    """
     device = pick_device(params.exec.device)
     together = {}
     if is_worker():
@@ -125,7 +156,22 @@ def _shared(name: str, part: Callable[..., Any], params: StudyParams) -> str:
 
 
 def command(params: StudyParams) -> list[str]:
-    """The torchrun command, without the arguments of the job."""
+    """The torchrun command, without the arguments of the job.
+
+    Parameters
+    ----------
+    params : StudyParams
+        ``exec.devices``, ``exec.nodes`` and ``exec.rendezvous`` count.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    StudyError
+        If there are several nodes and no rendezvous.
+    """
     run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={params.exec.devices}"]
     if params.exec.nodes == 1:
         return [*run, "--standalone", "-m", MODULE]
@@ -141,7 +187,18 @@ def _end_with_parent() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Join a training on a further computer; 1 where it failed. With ``--job`` be one process of a training."""
+    """Join a training on a further computer; with ``--job``, be one process of a training.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Of the command line, by default those of this process.
+
+    Returns
+    -------
+    int
+        Exit status: 1 where the training failed.
+    """
     from adlib.training.runs import train_study
 
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)

@@ -59,6 +59,17 @@ class Fold:
     covariate_stats: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def rows(self, split: str) -> np.ndarray:
+        """Rows of the slices of one part of the split.
+
+        Parameters
+        ----------
+        split : str
+            ``train``, ``validation`` or ``test``.
+
+        Returns
+        -------
+        (n,) int64
+        """
         return np.flatnonzero(self.table["split"] == split)
 
     @property
@@ -68,7 +79,29 @@ class Fold:
 
 
 def make_fold(number: int, slices: np.ndarray, table: pd.DataFrame, splits: pd.DataFrame, params: StudyParams) -> Fold:
-    """Join slices with the split of their participant, its auxiliary targets and its covariates."""
+    """Join slices with the split of their participant, its auxiliary targets and its covariates.
+
+    Parameters
+    ----------
+    number : int
+        Of the fold, from 0.
+    slices : (rows, 3, size, size) float16
+    table : DataFrame
+        Schema `records.SLICES`.
+    splits : DataFrame
+        Schema `records.SPLITS`.
+    params : StudyParams
+
+    Returns
+    -------
+    Fold
+        Slices are on the landmarks of the training scans where ``preprocess.normalise`` is ``landmarks``.
+
+    Raises
+    ------
+    StudyError
+        If a participant with slices has no split, or no training scan has a covariate of the params.
+    """
     chosen = splits[splits["fold"] == number].set_index("participant_id")["split"]
     table = table.assign(split=table["participant_id"].map(chosen))
     if table["split"].isna().any():
@@ -104,7 +137,20 @@ def _covariates(
 
 
 def as_numbers(name: str, values: pd.Series) -> np.ndarray:
-    """A covariate (n,) float64: years, or 1 for female and 0 for male; not a number where unknown."""
+    """A covariate as numbers.
+
+    Parameters
+    ----------
+    name : str
+        ``age`` or ``sex``.
+    values : Series
+        As in the manifest.
+
+    Returns
+    -------
+    (n,) float64
+        Years, or 1 for female and 0 for male; not a number where unknown.
+    """
     if name != "sex":
         return values.to_numpy(float)
     first = values.astype("string").str.upper().str[0]
@@ -157,6 +203,16 @@ class Batch:
     scan: torch.Tensor
 
     def to(self, device: torch.device) -> Batch:
+        """Copy to a device, slices in channels-last memory format.
+
+        Parameters
+        ----------
+        device : torch.device
+
+        Returns
+        -------
+        Batch
+        """
         x = self.x.to(device, memory_format=torch.channels_last)
         return Batch(
             self.number, x, *(part.to(device) for part in (self.y, self.auxiliary, self.covariates, self.scan))
@@ -168,6 +224,12 @@ def epoch_rows(fold: Fold, params: StudyParams, rng: np.random.Generator) -> lis
 
     The unit of chance is a slice or, where attention pools a scan, all training slices of a scan. Each step has
     ``batch_size`` slices in ``micro_batches`` parts, whatever the number of devices that share them.
+
+    Parameters
+    ----------
+    fold : Fold
+    params : StudyParams
+    rng : numpy Generator
 
     Returns
     -------
@@ -207,7 +269,20 @@ def _balanced(fold: Fold, units: list[np.ndarray], rng: np.random.Generator) -> 
 
 
 def part_seed(seed: list[int], number: int) -> int:
-    """Seed of all that is random in one part of an epoch, whichever device computes it."""
+    """Seed of all that is random in one part of an epoch, whichever device computes it.
+
+    Parameters
+    ----------
+    seed : list of int
+        Of the epoch.
+    number : int
+        Of the part in the epoch, from 0.
+
+    Returns
+    -------
+    int
+        Below 2**31.
+    """
     return int(np.random.default_rng([*seed, number]).integers(2**31))
 
 
@@ -247,7 +322,28 @@ def load_parts(
     rank: int = 0,
     ranks: int = 1,
 ) -> DataLoader:
-    """Load what device `rank` of `ranks` computes: of each step its share of the parts, in order."""
+    """Load what one device computes in an epoch: of each step its share of the parts, in order.
+
+    Parameters
+    ----------
+    fold : Fold
+    params : StudyParams
+    steps : list of list of (B,) int arrays
+        From `epoch_rows`.
+    seed : list of int
+        Of the epoch.
+    augment : callable
+        ``(slices, generator, params)`` to slices (B, 3, H, W).
+    rank : int
+        Number of the device, from 0.
+    ranks : int
+        Number of devices; divides ``train.micro_batches``.
+
+    Returns
+    -------
+    DataLoader
+        Of `Batch`.
+    """
     share = params.train.micro_batches // ranks
     numbered = [
         (step * params.train.micro_batches + k, rows)

@@ -56,6 +56,14 @@ class Progress:
         return self.network if self.average is None else self.average.module
 
     def save(self, path: Path, key: str) -> None:
+        """Write a checkpoint, whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+        key : str
+            Name of the training, see `training_key`.
+        """
         parts = {"network": self.network, "optimizer": self.optimizer, "schedule": self.schedule}
         states = {name: part.state_dict() for name, part in parts.items()}
         average = None if self.average is None else self.average.state_dict()
@@ -65,7 +73,20 @@ class Progress:
             )
 
     def load(self, path: Path, key: str, device: torch.device) -> bool:
-        """Continue from a checkpoint of the same key; return whether there is one."""
+        """Continue from a checkpoint of the same key.
+
+        Parameters
+        ----------
+        path : path
+        key : str
+            Name of the training, see `training_key`.
+        device : torch.device
+
+        Returns
+        -------
+        bool
+            Whether there is such a checkpoint.
+        """
         stored: dict[str, Any] = {"key": None}
         if path.is_file():
             stored = torch.load(path, map_location=device, weights_only=True)
@@ -160,13 +181,38 @@ def fit(
 
 
 def repeat_exactly(device: torch.device) -> None:
-    """Let the same training give the same bits; no operation here reads memory before it is written."""
+    """Make the same training give the same bits; no operation here reads memory before it is written.
+
+    Parameters
+    ----------
+    device : torch.device
+        On a processor an operation without a deterministic version is an error, elsewhere a warning.
+    """
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def initial_network(fold: Fold, params: StudyParams, recipe: Recipe) -> tuple[nn.Module, str]:
-    """A network with an output for each class, attention where it pools, and each auxiliary value."""
+    """A network with an output for each class, attention where it pools, and each auxiliary value.
+
+    Parameters
+    ----------
+    fold : Fold
+    params : StudyParams
+    recipe : Recipe
+
+    Returns
+    -------
+    network : nn.Module
+        With its first weights; ``train.frozen_stages`` are frozen.
+    origin : str
+        Where the weights came from.
+
+    Raises
+    ------
+    StudyError
+        If the network is not as `ImageNetwork` describes it, or the weights do not fit.
+    """
     settings = params.train
     count = outputs(params.classes, params.input) + fold.auxiliary.shape[1]
     network = recipe.build_network(count, fold.covariates.shape[1], settings.dropout)
@@ -183,7 +229,21 @@ def initial_network(fold: Fold, params: StudyParams, recipe: Recipe) -> tuple[nn
 
 
 def start(network: nn.Module, params: StudyParams, recipe: Recipe, steps: int) -> Progress:
-    """The state of a training before its first epoch, which has so many steps."""
+    """The state of a training before its first epoch.
+
+    Parameters
+    ----------
+    network : nn.Module
+        On the device.
+    params : StudyParams
+    recipe : Recipe
+    steps : int
+        Steps of an epoch.
+
+    Returns
+    -------
+    Progress
+    """
     settings = params.train
     trainable = [value for value in network.parameters() if value.requires_grad]
     optimizer, schedule = recipe.optimizer(trainable, params, settings.epochs * steps)
@@ -203,7 +263,35 @@ def train_epoch(
     seed: list[int],
     fabric: Fabric,
 ) -> tuple[float, float]:
-    """Mean loss over the parts of an epoch, and the share of time spent waiting for slices."""
+    """Train for one epoch.
+
+    Parameters
+    ----------
+    fold : Fold
+    progress : Progress
+        Its schedule and moving average advance with each step.
+    trained : nn.Module
+        The network of `progress`, set up by Fabric.
+    optimizer : optimizer
+        That of `progress`, set up by Fabric.
+    params : StudyParams
+    recipe : Recipe
+    seed : list of int
+        Of the epoch; its last number is that of the epoch, from 0.
+    fabric : Fabric
+
+    Returns
+    -------
+    loss : float
+        Mean over the parts of the epoch.
+    waited : float
+        Share of time spent waiting for slices.
+
+    Raises
+    ------
+    StudyError
+        If the loss is not finite.
+    """
     settings = params.train
     steps = epoch_rows(fold, params, np.random.default_rng(seed))
     parts = iter(load_parts(fold, params, steps, seed, recipe.augment, fabric.global_rank, fabric.world_size))
@@ -265,7 +353,19 @@ def _attended(logits: torch.Tensor, score: torch.Tensor, batch: Batch) -> tuple[
 
 
 def class_weights(fold: Fold, classes: int) -> torch.Tensor:
-    """Inverse class frequencies (K,) float32 of the training slices, mean 1 over slices."""
+    """Inverse class frequencies of the training slices.
+
+    Parameters
+    ----------
+    fold : Fold
+    classes : int
+        Number of classes, K.
+
+    Returns
+    -------
+    (K,) float32
+        Mean 1 over slices.
+    """
     counts = np.bincount(fold.targets[fold.rows("train")], minlength=classes)
     return torch.from_numpy(counts.sum() / (classes * np.maximum(counts, 1))).float()
 
@@ -304,12 +404,34 @@ def _validate(fold: Fold, network: nn.Module, params: StudyParams) -> dict[str, 
 
 
 def best_epoch(history: list[dict[str, float]]) -> int:
-    """Index of the first epoch of the highest balanced accuracy of validation participants."""
+    """Index of the first epoch of the highest balanced accuracy of validation participants.
+
+    Parameters
+    ----------
+    history : list of dict
+        Curves, one row per epoch.
+
+    Returns
+    -------
+    int
+    """
     return int(np.argmax([row["validation_balanced_accuracy"] for row in history]))
 
 
 def stalled(history: list[dict[str, float]], patience: int) -> bool:
-    """Whether the last `patience` epochs brought nothing better; never with a patience of 0."""
+    """Whether the last epochs did not improve on the best one before them.
+
+    Parameters
+    ----------
+    history : list of dict
+        Curves, one row per epoch.
+    patience : int
+        Number of epochs; 0 never stops a training.
+
+    Returns
+    -------
+    bool
+    """
     return bool(patience and history and len(history) - 1 - best_epoch(history) >= patience)
 
 

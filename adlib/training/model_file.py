@@ -91,12 +91,33 @@ class ModelCard:
         return None
 
     def to_json(self) -> str:
+        """The card as JSON, keys sorted.
+
+        Returns
+        -------
+        str
+        """
         content = {**asdict(self), "input": self.input.model_dump(), "preprocess": self.preprocess.model_dump()}
         content["covariates"] = [[name, *values] for name, values in self.covariates.items()]
         return json.dumps(content, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
+        """Read a card that `to_json` wrote.
+
+        Parameters
+        ----------
+        text : str
+
+        Returns
+        -------
+        ModelCard
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If a field is missing, unknown or not valid.
+        """
         content = json.loads(text)
         content |= {name: tuple(content[name]) for name in ("classes", "bias", "landmarks", "spaces")}
         content["covariates"] = {name: (mean, sd) for name, mean, sd in content["covariates"]}
@@ -145,7 +166,17 @@ def save(classifier: Classifier, path: Path, *, half: bool = False) -> None:
 
 
 def weights_path(path: Path | str) -> Path:
-    """The weights file itself, or ``model.safetensors`` in a folder."""
+    """The weights file itself, or ``model.safetensors`` in a folder.
+
+    Parameters
+    ----------
+    path : path
+        A file or a folder.
+
+    Returns
+    -------
+    path
+    """
     return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
 
 
@@ -207,7 +238,18 @@ def _distributions(card: ModelCard, tensors: dict[str, torch.Tensor]) -> dict[st
 
 
 def outputs(classes: tuple[str, ...], params: InputParams) -> int:
-    """Outputs of a network that is ready to use: a logit per class and, where attention pools slices, a score."""
+    """Number of outputs of a network that is ready to use.
+
+    Parameters
+    ----------
+    classes : tuple of str
+    params : InputParams
+
+    Returns
+    -------
+    int
+        A logit per class and, where attention pools slices, a score.
+    """
     return len(classes) + (params.pooling == ATTENTION)
 
 

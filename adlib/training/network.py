@@ -57,11 +57,31 @@ class ImageNetwork(nn.Module):
         self.output = nn.Linear(features + covariates, outputs)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Image features (B, F) of slices (B, 3, H, W)."""
+        """Image features of slices.
+
+        Parameters
+        ----------
+        x : (B, 3, H, W) float32
+
+        Returns
+        -------
+        (B, F) float32
+        """
         return torch.flatten(self.body(x), 1)
 
     def forward(self, x: torch.Tensor, covariates: torch.Tensor | None = None) -> torch.Tensor:
-        """Outputs (B, outputs) of slices (B, 3, H, W) and covariates (B, covariates)."""
+        """Outputs for slices and covariates.
+
+        Parameters
+        ----------
+        x : (B, 3, H, W) float32
+        covariates : (B, C) float32, optional
+            Left out, they count as 0.
+
+        Returns
+        -------
+        (B, outputs) float32
+        """
         return self.output(_joined(self.dropout(self.features(x)), covariates, self.covariates))
 
     @property
@@ -99,13 +119,33 @@ class ResNet50(ResNet):
             self.fc.weight[:, self.fc.in_features - covariates :] = 0
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Image features (B, 2048) of slices (B, 3, H, W)."""
+        """Image features of slices.
+
+        Parameters
+        ----------
+        x : (B, 3, H, W) float32
+
+        Returns
+        -------
+        (B, 2048) float32
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return torch.flatten(self.avgpool(x), 1)
 
     def forward(self, x: torch.Tensor, covariates: torch.Tensor | None = None) -> torch.Tensor:
-        """Outputs (B, outputs) of slices (B, 3, H, W) and covariates (B, covariates)."""
+        """Outputs for slices and covariates.
+
+        Parameters
+        ----------
+        x : (B, 3, H, W) float32
+        covariates : (B, C) float32, optional
+            Left out, they count as 0.
+
+        Returns
+        -------
+        (B, outputs) float32
+        """
         return self.fc(_joined(self.dropout(self.features(x)), covariates, self.covariates))
 
 
@@ -120,6 +160,15 @@ def _joined(features: torch.Tensor, covariates: torch.Tensor | None, count: int)
 def output_layer(network: nn.Module) -> tuple[str, nn.Linear]:
     """Name and module of the output layer: the last linear one.
 
+    Parameters
+    ----------
+    network : nn.Module
+
+    Returns
+    -------
+    name : str
+    layer : nn.Linear
+
     Raises
     ------
     StudyError
@@ -132,7 +181,20 @@ def output_layer(network: nn.Module) -> tuple[str, nn.Linear]:
 
 
 def keep_outputs(network: nn.Module, count: int) -> nn.Module:
-    """Remove all outputs of a network but the first `count`."""
+    """Remove all outputs of a network but the first ones.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Changed in place.
+    count : int
+        Number of outputs that stay.
+
+    Returns
+    -------
+    nn.Module
+        The same network.
+    """
     name, layer = output_layer(network)
     last = nn.Linear(layer.in_features, count, bias=layer.bias is not None)
     last.load_state_dict({part: value[:count] for part, value in layer.state_dict().items()})
@@ -143,6 +205,12 @@ def keep_outputs(network: nn.Module, count: int) -> nn.Module:
 
 def check_network(network: nn.Module, outputs: int) -> None:
     """Check that a network has what `ImageNetwork` lists.
+
+    Parameters
+    ----------
+    network : nn.Module
+    outputs : int
+        Expected number of outputs.
 
     Raises
     ------
@@ -164,6 +232,14 @@ def stages(network: nn.Module) -> dict[str, list[nn.Module]]:
     """Layers of each stage of a network, by title, from the first to the last.
 
     They are what the network's ``stages`` names or, without it, each child module that has weights.
+
+    Parameters
+    ----------
+    network : nn.Module
+
+    Returns
+    -------
+    dict of str to list of nn.Module
     """
     named = getattr(network, "stages", None)
     if named is None:
@@ -172,13 +248,39 @@ def stages(network: nn.Module) -> dict[str, list[nn.Module]]:
 
 
 def freeze(network: nn.Module, count: int) -> None:
-    """Keep the first stage and the `count` after it as they are; `train_mode` keeps their batch statistics."""
+    """Exclude the first stage and those after it from training; `train_mode` fixes their batch statistics.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Changed in place.
+    count : int
+        Number of frozen stages after the first; 0 freezes none.
+
+    Raises
+    ------
+    StudyError
+        If no stage would be left to train.
+    """
     for part in _frozen(network, count):
         part.requires_grad_(False)
 
 
 def train_mode(network: nn.Module, count: int) -> None:
-    """Set a network to training, and its frozen stages to evaluation."""
+    """Set a network to training, and its frozen stages to evaluation.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Changed in place.
+    count : int
+        As in `freeze`.
+
+    Raises
+    ------
+    StudyError
+        As `freeze`.
+    """
     network.train()
     for part in _frozen(network, count):
         part.eval()
@@ -247,6 +349,15 @@ def _load_backbone(network: nn.Module, path: Path) -> str:
 def load_body(network: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     """Load all of a network but its output layer.
 
+    Parameters
+    ----------
+    network : nn.Module
+        Changed in place.
+    state : dict of str to torch.Tensor
+        By the network's own names; outputs and surplus tensors are ignored.
+    where : str
+        Origin of the weights in messages.
+
     Raises
     ------
     StudyError
@@ -292,6 +403,15 @@ def _without_prefix(state: dict[str, torch.Tensor], first: str) -> dict[str, tor
 def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    state : dict of str to torch.Tensor
+    metadata : dict of str to str
+
     Raises
     ------
     StudyError
@@ -319,7 +439,7 @@ def _check_finite(state: dict[str, torch.Tensor], path: Path) -> None:
 def slice_outputs(
     network: nn.Module, slices: np.ndarray, covariates: np.ndarray | None = None, batch: int = 64
 ) -> np.ndarray:
-    """Outputs (n, outputs) float64 of slices (n, 3, H, W), computed in float32 on the network's device.
+    """Outputs of a network for slices, computed in float32 on the network's device.
 
     Parameters
     ----------
@@ -328,6 +448,11 @@ def slice_outputs(
     covariates : (n, C) array, optional
         Covariates; left out, they count as 0.
     batch : int
+        Slices at a time.
+
+    Returns
+    -------
+    (n, outputs) float64
     """
     device = next(network.parameters()).device
     network.eval()
@@ -342,7 +467,19 @@ def slice_outputs(
 
 @torch.inference_mode()
 def image_features(network: nn.Module, slices: np.ndarray, batch: int = 64) -> np.ndarray:
-    """Image features (n, F) float32 of slices (n, 3, H, W), without covariates; see `ImageNetwork`."""
+    """Image features of slices, without covariates; see `ImageNetwork`.
+
+    Parameters
+    ----------
+    network : nn.Module
+    slices : (n, 3, H, W) array
+    batch : int
+        Slices at a time.
+
+    Returns
+    -------
+    (n, F) float32
+    """
     device = next(network.parameters()).device
     network.eval()
     parts = [
@@ -353,7 +490,20 @@ def image_features(network: nn.Module, slices: np.ndarray, batch: int = 64) -> n
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0, bias: Sequence[float] | np.ndarray = ()) -> np.ndarray:
-    """Probabilities (n, K) float64 of logits (n, K) divided by a temperature, plus a bias (K,) where there is one."""
+    """Probabilities of logits divided by a temperature, plus a bias.
+
+    Parameters
+    ----------
+    logits : (n, K) float
+    temperature : float
+    bias : (K,) float
+        Empty for none.
+
+    Returns
+    -------
+    (n, K) float64
+        Rows sum to 1.
+    """
     scaled = logits / temperature + (np.asarray(bias) if len(bias) else 0.0)
     weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)

@@ -53,7 +53,19 @@ def pool_slices(p: np.ndarray, weights: np.ndarray, groups: np.ndarray, method: 
 
 
 def within_scan(scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Weights (n,) of slices: the softmax of their scores (n,) within each scan."""
+    """Weights of slices: the softmax of their scores within each scan.
+
+    Parameters
+    ----------
+    scores : (n,) float
+    groups : (n,) int
+        The scan of each slice, 0 ... G - 1.
+
+    Returns
+    -------
+    (n,) float64
+        They sum to 1 within a scan.
+    """
     highest = np.full(groups.max() + 1, -np.inf)
     np.maximum.at(highest, groups, scores)
     raised = np.exp(scores - highest[groups])
@@ -105,14 +117,36 @@ def _scans(table: pd.DataFrame, columns: list[str], method: str) -> pd.DataFrame
 
 
 def calibrated(predictions: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
-    """Probabilities (n, K) after each row's temperature and, where it has them, biases."""
+    """Probabilities after each row's temperature and, where it has them, biases.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        Columns ``p_<class>`` uncalibrated, ``temperature`` and perhaps ``bias_<class>``.
+    classes : tuple of str
+
+    Returns
+    -------
+    (n, K) float64
+    """
     p = np.maximum(predictions[[f"p_{name}" for name in classes]].to_numpy(float), SMALLEST)
     bias = predictions.reindex(columns=[f"bias_{name}" for name in classes]).astype(float).fillna(0.0).to_numpy()
     return softmax(np.log(p) / predictions["temperature"].to_numpy()[:, None] + bias)
 
 
 def uncalibrated(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The same predictions with no temperature and no biases."""
+    """The same predictions with temperature 1 and no biases.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        Schema `records.PREDICTIONS`.
+
+    Returns
+    -------
+    DataFrame
+        A copy.
+    """
     return predictions.drop(columns=predictions.filter(regex="^bias_").columns).assign(temperature=1.0)
 
 
@@ -123,7 +157,23 @@ def _most_frequent_truth(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def arrays(pooled: pd.DataFrame, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Class indices (n,), probabilities (n, K) and participant numbers (n,) of a pooled table."""
+    """Arrays of a pooled table.
+
+    Parameters
+    ----------
+    pooled : DataFrame
+        From `pool_level`.
+    classes : tuple of str
+
+    Returns
+    -------
+    y : (n,) int
+        Class indices of the truth.
+    p : (n, K) float64
+        Probabilities; rows sum to 1.
+    groups : (n,) int
+        Participant numbers.
+    """
     y = pooled["truth"].map({name: k for k, name in enumerate(classes)}).to_numpy()
     p = pooled[[f"p_{name}" for name in classes]].to_numpy(float)
     groups = np.unique(pooled["participant_id"], return_inverse=True)[1]
@@ -203,5 +253,18 @@ def lowest_probability(y: np.ndarray, p: np.ndarray, coverage: float) -> float:
 
 
 def rank_for(n: int, coverage: float) -> int:
-    """Which of n sorted scores bounds the next with the chance asked for; more than n where none does."""
+    """Rank of the score, among sorted scores, that bounds the next one with a given chance.
+
+    Parameters
+    ----------
+    n : int
+        Number of scores.
+    coverage : float
+        Least chance that the next score is no larger.
+
+    Returns
+    -------
+    int
+        From 1; more than `n` where no score is such a bound.
+    """
     return int(np.ceil((n + 1) * coverage - 1e-9))

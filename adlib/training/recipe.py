@@ -55,7 +55,25 @@ def cross_entropy(
 def adamw_one_cycle(
     parameters: list[nn.Parameter], params: StudyParams, steps: int
 ) -> tuple[torch.optim.Optimizer, Schedule]:
-    """AdamW whose learning rate follows one cycle over `steps` steps."""
+    """AdamW whose learning rate follows one cycle.
+
+    Parameters
+    ----------
+    parameters : list of nn.Parameter
+    params : StudyParams
+        ``train.learning_rate``, ``weight_decay`` and ``warmup`` count.
+    steps : int
+        Of the whole training.
+
+    Returns
+    -------
+    optimizer : torch.optim.AdamW
+    schedule : torch.optim.lr_scheduler.OneCycleLR
+
+    References
+    ----------
+    Loshchilov & Hutter 2019, arXiv:1711.05101 (AdamW); Smith & Topin 2019, arXiv:1708.07120 (one cycle).
+    """
     settings = params.train
     optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -110,7 +128,17 @@ def _name(function: Callable[..., Any]) -> str:
 
 
 def importable_name(function: Callable[..., Any]) -> str | None:
-    """``module:name`` by which a function or class can be imported; None for one of a notebook."""
+    """Name by which a function or class can be imported.
+
+    Parameters
+    ----------
+    function : callable
+
+    Returns
+    -------
+    str or None
+        ``module:name``; None for a callable of a notebook.
+    """
     if function.__module__ in (None, "__main__") or "." in function.__qualname__:
         return None
     try:
@@ -121,7 +149,17 @@ def importable_name(function: Callable[..., Any]) -> str | None:
 
 
 def import_name(name: str) -> Any:
-    """What `importable_name` names."""
+    """What `importable_name` names.
+
+    Parameters
+    ----------
+    name : str
+        ``module:name``.
+
+    Returns
+    -------
+    function or class
+    """
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -137,10 +175,19 @@ def _code(function: Callable[..., Any]) -> str:
 def written_source(function: Callable[..., Any]) -> str:
     """Python source of a module that defines a callable of a notebook, with the imports, functions and values it uses.
 
+    Parameters
+    ----------
+    function : callable
+
+    Returns
+    -------
+    str
+        An import alone where the callable can be imported.
+
     Raises
     ------
     StudyError
-        If it uses something that cannot be written as source, such as a table.
+        If it has no source, or uses something that cannot be written as source, such as a table.
     """
     if name := importable_name(function):
         module, _, attribute = name.partition(":")
@@ -217,6 +264,15 @@ def _definition(function: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
 def describe(recipe: Recipe, network: nn.Module, origin: str, params: StudyParams) -> dict[str, Any]:
     """What a training really uses, for the model file and for ``training/record.json``.
 
+    Parameters
+    ----------
+    recipe : Recipe
+    network : nn.Module
+        The trained one.
+    origin : str
+        Where its first weights came from.
+    params : StudyParams
+
     Returns
     -------
     dict
@@ -246,7 +302,12 @@ def _without_folder(weights: str) -> str:
 
 
 def training_record(folder: Path) -> dict[str, Any]:
-    """What was trained, from ``training/record.json`` in a study's folder; empty where nothing was.
+    """What was trained, from ``training/record.json``; empty where nothing was.
+
+    Parameters
+    ----------
+    folder : path
+        Of the study.
 
     Returns
     -------
@@ -259,6 +320,12 @@ def training_record(folder: Path) -> dict[str, Any]:
 
 def record_differences(record: dict[str, Any], params: StudyParams) -> dict[str, tuple[Any, Any]]:
     """Where a training differs from the params file and the package's own recipe.
+
+    Parameters
+    ----------
+    record : dict
+        From `training_record`.
+    params : StudyParams
 
     Returns
     -------
@@ -282,7 +349,19 @@ def record_differences(record: dict[str, Any], params: StudyParams) -> dict[str,
 
 
 def write_network(recipe: Recipe, folder: Path) -> None:
-    """Write ``network.py``, from which a study's own model is loaded, if its network is not the package's own."""
+    """Write ``network.py``, from which a study's own model is loaded, if its network is not the package's own.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    folder : path
+        Of the study; an older ``network.py`` is removed where the network is the package's own.
+
+    Raises
+    ------
+    StudyError
+        If the network has no source that can be stored.
+    """
     path = folder / NETWORK_FILE
     if "build_network" not in recipe.changed():
         path.unlink(missing_ok=True)

@@ -154,6 +154,11 @@ class Training:
         DataFrame
             Schema `records.PREDICTIONS` with columns ``p_<class>``, ``temperature`` and ``bias_<class>`` and, where
             attention pools slices, ``weight``.
+
+        Raises
+        ------
+        StudyError
+            If the network itself was not trained.
         """
         if not any(run == NETWORK for run, _ in self.predictions):
             raise StudyError(f"the network itself, run {NETWORK!r}, was not trained; train it with its controls")
@@ -172,7 +177,20 @@ class Training:
 
 
 def training_key(params: StudyParams, run: str, code: list[Any]) -> str:
-    """Name of a training: which params, which recipe and code, which data."""
+    """Name of a training; it changes with params, recipe, code and data.
+
+    Parameters
+    ----------
+    params : StudyParams
+    run : str
+        ``resnet50`` or the name of a control.
+    code : list
+        From `Recipe.code`.
+
+    Returns
+    -------
+    str
+    """
     settings = params.train.model_dump(exclude={"controls"})
     facts = [settings, params.input.pooling, params.classes, params.seed]
     tables = [content_digest(params.folder / name) for name in READ]
@@ -189,6 +207,13 @@ def predict_fold(fold: Fold, networks: list[nn.Module], params: StudyParams) -> 
     """Predict validation and test slices with the mean of networks; fit the calibration on validation slices only.
 
     Where attention pools slices, the calibration is fitted on validation scans, whose logits are what was trained.
+
+    Parameters
+    ----------
+    fold : Fold
+    networks : list of nn.Module
+        One, or the members of an ensemble.
+    params : StudyParams
 
     Returns
     -------
@@ -262,7 +287,20 @@ def _classifier(
 
 
 def volume_summary(features: pd.DataFrame, diagnosis: pd.Series) -> dict[str, dict[str, list[float]]]:
-    """Mean and sd of every volume by class: aggregates that may travel with a model."""
+    """Mean and standard deviation of every volume by class: aggregates that may travel with a model.
+
+    Parameters
+    ----------
+    features : DataFrame
+        Schema `records.FEATURES`; volumes in ml, ``nbv`` a fraction.
+    diagnosis : Series
+        Class of each scan, indexed as `features`.
+
+    Returns
+    -------
+    dict of str to (dict of str to (mean, sd))
+        By volume, then class.
+    """
     names = [n for n in features.columns if n.endswith("_ml") and not n.startswith("qc_")]
     names += [n for n in features.columns if n == "nbv"]
     grouped = features[names].astype(float).groupby(diagnosis)
@@ -271,7 +309,17 @@ def volume_summary(features: pd.DataFrame, diagnosis: pd.Series) -> dict[str, di
 
 
 def read_histories(params: StudyParams) -> dict[str, list[dict[str, float]]]:
-    """Stored learning curves, by ``run, fold``, of all trained runs; of an ensemble the first member."""
+    """Stored learning curves of all trained runs; of an ensemble the first member.
+
+    Parameters
+    ----------
+    params : StudyParams
+
+    Returns
+    -------
+    dict of str to list of dict
+        By ``run, fold``; one row per epoch.
+    """
     folder, curves = params.folder / "training", {}
     for run, folds in training_record(params.folder)["runs"].items():
         for number in folds:

@@ -101,10 +101,19 @@ def _plane(path: Path, size: int) -> np.ndarray:
 def build_slices(params: StudyParams) -> pd.DataFrame:
     """Write `slices.npy` (rows, 3, size, size) float16 and `slices.tsv` for all scans that passed preprocessing.
 
+    Parameters
+    ----------
+    params : StudyParams
+
     Returns
     -------
     DataFrame
         Schema `records.SLICES`, in the order of the array's rows.
+
+    Raises
+    ------
+    StudyError
+        If no scan passed preprocessing.
     """
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST)
     features = read_table(params.folder / "features.tsv", FEATURES)
@@ -148,6 +157,15 @@ def check_planes(params: StudyParams) -> pd.DataFrame:
     """Write `features.tsv` of a 2-D study: which sessions can be read, with the volumes its source publishes.
 
     A 2-D slice has no orientation, mask or tissue volume to compute, so the steps of a 3-D scan do not apply.
+
+    Parameters
+    ----------
+    params : StudyParams
+
+    Returns
+    -------
+    DataFrame
+        Schema `records.FEATURES`.
     """
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST)
     fault = partial(_plane_fault, params=params.input)
@@ -168,7 +186,17 @@ def _plane_fault(path: str, params: InputParams) -> str | None:
 
 
 def scan_percentiles(params: StudyParams) -> pd.DataFrame:
-    """Intensities of each scan's brain at `intensity.LANDMARKS`, one row per scan, by scan_id."""
+    """Intensities of each scan's brain at `intensity.LANDMARKS`.
+
+    Parameters
+    ----------
+    params : StudyParams
+
+    Returns
+    -------
+    DataFrame
+        One row per scan, by scan_id; scans without percentiles are left out.
+    """
     features = read_table(params.folder / "features.tsv", FEATURES).set_index("scan_id")
     return features[[f"intensity_p{n}" for n in LANDMARKS]].dropna()
 
@@ -198,6 +226,10 @@ def to_landmarks(slices: np.ndarray, scans: pd.Series, scan_values: pd.DataFrame
 
 def load_slices(params: StudyParams) -> tuple[np.ndarray, pd.DataFrame]:
     """Open the study's slices without reading them into memory.
+
+    Parameters
+    ----------
+    params : StudyParams
 
     Returns
     -------

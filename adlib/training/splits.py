@@ -140,10 +140,15 @@ def _check_sites(people: pd.DataFrame) -> None:
 def check_disjoint(splits: pd.DataFrame) -> None:
     """Refuse a table in which a participant is in two parts of one fold.
 
+    Parameters
+    ----------
+    splits : DataFrame
+        Columns participant_id, fold, split.
+
     Raises
     ------
     StudyError
-        With the first such participant.
+        With the first such participant, or a part that is none of `PARTS`.
     """
     parts = splits.groupby(["fold", "participant_id"])["split"].nunique()
     if (parts > 1).any():
@@ -155,5 +160,15 @@ def check_disjoint(splits: pd.DataFrame) -> None:
 
 
 def fold_numbers(splits: pd.DataFrame) -> list[int]:
-    """The folds of a split, in order."""
+    """The folds of a split, in order.
+
+    Parameters
+    ----------
+    splits : DataFrame
+        Schema `records.SPLITS`.
+
+    Returns
+    -------
+    list of int
+    """
     return sorted(int(number) for number in splits["fold"].unique())
