@@ -18,7 +18,7 @@ _ORDER = {"stop": 0, "warn": 1, "info": 2}
 
 
 class AuditStop(StudyError):
-    """The audit found a fault that invalidates every result."""
+    """A finding of the audit invalidates every result."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Geometry of image arrays: orientation, resampling, slices; pure functions on arrays and affines.
 
-World coordinates are RAS millimetres throughout, as nibabel gives them.
+World coordinates are RAS millimetres throughout, as in nibabel.
 """
 
 from __future__ import annotations
@@ -336,7 +336,7 @@ def extract_slice(volume: np.ndarray, affine: np.ndarray, plane: str, position_m
 
 
 def fit_square(image: np.ndarray, size: int, zoom: float | tuple[float, float] = 1.0) -> np.ndarray:
-    """Crop or zero-pad a slice about its centre to a square; resample first only where a zoom is asked.
+    """Crop or zero-pad a slice about its centre to a square; resample first only where a zoom is given.
 
     Parameters
     ----------

@@ -44,7 +44,7 @@ JOB_SCRIPT = [
 
 
 class Gone(Exception):
-    """The scheduler does not answer any more, or has no workers left."""
+    """The scheduler does not respond any more, or has no workers left."""
 
 
 class _IgnoreInterrupts(WorkerPlugin):
@@ -196,7 +196,7 @@ def cluster_for(pool: Pool, tasks: int) -> Iterator[Cluster]:
 
 @atexit.register
 def close_clusters() -> None:
-    """End the workers that were kept for another map."""
+    """End the idle workers."""
     with _LOCK:
         while _OPEN:
             _OPEN.pop().close()

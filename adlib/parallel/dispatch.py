@@ -29,7 +29,7 @@ POLL_SECONDS = 0.5
 class Dispatch(Generic[Item, Result]):
     """One map over Dask workers; parameters as for `mapping.map_scans`.
 
-    There are never more tasks than workers, so that each worker has one, it is known which item a worker died of, and
+    There are never more tasks than workers, so that each worker has one, the item that a worker died of is certain, and
     any number of items is no burden for the scheduler.
     """
 

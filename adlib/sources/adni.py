@@ -233,7 +233,7 @@ def _folder_label(image: AdniImage, source: AdniSource) -> list[_Label]:
 
 
 def _baseline(visits: list[Visit]) -> list[_Label]:
-    """ADNI's own baseline diagnosis or, where no table has it, that of the first visit."""
+    """ADNI's baseline diagnosis or, where no table has it, that of the first visit."""
     if stated := [(visit.baseline, f"DX_bl of {visit.table}") for visit in visits if visit.baseline]:
         return stated
     days = [(date.min if visit.first else visit.date, visit) for visit in visits if visit.diagnosis]

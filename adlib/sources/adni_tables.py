@@ -138,7 +138,7 @@ def read_tables(paths: Iterable[Path], *, given: bool) -> AdniTables:
     Raises
     ------
     StudyError
-        If a table is broken, holds a value that ADNI does not use, or is given and of no known kind.
+        If a table is broken, holds a value that ADNI does not use, or is given and of no supported kind.
     """
     tables = AdniTables()
     for path in paths:

@@ -22,8 +22,8 @@ _ENTITIES = ("sub", "ses", "space", "desc", "part", "suffix", "ext", "path")
 def list_scans(source: BidsSource, _folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
     """List every T1w scan of a BIDS dataset with its label, one row per scan.
 
-    Rows without a label keep an empty diagnosis; the audit reports and drops them. A file that nibabel cannot open
-    keeps an empty shape, and preprocessing will report it. Sidecars are inherited as BIDS prescribes.
+    Rows without a label have an empty diagnosis; the audit reports and drops them. A file that nibabel cannot open
+    has an empty shape, and preprocessing reports it. Sidecars are inherited as BIDS prescribes.
 
     Parameters
     ----------

@@ -89,7 +89,7 @@ def read_dicom(path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
     Raises
     ------
     StudyError
-        If the zip is unsafe, nothing is DICOM, or no series looks like one 3-D T1w scan.
+        If the zip is unsafe, nothing is DICOM, or no series is one 3-D T1w scan.
     """
     taken, left = choose(list_series(path), path)
     note = f"{taken.title} taken" + ("" if taken.rank[0] else " as T1w, although its name does not say so")
@@ -112,6 +112,8 @@ def list_series(path: Path) -> list[Series]:
     ------
     StudyError
         If the zip is unsafe or nothing is DICOM.
+    Stopped
+        If the conversion crashes or takes too long.
     """
     with private_folder() as folder:
         incoming, converted = folder / "in", folder / "out"

@@ -40,7 +40,7 @@ def list_scans(source: FoldersSource, _folder: Path, *, pool: Pool = EVERY_CORE)
     Raises
     ------
     StudyError
-        If the folders are missing or hold nothing of the kind asked for, or a name or the table is ambiguous.
+        If the folders are missing or hold no `source.contents`, or a name or the table is ambiguous.
     """
     root = Path(source.root)
     table = ParticipantTable(source.table, columns=source.columns, root=root) if source.table else None

@@ -1,4 +1,4 @@
-"""2-D slices as arrays, and what image files say without their pixels: digest, shape, voxels, orientation."""
+"""2-D slices as arrays, and facts of image files without their pixels: digest, shape, voxels, orientation."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ def _kind(image: Path) -> str:
 
 
 def _converted(row: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Write a session's image as NIfTI unless that was done, and say what its header says.
+    """Write a session's image as NIfTI unless that was done, and return the facts of its header.
 
     Raises
     ------
@@ -254,7 +254,7 @@ def _converted(row: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _write_nifti(source: Path, name: str, target: Path) -> str:
-    """Write one volume with its true affine, or say why it is none."""
+    """Write one volume with its true affine, or return why it is none."""
     if not source.is_file():
         return f"{name} is half of a pair: {source.name} is missing"
     try:
@@ -331,7 +331,7 @@ def _read_table(root: Path, pattern: str, key: str) -> pd.DataFrame:
     pattern : str
         Of the table's file name.
     key : str
-        Column, so spelt, that names the session, such as ``OAS1_0001_MR1``.
+        Column of the session, in lower case without punctuation; its cells are such as ``OAS1_0001_MR1``.
 
     Returns
     -------

@@ -24,7 +24,7 @@ _DAYS_PER_YEAR = 365.25
 def list_scans(source: Oasis3Source, _folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
     """List every T1w image; its diagnosis is the Clinical Dementia Rating of the visit nearest in days.
 
-    A scan without a visit inside the window keeps an empty diagnosis. Of several runs of a session the first is used,
+    A scan without a visit inside the window has an empty diagnosis. Of several runs of a session the first is used,
     the others are listed with that reason.
 
     Parameters

@@ -72,7 +72,7 @@ def list_source(source: Any, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.Dat
     Returns
     -------
     DataFrame
-        Schema `records.LISTING`. What the source says of a scan goes before the facts of its file.
+        Schema `records.LISTING`. Facts of the source take precedence over those of the file.
 
     Raises
     ------

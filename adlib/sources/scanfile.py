@@ -73,7 +73,7 @@ def open_scan(path: Path | str) -> ScanFile:
     """Read one 3-D scan from a `.nii`, `.nii.gz`, `.mgz` or `.mgh` file, a pair of `.hdr` and `.img`, or DICOM.
 
     Whether a volume file is compressed is read from its first bytes, not from its name, and the checksum of a
-    compressed file is verified to its end. The header says how much will be read before it is read.
+    compressed file is verified to its end. The size is read from the header before the data.
 
     Parameters
     ----------

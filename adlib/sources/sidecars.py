@@ -32,7 +32,7 @@ def sidecar_facts(sidecar: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     sidecar : dict
-        Content of the JSON file; BIDS gives times in seconds (doi:10.1038/sdata.2016.44).
+        Content of the JSON file; times in seconds by BIDS (doi:10.1038/sdata.2016.44).
 
     Returns
     -------

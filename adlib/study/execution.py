@@ -56,7 +56,7 @@ class LastLine:
     Parameters
     ----------
     tell : callable
-        Told the address of a dashboard as soon as there is one.
+        Called with the line that has the address of a dashboard, as soon as there is one.
     """
 
     def __init__(self, tell: Callable[[str], None] = lambda line: None) -> None:
@@ -83,7 +83,7 @@ class LastLine:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: the stream has no buffer."""
 
 
 def execute(notebook: Path, executed: Path, params_file: Path, root: Path, progress: LastLine) -> None:
@@ -94,7 +94,7 @@ def execute(notebook: Path, executed: Path, params_file: Path, root: Path, progr
     notebook : path
         Must have a cell tagged ``parameters`` that sets ``params_file``.
     executed : path
-        Where the executed notebook goes, cell by cell; the HTML page goes beside it.
+        Where the executed notebook goes, cell by cell; the HTML page goes to the same folder.
     params_file : path
         Handed to the notebook.
     root : path

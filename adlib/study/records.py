@@ -21,7 +21,7 @@ DASHBOARD = "dashboard of the workers:"  # begins the line that gives its addres
 
 
 class StudyError(Exception):
-    """An error for users; its message states what was expected, what was found, where, and what to do."""
+    """An error for users; its message has the expected and the actual value, the place, and the remedy."""
 
 
 class TryAgain(StudyError):
@@ -29,7 +29,7 @@ class TryAgain(StudyError):
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether an error may be gone the next time: want of memory, or what the system says of a file, a disk, a program.
+    """Whether an error may be gone the next time: lack of memory, or a system error of a file, a disk, a program.
 
     An `OSError` without a number is not of the system (gzip raises such for damaged bytes) unless its kind is. EINVAL
     is what a header leads to that points before the file.

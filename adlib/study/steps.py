@@ -41,7 +41,7 @@ class Step:
     sections : tuple of str
         Params that its results depend on, such as ``evaluate`` or ``train.controls``.
     reads, writes, may_write : tuple of str
-        Files and folders relative to the study's folder; `SOURCE` stands for the images. What it `may_write`
+        Files and folders relative to the study's folder; `SOURCE` means the images. What it `may_write`
         depends on the kind of study.
     leaves : str
         File that is there as long as scans are to be tried again.

@@ -1,4 +1,4 @@
-"""Tables that a user brings: csv or tsv in any dialect becomes text cells that keep their line numbers."""
+"""Tables that a user brings: csv or tsv in any dialect becomes text cells with line numbers."""
 
 from __future__ import annotations
 
