@@ -78,8 +78,21 @@ def make_baselines(scans: pd.DataFrame, params: StudyParams) -> list[Baseline]:
 
     Volumes enter a logistic regression as they are and as shares of the intracranial volume; metadata, the facts about
     an acquisition that no brain is needed for, enter one as categories and numbers. Grey-matter maps, where the study
-    has them, are reduced by principal components and separated by a linear support vector machine, as in Klöppel et
-    al. 2008, doi:10.1093/brain/awm319.
+    has them, are reduced by principal components and separated by a linear support vector machine.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        One row per scan: manifest, features and acquisition facts.
+    params : StudyParams
+
+    Returns
+    -------
+    list of Baseline
+
+    References
+    ----------
+    Klöppel et al. 2008, doi:10.1093/brain/awm319 (support vector machine on grey-matter maps).
     """
     found = [Baseline("majority", scans[["scan_id"]], lambda _: DummyClassifier(strategy="prior"))]
     facts = acquisition_facts(scans)
@@ -95,7 +108,18 @@ def make_baselines(scans: pd.DataFrame, params: StudyParams) -> list[Baseline]:
 
 
 def feature_sets(scans: pd.DataFrame) -> dict[str, tuple[str, ...]]:
-    """Columns of each baseline of demographics and volumes; only those that the study has and that vary."""
+    """Columns of each baseline of demographics and volumes.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        One row per scan.
+
+    Returns
+    -------
+    dict of str to tuple of str
+        Only columns that the study has and that vary; baselines without any are left out.
+    """
     volumes = tuple(n for n in scans.columns if (n.endswith("_ml") and not n.startswith("qc_")) or n == "nbv")
     sets = {
         "age_sex": AGE_SEX,

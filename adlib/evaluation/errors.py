@@ -29,15 +29,37 @@ class Failures:
 
 
 def may_show_participants(params: StudyParams) -> bool:
-    """Whether figures of single participants may be drawn: of simulated heads, or where the params say so.
+    """Whether figures of single participants may be drawn: of simulated heads, or where the params allow it.
 
-    The terms of ADNI and others forbid passing on what belongs to single participants, raw or derived.
+    The terms of ADNI and others forbid passing on data of single participants, raw or derived.
+
+    Parameters
+    ----------
+    params : StudyParams
+
+    Returns
+    -------
+    bool
     """
     return params.source.kind == "phantom" or params.evaluate.show_participants
 
 
 def most_confident_errors(pooled: pd.DataFrame, classes: tuple[str, ...], count: int) -> pd.DataFrame:
-    """Wrong participants by falling probability of the answer; those equally sure by name."""
+    """Misclassified participants by falling probability of the predicted class; ties by name.
+
+    Parameters
+    ----------
+    pooled : DataFrame
+        Participants, from `adlib.training.pooling.pool_level`.
+    classes : tuple of str
+    count : int
+        Largest number of rows.
+
+    Returns
+    -------
+    DataFrame
+        participant_id, truth, answer (the predicted class), probability (of that class).
+    """
     p = pooled[[f"p_{name}" for name in classes]].to_numpy(float)
     answer = np.array(classes)[p.argmax(1)]
     table = pooled[["participant_id", "truth"]].assign(answer=answer, probability=p.max(1))

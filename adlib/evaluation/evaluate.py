@@ -99,6 +99,13 @@ def evaluate_study(params: StudyParams) -> dict[str, Any]:
 def check_unseen(predictions: pd.DataFrame, splits: pd.DataFrame) -> None:
     """Refuse predictions that claim another part of the split than their participant's, `LEAK` excepted.
 
+    Parameters
+    ----------
+    predictions : DataFrame
+        Schema `records.PREDICTIONS`.
+    splits : DataFrame
+        Schema `records.SPLITS`.
+
     Raises
     ------
     StudyError

@@ -46,7 +46,18 @@ def grey_matter_rows(scans: pd.DataFrame, derivatives: Path, pool: Pool) -> np.n
 
 
 def has_maps(scans: pd.DataFrame, derivatives: Path) -> bool:
-    """Whether every scan has tissue maps, which scans of 2-D slices do not."""
+    """Whether every scan has tissue maps, which scans of 2-D slices do not.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Columns participant_id, session_id and scan_id.
+    derivatives : path
+
+    Returns
+    -------
+    bool
+    """
     return all(file_names(scan, derivatives)["tissues"].is_file() for scan in scans.to_dict("records"))
 
 

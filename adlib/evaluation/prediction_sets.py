@@ -68,10 +68,19 @@ def set_scores(
 def coverage_curve(
     validation: pd.DataFrame, tested: pd.DataFrame, classes: tuple[str, ...], resamples: int, seed: int
 ) -> pd.DataFrame:
-    """Measured coverage at each of `LEVELS`, and where it may lie by chance where the promise holds.
+    """Measured coverage at each of `LEVELS`, and its range by chance where participants are exchangeable.
 
     Chance has two parts: which participants set the bound (the coverage that they lead to is Beta(r, n + 1 - r), r the
     rank) and which are tested (binomial). Folds count as independent.
+
+    Parameters
+    ----------
+    validation, tested : DataFrame
+        Pooled participants of one run, from `adlib.training.pooling.pool_level`.
+    classes : tuple of str
+    resamples : int
+        Bootstrap resamples of the tested participants.
+    seed : int
 
     Returns
     -------

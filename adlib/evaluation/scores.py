@@ -77,9 +77,17 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def kappa(matrix: np.ndarray) -> np.ndarray:
-    """Cohen's kappa (B,) with linear weights, for ordered classes, of confusion matrices (B, K, K).
+    """Cohen's kappa with linear weights, for ordered classes.
 
-    NaN where truth and decision are one and the same single class.
+    Parameters
+    ----------
+    matrix : (B, K, K) float
+        Confusion matrices; row: truth, column: decision.
+
+    Returns
+    -------
+    (B,) float64
+        NaN where truth and decision are one and the same single class.
 
     References
     ----------
@@ -94,7 +102,17 @@ def kappa(matrix: np.ndarray) -> np.ndarray:
 
 
 def matthews(matrix: np.ndarray) -> np.ndarray:
-    """Matthews' correlation (B,) of truth and decision over K classes; 0 where either is constant.
+    """Matthews' correlation of truth and decision over K classes.
+
+    Parameters
+    ----------
+    matrix : (B, K, K) float
+        Confusion matrices; row: truth, column: decision.
+
+    Returns
+    -------
+    (B,) float64
+        0 where truth or decision is constant.
 
     References
     ----------
@@ -157,18 +175,65 @@ def roc_auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.
 
 
 def log_loss(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted mean (B,) of -log p(truth), probabilities floored at float64's epsilon as scikit-learn does."""
+    """Weighted mean of -log p(truth), probabilities floored at float64's epsilon as scikit-learn does.
+
+    Parameters
+    ----------
+    y : (n,) int
+        True classes.
+    p : (n, K) float
+        Probabilities.
+    weights : (B, n) float
+        One weighting of the items per row.
+
+    Returns
+    -------
+    (B,) float64
+    """
     eps = np.finfo(np.float64).eps
     return weights @ -np.log(np.clip(p[np.arange(len(y)), y], eps, 1 - eps)) / weights.sum(1)
 
 
 def brier(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted mean (B,) squared distance to the one-hot truth, summed over classes (Brier 1950); 0 best, 2 worst."""
+    """Brier score: weighted mean squared distance to the one-hot truth, summed over classes.
+
+    Parameters
+    ----------
+    y : (n,) int
+        True classes.
+    p : (n, K) float
+        Probabilities.
+    weights : (B, n) float
+        One weighting of the items per row.
+
+    Returns
+    -------
+    (B,) float64
+        0 best, 2 worst.
+
+    References
+    ----------
+    Brier 1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2.
+    """
     return weights @ ((p - np.eye(p.shape[1])[y]) ** 2).sum(1) / weights.sum(1)
 
 
 def calibration_error(y: np.ndarray, p: np.ndarray, weights: np.ndarray, bins: int = CALIBRATION_BINS) -> np.ndarray:
-    """Expected calibration error (B,) of the decision's confidence in equal-width bins.
+    """Expected calibration error of the decision's confidence in equal-width bins.
+
+    Parameters
+    ----------
+    y : (n,) int
+        True classes.
+    p : (n, K) float
+        Probabilities; the largest is the decision.
+    weights : (B, n) float
+        One weighting of the items per row.
+    bins : int
+
+    Returns
+    -------
+    (B,) float64
 
     References
     ----------
@@ -198,7 +263,21 @@ def mcnemar(mine: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def permutation_p(y: np.ndarray, p: np.ndarray, permutations: int, seed: int) -> float:
-    """How often labels dealt out at random over the items give as high a balanced accuracy (one-sided).
+    """One-sided p value of the balanced accuracy by permuted labels.
+
+    Parameters
+    ----------
+    y : (n,) int
+        True classes.
+    p : (n, K) float
+        Probabilities; the largest is the decision.
+    permutations : int
+    seed : int
+
+    Returns
+    -------
+    float
+        (1 + permutations with as high a balanced accuracy) / (1 + permutations).
 
     References
     ----------

@@ -46,7 +46,22 @@ def _bands(age: pd.Series, edges: tuple[float, ...]) -> pd.Series:
 
 
 def subgroups(pooled: pd.DataFrame, groups: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Name, such as ``sex F``, and rows of `pooled` of each group of each column; age bands rise."""
+    """Rows of each group of each column; age bands rise.
+
+    Parameters
+    ----------
+    pooled : DataFrame
+        Participants, from `adlib.training.pooling.pool_level`.
+    groups : DataFrame
+        From `participant_groups`.
+
+    Yields
+    ------
+    name : str
+        Such as ``sex F``.
+    rows : DataFrame
+        Of `pooled`; never empty.
+    """
     for column in groups:
         group = pooled["participant_id"].map(groups[column])
         order = groups[column].cat.categories if column == "age" else sorted(group.dropna().unique())

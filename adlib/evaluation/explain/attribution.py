@@ -160,6 +160,17 @@ class AttributionMaps:
 def scan_maps(params: StudyParams, classifier: Classifier) -> ScanMaps:
     """Attribute test scans of the first fold, evenly over classes.
 
+    Parameters
+    ----------
+    params : StudyParams
+        ``evaluate.attribution`` and ``attribution_scans`` count.
+    classifier : Classifier
+        Of the first fold.
+
+    Returns
+    -------
+    ScanMaps
+
     Raises
     ------
     StudyError
@@ -184,12 +195,12 @@ def attribute_positions(classifier: Classifier, network: object, x: np.ndarray, 
     Parameters
     ----------
     classifier : Classifier
-        Its card says what the classes are and whether channels are planes.
+        Its card states the classes and whether channels are planes.
     network : nn.Module
         The classifier's, or another in its place.
     x : (N, S, 3, size, size) float32
     method : str
-        See `methods.attribute`.
+        See `attribute`.
 
     Returns
     -------
@@ -214,7 +225,19 @@ def _evenly(table: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
 
 
 def class_means(maps: ScanMaps, classes: tuple[str, ...], plane: str) -> AttributionMaps:
-    """Means by true class; `plane` is that of the network's input."""
+    """Mean maps and slices by true class.
+
+    Parameters
+    ----------
+    maps : ScanMaps
+    classes : tuple of str
+    plane : str
+        ``input.plane`` of the network.
+
+    Returns
+    -------
+    AttributionMaps
+    """
     means, images, counts = [], [], []
     for name in classes:
         own = (maps.scans["diagnosis"] == name).to_numpy()
@@ -230,12 +253,27 @@ def class_means(maps: ScanMaps, classes: tuple[str, ...], plane: str) -> Attribu
 
 
 def read_means(params: StudyParams) -> AttributionMaps:
-    """The means in ``attribution.npz``."""
+    """Read ``attribution.npz``.
+
+    Parameters
+    ----------
+    params : StudyParams
+
+    Returns
+    -------
+    AttributionMaps
+    """
     with np.load(params.folder / "attribution.npz") as stored:
         return AttributionMaps(**{name: stored[name] for name in ("attribution", "slices", "scans")})
 
 
 def write_means(params: StudyParams, means: AttributionMaps) -> None:
-    """Store the means as ``attribution.npz``."""
+    """Write ``attribution.npz``.
+
+    Parameters
+    ----------
+    params : StudyParams
+    means : AttributionMaps
+    """
     with atomic_path(params.folder / "attribution.npz") as temporary:
         np.savez_compressed(temporary, attribution=means.attribution, slices=means.slices, scans=means.scans)

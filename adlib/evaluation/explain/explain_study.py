@@ -71,7 +71,16 @@ def explain_study(params: StudyParams, classifier: Classifier) -> Explained:
 
 
 def read_explained(params: StudyParams, classifier: Classifier) -> Explained:
-    """What `explain_study` stored.
+    """Read the results of `explain_study`.
+
+    Parameters
+    ----------
+    params : StudyParams
+    classifier : Classifier
+
+    Returns
+    -------
+    Explained
 
     Raises
     ------

@@ -57,6 +57,11 @@ def slice_voxels(card: ModelCard) -> np.ndarray:
 
     The voxels' own numbers are sent through `adlib.training.slices.scan_slices`, the code that cuts the slices.
 
+    Parameters
+    ----------
+    card : ModelCard
+        Its ``input`` and ``preprocess`` count.
+
     Returns
     -------
     (S, 3, size, size) int64
@@ -69,7 +74,19 @@ def slice_voxels(card: ModelCard) -> np.ndarray:
 
 
 def in_slices(volume: np.ndarray, voxels: np.ndarray) -> np.ndarray:
-    """A volume's values at the pixels of slices, in the shape of `voxels`; 0 (or False) beyond the grid."""
+    """Values of a volume at the pixels of slices.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) array
+    voxels : (S, 3, size, size) int64
+        From `slice_voxels`.
+
+    Returns
+    -------
+    (S, 3, size, size) array
+        Of the type of `volume`; 0 (or False) beyond the grid.
+    """
     return np.where(voxels >= 0, volume.ravel()[voxels], np.zeros((), volume.dtype))
 
 
@@ -97,7 +114,18 @@ def in_volume(values: np.ndarray, voxels: np.ndarray, shape: tuple[int, ...]) ->
 
 
 def class_images(maps: ScanMaps, card: ModelCard) -> dict[str, nib.Nifti1Image]:
-    """The mean map of each true class as an image in MNI152 space, float32, 0 where no slice was cut."""
+    """The mean map of each true class as an image in MNI152 space.
+
+    Parameters
+    ----------
+    maps : ScanMaps
+    card : ModelCard
+
+    Returns
+    -------
+    dict of str to NIfTI image
+        Float32, 0 where no slice was cut.
+    """
     base, voxels = atlas.template(card.preprocess.resolution_mm), slice_voxels(card)
     images = {}
     for name in card.classes:
@@ -107,7 +135,19 @@ def class_images(maps: ScanMaps, card: ModelCard) -> dict[str, nib.Nifti1Image]:
 
 
 def as_image(volume: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    """A NIfTI image that says that its world is MNI152, in mm."""
+    """A NIfTI image whose header names MNI152 as its world, in mm.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) array
+    affine : (4, 4) array
+        Voxel indices to MNI152, RAS mm.
+
+    Returns
+    -------
+    NIfTI image
+        Float32.
+    """
     image = nib.Nifti1Image(np.asarray(volume, dtype=np.float32), affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, "mni")
@@ -116,13 +156,29 @@ def as_image(volume: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
 
 
 def template_image(card: ModelCard) -> nib.Nifti1Image:
-    """The template's T1w on the grid of `class_images`, to draw them on."""
+    """The template's T1w on the grid of `class_images`, as their background.
+
+    Parameters
+    ----------
+    card : ModelCard
+
+    Returns
+    -------
+    NIfTI image
+    """
     base = atlas.template(card.preprocess.resolution_mm)
     return as_image(base.t1, base.affine)
 
 
 def write_images(params: StudyParams, images: dict[str, nib.Nifti1Image]) -> None:
-    """Store images by class under ``attribution/``; those of classes that the study no longer has are removed."""
+    """Store images by class under ``attribution/``; those of classes that the study no longer has are removed.
+
+    Parameters
+    ----------
+    params : StudyParams
+    images : dict of str to NIfTI image
+        From `class_images`.
+    """
     paths = {image_path(params, name): image for name, image in images.items()}
     for path in (params.folder / FOLDER).glob("*_attribution.nii.gz"):
         if path not in paths:
@@ -133,17 +189,42 @@ def write_images(params: StudyParams, images: dict[str, nib.Nifti1Image]) -> Non
 
 
 def read_images(params: StudyParams) -> dict[str, nib.Nifti1Image]:
-    """The stored images by class."""
+    """Read the images that `write_images` stored.
+
+    Parameters
+    ----------
+    params : StudyParams
+
+    Returns
+    -------
+    dict of str to NIfTI image
+        By class.
+    """
     return {name: nib.load(image_path(params, name)) for name in params.classes}
 
 
 def image_path(params: StudyParams, name: str) -> Path:
-    """Where the image of a class is stored."""
+    """Path of the image of a class.
+
+    Parameters
+    ----------
+    params : StudyParams
+    name : str
+        The class.
+
+    Returns
+    -------
+    path
+    """
     return params.folder / FOLDER / f"space-{atlas.SPACE}_desc-{quote(name, safe='')}_attribution.nii.gz"
 
 
 def cut_positions(card: ModelCard) -> tuple[str, tuple[float, ...]]:
     """Where to cut an image in order to see the slices again, as nilearn takes it: mode and coordinates.
+
+    Parameters
+    ----------
+    card : ModelCard
 
     Returns
     -------
@@ -166,10 +247,17 @@ def cut_positions(card: ModelCard) -> tuple[str, tuple[float, ...]]:
 
 
 def pixel_regions(card: ModelCard) -> dict[str, np.ndarray]:
-    """Regions at the pixels of a scan's slices, (S, 3, size, size) bool each.
+    """Regions at the pixels of a scan's slices, the same for every scan.
 
-    Those of `atlas.REGIONS` (the temporal lobes hold most of the hippocampi), the rest of the brain, and the brain: the
-    template's mask, the same for every scan.
+    Parameters
+    ----------
+    card : ModelCard
+
+    Returns
+    -------
+    dict of str to (S, 3, size, size) bool
+        Those of `atlas.REGIONS` (the temporal lobes hold most of the hippocampi), the rest of the brain, and the
+        brain: the template's mask.
     """
     resolution, voxels = card.preprocess.resolution_mm, slice_voxels(card)
     brain = in_slices(atlas.template(resolution).mask, voxels)
@@ -182,6 +270,12 @@ def regional_table(params: StudyParams, maps: ScanMaps, card: ModelCard) -> pd.D
 
     Stored as ``attribution/regions.tsv``. Shares are means over scans: of regions, within the brain; of the brain,
     within the slices.
+
+    Parameters
+    ----------
+    params : StudyParams
+    maps : ScanMaps
+    card : ModelCard
 
     Returns
     -------
@@ -222,7 +316,18 @@ def _rows(
 
 
 def written_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The regional table for reading: regions by true class, as percentages, and the ratio with its interval."""
+    """The regional table for reading: shares as percentages, and the ratio with its interval.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `regional_table`.
+
+    Returns
+    -------
+    DataFrame
+        Text; indexed by true class and region.
+    """
     shares = table[["pixels", "positive", "absolute"]].map(lambda share: f"{share:.1%}")
     ratio = [
         "undefined" if np.isnan(row.ratio) else f"{row.ratio:.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]"
@@ -232,7 +337,20 @@ def written_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def share_inside(values: np.ndarray, inside: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Share (N,) of the sum of non-negative values (N, S, 3, size, size) that lies inside; 0 where there is none."""
+    """Share of the sum of values that lies inside a region.
+
+    Parameters
+    ----------
+    values : (N, S, 3, size, size) float
+        Not negative.
+    inside, whole : (S, 3, size, size) bool
+        The region; the pixels that count.
+
+    Returns
+    -------
+    (N,) float64
+        0 where the sum is 0.
+    """
     total = values[:, whole].sum(1, dtype=np.float64)
     return values[:, inside & whole].sum(1, dtype=np.float64) / np.where(total > 0, total, 1.0)
 

@@ -31,14 +31,25 @@ FRACTIONS = np.linspace(0, 1, 11)  # of the patches
 def check_maps(params: StudyParams, classifier: Classifier, maps: ScanMaps) -> dict[str, Any]:
     """Randomise the network, delete and insert pixels, and for the phantom compare with the truth.
 
-    Stored as ``attribution/sanity.json``. Randomisation, deletion and insertion look at the middle slice of each scan,
-    the comparison with the truth (`changed.DEFINITIONS`) at all slices.
+    Stored as ``attribution/sanity.json``. Randomisation, deletion and insertion use the middle slice of each scan,
+    the comparison with the truth (`regions.DEFINITIONS`) all slices.
+
+    Parameters
+    ----------
+    params : StudyParams
+    classifier : Classifier
+    maps : ScanMaps
+        Of the classifier's network, from `scan_maps`.
 
     Returns
     -------
     dict
         ``entries`` with check, what is compared, n, participants, point and ci95; ``curves`` with the mean outputs at
         each fraction of the pixels and their intervals; for the phantom ``changed``, the regions.
+
+    References
+    ----------
+    Adebayo et al. 2018, arXiv:1810.03292 (randomisation); Petsiuk et al. 2018, arXiv:1806.07421 (deletion, insertion).
     """
     draws = params.evaluate.bootstrap, params.seed
     content: dict[str, Any] = {"study": params.study}
@@ -88,7 +99,20 @@ def _flat(slices: np.ndarray) -> np.ndarray:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
-    """Spearman's rank correlation of two maps over the pixels inside; 0 where one of them is constant."""
+    """Spearman's rank correlation of two maps.
+
+    Parameters
+    ----------
+    a, b : array
+        Of one shape.
+    inside : bool array
+        Pixels that count, of that shape.
+
+    Returns
+    -------
+    float
+        0 where a map is constant or no pixel counts.
+    """
     a, b = a[inside], b[inside]
     if not len(a) or np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
@@ -114,9 +138,19 @@ def _perturbation(
 
 
 def of_slices(values: np.ndarray, plane: str) -> np.ndarray:
-    """What a slice as a whole shows, (..., C, H, W) to (..., 1, H, W): a slice and its neighbours are one picture.
+    """Join the channels of a slice, the slice and its neighbours, to one; planes of three-plane inputs stay apart.
 
-    Evidence is summed over the channels, a region (bool) is that of the middle one. Planes of their own stay apart.
+    Parameters
+    ----------
+    values : (..., C, H, W) array
+        Evidence, summed over the channels, or a region (bool), whose middle channel is taken.
+    plane : str
+        ``input.plane`` of the network.
+
+    Returns
+    -------
+    (..., 1, H, W) array
+        `values` themselves for three planes.
     """
     if plane in THREE_PLANES:
         return values
@@ -137,7 +171,16 @@ def _overlap(ratios: dict[str, np.ndarray], maps: ScanMaps, of: str, draws: tupl
 
 
 def edges(slices: np.ndarray) -> np.ndarray:
-    """How steep the image is at each pixel, smoothed like the maps: a map that knows nothing of the network."""
+    """Steepness of the image at each pixel, smoothed like the maps: a map that does not depend on the network.
+
+    Parameters
+    ----------
+    slices : (N, S, 3, H, W) float32
+
+    Returns
+    -------
+    (N, S, 3, H, W) float32
+    """
     gradients = (ndimage.gaussian_filter(slices, (0, 0, 0, 1, 1), order=(0, 0, 0, *o)) for o in ((1, 0), (0, 1)))
     return ndimage.gaussian_filter(np.hypot(*gradients), (0, 0, 0, SMOOTHING, SMOOTHING))
 
@@ -206,7 +249,18 @@ class Curves:
     random_insertion: np.ndarray
 
     def gain(self, name: str) -> np.ndarray:
-        """Area (n,) between a curve and that of random order, positive where the map's order is the better one."""
+        """Area between a curve and that of random order.
+
+        Parameters
+        ----------
+        name : str
+            ``deletion`` or ``insertion``.
+
+        Returns
+        -------
+        (n,) float64
+            In units of the output; positive where the map's order is the better one.
+        """
         ordered, random = getattr(self, name), getattr(self, f"random_{name}")
         sign = 1 if name == "insertion" else -1
         return sign * trapezoid(ordered - random, FRACTIONS, axis=1)
