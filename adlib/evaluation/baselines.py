@@ -1,4 +1,4 @@
-"""What a network must beat: chance, metadata, age and sex, volumes, and grey-matter maps, on the very same splits."""
+"""Baselines of the network: chance, metadata, age and sex, volumes, and grey-matter maps, on the same splits."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ class Failures:
     Attributes
     ----------
     table : DataFrame
-        participant_id, scan_id (first session), truth, answer, probability (of the answer), qc_verdict, qc_reasons.
+        participant_id, scan_id (first session), truth, answer (predicted class), probability (of it),
+        qc_verdict, qc_reasons.
     images : (n, size, size) float32
         The middle channel of the middle slice of each.
     """
@@ -76,7 +77,11 @@ def study_failures(params: StudyParams, pooled: pd.DataFrame, count: int = 8) ->
     pooled : DataFrame
         Tested participants of the network, as from `adlib.training.pooling.pool_level`.
     count : int
-        How many at most.
+        Largest number of participants.
+
+    Returns
+    -------
+    Failures
     """
     wrong = most_confident_errors(pooled, params.classes, count)
     slices, table = load_slices(params)

@@ -1,4 +1,4 @@
-"""Smoothed grey-matter maps, one row of voxels per scan: what voxel-based morphometry gives to a classifier."""
+"""Smoothed grey-matter maps, one row of voxels per scan, as voxel-based morphometry provides them."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def prediction_sets(
     Returns
     -------
     (n, K) bool
-        Rows as in `tested`. The most probable class is in every set: an empty one would say nothing to a reader.
+        Rows as in `tested`. The most probable class is in every set: an empty one would not be informative.
     """
     _, p, _ = arrays(tested, classes)
     lowest = np.zeros(len(tested))

@@ -126,13 +126,20 @@ def matthews(matrix: np.ndarray) -> np.ndarray:
 
 
 def average_precision(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted mean (B,) of the precision at each threshold, by the recall that it adds; NaN without positives.
+    """Average precision: weighted mean of the precision at each threshold, by the recall that it adds.
 
     Parameters
     ----------
     positive : (n,) bool
     score : (n,) float
+        Higher for positives.
     weights : (B, n) float
+        One weighting of the items per row.
+
+    Returns
+    -------
+    (B,) float64
+        NaN without positives.
     """
     if not positive.any():
         return np.full(len(weights), np.nan)
@@ -252,6 +259,11 @@ def mcnemar(mine: np.ndarray, theirs: np.ndarray) -> float:
     ----------
     mine, theirs : (n,) bool
         Whether each is right about each participant.
+
+    Returns
+    -------
+    float
+        1 where both are right about the same participants.
 
     References
     ----------

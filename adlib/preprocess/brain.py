@@ -58,9 +58,9 @@ class Extraction:
     mask : (X, Y, Z) bool
         On the template's grid.
     step : str
-        What was done, for the steps of the scan.
+        Description, for the steps of the scan.
     provisional : bool
-        The template's own mask: `refine_brain` fits it to the head after bias correction.
+        The template's mask: `refine_brain` fits it to the head after bias correction.
     """
 
     mask: np.ndarray
@@ -118,7 +118,7 @@ def _foreground(volume: np.ndarray) -> np.ndarray | None:
 
 
 def is_extracted(volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray) -> bool:
-    """Tell whether skull and scalp were removed before.
+    """Whether skull and scalp were removed before.
 
     Three conditions hold then: the background is one exact value over much of the field of view, the rest has the
     volume of a brain, and the ring of skull and scalp around the registered template's brain is background.
@@ -238,7 +238,7 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 
 
 def external_mask(volume: np.ndarray, affine: np.ndarray, method: str, name: str) -> np.ndarray:
-    """Brain mask of a scan on its own grid, by a program of `COMMANDS`.
+    """Brain mask of a scan on the scan's grid, by a program of `COMMANDS`.
 
     Parameters
     ----------

@@ -60,7 +60,7 @@ def preprocess_scan(
     code : str
         Digest of the preprocessing code; part of the key of the result.
     keep : tuple of str
-        Images stored beside t1w and mask, as ``derivatives.keep``.
+        Images stored in addition to t1w and mask, as ``derivatives.keep``.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams) -> pd.DataFra
     -------
     DataFrame
         By `records.FEATURES`, with a column for each feature and QC value, in the order of the manifest. Scans that
-        failed keep their row, with reasons and empty values. Scans whose worker died or timed out, or whose file could
+        failed have a row, with reasons and empty values. Scans whose worker died or timed out, or whose file could
         not be read, are listed in `records.LOST` and tried again by the next call.
 
     Raises

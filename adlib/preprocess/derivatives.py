@@ -41,7 +41,7 @@ class Preprocessed:
     scan_to_mni : (4, 4) float64
         Scan world, RAS mm, to MNI152 mm.
     features : dict of str to float
-        Volumes in ml of the person's own head, see `volumes.measure_volumes`.
+        Volumes in ml, in the scan's own space, see `volumes.measure_volumes`.
     qc : dict of str to float
         See `quality.LIMITS`.
     verdict : str
@@ -49,7 +49,7 @@ class Preprocessed:
     reasons : tuple of str
         Why the verdict is not pass.
     steps : tuple of str
-        What was done, in order, and what was skipped and why.
+        Processing steps in order, and those skipped, with the reason.
     """
 
     name: str
@@ -210,7 +210,7 @@ def load_preprocessed(scan: dict[str, Any], derivatives: Path, parts: tuple[str,
         A manifest or features row: participant_id, session_id, scan_id.
     derivatives : path
     parts : tuple of str
-        Images of `OPTIONAL` to read beside t1w and mask.
+        Images of `OPTIONAL` to read in addition to t1w and mask.
 
     Returns
     -------

@@ -76,7 +76,7 @@ def require_room(params: StudyParams, writes: Iterable[str]) -> None:
     Raises
     ------
     StudyError
-        With what is expected and what is free.
+        With the expected and the free space.
     """
     scans = expected_scans(params)
     if scans is None:

@@ -66,7 +66,7 @@ class Registration:
 def register(volume: np.ndarray, affine: np.ndarray, name: str) -> Registration:
     """Register a scan to MNI152 by an affine with 12 degrees of freedom.
 
-    A wider range of rotations and scales is tried where the usual one gives no brain, a brain of impossible shape, or
+    A wider range of rotations and scales is tried where the usual one yields no brain, a brain of impossible shape, or
     one whose tissue explains little of the intensities.
 
     Parameters

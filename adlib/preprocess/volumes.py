@@ -1,4 +1,4 @@
-"""Volumes of tissues and regions, in millilitres of the person's own head."""
+"""Volumes of tissues and regions, in millilitres of the scan's own space."""
 
 from __future__ import annotations
 

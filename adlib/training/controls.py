@@ -72,7 +72,7 @@ def _binarised(fold: Fold, params: StudyParams) -> Fold:
 
 
 def _background(fold: Fold, params: StudyParams) -> Fold:
-    """The head without the brain: what scanner, skull and field of view predict.
+    """The head without the brain: the prediction from scanner, skull and field of view alone.
 
     No other trace of atrophy may remain. The head is shown in its original size, since a fit to the template's
     tissue scales and shears the skull of a shrunk brain, and the hole is the template's brain, larger than a person's

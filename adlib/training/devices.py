@@ -115,7 +115,7 @@ def launch(params: StudyParams, recipe: Recipe) -> None:
     ------
     StudyError
         If a part of the recipe cannot be imported by another process, or a process fails or is killed; torchrun then
-        ends the others. Finished epochs are kept.
+        ends the others. Finished epochs are not lost.
     """
     parts = [f"{name}={_shared(name, part, params)}" for name, part in recipe.changed().items()]
     path = params.folder / "training" / "job.yaml"

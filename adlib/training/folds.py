@@ -25,7 +25,7 @@ SHARES = ("gm_ml", "wm_ml", "csf_ml", "hippocampus_ml", "temporal_ml", "ventricl
 
 @dataclass(frozen=True)
 class Fold:
-    """What one training sees.
+    """The data of one training.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Fold:
     targets : (rows,) int64
         Class indices of the diagnoses.
     auxiliary : (rows, M) float32
-        Standardised age and volumes, predicted beside the class in training; see `auxiliary_targets`.
+        Standardised age and volumes, predicted with the class in training; see `auxiliary_targets`.
     landmarks : tuple of float
         The standard scale, fitted on the scans of this fold's training part, that the slices are on; empty for none.
     covariates : (rows, C) float32

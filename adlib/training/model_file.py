@@ -53,9 +53,9 @@ class ModelCard:
     covariates : dict of str to (float, float)
         Covariates of the output layer, in order, with their mean and standard deviation in training.
     reference : dict
-        What a scan is compared with, see `adlib.training.cohort_reference.make_reference`; empty in older files.
+        Reference values for a single scan, see `adlib.training.cohort_reference.make_reference`; empty in older files.
     training : dict
-        What was trained, see `adlib.training.recipe.describe`; empty in older files, whose network is ResNet50.
+        Record of the training, see `adlib.training.recipe.describe`; empty in older files, whose network is ResNet50.
     """
 
     study: str
@@ -146,7 +146,7 @@ def save(classifier: Classifier, path: Path, *, half: bool = False) -> None:
     classifier : Classifier
     path : path
     half : bool
-        Round the weights of convolutions and of the last layer to 16 bit; what belongs to single channels stays.
+        Round the weights of convolutions and of the last layer to 16 bit; parameters of single channels stay.
 
     Raises
     ------
@@ -189,7 +189,7 @@ def load(path: Path | str, build_network: BuildNetwork | None = None, trusted: b
     build_network : callable, optional
         Makes the network, see `adlib.training.recipe.Recipe`. By default it is ResNet50.
     trusted : bool
-        Whether the code in ``network.py`` beside the file may be run, which the training of another network writes:
+        Whether the code in ``network.py`` next to the file may be run, which the training of another network writes:
         only for the folder of a study of one's own. No code of the model file itself is ever run.
 
     Raises
@@ -254,7 +254,7 @@ def outputs(classes: tuple[str, ...], params: InputParams) -> int:
 
 
 def continue_from(network: nn.Module, path: Path, params: StudyParams, build_network: BuildNetwork) -> str:
-    """Load body and class outputs of a model that this project trained on the very same kind of input.
+    """Load body and class outputs of a model that this project trained on the same kind of input.
 
     Parameters
     ----------
@@ -307,7 +307,7 @@ def classify_slices(
     classifier : Classifier
     slices : (n, 3, H, W) array
     person : dict of str to float, optional
-        Covariates by name; what is missing counts as the training mean.
+        Covariates by name; a missing one counts as the training mean.
 
     Returns
     -------

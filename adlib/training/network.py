@@ -1,4 +1,4 @@
-"""The ResNet50, what the package asks of any other network, first weights, and outputs for slices."""
+"""The ResNet50, the requirements on any other network, initial weights, and outputs for slices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adlib.study.records import StudyError
 class ImageNetwork(nn.Module):
     """Any body with a linear output layer over its features and the covariates.
 
-    The package asks this of a network, whatever its class, and knows none of its layers:
+    The package requires this of a network, whatever its class, and refers to none of its layers:
 
     - ``forward(x, covariates)`` returns (B, outputs) for slices (B, 3, H, W); without covariates, they count as 0;
     - ``features(x)`` returns the image features (B, F) by which scans are compared;
@@ -215,7 +215,7 @@ def check_network(network: nn.Module, outputs: int) -> None:
     Raises
     ------
     StudyError
-        With what is missing.
+        With the missing part.
     """
     name, layer = type(network).__name__, output_layer(network)[1]
     if layer.out_features != outputs:
@@ -231,7 +231,7 @@ def check_network(network: nn.Module, outputs: int) -> None:
 def stages(network: nn.Module) -> dict[str, list[nn.Module]]:
     """Layers of each stage of a network, by title, from the first to the last.
 
-    They are what the network's ``stages`` names or, without it, each child module that has weights.
+    They are those of the network's ``stages`` or, without it, each child module that has weights.
 
     Parameters
     ----------
@@ -394,7 +394,7 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _without_prefix(state: dict[str, torch.Tensor], first: str) -> dict[str, torch.Tensor]:
-    """Names without what a wrapper put before them; `first` is the network's own first name."""
+    """Names without the prefix of a wrapper; `first` is the network's own first name."""
     prefixes = [name.removesuffix(first) for name in state if name.endswith(first)]
     prefix = min(prefixes, key=len, default="")
     return {name.removeprefix(prefix): value for name, value in state.items()}

@@ -79,7 +79,7 @@ def _sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def pool_level(predictions: pd.DataFrame, level: str, classes: tuple[str, ...], method: str = "mean") -> pd.DataFrame:
-    """Calibrate slice probabilities as their fold says, pool them to scans and average scans to participants.
+    """Calibrate slice probabilities fold by fold, pool them to scans and average scans to participants.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ def fit_calibration(
     y : (n,) int
         True classes.
     participants : (n,) array, optional
-        Who each row is of; left out, each row is a participant.
+        Participant of each row; left out, each row is a participant.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What a training is made of, each part a callable that may be another, and the record of what was trained."""
+"""The parts of a training, each a callable that can be replaced, and the record of a training."""
 
 from __future__ import annotations
 
@@ -48,6 +48,11 @@ def cross_entropy(
     weights : (K,) float32, optional
         Of the classes, where ``train.balance`` is ``weights``.
     params : StudyParams
+
+    Returns
+    -------
+    () float32
+        Mean over the batch.
     """
     return nn.functional.cross_entropy(logits, targets, weights, label_smoothing=params.train.label_smoothing)
 
@@ -149,7 +154,7 @@ def importable_name(function: Callable[..., Any]) -> str | None:
 
 
 def import_name(name: str) -> Any:
-    """What `importable_name` names.
+    """Import a function or class by the name from `importable_name`.
 
     Parameters
     ----------
@@ -262,7 +267,7 @@ def _definition(function: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
 
 
 def describe(recipe: Recipe, network: nn.Module, origin: str, params: StudyParams) -> dict[str, Any]:
-    """What a training really uses, for the model file and for ``training/record.json``.
+    """Parts and settings of a training, for the model file and for ``training/record.json``.
 
     Parameters
     ----------
@@ -302,7 +307,7 @@ def _without_folder(weights: str) -> str:
 
 
 def training_record(folder: Path) -> dict[str, Any]:
-    """What was trained, from ``training/record.json``; empty where nothing was.
+    """The record of a training, ``training/record.json``; empty where nothing was trained.
 
     Parameters
     ----------
@@ -375,7 +380,7 @@ def _file_text(source: str) -> str:
 
 
 def read_network(path: Path, stated: dict[str, Any]) -> BuildNetwork:
-    """The callable that makes the network of a study's own model, from ``network.py`` beside the weights.
+    """The callable that makes the network of a study's own model, from ``network.py`` next to the weights.
 
     Parameters
     ----------
@@ -383,6 +388,11 @@ def read_network(path: Path, stated: dict[str, Any]) -> BuildNetwork:
         ``network.py``. Its code is run.
     stated : dict
         ``network`` of the model file's record.
+
+    Returns
+    -------
+    callable
+        See `Recipe.build_network`.
 
     Raises
     ------

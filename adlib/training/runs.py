@@ -70,7 +70,7 @@ def train_study(params: StudyParams, on_epoch: OnEpoch | None = None, **parts: C
 class Training:
     """The trainings of a study, one for each run and fold.
 
-    Finished folds are kept and an interrupted one continues from its last epoch, as long as data, params, recipe and
+    Finished folds are reused and an interrupted one continues from its last epoch, as long as data, params, recipe and
     code are the same. Where ``exec`` asks for several devices, torchrun starts a process for each at once, and trains
     all runs and folds of the params.
 
@@ -100,7 +100,7 @@ class Training:
         self.fabric = make_fabric(params)
 
     def train(self, run: str, fold: Fold) -> pd.DataFrame:
-        """Train a run on a fold, or read what is kept of it, and predict its validation and test slices.
+        """Train a run on a fold, or read its stored result, and predict its validation and test slices.
 
         Writes ``predictions.parquet`` in ``training/<run>/fold-<n>`` and, of the network's first fold,
         ``model.safetensors`` in the study's folder.

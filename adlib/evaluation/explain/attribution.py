@@ -53,7 +53,7 @@ def attribute(
     -------
     (n, 3, H, W) float32
         Signed evidence for the output, smoothed in the plane with `SMOOTHING`. ``grad_cam``, and ``occlusion`` of
-        channels that are not apart, know no channels: each channel then holds a third.
+        channels that are not apart, do not differ by channel: each channel then has a third.
 
     Raises
     ------
@@ -127,7 +127,7 @@ class ScanMaps:
     values : (N, S, 3, size, size) float32
         Evidence for the last class by scan, slice and channel.
     slices : (N, S, 3, size, size) float32
-        What the network saw.
+        Input of the network.
     scans : DataFrame
         scan_id, participant_id and diagnosis of the N scans.
     """

@@ -22,7 +22,7 @@ READ = ("slices.npy", "slices.tsv", "splits.tsv")
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """What `explain_study` found and stored.
+    """Results of `explain_study`.
 
     Attributes
     ----------
@@ -45,12 +45,16 @@ def explain_study(params: StudyParams, classifier: Classifier) -> Explained:
     """Attribute test scans of the first fold and store means, images, regional shares and checks.
 
     Writes ``attribution.npz``, ``attribution/sanity.json`` and, where scans are volumes, ``attribution/*.nii.gz`` and
-    ``attribution/regions.tsv``. What is stored is read instead where model, slices, params and code are the same.
+    ``attribution/regions.tsv``. Stored results are read instead where model, slices, params and code are the same.
 
     Parameters
     ----------
     params : StudyParams
     classifier : Classifier
+
+    Returns
+    -------
+    Explained
 
     Raises
     ------

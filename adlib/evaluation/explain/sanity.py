@@ -44,8 +44,8 @@ def check_maps(params: StudyParams, classifier: Classifier, maps: ScanMaps) -> d
     Returns
     -------
     dict
-        ``entries`` with check, what is compared, n, participants, point and ci95; ``curves`` with the mean outputs at
-        each fraction of the pixels and their intervals; for the phantom ``changed``, the regions.
+        ``entries`` with check, the compared network or region, n, participants, point and ci95; ``curves`` with the
+        mean outputs at each fraction of the pixels and their intervals; for the phantom ``changed``, the regions.
 
     References
     ----------
@@ -188,7 +188,7 @@ def edges(slices: np.ndarray) -> np.ndarray:
 def cascade(network: nn.Module, slices: np.ndarray, seed: int) -> Iterator[tuple[str, nn.Module]]:
     """Randomise a network from its last layer down (Adebayo et al. 2018, arXiv:1810.03292).
 
-    Layers get the initial values that PyTorch gives them. The batch statistics of all randomised stages are taken anew
+    Layers get PyTorch's initial values. The batch statistics of all randomised stages are taken anew
     over the slices at each step: those of the training fit no other weights, and activations would vanish or burst.
 
     Parameters
@@ -330,7 +330,7 @@ def _entry(values: np.ndarray, scans: pd.DataFrame, resamples: int, seed: int, *
     scans, resamples, seed
         See `resampled_means`.
     **names
-        What tells the entry from others, such as ``check`` and ``stage``.
+        Identify the entry, such as ``check`` and ``stage``.
     """
     means = resampled_means(values, scans, resamples, seed)
     interval = np.percentile(means[1:], [2.5, 97.5]).tolist()
