@@ -53,7 +53,7 @@ def write(params, name, value):
 
 
 def read(params, name):
-    return int((params.folder / name).read_text())
+    return scale(int((params.folder / name).read_text()))
 
 
 def slow(params, name):
@@ -86,6 +86,13 @@ def register(folder, name):
     known = read_table(path, FIGURES) if path.is_file() else pd.DataFrame(columns=list(FIGURES.columns))
     write_table(pd.concat([known[known["name"] != name], pd.DataFrame([row])], ignore_index=True), path, FIGURES)
 """
+RECIPE = """
+def training_record(folder):
+    return {}
+
+def record_differences(record, params):
+    return {}
+"""
 REPORT = """
 from adlib.study.records import write_text
 
@@ -110,8 +117,12 @@ def make_project(folder: Path) -> Path:
     (package / "deep.py").write_text("def scale(value):\n    return value\n")
     (package / "figures" / "__init__.py").write_text("")
     (package / "figures" / "theme.py").write_text(THEME)
+    (package / "training").mkdir()
+    (package / "training" / "__init__.py").write_text("")
+    (package / "training" / "recipe.py").write_text(RECIPE)
     (package / "report").mkdir()
-    (package / "report" / "__init__.py").write_text(REPORT)
+    (package / "report" / "__init__.py").write_text("")
+    (package / "report" / "page.py").write_text(REPORT)
     (folder / "params").mkdir()
     (folder / "params" / "phantom.yaml").write_text("study: tiny\nsource: {kind: phantom}\nexec: {publish: true}\n")
     (folder / "notebooks").mkdir()

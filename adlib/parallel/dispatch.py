@@ -47,7 +47,8 @@ class Dispatch(Generic[Item, Result]):
         self.function, self.items, self.pool, self.label = function, items, pool, label
         self.lost, self.progress = lost, progress
         self.waiting = deque(range(len(items))[i : i + chunksize] for i in range(0, len(items), chunksize))
-        self.running: dict[Future, tuple[range, float]] = {}  # items, and when they were sent
+        self.suspects: deque[range] = deque()  # items whose worker died, which may have been another item's fault
+        self.running: dict[Future, tuple[range, float, bool]] = {}  # items, when they were sent, whether alone
         self.deaths: Counter[int] = Counter()
         self.done: SimpleQueue[Future] = SimpleQueue()
         self.results: dict[int, Result] = {}
@@ -79,12 +80,18 @@ class Dispatch(Generic[Item, Result]):
 
     def _send(self, cluster: Cluster, work: Callable[[bytes], bytes | str]) -> None:
         workers = cluster.count()
-        while self.waiting and len(self.running) < workers:
-            indices = self.waiting.popleft()
-            call = dumps((self.function, [self.items[index] for index in indices], self.label))
-            future = cluster.client.submit(work, call, pure=False)
-            self.running[future] = indices, time.monotonic()
-            future.add_done_callback(self.done.put)
+        if self.suspects:
+            if workers and not self.running:
+                self._submit(self.suspects.popleft(), cluster, work, alone=True)
+            return
+        while self.waiting and len(self.running) < workers and not any(alone for *_, alone in self.running.values()):
+            self._submit(self.waiting.popleft(), cluster, work, alone=False)
+
+    def _submit(self, indices: range, cluster: Cluster, work: Callable[[bytes], bytes | str], *, alone: bool) -> None:
+        call = dumps((self.function, [self.items[index] for index in indices], self.label))
+        future = cluster.client.submit(work, call, pure=False)
+        self.running[future] = indices, time.monotonic(), alone
+        future.add_done_callback(self.done.put)
 
     def _receive(self, cluster: Cluster) -> None:
         try:
@@ -100,7 +107,7 @@ class Dispatch(Generic[Item, Result]):
             return
         if isinstance(answer, str):
             raise StudyError(answer)
-        indices, _ = self.running.pop(future)
+        indices, *_ = self.running.pop(future)
         for index, result in zip(indices, pickle.loads(answer), strict=True):  # noqa: S301
             self._keep(index, result)
 
@@ -108,11 +115,14 @@ class Dispatch(Generic[Item, Result]):
         self.results[index] = result
         self.progress.update()
 
-    def _died(self, indices: range, sent: float, error: KilledWorker, cluster: Cluster) -> None:
+    def _died(self, indices: range, sent: float, alone: bool, error: KilledWorker, cluster: Cluster) -> None:
         if len(indices) > 1:  # find the one at fault
             self.waiting.extend(indices[k : k + 1] for k in range(len(indices)))
             return
         index, limit = indices[0], self.pool.scan_timeout_s
+        if self.deaths[index] >= self.pool.retries and not alone and not limit:
+            self.suspects.append(indices)  # Dask blames all tasks of a worker: only alone it is known which one it was
+            return
         self.deaths[index] += 1
         reason = "its worker process died" + (f" {self.deaths[index]} times" if self.deaths[index] > 1 else "")
         if limit and time.monotonic() - sent > limit:

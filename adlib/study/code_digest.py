@@ -195,6 +195,8 @@ class _Module:
         for statement in body:
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 self.imports |= self._imported(statement)
+            elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                continue  # a docstring
             elif isinstance(statement, ast.If | ast.Try | ast.With):
                 if "__name__" not in ast.dump(statement):  # else it runs in a program alone
                     self._enter([child for child in ast.iter_child_nodes(statement) if isinstance(child, ast.stmt)])

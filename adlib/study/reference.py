@@ -208,7 +208,7 @@ def _untrained(before: pd.Series, now: pd.Series, trained: set[str]) -> tuple[st
     if set(old.index) != set(new.index):
         return f"{title} OTHER SCORES: {len(set(old.index) ^ set(new.index))} are in one of the two", False
     new = new.reindex(old.index)
-    largest = float((old - new).abs().max())
+    largest = float((old - new).abs().max()) if len(old) else 0.0
     same = largest <= ROUNDING_SCORE and old.isna().equals(new.isna())
     return f"{title} {'equal to rounding' if same else 'DIFFER'}, largest difference {largest:.4f}", same
 

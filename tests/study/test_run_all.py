@@ -137,7 +137,7 @@ def test_report_waits_for_all_steps(finished):
 
 
 def test_a_report_that_fails_is_told_plainly(finished):
-    module = finished / "adlib" / "report" / "__init__.py"
+    module = finished / "adlib" / "report" / "page.py"
     module.write_text(
         "from adlib.study.records import StudyError\ndef write_report(params):\n    raise StudyError('no flow.tsv')\n"
     )
@@ -254,7 +254,7 @@ def test_a_rerun_step_publishes_no_stale_figure(finished):
     project = finished
     write_notebook(project / "notebooks" / "01_data_audit.ipynb", CELLS["01_data_audit"][:1])
     process = run(project)
-    assert process.returncode == 0 and "code of notebooks/01_data_audit.ipynb changed" in process.stdout
+    assert process.returncode == 0 and "01_data_audit  runs: code of" in process.stdout
     assert ran(process) == ["01_data_audit"], "the manifest is the same, so nothing after it runs"
     assert [path.name for path in (project / "figures").glob("*.png")] == ["03_scores.png"]
 

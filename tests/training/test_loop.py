@@ -80,7 +80,6 @@ def test_incompatible_params_are_refused():
     for setting, words in (
         ("exec.devices=2", "2 devices share train.micro_batches, which is 1"),
         ("input.plane=three_planes", "takes three input.positions_mm"),
-        ("search.space={epohcs: [1]}", "no keys of train"),
     ):
         with pytest.raises(StudyError, match=words):
             load_params("params/phantom.yaml", (*SETS, setting))
