@@ -137,7 +137,7 @@ def test_killed_worker_costs_a_retry(tmp_path, patience):
         assert map_scans(die_once, items, pool=TWO, label="reading") == list(range(10))
         processes = map_scans(late_first, range(40), pool=TWO, label="counting")
     tries = {int(path.name): len(path.read_text().splitlines()) for path in tmp_path.iterdir()}
-    assert tries[3] == tries[7] == 2
+    assert min(tries[3], tries[7]) >= 2
     assert sum(tries.values()) <= 10 + 2 * 2, "a worker takes at most one result that was not fetched with it"
     assert len({pid for _, pid in processes}) == 2
 
