@@ -113,7 +113,10 @@ def test_people_are_shown_only_with_show_training(study, tmp_path):
 
 def test_examples_of_another_model_and_damaged_ones(study, without_checks, tmp_path):
     path = find_model(study).with_name("examples.npz")
-    assert read_examples(without_checks, path) is None
+    (tmp_path / "other").mkdir()
+    other = Path(shutil.copy(without_checks, tmp_path / "other"))
+    shutil.copy(path, other.with_name("examples.npz"))
+    assert read_examples(other) is None
     before = file_digest(path)
     store_examples(study)
     assert file_digest(path) == before
@@ -124,7 +127,7 @@ def test_examples_of_another_model_and_damaged_ones(study, without_checks, tmp_p
 
 
 def test_released_model_is_used_before_the_first_run(tmp_path):
-    params = load_params("params/phantom.yaml", (f"exec.outputs={tmp_path}"))
+    params = load_params("params/phantom.yaml", (f"exec.outputs={tmp_path}",))
     assert find_model(params).parent.name == "phantom"
     predicted = stored_predictions(params)
     accuracy = get_score(stored_scores(params), "resnet50", "accuracy")
