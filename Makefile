@@ -9,6 +9,7 @@ OWN = default-src 'self' ws://127.0.0.1:* ws://localhost:* data: blob: 'unsafe-i
 CLOSED = "{'websocket_max_message_size': $(UPLOAD_BYTES), 'headers': {'Content-Security-Policy': \"$(OWN)\"}}"
 APP ?= notebooks/05_interactive_classifier.ipynb
 PYTEST ?=
+STRIP = --FileContentsManager.pre_save_hook=adlib.study.notebook_outputs.strip_outputs
 
 .PHONY: help setup study smoke check test lint docs lab app clean
 
@@ -48,8 +49,7 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
 lab: $(READY)
-	$(BIN)/jupyter lab --ServerApp.tornado_settings=$(LARGE) --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks \
-		--FileContentsManager.pre_save_hook=adlib.study.notebook_outputs.strip_outputs
+	$(BIN)/jupyter lab $(STRIP) --ServerApp.tornado_settings=$(LARGE) --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
 app: $(READY)
 	$(BIN)/voila $(APP) --token --Voila.ip=127.0.0.1 --Voila.tornado_settings=$(CLOSED) --VoilaConfiguration.file_denylist="['.*']"
