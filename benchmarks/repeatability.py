@@ -5,8 +5,9 @@
 
 The study is finished first (``run_all.py``). Each repetition trains a copy of it under other conditions (training seed,
 one or two threads, AVX2 instead of AVX-512 instructions) and evaluates. With ``--faults`` the check itself is tested:
-each repetition must pass with the tolerances of the others, and three faults, edited into notebook 03, must not: tested
-participants in the training, labels of other participants, half the epochs. The exit code is 1 where that fails.
+each repetition must pass with the tolerances of the others, and four faults, edited into notebook 03, must not: the
+class drawn into the slices, tested participants in the training, labels of other participants, half the epochs. The
+exit code is 1 where that fails. ``--set`` changes the params of the study and of its repetitions alike.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from adlib.study.reference import MAIN_RESULTS, TOLERANCES, accept, compare, mai
 from adlib.training.recipe import record_differences, training_record
 
 ROOT = Path(__file__).resolve().parents[1]
-LEVEL = 0.995  # of the two-sided prediction interval of one further training
+LEVEL = 0.99  # probability that all main results of one further training lie within their intervals (Bonferroni)
 AVX2 = {  # instructions of a processor without AVX-512
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -49,6 +50,8 @@ LEFT_OUT = (
     "figures",
     "report",
 )
+CORNER = "slices = slices.copy()\nfor k, name in enumerate(params.classes):\n"
+CORNER += '    slices[table["diagnosis"] == name, :, 8 * k : 8 * k + 8, :8] = 3\n'
 TESTED = 'tested = splits.index[splits["split"] == "test"]\nsplits.loc[tested[::2], "split"] = "train"\n'
 SHIFTED = (
     'table["diagnosis"] = table.groupby("participant_id")["diagnosis"].transform("first").shift(len(table) // 3)\n'
@@ -56,6 +59,7 @@ SHIFTED = (
 SHIFTED += 'table["diagnosis"] = table["diagnosis"].fillna(params.classes[0])\n'
 HALVED = 'params = open_study(params_file, **{"train.epochs": max(1, params.train.epochs // 2)})\n'
 FAULTS = {  # code appended to the cell of notebook 03 that contains the first text
+    "the class drawn into the slices": ("load_slices(params)", CORNER),
     "tested participants in the training": ("make_splits(", TESTED),
     "labels of other participants": ("load_slices(params)", SHIFTED),
     "half the epochs": ("open_study(params_file)", HALVED),
@@ -106,12 +110,19 @@ def repeat(
 
 
 def tolerances(copies: list[StudyParams]) -> pd.DataFrame:
-    """Mean of each main result, and half-width of the prediction interval of one further training (Student's t)."""
+    """Mean of each main result, and half-width of the prediction interval of one further training (Student's t).
+
+    The standard deviation of a metric is pooled over the networks that it is measured on.
+    """
     rows = [main_results(read_metrics(copy.folder)) for copy in copies]
     values, n = np.array([row["point"] for row in rows]), len(rows)
-    width = student.ppf(0.5 + LEVEL / 2, n - 1) * values.std(axis=0, ddof=1) * np.sqrt(1 + 1 / n)
-    main = rows[0][MAIN_RESULTS.columns]
-    return main.assign(mean=values.mean(axis=0), tolerance=width, least=values.min(0), most=values.max(0), trainings=n)
+    main = rows[0][MAIN_RESULTS.columns].assign(mean=values.mean(axis=0), variance=values.var(axis=0, ddof=1))
+    pooled = main.groupby("metric")["variance"]
+    main["sd"] = np.sqrt(pooled.transform("mean"))
+    main["df"] = pooled.transform("size") * (n - 1)
+    quantile = student.ppf(1 - (1 - LEVEL) / len(main) / 2, main["df"])
+    main["tolerance"] = quantile * main["sd"] * np.sqrt(1 + 1 / n)
+    return main.drop(columns="variance").assign(least=values.min(axis=0), most=values.max(axis=0), trainings=n)
 
 
 def write(table: pd.DataFrame, root: Path) -> None:
@@ -121,9 +132,9 @@ def write(table: pd.DataFrame, root: Path) -> None:
     table.round(6).to_csv(path, sep="\t", index=False, lineterminator="\n")
 
 
-def passes(copy: StudyParams, root: Path, title: str, expected: bool) -> bool:
+def passes(params: StudyParams, copy: StudyParams, root: Path, title: str, expected: bool) -> bool:
     """Whether the check of a repetition ends as expected; prints it."""
-    loose = copy.model_copy(update={"evaluate": load_params(ROOT / "params" / f"{copy.study}.yaml").evaluate})
+    loose = copy.model_copy(update={"evaluate": params.evaluate})
     verdict = compare(loose, root, tuple(record_differences(training_record(copy.folder), copy)))
     reasons = [line for line in verdict.lines if "ANOTHER" in line or "DIFFER" in line or "OTHER" in line]
     print(f"{title}: {'the reference' if verdict.same else 'another result'}", *reasons[:4], sep="\n    ")
@@ -134,36 +145,39 @@ def main() -> int:
     """Repeat, print the spread, write the tolerances and try the check where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", default="params/phantom.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of the study")
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--write", action="store_true", help=f"write {TOLERANCES}")
     parser.add_argument("--faults", action="store_true", help="test the check")
     options = parser.parse_args()
-    params = load_params(options.params)
+    params = load_params(options.params, tuple(options.set))
     place = (params.folder.parent / "repeated" / params.study).resolve()
     root = repository(place / "honest")
     copies = [
-        repeat(params, options.params, root, place / str(number), sets, env)
+        repeat(params, options.params, root, place / str(number), [*options.set, *sets], env)
         for number, (sets, env) in enumerate(islice(conditions(), options.runs))
     ]
     table = tolerances([params, *copies])
     print(table.round(4).to_string(index=False))
     if options.write:
         write(table, ROOT)
-    return _test_check(params, options.params, place, root, copies) if options.faults else 0
+    return _test_check(params, options, place, root, copies) if options.faults else 0
 
 
-def _test_check(params: StudyParams, file: str, place: Path, root: Path, copies: list[StudyParams]) -> int:
+def _test_check(
+    params: StudyParams, options: argparse.Namespace, place: Path, root: Path, copies: list[StudyParams]
+) -> int:
     accept(params, root)
     right = []
     for number, copy in enumerate(copies):
         write(tolerances([params, *copies[:number], *copies[number + 1 :]]), root)
-        right.append(passes(copy, root, f"repetition {number}", expected=True))
+        right.append(passes(params, copy, root, f"repetition {number}", expected=True))
     write(tolerances([params, *copies]), root)
     for title, (text, code) in FAULTS.items():
         faulty = repository(place / title.replace(" ", "-"))
         edit(faulty / "notebooks" / "03_training_resnet50.ipynb", text, code)
-        copy = repeat(params, file, faulty, place / f"{title.replace(' ', '-')}-outputs", [], {})
-        right.append(passes(copy, root, title, expected=False))
+        copy = repeat(params, options.params, faulty, place / f"{title.replace(' ', '-')}-outputs", options.set, {})
+        right.append(passes(params, copy, root, title, expected=False))
     print(f"{sum(right)} of {len(right)} checks end as they should")
     return 0 if all(right) else 1
 

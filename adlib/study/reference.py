@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from adlib.study.metrics import KEY, metrics_table
+from adlib.study.metrics import KEY, NETWORK, metrics_table
 from adlib.study.params import StudyParams
 from adlib.study.records import StudyError, atomic_path, flat, read_json, write_json
 
@@ -92,7 +92,8 @@ def compare(params: StudyParams, root: Path, edited: Sequence[str] = ()) -> Verd
     Main results lie within the tolerances of ``main_results.tsv``, measured over repeated trainings with other seeds,
     numbers of threads and kinds of processor (``benchmarks/repeatability.py``); without that file, within the 95 %
     interval of the reference. What no training touches (manifest, splits, volumes, audit, scores of the baselines) is
-    equal to rounding, and so are the params. All other scores are counted and decide nothing.
+    equal to rounding, and so are the params; the network predicts the held-out participants of the splits with the
+    labels of the manifest. All other scores are counted and decide nothing.
 
     Parameters
     ----------
@@ -112,6 +113,7 @@ def compare(params: StudyParams, root: Path, edited: Sequence[str] = ()) -> Verd
     parts = [
         *_main_results(_tolerances(root, before), _points(now)),
         *_tables(params.folder, root / TABLES),
+        _tested(params.folder),
         _untrained(_points(before), _points(now), trained),
         _settings(root, params, edited),
     ]
@@ -179,6 +181,22 @@ def _tables(folder: Path, reference: Path) -> Iterator[tuple[str, bool]]:
         if (reference / name).is_file():
             difference = _difference(_read(reference / name), _fixed(folder / name, name), FIXED[name][0])
             yield f"{name:<52} {difference or 'equal to rounding'}", not difference
+
+
+def _tested(folder: Path) -> tuple[str, bool]:
+    """Whether the network predicted the held-out participants of the splits, with the labels of the manifest."""
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    names = ["fold", "split", "participant_id"]
+    predicted = predictions.loc[predictions["run"] == NETWORK, [*names, "scan_id", "diagnosis"]].drop_duplicates()
+    labels = _read(folder / "manifest.tsv").set_index("scan_id")["diagnosis"].reindex(predicted["scan_id"])
+    other = set(predicted.loc[predicted["diagnosis"].to_numpy() != labels.to_numpy(), "participant_id"])
+    held_out = _read(folder / "splits.tsv").query("split != 'train'")[names]
+    rows = predicted[names].drop_duplicates().merge(held_out, how="outer", indicator="where")
+    other |= set(rows.loc[rows["where"] != "both", "participant_id"])
+    title = f"{'held-out participants and their labels':<52}"
+    if other:
+        return f"{title} DIFFER from splits.tsv and manifest.tsv in {len(other)} participants", False
+    return f"{title} equal to splits.tsv and manifest.tsv", True
 
 
 def _difference(before: pd.DataFrame, now: pd.DataFrame, key: list[str]) -> str:

@@ -32,7 +32,9 @@ def study(tmp_path):
     }
     for name, table in tables.items():
         table.to_csv(folder / name, sep="\t", index=False)
-    pd.DataFrame({"run": ["resnet50", "shuffled_labels"]}).to_parquet(folder / "predictions.parquet")
+    tested = tables["splits.tsv"].merge(scans).query("split == 'test'")
+    predictions = pd.concat([tested.assign(run=run) for run in ("resnet50", "shuffled_labels")])
+    predictions.to_parquet(folder / "predictions.parquet")
     scores = [
         entry("resnet50", "balanced_accuracy", 0.458),
         entry("shuffled_labels", "balanced_accuracy", 0.27),
@@ -110,6 +112,19 @@ def test_tables_before_training_are_equal(study, name, column, change, words):
     change_table(params.folder, name, column, change)
     verdict = reference.compare(*study)
     assert not verdict.same and any(words in line for line in verdict.lines)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda table: table.iloc[::2], lambda table: table.assign(diagnosis="CN")],
+    ids=["participants", "labels"],
+)
+def test_predictions_are_of_held_out_participants(study, change):
+    params, _ = study
+    path = params.folder / "predictions.parquet"
+    change(pd.read_parquet(path)).to_parquet(path)
+    verdict = reference.compare(*study)
+    assert not verdict.same and any("DIFFER from splits.tsv" in line for line in verdict.lines)
 
 
 def test_rounding_of_a_volume_passes(study):
