@@ -112,17 +112,19 @@ def repeat(
 def tolerances(copies: list[StudyParams]) -> pd.DataFrame:
     """Mean of each main result, and half-width of the prediction interval of one further training (Student's t).
 
-    The standard deviation of a metric is pooled over the networks that it is measured on.
+    The standard deviation of a metric is pooled over all networks of the study.
     """
-    rows = [main_results(read_metrics(copy.folder)) for copy in copies]
-    values, n = np.array([row["point"] for row in rows]), len(rows)
-    main = rows[0][MAIN_RESULTS.columns].assign(mean=values.mean(axis=0), variance=values.var(axis=0, ddof=1))
-    pooled = main.groupby("metric")["variance"]
-    main["sd"] = np.sqrt(pooled.transform("mean"))
-    main["df"] = pooled.transform("size") * (n - 1)
-    quantile = student.ppf(1 - (1 - LEVEL) / len(main) / 2, main["df"])
-    main["tolerance"] = quantile * main["sd"] * np.sqrt(1 + 1 / n)
-    return main.drop(columns="variance").assign(least=values.min(axis=0), most=values.max(axis=0), trainings=n)
+    rows = [read_metrics(copy.folder) for copy in copies]
+    n, trained = len(rows), set(pd.read_parquet(copies[0].folder / "predictions.parquet", columns=["run"])["run"])
+    named = MAIN_RESULTS[["metric", "class"]].drop_duplicates()
+    wanted = named.merge(pd.DataFrame({"run": sorted(trained)}), how="cross")
+    values = pd.concat([main_results(row, wanted) for row in rows]).groupby(["run", "metric", "class"])["point"]
+    variances = values.var().groupby(["metric", "class"])
+    spread = pd.DataFrame({"sd": np.sqrt(variances.mean()), "df": variances.count() * (n - 1)}).reset_index()
+    found = values.agg(["mean", "min", "max"]).reset_index()
+    table = MAIN_RESULTS.merge(found).merge(spread, on=["metric", "class"])
+    quantile = student.ppf(1 - (1 - LEVEL) / len(table) / 2, table["df"])
+    return table.assign(tolerance=quantile * table["sd"] * np.sqrt(1 + 1 / n), trainings=n)
 
 
 def write(table: pd.DataFrame, root: Path) -> None:

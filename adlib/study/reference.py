@@ -232,7 +232,7 @@ def _untrained(before: pd.Series, now: pd.Series, trained: set[str]) -> tuple[st
 
 
 def _rest(before: pd.Series, now: pd.Series, trained: set[str]) -> str:
-    old = before[_of_networks(before, trained)]
+    old = before[_of_networks(before, trained)].dropna()
     difference = (old - now.reindex(old.index)).abs()
     return (
         f"for information: of {len(old)} scores of networks {int((difference == 0).sum())} are identical; median "
