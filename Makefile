@@ -43,7 +43,6 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/mypy
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict --site-dir build/site

@@ -31,7 +31,7 @@ CELLS = {
         "science.metrics(params, science.read(params, 'features.tsv'))",
     ],
 }
-SCIENCE = '''
+SCIENCE = r'''
 """Tiny science."""
 import os, time
 from pathlib import Path
@@ -39,8 +39,7 @@ from pathlib import Path
 import pandas as pd
 
 from adlib.deep import scale
-from adlib.figures.theme import register
-from adlib.study.records import StudyError, write_json, write_text
+from adlib.study.records import FIGURES, StudyError, file_digest, write_json, write_table, write_text
 
 
 class AuditStop(StudyError):
@@ -49,11 +48,11 @@ class AuditStop(StudyError):
 
 def write(params, name, value):
     """Write a number."""
-    write_text(str(value), params.folder / name)
+    write_text(f"diagnosis\tscan_id\nCN\t{value}\n", params.folder / name)
 
 
 def read(params, name):
-    return scale(int((params.folder / name).read_text()))
+    return scale(int((params.folder / name).read_text().split()[-1]))
 
 
 def slow(params, name):
@@ -65,8 +64,10 @@ def slow(params, name):
 
 
 def figure(params, name):
-    write_text(f"{name} {params.evaluate.bootstrap}", params.folder / "figures" / f"{name}.png")
-    register(params.folder / "figures", name)
+    folder = params.folder / "figures"
+    write_text(f"{name} {params.evaluate.bootstrap}", folder / f"{name}.png")
+    rows = pd.DataFrame({"name": path.stem, "sha256": file_digest(path)} for path in sorted(folder.glob("*.png")))
+    write_table(rows.assign(notebook="n", sources="s", caption="c"), folder / "figures.tsv", FIGURES)
 
 
 def metrics(params, value):
@@ -74,57 +75,45 @@ def metrics(params, value):
     point = scale(value) / 1000 + params.evaluate.bootstrap / 1e6
     write_json({"study": params.study, "entries": [{**entry, "point": point, "ci95": [0.01, 0.09]}]},
                params.folder / "metrics.json")
-    pd.DataFrame({"run": ["tiny"]}).to_parquet(params.folder / "predictions.parquet")
+    write_text("participant_id\tfold\tsplit\na\t0\ttrain\n", params.folder / "splits.tsv")
+    row = {"run": "tiny", "fold": 0, "split": "test", "participant_id": "a", "scan_id": "a", "diagnosis": "CN"}
+    pd.DataFrame([row]).to_parquet(params.folder / "predictions.parquet")
 '''
-THEME = """
-from adlib.study.records import FIGURES, file_digest, read_table, write_table
-import pandas as pd
-
-def register(folder, name):
-    path = folder / "figures.tsv"
-    row = {"name": name, "notebook": "n", "sources": "s", "caption": "c", "sha256": file_digest(folder / f"{name}.png")}
-    known = read_table(path, FIGURES) if path.is_file() else pd.DataFrame(columns=list(FIGURES.columns))
-    write_table(pd.concat([known[known["name"] != name], pd.DataFrame([row])], ignore_index=True), path, FIGURES)
-"""
-RECIPE = """
-def training_record(folder):
+MODULES = {
+    "__init__": "",
+    "deep": "def scale(value):\n    return value\n",
+    "science": SCIENCE,
+    "preprocess/disk_space": "def require_room(params, writes):\n    pass\n",
+    "training/recipe": """def training_record(folder):
     return {}
 
 def record_differences(record, params):
     return {}
-"""
-REPORT = """
-from adlib.study.records import write_text
+""",
+    "report/page": """from adlib.study.records import write_text
 
 def write_report(params):
     return write_text("made", params.folder / "report" / "index.html")
-"""
+""",
+}
+PARAMS = "study: tiny\nsource: {kind: phantom}\nexec: {publish: true, device: cpu}\n"
+SETUP = "from adlib import science\nfrom adlib.study.params import open_study\n\nparams = open_study(params_file)"
 
 
 def make_project(folder: Path) -> Path:
     """Lay out the project; the study is called tiny."""
-    package = folder / "adlib"
-    (package / "figures").mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    shutil.copytree(ROOT / "adlib" / "study", package / "study", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "adlib" / "study", folder / "adlib" / "study", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("run_all.py", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
+    for name, code in MODULES.items():
+        path = folder / "adlib" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code)
     (folder / "tiny.py").write_text(STEPS + "import run_all, sys\nsys.exit(run_all.start())\n")
-    (package / "science.py").write_text(SCIENCE)
-    (package / "preprocess").mkdir()
-    (package / "preprocess" / "__init__.py").write_text("")
-    (package / "preprocess" / "disk_space.py").write_text("def require_room(params, writes):\n    pass\n")
-    (package / "deep.py").write_text("def scale(value):\n    return value\n")
-    (package / "figures" / "__init__.py").write_text("")
-    (package / "figures" / "theme.py").write_text(THEME)
-    (package / "training").mkdir()
-    (package / "training" / "__init__.py").write_text("")
-    (package / "training" / "recipe.py").write_text(RECIPE)
-    (package / "report").mkdir()
-    (package / "report" / "__init__.py").write_text("")
-    (package / "report" / "page.py").write_text(REPORT)
     (folder / "params").mkdir()
-    (folder / "params" / "phantom.yaml").write_text("study: tiny\nsource: {kind: phantom}\nexec: {publish: true}\n")
+    (folder / "params" / "phantom.yaml").write_text(
+        "study: tiny\nsource: {kind: phantom}\nexec: {publish: true, device: cpu}\n"
+    )
     (folder / "notebooks").mkdir()
     for name, lines in CELLS.items():
         write_notebook(folder / "notebooks" / f"{name}.ipynb", lines)
@@ -133,38 +122,24 @@ def make_project(folder: Path) -> Path:
 
 def write_notebook(path: Path, lines: list[str]) -> None:
     """A notebook with one code cell for each line."""
-    cells = [
-        new_markdown_cell(f"# {path.stem}"),
-        new_code_cell('params_file = "params/phantom.yaml"', metadata={"tags": ["parameters"]}),
-        new_code_cell(
-            "from adlib import science\nfrom adlib.study.params import open_study\n\nparams = open_study(params_file)"
-        ),
-        *(new_code_cell(line) for line in lines),
-    ]
-    for index, cell in enumerate(cells):
-        cell["id"] = f"cell-{index}"
-    metadata = {
-        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
-        "language_info": {"name": "python"},
-    }
+    code = ['params_file = "params/phantom.yaml"', SETUP, *lines]
+    cells = [new_markdown_cell(f"# {path.stem}"), *map(new_code_cell, code)]
+    cells[1].metadata["tags"] = ["parameters"]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     nbformat.write(new_notebook(cells=cells, metadata=metadata), path)
 
 
-def command(project: Path, *arguments: str) -> list[str]:
-    return [sys.executable, str(project / "tiny.py"), *arguments]
-
-
-def environment(**extra: str) -> dict[str, str]:
-    return {**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, **extra}
+def start(project: Path, *arguments: str, **extra: str) -> subprocess.Popen:
+    """Start the project's command, with more environment variables."""
+    command = [sys.executable, str(project / "tiny.py"), *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | extra
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=project.parent)
 
 
 def run(project: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess:
     """Run the project's command to its end."""
-    return subprocess.run(
-        command(project, *arguments),
-        capture_output=True,
-        text=True,
-        env=environment(**extra),
-        cwd=project.parent,
-        timeout=120,
-    )
+    process = start(project, *arguments, **extra)
+    output, errors = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)

@@ -106,6 +106,8 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def _device(wanted: str) -> str:
+    if wanted == "cpu":
+        return wanted
     import torch
 
     if wanted in ("auto", "cuda") and torch.cuda.is_available():

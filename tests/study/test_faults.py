@@ -11,8 +11,8 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 from made_head import made_head
-from test_run_all import RESULTS, children, gone, outputs, ran, start, wait_for
-from throwaway import make_project, run
+from test_run_all import RESULTS, children, gone, outputs, ran, wait_for
+from throwaway import run, start
 
 from adlib.audit.similarity import pixel_facts
 from adlib.preprocess.cohort_run import preprocess_cohort
@@ -20,19 +20,6 @@ from adlib.sources.reading import read_source
 from adlib.study.params import validate_params
 
 ONE_MIB = 2**20
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """A project that has run once in peace."""
-    project = make_project(tmp_path_factory.mktemp("done") / "project")
-    assert run(project).returncode == 0
-    return project
-
-
-@pytest.fixture
-def project(tmp_path):
-    return make_project(tmp_path / "project")
 
 
 @contextmanager
@@ -133,12 +120,6 @@ def test_a_clock_that_jumps_makes_nothing_run_and_hides_nothing(done, finished, 
     again = run(finished)
     assert again.returncode == 0 and "02_preprocessing" in ran(again)
     assert outputs(finished) == outputs(done)
-
-
-@pytest.fixture
-def finished(done, tmp_path):
-    """A copy of the project that has run."""
-    return shutil.copytree(done, tmp_path / "finished")
 
 
 @pytest.fixture

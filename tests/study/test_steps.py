@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 
 import pytest
-from throwaway import make_project, write_notebook
+from throwaway import write_notebook
 
 from adlib.study.code_digest import notebook_digests, package_versions
 from adlib.study.params import load_params
@@ -16,11 +16,6 @@ from adlib.study.steps import SOURCE, STEPS, WEIGHTS, Step, StepState
 STEP = Step(
     "02_preprocessing", ("preprocess", "source.kind"), ("manifest.tsv", SOURCE), ("features.tsv",), ("derivatives",)
 )
-
-
-@pytest.fixture
-def project(tmp_path):
-    return make_project(tmp_path / "project")
 
 
 @pytest.fixture
@@ -68,7 +63,7 @@ def test_never_run_and_unfinished(project):
         ('"""Tiny science."""', '"""Small science."""'),
         ('    """Write a number."""\n', ""),
         ("def slow", "\n\n# slowly\ndef slow"),
-        ("write_text(str(value), params.folder / name)", "write_text(str(value),\n        params.folder / name)"),
+        ('}\\n", params.folder / name)', '}\\n",\n        params.folder / name)'),
     ],
 )
 def test_comments_docstrings_and_layout_rerun_nothing(project, state, old, new):
