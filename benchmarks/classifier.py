@@ -147,11 +147,11 @@ def simulated(kind: str, person: dict[str, Any], voxel_mm: float) -> tuple[np.nd
     )
     if kind in FAULTS:
         rng = np.random.default_rng(person["scan_seed"])
-        volume, affine, _ = image_head(subject, replace(scanner, noise=0.0), voxel_mm)
+        volume, affine, *_ = image_head(subject, replace(scanner, noise=0.0), voxel_mm)
         spoilt = spoil(volume, affine, FAULTS[kind], float(rng.uniform(0.5, 1)), rng)
         return add_noise(spoilt, scanner.noise, rng), affine
     scanner = scanner if kind == IN_RANGE else replace(scanner, contrast=T2W)
-    volume, affine, _ = image_head(subject, scanner, voxel_mm)
+    volume, affine, *_ = image_head(subject, scanner, voxel_mm)
     return volume, affine
 
 

@@ -42,7 +42,7 @@ from adlib.imaging.volume import resample
 from adlib.parallel.mapping import map_scans
 from adlib.parallel.threads import THREAD_VARIABLES, one_thread
 from adlib.phantom.cohort import SCANNERS, draw_cohort
-from adlib.phantom.head import MEASURED, Subject, image_head, image_head_with_maps
+from adlib.phantom.head import MEASURED, Subject, image_head
 from adlib.preprocess import quality as qc
 from adlib.preprocess.cohort_run import preprocess_scan
 from adlib.preprocess.pipeline import preprocess_image
@@ -356,7 +356,7 @@ def segmented(heads: int, seed: int, edge_mm: float) -> pd.DataFrame:
 def segmented_head(row: dict, edge_mm: float) -> dict[str, Any]:
     """Image one head, process it, and compare labels (the largest fraction) and volumes with the truth."""
     scanner = next(scanner for scanner in SCANNERS if scanner.site == row["site"])
-    volume, affine, truth, fractions = image_head_with_maps(subject(row, np.array(row["to_mni"])), scanner, edge_mm)
+    volume, affine, truth, fractions = image_head(subject(row, np.array(row["to_mni"])), scanner, edge_mm)
     start = time.process_time()
     result = preprocess_image(nib.Nifti1Image(volume, affine), PreprocessParams(resolution_mm=edge_mm), "made")
     seconds, base, to_scan = time.process_time() - start, atlas.template(edge_mm), np.linalg.inv(result.scan_to_mni)
@@ -414,7 +414,7 @@ def spoilt_verdict(item: tuple[str, int], kind: str) -> dict[str, Any]:
     scanner = SCANNERS[int(rng.integers(len(SCANNERS)))]
     turn = nib.eulerangles.euler2mat(*np.radians(rng.uniform(-8, 8, 3)))
     to_mni = np.array(row["to_mni"]) @ nib.affines.from_matvec(turn, rng.uniform(-15, 15, 3))
-    volume, affine, _ = image_head(subject(row, to_mni), dataclasses.replace(scanner, noise=0.0), 2.0)
+    volume, affine, *_ = image_head(subject(row, to_mni), dataclasses.replace(scanner, noise=0.0), 2.0)
     if fault in FAULTS:
         strength = float(rng.choice(LEARNT_STRENGTHS)) if kind == "learn" else float(rng.random())
         volume = spoil(volume, affine, fault, strength, rng)

@@ -174,8 +174,8 @@ def to_sitk(volume: np.ndarray, affine: np.ndarray) -> sitk.Image:
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
     edges = voxel_sizes(affine)
     image.SetSpacing(edges.tolist())
-    image.SetOrigin(np.asarray(affine, dtype=float)[:3, 3].tolist())
-    image.SetDirection((np.asarray(affine, dtype=float)[:3, :3] / edges).ravel().tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetDirection((affine[:3, :3] / edges).ravel().tolist())
     return image
 
 
@@ -187,14 +187,6 @@ def from_sitk(image: sitk.Image) -> np.ndarray:
     image : SimpleITK.Image
     """
     return np.ascontiguousarray(sitk.GetArrayViewFromImage(image).T)
-
-
-def _sitk_affine(matrix: np.ndarray) -> sitk.AffineTransform:
-    """The SimpleITK transform of a (4, 4) world-to-world matrix."""
-    transform = sitk.AffineTransform(3)
-    transform.SetMatrix(np.asarray(matrix, dtype=float)[:3, :3].ravel().tolist())
-    transform.SetTranslation(np.asarray(matrix, dtype=float)[:3, 3].tolist())
-    return transform
 
 
 def resample(
@@ -237,24 +229,16 @@ def resample(
             height = min(_SLAB, shape[2] - start)
             slabs.append(resample(volume, affine, (*shape[:2], height), part, world, how, outside))
         return np.concatenate(slabs, axis=2)
+    transform = np.eye(4) if world is None else world
+    if not isinstance(transform, sitk.Transform):
+        if how != "cubic":
+            volume, affine = _needed(volume, affine, shape, transform @ onto)
+        transform = sitk.AffineTransform(transform[:3, :3].ravel().tolist(), transform[:3, 3].tolist())
     edges = voxel_sizes(onto)
-    world = np.eye(4) if world is None else world
-    transform = world if isinstance(world, sitk.Transform) else _sitk_affine(world)
-    if how != "cubic" and transform is not world:
-        volume, affine = _needed(volume, affine, shape, np.asarray(world, dtype=float) @ onto)
-    direction = (np.asarray(onto, dtype=float)[:3, :3] / edges).ravel().tolist()
-    origin = np.asarray(onto, dtype=float)[:3, 3].tolist()
-    moved = sitk.Resample(
-        to_sitk(volume, affine),
-        [int(n) for n in shape],
-        transform,
-        _INTERPOLATORS[how],
-        origin,
-        edges.tolist(),
-        direction,
-        float(outside),
-    )
-    return from_sitk(moved)
+    direction = (onto[:3, :3] / edges).ravel().tolist()
+    grid = (onto[:3, 3].tolist(), edges.tolist(), direction)
+    size, interpolator = [int(n) for n in shape], _INTERPOLATORS[how]
+    return from_sitk(sitk.Resample(to_sitk(volume, affine), size, transform, interpolator, *grid, float(outside)))
 
 
 def _needed(
@@ -267,34 +251,6 @@ def _needed(
     moved = np.array(affine, dtype=float)
     moved[:3, 3] = nib.affines.apply_affine(affine, first)
     return volume[tuple(slice(a, b) for a, b in zip(first, last, strict=True))], moved
-
-
-def _grid_slice_index(affine: np.ndarray, plane: str, position_mm: float) -> int:
-    """Index of the slice nearest to a world position, in a volume whose axes are canonical.
-
-    Parameters
-    ----------
-    affine : (4, 4) array
-        Of a canonical (RAS) grid.
-    plane : str
-        sagittal (position along x), coronal (along y) or axial (along z).
-    position_mm : float
-        World coordinate along the plane's normal.
-
-    Returns
-    -------
-    int
-        May lie outside the volume; `extract_slice` checks it.
-
-    Raises
-    ------
-    StudyError
-        If the plane is unknown.
-    """
-    if plane not in NORMAL_AXIS:
-        raise StudyError(f"unknown plane {plane!r}; there are {', '.join(NORMAL_AXIS)}")
-    axis = NORMAL_AXIS[plane]
-    return round((position_mm - affine[axis, 3]) / affine[axis, axis])
 
 
 def extract_slice(volume: np.ndarray, affine: np.ndarray, plane: str, position_mm: float) -> np.ndarray:
@@ -324,8 +280,10 @@ def extract_slice(volume: np.ndarray, affine: np.ndarray, plane: str, position_m
         If the plane is unknown or the position lies outside the volume.
     """
     volume, affine = to_canonical(volume, affine)
-    index = _grid_slice_index(affine, plane, position_mm)
+    if plane not in NORMAL_AXIS:
+        raise StudyError(f"unknown plane {plane!r}; there are {', '.join(NORMAL_AXIS)}")
     axis = NORMAL_AXIS[plane]
+    index = round((position_mm - affine[axis, 3]) / affine[axis, axis])
     if not 0 <= index < volume.shape[axis]:
         low, high = world_box(volume.shape, affine)
         raise StudyError(

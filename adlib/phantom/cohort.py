@@ -20,7 +20,7 @@ from adlib.study.code_digest import code_digest
 from adlib.study.conversion import converted
 from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.records import Schema, StudyError, atomic_path, digest, read_json, write_json, write_table, write_text
-from adlib.study.source_params import BidsSource, PhantomSource
+from adlib.study.source_params import PhantomSource
 
 TRUTH = Schema(
     "truth",
@@ -38,27 +38,15 @@ TRUTH = Schema(
     ("scan_id",),
 )
 
-_CONTRAST = {
-    "gm": 0.66,
-    "wm": 1.0,
-    "csf": 0.2,
-    "bone": 0.06,
-    "marrow": 0.45,
-    "scalp": 1.0,
-    "muscle": 0.42,
-    "fluid": 0.2,
-}
+_NORTH = {"gm": 0.66, "wm": 1.0, "csf": 0.2, "bone": 0.06, "marrow": 0.45, "scalp": 1.0, "muscle": 0.42, "fluid": 0.2}
+_EAST = _NORTH | {"gm": 0.72, "csf": 0.26}
+_SOUTH = _NORTH | {"gm": 0.60, "scalp": 1.25}
+_WEST = _NORTH | {"gm": 0.69, "wm": 1.05}
 SCANNERS = (
-    Scanner("north", "SimScan", "Alpha", 3.0, (1.0, 1.0, 1.0), "RAS", _CONTRAST, 0.22, 0.025),
-    Scanner(
-        "east", "SimScan", "Beta", 1.5, (0.94, 0.94, 1.2), "LPS", {**_CONTRAST, "gm": 0.72, "csf": 0.26}, 0.12, 0.040
-    ),
-    Scanner(
-        "south", "PhantoMed", "One", 3.0, (1.2, 1.0, 1.0), "PSR", {**_CONTRAST, "gm": 0.60, "scalp": 1.25}, 0.28, 0.025
-    ),
-    Scanner(
-        "west", "PhantoMed", "Two", 1.5, (0.9, 1.25, 0.9), "LIA", {**_CONTRAST, "gm": 0.69, "wm": 1.05}, 0.16, 0.035
-    ),
+    Scanner("north", "SimScan", "Alpha", 3.0, (1.0, 1.0, 1.0), "RAS", _NORTH, 0.22, 0.025),
+    Scanner("east", "SimScan", "Beta", 1.5, (0.94, 0.94, 1.2), "LPS", _EAST, 0.12, 0.040),
+    Scanner("south", "PhantoMed", "One", 3.0, (1.2, 1.0, 1.0), "PSR", _SOUTH, 0.28, 0.025),
+    Scanner("west", "PhantoMed", "Two", 1.5, (0.9, 1.25, 0.9), "LIA", _WEST, 0.16, 0.035),
 )
 
 _DATASET = {
@@ -258,9 +246,7 @@ def write_cohort(
     folder = Path(folder)
     cohort = draw_cohort(source, classes, seed)
     cohort = cohort if only is None else cohort[cohort["participant_id"].isin(only)]
-    key = digest(
-        [source.model_dump(), classes, seed, code_digest(write_cohort), *([] if only is None else [sorted(only)])]
-    )
+    key = digest([source.model_dump(), classes, seed, code_digest(write_cohort), sorted(only or ())])
     if _stored_key(folder) != key:
         shutil.rmtree(folder, ignore_errors=True)
         write_json({"key": key}, folder / "key.json")
@@ -270,17 +256,6 @@ def write_cohort(
     write_table(pd.DataFrame(truths), folder / "truth" / "truth.tsv", TRUTH)
     write_json(bayes_ceiling(source, classes), folder / "truth" / "ceiling.json")
     return folder / "bids"
-
-
-def as_bids(root: Path) -> BidsSource:
-    """The written cohort as an ordinary BIDS source.
-
-    Parameters
-    ----------
-    root : path
-        The BIDS root that `write_cohort` returns.
-    """
-    return BidsSource(kind="bids", root=root)
 
 
 def _stored_key(folder: Path) -> str | None:
@@ -294,35 +269,7 @@ def _write_scan(row: dict[str, Any], folder: Path, voxel_mm: float) -> dict[str,
     """Write one head with its sidecar, unless it is already there unchanged, and return its truth."""
     scanner = next(s for s in SCANNERS if s.site == row["site"])
     anat = folder / "bids" / row["participant_id"] / row["session_id"] / "anat"
-    write_json(_sidecar(scanner), anat / f"{row['scan_id']}.json")
-    image, record = anat / f"{row['scan_id']}.nii.gz", folder / "truth" / "scans" / f"{row['scan_id']}.json"
-    return converted(image, record, digest([row, voxel_mm]), partial(_simulate, row, scanner, voxel_mm, image))
-
-
-def _simulate(row: dict[str, Any], scanner: Scanner, voxel_mm: float, image: Path) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    subject = Subject(row["severity"], row["brain_age"], np.array(row["to_mni"]), row["shape_seed"], row["scan_seed"])
-    volume, affine, truth = image_head(subject, scanner, voxel_mm)
-    _write_image(volume, affine, scanner, image)
-    kept = ("participant_id", "session_id", "scan_id", "diagnosis", "age", "sex", "site", "severity", "brain_age")
-    return {name: row[name] for name in kept} | truth | {"scan_to_mni": json.dumps(truth["scan_to_mni"])}
-
-
-def _write_image(volume: np.ndarray, affine: np.ndarray, scanner: Scanner, path: Path) -> None:
-    image = nib.Nifti1Image(volume, affine)
-    order = nib.orientations.ornt_transform(
-        nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(scanner.orientation))
-    )
-    image = image.as_reoriented(order)
-    image.set_qform(image.affine, 1)
-    image.set_sform(image.affine, 1)
-    image.header.set_xyzt_units("mm", "sec")
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
-
-
-def _sidecar(scanner: Scanner) -> dict[str, Any]:
-    return {
+    sidecar = {
         "Modality": "MR",
         "Manufacturer": scanner.manufacturer,
         "ManufacturersModelName": scanner.model,
@@ -330,15 +277,39 @@ def _sidecar(scanner: Scanner) -> dict[str, Any]:
         "SeriesDescription": "T1w MPRAGE (simulated)",
         "InstitutionName": scanner.site,
     }
+    write_json(sidecar, anat / f"{row['scan_id']}.json")
+    image, record = anat / f"{row['scan_id']}.nii.gz", folder / "truth" / "scans" / f"{row['scan_id']}.json"
+    return converted(image, record, digest([row, voxel_mm]), partial(_simulate, row, scanner, voxel_mm, image))
+
+
+def _simulate(row: dict[str, Any], scanner: Scanner, voxel_mm: float, image: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    subject = Subject(row["severity"], row["brain_age"], np.array(row["to_mni"]), row["shape_seed"], row["scan_seed"])
+    volume, affine, truth, _ = image_head(subject, scanner, voxel_mm)
+    head = nib.Nifti1Image(volume, affine)
+    wanted = nib.orientations.axcodes2ornt(tuple(scanner.orientation))
+    head = head.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(affine), wanted))
+    head.set_qform(head.affine, 1)
+    head.set_sform(head.affine, 1)
+    head.header.set_xyzt_units("mm", "sec")
+    with atomic_path(image) as temporary:
+        nib.save(head, temporary)
+    kept = ("participant_id", "session_id", "scan_id", "diagnosis", "age", "sex", "site", "severity", "brain_age")
+    return {name: row[name] for name in kept} | truth | {"scan_to_mni": json.dumps(truth["scan_to_mni"])}
 
 
 def _write_tables(cohort: pd.DataFrame, classes: tuple[str, ...], root: Path) -> None:
     write_json(_DATASET, root / "dataset_description.json")
     write_text(_README, root / "README")
     people = cohort.drop_duplicates("participant_id")
-    columns = ["participant_id", "age", "sex", "diagnosis", "site", "mmse"]
-    _write_tsv(people[columns], root / "participants.tsv")
-    described = _column_descriptions(classes)
+    _write_tsv(people[["participant_id", "age", "sex", "diagnosis", "site", "mmse"]], root / "participants.tsv")
+    described = {
+        "age": {"Description": "Age at the first session", "Units": "year"},
+        "sex": {"Description": "Sex", "Levels": {"F": "female", "M": "male"}},
+        "diagnosis": {"Description": "Simulated diagnosis", "Levels": {name: name for name in classes}},
+        "site": {"Description": "Simulated scanner site"},
+        "mmse": {"Description": "Simulated Mini-Mental State Examination score, 0 to 30"},
+    }
     write_json(described, root / "participants.json")
     of_session = {"age": described["age"] | {"Description": "Age at the session"}, "diagnosis": described["diagnosis"]}
     for participant, sessions in cohort.groupby("participant_id"):
@@ -349,13 +320,3 @@ def _write_tables(cohort: pd.DataFrame, classes: tuple[str, ...], root: Path) ->
 
 def _write_tsv(table: pd.DataFrame, path: Path) -> None:
     write_text(table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n"), path)
-
-
-def _column_descriptions(classes: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "age": {"Description": "Age at the first session", "Units": "year"},
-        "sex": {"Description": "Sex", "Levels": {"F": "female", "M": "male"}},
-        "diagnosis": {"Description": "Simulated diagnosis", "Levels": {name: name for name in classes}},
-        "site": {"Description": "Simulated scanner site"},
-        "mmse": {"Description": "Simulated Mini-Mental State Examination score, 0 to 30"},
-    }

@@ -160,39 +160,17 @@ def velocity(process: str) -> np.ndarray:
     (3, X, Y, Z) float32
         Millimetres per unit, of the pull-back map (subject to template), on the field grid.
     """
-    rates, where = _RATES[process], _rate_regions()
-    gm, wm, *others = (rates[name] * where[name] for name in ("gm", "wm", "temporal", "hippocampus", "ventricles"))
-    return _growth_velocity((gm + wm) + sum(others[1:], others[0]))
-
-
-@cache
-def _rate_regions() -> dict[str, np.ndarray]:
-    """Where each of the `_RATES` acts: shares of voxels (X, Y, Z) float32 on the field grid, without overlap."""
-    gm, wm, _, hippocampus, ventricles, temporal = _field_anatomy().measured
+    gm, wm, csf, hippocampus, ventricles, temporal = anatomy(FIELD_MM).measured
     rest = np.clip(temporal - hippocampus, 0, None)
-    return {
-        "gm": np.clip(gm - rest - hippocampus, 0, None),
-        "wm": wm,
-        "temporal": rest,
-        "hippocampus": hippocampus,
-        "ventricles": ventricles,
-    }
-
-
-def _growth_velocity(growth: np.ndarray) -> np.ndarray:
-    """Velocity (3, X, Y, Z) float32 of a logarithmic volume change (X, Y, Z) on the field grid, see `velocity`."""
-    csf, ventricles = _field_anatomy().measured[[2, 4]]
+    cortex = np.clip(gm - rest - hippocampus, 0, None)
+    rates = _RATES[process]
+    growth = rates["gm"] * cortex + rates["wm"] * wm
+    growth = growth + (rates["temporal"] * rest + rates["hippocampus"] * hippocampus + rates["ventricles"] * ventricles)
     sulci = np.clip(csf - ventricles, 0, None)
     nearby = [ndimage.gaussian_filter(a, 15 / FIELD_MM) for a in (growth, sulci)]
     growth = growth - sulci * nearby[0] / np.maximum(nearby[1], 1e-3)
     growth -= sulci * growth.sum() / sulci.sum()
-    return _gradient_of_poisson(-growth, FIELD_MM)
-
-
-@cache
-def _field_anatomy() -> Anatomy:
-    """The average head on the grid of velocities and displacements."""
-    return anatomy(FIELD_MM)
+    return _gradient_of_poisson(-growth)
 
 
 def warp(subject: Subject) -> np.ndarray:
@@ -218,11 +196,11 @@ def warp(subject: Subject) -> np.ndarray:
     decades = (subject.brain_age - REFERENCE_AGE) / 10
     field = subject.severity * velocity("disease") + decades * velocity("ageing")
     for scale_mm, sd_mm in ((24.0, 1.5), (10.0, 0.3)):
-        field = field + _smooth_noise(rng, field.shape[1:], FIELD_MM, scale_mm, sd_mm)
-    return _flow(field, FIELD_MM).numpy()
+        field = field + _smooth_noise(rng, field.shape[1:], scale_mm, sd_mm)
+    return _flow(field)
 
 
-def image_head(subject: Subject, scanner: Scanner, voxel_mm: float) -> tuple[np.ndarray, np.ndarray, dict]:
+def image_head(subject: Subject, scanner: Scanner, voxel_mm: float) -> tuple[np.ndarray, np.ndarray, dict, np.ndarray]:
     """Image one head with one scanner.
 
     Parameters
@@ -240,28 +218,8 @@ def image_head(subject: Subject, scanner: Scanner, voxel_mm: float) -> tuple[np.
         Voxel indices to scanner millimetres.
     truth : dict
         Volumes in ml (`MEASURED`, icv) and ``scan_to_mni``, the affine (4, 4) that fits the true map best.
-    """
-    return image_head_with_maps(subject, scanner, voxel_mm)[:3]
-
-
-def image_head_with_maps(
-    subject: Subject, scanner: Scanner, voxel_mm: float
-) -> tuple[np.ndarray, np.ndarray, dict, np.ndarray]:
-    """As `image_head`, with the fractions behind the true volumes as a fourth part.
-
-    Parameters
-    ----------
-    subject : Subject
-    scanner : Scanner
-    voxel_mm : float
-        Nominal voxel edge in mm.
-
-    Returns
-    -------
-    volume, affine, truth
-        Of `image_head`.
     fractions : (6, X, Y, Z) float32
-        Of each voxel, in the order of `MEASURED`.
+        Of each voxel, in the order of `MEASURED`: what the volumes are the sums of.
     """
     rng = np.random.default_rng(subject.scan_seed)
     head = anatomy(2.0 if voxel_mm >= 1.5 else 1.0)
@@ -273,10 +231,8 @@ def image_head_with_maps(
     world = atlas.coordinates(shape, affine)
     template_mm = _pulled_back(subject, world)
     voxels = torch.from_numpy((template_mm - _offset(head.affine)) / np.float32(head.affine[0, 0]))
-    channels = torch.from_numpy(
-        np.concatenate([_ideal(head, subject, scanner)[None], head.measured]).astype(np.float32)
-    )
-    sampled = _sample(channels, voxels).numpy()
+    channels = np.concatenate([_ideal(head, subject, scanner)[None], head.measured]).astype(np.float32)
+    sampled = _sample(torch.from_numpy(channels), voxels).numpy()
     volume = _acquire(sampled[0], scanner, rng)
     return volume, affine, _truth(sampled[1:], world, template_mm, float(np.prod(edges))), sampled[1:]
 
@@ -285,7 +241,7 @@ def _pulled_back(subject: Subject, world: np.ndarray) -> np.ndarray:
     """Template coordinates (3, X, Y, Z) of the subject's points, mm."""
     linear = subject.to_mni.astype(np.float32)
     straight = np.tensordot(linear[:3, :3], world, axes=1) + linear[:3, 3].reshape(3, 1, 1, 1)
-    field_voxels = (straight - _offset(_field_anatomy().affine)) / FIELD_MM
+    field_voxels = (straight - _offset(anatomy(FIELD_MM).affine)) / FIELD_MM
     return straight + _sample(torch.from_numpy(warp(subject)), torch.from_numpy(field_voxels), "border").numpy()
 
 
@@ -294,18 +250,14 @@ def _ideal(head: Anatomy, subject: Subject, scanner: Scanner) -> np.ndarray:
     weights = np.array([scanner.contrast[name] for name in TISSUES], dtype=np.float32)
     weights *= 1 + 0.04 * np.random.default_rng(subject.shape_seed + 1).standard_normal(len(TISSUES))
     ideal = np.tensordot(weights, head.tissues, axes=1) + head.residual
-    ideal *= 1 + 0.05 * _texture(subject.shape_seed, ideal.shape)
+    texture = np.random.default_rng(subject.shape_seed + 2).standard_normal(ideal.shape, dtype=np.float32)
+    texture = ndimage.gaussian_filter(texture, 1.2)
+    ideal *= 1 + 0.05 * (texture / texture.std())
     return ideal
 
 
 def _offset(affine: np.ndarray) -> np.ndarray:
     return affine[:3, 3].astype(np.float32).reshape(3, 1, 1, 1)
-
-
-def _texture(seed: int, shape: tuple[int, ...]) -> np.ndarray:
-    noise = np.random.default_rng(seed + 2).standard_normal(shape, dtype=np.float32)
-    noise = ndimage.gaussian_filter(noise, 1.2)
-    return noise / noise.std()
 
 
 def _acquire(ideal: np.ndarray, scanner: Scanner, rng: np.random.Generator) -> np.ndarray:
@@ -336,36 +288,30 @@ def _truth(measured: np.ndarray, world: np.ndarray, template_mm: np.ndarray, vox
     return volumes
 
 
-def _gradient_of_poisson(source: np.ndarray, spacing_mm: float) -> np.ndarray:
+def _gradient_of_poisson(source: np.ndarray) -> np.ndarray:
     """Irrotational field (3, X, Y, Z) float32 whose divergence is `source` (X, Y, Z), with reflecting walls."""
     waves = [np.pi * np.arange(n) / n for n in source.shape]
-    eigen = np.asarray(sum(np.meshgrid(*[2 * np.cos(w) - 2 for w in waves], indexing="ij"))) / spacing_mm**2
+    eigen = np.asarray(sum(np.meshgrid(*[2 * np.cos(w) - 2 for w in waves], indexing="ij"))) / FIELD_MM**2
     eigen[0, 0, 0] = 1.0
     spectrum = fft.dctn(source, type=2) / eigen
     spectrum[0, 0, 0] = 0.0
     potential = fft.idctn(spectrum, type=2)
-    return np.stack(np.gradient(potential, spacing_mm)).astype(np.float32)
+    return np.stack(np.gradient(potential, FIELD_MM)).astype(np.float32)
 
 
-def _flow(velocity: np.ndarray, spacing_mm: float) -> torch.Tensor:
+def _flow(velocity: np.ndarray) -> np.ndarray:
     """Displacement (3, X, Y, Z) float32 mm after one unit of time in a velocity field, by scaling and squaring."""
     steps = 4
     displacement = torch.from_numpy(velocity.astype(np.float32) / 2**steps)
-    identity = _identity(velocity.shape[1:])
+    identity = torch.from_numpy(np.indices(velocity.shape[1:], dtype=np.float32))
     for _ in range(steps):
-        displacement = displacement + _sample(displacement, identity + displacement / spacing_mm, "border")
-    return displacement
+        displacement = displacement + _sample(displacement, identity + displacement / FIELD_MM, "border")
+    return displacement.numpy()
 
 
-def _identity(shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in shape], indexing="ij"))
-
-
-def _smooth_noise(
-    rng: np.random.Generator, shape: tuple[int, ...], spacing_mm: float, scale_mm: float, sd_mm: float
-) -> np.ndarray:
+def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], scale_mm: float, sd_mm: float) -> np.ndarray:
     """Random displacement (3, *shape) float32 of a given scale, drawn on a grid of half that scale and interpolated."""
-    coarse = [int(np.ceil(n * spacing_mm / (scale_mm / 2))) + 1 for n in shape]
+    coarse = [int(np.ceil(n * FIELD_MM / (scale_mm / 2))) + 1 for n in shape]
     noise = rng.standard_normal((3, *coarse), dtype=np.float32)
     noise = torch.from_numpy(ndimage.gaussian_filter(noise, (0, 2, 2, 2)))
     noise = torch.nn.functional.interpolate(noise[None], size=shape, mode="trilinear", align_corners=True)[0]

@@ -15,6 +15,7 @@ from adlib.sources.image_files import image_facts
 from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.params import StudyParams
 from adlib.study.records import LISTING, StudyError, check_table
+from adlib.study.source_params import BidsSource
 
 # Each takes the source's params, a folder for converted images and `pool`, and returns the rows of `records.LISTING`.
 READERS: dict[str, Callable[..., list[dict[str, Any]]]] = {
@@ -53,7 +54,7 @@ def read_source(params: StudyParams) -> pd.DataFrame:
     folder = params.folder / "source"
     if source.kind == "phantom":
         root = phantom.write_cohort(source, params.classes, params.seed, folder, pool=pool)
-        source = phantom.as_bids(root)
+        source = BidsSource(kind="bids", root=root)
     listed = list_source(source, folder, pool=pool)
     return check_table(dicom_tree.convert_rows(listed, folder / "nifti", pool=pool), LISTING, "DICOM conversion")
 

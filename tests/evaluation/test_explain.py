@@ -330,7 +330,7 @@ def test_the_volume_change_is_that_of_the_warp():
 def test_the_image_change_is_that_of_the_images():
     """Against the scans of one head, ill and well, by a scanner without bias."""
     scanner = dataclasses.replace(SCANNERS[0], bias=0.0, noise=0.0)
-    (ill, affine, _), (well, _, _) = (image_head(heads(severity), scanner, 3.0) for severity in (1.0, 0.0))
+    (ill, affine, *_), (well, *_) = (image_head(heads(severity), scanner, 3.0) for severity in (1.0, 0.0))
     base = atlas.template(3.0)
     difference = np.abs(ill.astype(np.float32) / ill.max() - well.astype(np.float32) / well.max())
     seen = resample(difference, affine, base.mask.shape, base.affine)

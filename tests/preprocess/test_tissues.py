@@ -9,7 +9,7 @@ from adlib.imaging import atlas
 from adlib.imaging.volume import resample, voxel_ml
 from adlib.parallel.threads import one_thread
 from adlib.phantom.cohort import SCANNERS
-from adlib.phantom.head import MEASURED, Subject, image_head, image_head_with_maps
+from adlib.phantom.head import MEASURED, Subject, image_head
 from adlib.preprocess.pipeline import preprocess_image
 from adlib.preprocess.tissues import segment
 from adlib.preprocess.volumes import measure_volumes
@@ -27,7 +27,7 @@ def _single_thread():
 
 def imaged(severity, age, scanner, seed):
     pose = np.diag([1.08, 1.1, 1.12, 1.0])
-    return image_head_with_maps(Subject(severity, age, pose, seed, seed + 50), SCANNERS[scanner], EDGE_MM)
+    return image_head(Subject(severity, age, pose, seed, seed + 50), SCANNERS[scanner], EDGE_MM)
 
 
 @pytest.fixture(scope="module", params=[(0.1, 62.0, 0), (1.0, 80.0, 3)], ids=["well", "ill"])
@@ -61,10 +61,7 @@ def test_tissue_labels_and_volumes_match_truth(measured):
 
 
 def test_simulated_fractions_sum_to_true_volumes():
-    volume, affine, truth, fractions = imaged(0.5, 70.0, 1, seed=3)
-    again, _, same = image_head(Subject(0.5, 70.0, np.diag([1.08, 1.1, 1.12, 1.0]), 3, 53), SCANNERS[1], EDGE_MM)
-    np.testing.assert_array_equal(again, volume)
-    assert same == truth
+    _, affine, truth, fractions = imaged(0.5, 70.0, 1, seed=3)
     for name, part in zip(MEASURED, fractions, strict=True):
         assert part.sum(dtype=np.float64) * voxel_ml(affine) == pytest.approx(truth[f"{name}_ml"], rel=1e-6)
 
