@@ -1,7 +1,7 @@
-"""Checks of sequence, geometry and values of scans, of the cohort, and of facts that predict the label.
+"""Checks of scans: labels, copies, participants, a split as shipped, sequence, geometry, values, and the cohort.
 
-The checks of copies and participants are in `identity`. Preprocessing checks the image itself, which it registers to a
-T1w template.
+`confounds` checks facts that predict the label. Preprocessing checks the image itself, which it registers to a T1w
+template.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from pathlib import PurePath
 import numpy as np
 import pandas as pd
 
-from adlib.audit.acquisition import ACQUISITION, PHASE, SEQUENCE, SLICES, first_scans
-from adlib.audit.associations import DEMOGRAPHIC, best_pair, macro_auc, predict_label
-from adlib.audit.findings import Finding, finding, named, share
+from adlib.audit.advice import Finding, findings_of, share
+from adlib.audit.similarity import near_duplicates, recover_groups
 from adlib.sources.image_files import SEPARATOR
 from adlib.sources.sidecars import MAPS, NOT_T1W, REFORMATTED, T1W
 from adlib.study.params import AuditParams
 
+_RECOVERED = "recovered by similarity"
+_NEAR_ML = 50  # of intracranial volume: within it, differences between two people are about equally frequent
 # T1 weighting needs an echo time well below the T2 of brain, about 70 to 100 ms at 1.5 T and 3 T (Stanisz et al. 2005,
 # doi:10.1002/mrm.20605). ADNI's MPRAGE has about 3 to 4 ms, its PD and T2 echoes 10 to 13 and 95 to 105 ms with a
 # repetition time of 3 s (Jack et al. 2008, doi:10.1002/jmri.21049).
@@ -37,8 +38,197 @@ _MAX_ANISOTROPY = 2.5  # 3-D T1w of ADNI and OASIS-1 have 1.25 to 1.3; 5 mm clin
 _VIEW_MM = (100.0, 400.0)  # an adult brain alone measures about 130 mm across at least
 _EDGES = ["voxel_x_mm", "voxel_y_mm", "voxel_z_mm"]
 _IMBALANCE = 4.0
-_AUC_WARN = 0.7  # ROC AUC without any image above which a finding is a warning
-_SINGLE = {"phase-tells-label": PHASE, "slices-tell-label": SLICES, "sequence-tells-label": SEQUENCE}
+
+
+def check_labels(scans: pd.DataFrame) -> list[Finding]:
+    """Find scans, image ids and visits with several diagnoses, and ids of several scans.
+
+    A contradiction is reported once, at the most specific level: scan, image, visit.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Schema `records.LISTING`.
+    """
+    findings = []
+    for check, column in (("scan-two-labels", "scan_id"), ("image-two-labels", "image_id")):
+        wrong = _contradicted(scans, [column])
+        findings += findings_of(check, "stop", wrong[column], f"{wrong[column].nunique()} ids", "1 label each")
+        scans = scans.drop(index=wrong.index)
+    visits = _contradicted(scans[scans["participant_source"] != _RECOVERED], ["participant_id", "session_id"])
+    names = visits["participant_id"] + " " + visits["session_id"]
+    findings += findings_of("visit-two-labels", "stop", names, f"{names.nunique()} visits", "1 label each")
+    repeated = scans[scans.duplicated("scan_id")]
+    findings += findings_of("scan-repeated", "warn", repeated["scan_id"], f"{len(repeated)} rows")
+    images = scans.drop_duplicates("scan_id").dropna(subset="image_id")
+    images = images[images.duplicated("image_id", keep=False)]
+    return findings + findings_of("image-repeated", "warn", images["image_id"])
+
+
+def _contradicted(scans: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    scans = scans.dropna(subset=keys)
+    return scans[scans.groupby(keys)["diagnosis"].transform("nunique") > 1]
+
+
+def check_copies(scans: pd.DataFrame, pixels: pd.DataFrame, params: AuditParams) -> list[Finding]:
+    """Find copies of images: equal files, equal pixels, and near-equal ones, also mirrored or shifted.
+
+    Copies across participants or diagnoses stop the study; copies of one participant only count twice. Each pair is
+    reported once, by its strongest sign; ids with several diagnoses are not reported again.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Schema `records.LISTING`.
+    pixels : DataFrame
+        See `similarity.pixel_facts`, indexed as `scans`.
+    params : AuditParams
+    """
+    scans = scans.drop(index=_contradicted(scans, ["image_id"]).index)
+    scans = scans[~scans["scan_id"].isin(_contradicted(scans, ["scan_id"])["scan_id"])].drop_duplicates("scan_id")
+    pixels = pixels.loc[scans.index]
+    findings = _twins("same-image", scans, scans["sha256"])
+    new = ~scans["sha256"].duplicated() | scans["sha256"].isna()
+    findings += _twins("same-pixels", scans[new], pixels.loc[new, "pixels_sha256"])
+    new &= ~pixels["pixels_sha256"].duplicated() & pixels["thumbnail"].notna()
+    return findings + _near(scans[new], pixels.loc[new, "thumbnail"], params.near_duplicate)
+
+
+def _twins(check: str, scans: pd.DataFrame, key: pd.Series) -> list[Finding]:
+    twins = scans[key.notna() & key.duplicated(keep=False)]
+    key = key[twins.index]
+    crossing = (twins.groupby(key)[["participant_id", "diagnosis"]].nunique() > 1).any(axis=1)
+    if crossing.any():
+        twins = twins[key.isin(crossing.index[crossing])]
+    severity = "stop" if crossing.any() else "warn"
+    return findings_of(check, severity, twins["scan_id"], limit="1 name for each image")
+
+
+def _near(scans: pd.DataFrame, thumbnails: pd.Series, limit: float) -> list[Finding]:
+    found = []
+    for rows in _same_shape(thumbnails):
+        pairs = near_duplicates(np.stack(list(thumbnails.iloc[rows])), limit)
+        found.append(pairs.assign(first=rows[pairs["first"]], second=rows[pairs["second"]]))
+    if not found:
+        return []
+    pairs = pd.concat(found, ignore_index=True)
+    first, second = (scans.iloc[pairs[side]].reset_index() for side in ("first", "second"))
+    crossing = (first["participant_id"] != second["participant_id"]) | (first["diagnosis"] != second["diagnosis"])
+    mirrored = ~crossing & (pairs["how"] != "as it is")
+    names = first["scan_id"] + " = " + second["scan_id"]
+    findings = []
+    for check, severity, chosen in (
+        ("near-duplicate", "stop", crossing),
+        ("near-duplicate", "info", ~crossing & ~mirrored),
+        ("mirrored-scan", "warn", mirrored),
+    ):
+        kinds = ", ".join(f"{n} pairs {how}" for how, n in pairs.loc[chosen, "how"].value_counts().items())
+        findings += findings_of(check, severity, names[chosen], kinds, f"correlation below {limit:g}")
+    return findings
+
+
+def _same_shape(thumbnails: pd.Series) -> list[np.ndarray]:
+    shapes = thumbnails.map(np.shape)
+    return [np.flatnonzero(shapes == shape) for shape in dict.fromkeys(shapes)]
+
+
+def check_people(scans: pd.DataFrame) -> list[Finding]:
+    """Find participants who may be one person with two ids: of equal sex, age and intracranial volume at a visit.
+
+    Releases of one study number their participants anew, and images of one visit differ between them, so that neither
+    ids nor pixels need to agree. The finding has the number of pairs expected by chance.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Schema `records.MANIFEST`; nothing is checked without the columns sex, age (years) and icv_ml.
+    """
+    same = ["sex", "age", "icv_ml"]
+    if not set(same) <= set(scans.columns):
+        return []
+    facts = scans[["participant_id", *same]].dropna().round({"age": 1, "icv_ml": 0}).drop_duplicates()
+    alike = facts[facts.duplicated(same, keep=False)]
+    names = alike.groupby(same)["participant_id"].agg(" = ".join)
+    value = f"{len(names)} visits with two or more ids; {_by_chance(facts):.1f} expected by chance"
+    return findings_of("same-person", "warn", names, value, "number expected by chance")
+
+
+def _by_chance(facts: pd.DataFrame) -> float:
+    """Expected pairs of equal volume among those of equal sex and age, from the number that differ by a little."""
+    near = 0
+    for _, people in facts.drop_duplicates(["participant_id", "age"]).groupby(["sex", "age"]):
+        volumes = np.sort(people["icv_ml"].to_numpy())
+        above, equal = (np.searchsorted(volumes, volumes + step, "right") for step in (_NEAR_ML, 0))
+        near += (above - equal).sum()
+    return near / (2 * _NEAR_ML)
+
+
+def assign_participants(
+    scans: pd.DataFrame, pixels: pd.DataFrame, params: AuditParams, seed: int
+) -> tuple[pd.DataFrame, list[Finding]]:
+    """Assign scans without a participant to groups of images of one head.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Schema `records.LISTING`.
+    pixels : DataFrame
+        See `similarity.pixel_facts`, indexed as `scans`; a scan without a thumbnail becomes one participant.
+    params : AuditParams
+    seed : int
+
+    Returns
+    -------
+    scans : DataFrame
+        participant_id ``grp-0001`` and on, and participant_source where the participant was unknown.
+    findings : list of dict
+    """
+    unknown = scans.index[scans["participant_id"].isna()]
+    if unknown.empty:
+        return scans, []
+    group = pd.Series(-1, index=unknown)
+    clear = False
+    thumbnails = pixels.loc[unknown, "thumbnail"].dropna()
+    for rows in _same_shape(thumbnails):
+        labels, separate = recover_groups(np.stack(list(thumbnails.iloc[rows])), params.near_duplicate, seed)
+        group[thumbnails.index[rows]] = group.max() + 1 + labels
+        clear |= separate
+    alone = group[group < 0].index
+    group[alone] = group.max() + 1 + np.arange(len(alone))
+    sizes = group.value_counts()
+    scans = scans.copy()
+    scans.loc[unknown, "participant_id"] = [f"grp-{code:04d}" for code in group.factorize()[0] + 1]
+    recovered = clear | group.isin(sizes.index[sizes > 1])
+    scans.loc[unknown, "participant_source"] = np.where(recovered, _RECOVERED, "unknown: each image by itself")
+    findings = findings_of("participants-unknown", "stop", scans.loc[unknown, "scan_id"])
+    images = ["images without a participant"]
+    value = f"{len(sizes)} groups of {sizes.min()} to {sizes.max()} images (median {sizes.median():g})"
+    findings += findings_of("participants-recovered", "info", images, value, "any")
+    if not clear:
+        findings += findings_of("groups-unclear", "warn", images, value, "distinct heads")
+    labels = scans.loc[unknown].groupby("participant_id")["diagnosis"].nunique()
+    mixed = labels.index[labels > 1]
+    return scans, findings + findings_of("group-two-labels", "warn", mixed, f"{share(len(mixed), len(labels))} groups")
+
+
+def check_given_split(scans: pd.DataFrame) -> list[Finding]:
+    """Find participants in several parts of the split as shipped, and the test scans that leak.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Schema `records.LISTING`.
+    """
+    split = scans.dropna(subset="given_split")
+    parts = split.groupby("participant_id")["given_split"].nunique()
+    across = parts.index[parts > 1]
+    trained = split.loc[split["given_split"] == "train", "participant_id"]
+    tested = split[split["given_split"] == "test"]
+    leaked = int(tested["participant_id"].isin(trained).sum())
+    people = "groups" if (split["participant_source"] == _RECOVERED).any() else "participants"
+    value = f"{share(len(across), len(parts))} {people} in several parts"
+    value += f"; {share(leaked, len(tested))} test scans of participants in the training set" if len(tested) else ""
+    return findings_of("given-split-leaks", "stop", across, value)
 
 
 def check_sequence(scans: pd.DataFrame) -> tuple[list[Finding], pd.DataFrame]:
@@ -55,22 +245,14 @@ def check_sequence(scans: pd.DataFrame) -> tuple[list[Finding], pd.DataFrame]:
     kept : DataFrame
         All scans where the finding stops the study.
     """
-    if scans.empty:
-        return [], scans
     reasons = scans.apply(_unlike_t1w, axis=1)
     other = scans[reasons != ""]
-    unstated = scans[(reasons == "") & ~scans.apply(_named_t1w, axis=1).astype(bool)]
-    found = []
-    if len(other):
-        severity = "stop" if 2 * len(other) > len(scans) else "warn"
-        counts = reasons[reasons != ""].value_counts()
-        value = f"{share(len(other), len(scans))}: " + ", ".join(f"{n} x {reason}" for reason, n in counts[:5].items())
-        found.append(finding("sequence-not-t1w", severity, named(other["scan_id"]), value))
-        if severity == "warn":
-            scans = scans.drop(index=other.index)
-    if len(unstated):
-        found.append(finding("sequence-unstated", "info", named(unstated["scan_id"]), f"{len(unstated)} scans"))
-    return found, scans
+    unstated = scans[(reasons == "") & ~scans.apply(_named_t1w, axis=1)]
+    severity = "stop" if 2 * len(other) > len(scans) else "warn"
+    counts = ", ".join(f"{n} x {reason}" for reason, n in reasons[other.index].value_counts()[:5].items())
+    findings = findings_of("sequence-not-t1w", severity, other["scan_id"], f"{share(len(other), len(scans))}: {counts}")
+    findings += findings_of("sequence-unstated", "info", unstated["scan_id"])
+    return findings, scans if severity == "stop" else scans.drop(index=other.index)
 
 
 def _unlike_t1w(scan: pd.Series) -> str:
@@ -81,10 +263,17 @@ def _unlike_t1w(scan: pd.Series) -> str:
     kinds = {part.strip().upper() for part in re.split(r"[/\\,]", _text(scan["image_type"]))}
     if derived := kinds & ((REFORMATTED - {"MPR"}) | MAPS):
         return f"image type {'/'.join(sorted(derived))}"
-    return _by_timing(scan) or _by_description(_text(scan["series_description"])) or _by_name(scan["path"])
+    if by_timing := _unlike_timing(scan):
+        return by_timing
+    if unlike := NOT_T1W.search(_text(scan["series_description"])):
+        return f"series named '{unlike[0].lower()}'"
+    tokens = _tokens(scan["path"])
+    if tokens & _NAMES and not tokens & _T1W_NAMES:
+        return f"file named '{sorted(tokens & _NAMES)[0]}'"
+    return ""
 
 
-def _by_timing(scan: pd.Series) -> str:
+def _unlike_timing(scan: pd.Series) -> str:
     echo, repetition, inversion = (scan[f"{name}_time_ms"] for name in ("echo", "repetition", "inversion"))
     if echo > _T1W_ECHO_MS:
         return f"echo time over {_T1W_ECHO_MS:g} ms"
@@ -97,20 +286,8 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _by_description(description: str) -> str:
-    unlike = NOT_T1W.search(description)
-    return f"series named '{unlike[0].lower()}'" if unlike else ""
-
-
 def _tokens(path: str) -> set[str]:
     return set(re.split(r"[^a-z0-9]+", PurePath(path.split(SEPARATOR)[0]).name.lower()))
-
-
-def _by_name(path: str) -> str:
-    tokens = _tokens(path)
-    if tokens & _T1W_NAMES or not tokens & _NAMES:
-        return ""
-    return f"file named '{sorted(tokens & _NAMES)[0]}'"
 
 
 def _named_t1w(scan: pd.Series) -> bool:
@@ -118,7 +295,7 @@ def _named_t1w(scan: pd.Series) -> bool:
     return bool(described or pd.notna(scan["echo_time_ms"]) or _tokens(scan["path"]) & _T1W_NAMES)
 
 
-def check_geometry(scans: pd.DataFrame, pixels: pd.DataFrame | None) -> tuple[list[Finding], pd.DataFrame]:
+def check_geometry(scans: pd.DataFrame, pixels: pd.DataFrame) -> tuple[list[Finding], pd.DataFrame]:
     """Find implausible headers and values; exclude constant images.
 
     2-D images and joined slices have no spatial header and skip the checks of it. A fault that makes a scan unusable
@@ -128,7 +305,7 @@ def check_geometry(scans: pd.DataFrame, pixels: pd.DataFrame | None) -> tuple[li
     ----------
     scans : DataFrame
         Schema `records.LISTING`.
-    pixels : DataFrame or None
+    pixels : DataFrame
         See `similarity.pixel_facts`; indexed as `scans`.
 
     Returns
@@ -139,17 +316,15 @@ def check_geometry(scans: pd.DataFrame, pixels: pd.DataFrame | None) -> tuple[li
     sizes = scans["shape"].str.extract(r"^(\d+)x(\d+)(?:x(\d+))?(?:x(\d+))?").astype(float).fillna(1)
     sizes.columns = ["nx", "ny", "nz", "nt"]
     volume = ~(scans["path"].str.contains(SEPARATOR, regex=False) | (sizes["nz"] == 1))
-    facts = scans.assign(**sizes, volume=volume)
-    if "affine_fault" not in facts:
-        facts["affine_fault"] = None
+    facts = scans.assign(**sizes, volume=volume, affine_fault=scans.get("affine_fault"))
     wrong = {name: check(facts) for name, check in _HEADER_CHECKS.items()}
-    if pixels is not None:
-        wrong["unreadable"] |= pixels["fault"].notna() & scans["shape"].notna()
-        wrong |= {"nan-values": pixels["nan_share"] > 0, "constant": pixels["constant"].eq(True)}
-        kept = scans[~wrong["constant"]]
-    else:
-        kept = scans
-    return [_geometry_finding(name, scans[rows], len(scans)) for name, rows in wrong.items() if rows.any()], kept
+    wrong["unreadable"] |= pixels["fault"].notna()
+    wrong |= {"nan-values": pixels["nan_share"] > 0, "constant": pixels["constant"].eq(True)}
+    findings = []
+    for check, rows in wrong.items():
+        severity = "stop" if check in _UNUSABLE and 2 * rows.sum() > len(scans) else "warn"
+        findings += findings_of(check, severity, scans.loc[rows, "scan_id"], f"{share(rows.sum(), len(scans))} scans")
+    return findings, scans[~wrong["constant"]]
 
 
 def _odd_view(facts: pd.DataFrame) -> pd.Series:
@@ -171,11 +346,6 @@ _HEADER_CHECKS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
 _UNUSABLE = ("not-3d", "affine", "dtype")
 
 
-def _geometry_finding(check: str, wrong: pd.DataFrame, scans: int) -> Finding:
-    severity = "stop" if check in _UNUSABLE and 2 * len(wrong) > scans else "warn"
-    return finding(check, severity, named(wrong["scan_id"]), share(len(wrong), scans) + " scans")
-
-
 def check_cohort(scans: pd.DataFrame, classes: tuple[str, ...], params: AuditParams) -> list[Finding]:
     """Count participants by class, follow-ups, changes of diagnosis and missing ages.
 
@@ -186,79 +356,18 @@ def check_cohort(scans: pd.DataFrame, classes: tuple[str, ...], params: AuditPar
     classes : tuple of str
     params : AuditParams
     """
-    return _counts(scans, classes, params) + _visits(scans) + _ages(scans)
-
-
-def _counts(scans: pd.DataFrame, classes: tuple[str, ...], params: AuditParams) -> list[Finding]:
     people = scans.groupby("diagnosis")["participant_id"].nunique().reindex(classes, fill_value=0)
     least = params.min_participants_per_class
-    found = [
-        finding("participants", "stop" if count < least else "info", str(name), str(count), f">= {least}")
-        for name, count in people.items()
-    ]
-    if people.max() > _IMBALANCE * max(people.min(), 1):
-        ratio = f"{people.max() / max(people.min(), 1):.1f} : 1"
-        found.append(finding("imbalance", "warn", "classes", ratio, f"{_IMBALANCE:g} : 1"))
-    return found
-
-
-def _visits(scans: pd.DataFrame) -> list[Finding]:
-    by_person = scans.groupby("participant_id")
-    several = by_person["session_id"].nunique()
-    several = several[several > 1]
-    changed = scans.drop_duplicates("participant_id").set_index("participant_id").loc[several.index]
-    labels = by_person["diagnosis"].nunique().loc[several.index]
-    changed = changed[labels.to_numpy() > 1]
-    found = []
-    if len(several):
-        found.append(finding("followups", "info", named(several.index), f"{len(several)} participants", "any"))
-    if len(changed):
-        found.append(finding("label-changes", "info", named(changed.index), f"{len(changed)} participants", "any"))
-    return found
-
-
-def _ages(scans: pd.DataFrame) -> list[Finding]:
-    missing = scans[scans["age"].isna()]
-    return [finding("age-missing", "warn", named(missing["scan_id"]), f"{len(missing)} scans")] if len(missing) else []
-
-
-def check_confounds(manifest: pd.DataFrame, params: AuditParams, seed: int) -> list[Finding]:
-    """Score classifiers without images: on phase, slices and sequence each, then on all acquisition facts together.
-
-    A score stops the study where the macro AUC or that of a pair of classes is above the limit, so that a phase that
-    separates MCI from LMCI counts among other classes. Facts that stop by themselves are left out of the last score.
-
-    Parameters
-    ----------
-    manifest : DataFrame
-        Schema `records.MANIFEST`.
-    params : AuditParams
-    seed : int
-        Of the folds.
-    """
-    people = first_scans(manifest)
-    found, separating = [], set()
-    for check, columns in _SINGLE.items():
-        scored = _confound(check, people, columns, params, seed)
-        separating |= set(columns) if scored and scored["severity"] == "stop" else set()
-        found += [scored] if scored and scored["severity"] != "info" else []
-    rest = tuple(name for name in ACQUISITION if name not in separating)
-    found.append(_confound("acquisition-tells-label", people, rest, params, seed))
-    found.append(_confound("demographics-tell-label", people, DEMOGRAPHIC, params, seed))
-    return [scored for scored in found if scored]
-
-
-def _confound(
-    check: str, people: pd.DataFrame, columns: tuple[str, ...], params: AuditParams, seed: int
-) -> Finding | None:
-    predicted = predict_label(people, columns, seed)
-    if predicted is None:
-        return None
-    macro, (pair, names, chance) = macro_auc(*predicted), best_pair(*predicted)
-    value = f"{macro:.2f}" + (f", {names} {pair:.2f}" if len(predicted[1][0]) > 2 and names else "")
-    limit, stops = f"warn {_AUC_WARN}", check != "demographics-tell-label"
-    limit += f", stop {params.metadata_auc_stop}" if stops else ""
-    severity = "warn" if macro > _AUC_WARN or pair > max(_AUC_WARN, chance) else "info"
-    if stops and max(macro, pair) > params.metadata_auc_stop:
-        severity = "stop"
-    return finding(check, severity, "all participants", value, limit)
+    findings = []
+    for name, count in people.items():
+        severity = "stop" if count < least else "info"
+        findings += findings_of("participants", severity, [name], str(count), f">= {least}")
+    ratio = people.max() / max(people.min(), 1)
+    if ratio > _IMBALANCE:
+        findings += findings_of("imbalance", "warn", ["classes"], f"{ratio:.1f} : 1", f"{_IMBALANCE:g} : 1")
+    visits = scans.groupby("participant_id")[["session_id", "diagnosis"]].nunique()
+    several = visits[visits["session_id"] > 1]
+    changed = several[several["diagnosis"] > 1]
+    findings += findings_of("followups", "info", several.index, f"{len(several)} participants", "any")
+    findings += findings_of("label-changes", "info", changed.index, f"{len(changed)} participants", "any")
+    return findings + findings_of("age-missing", "warn", scans.loc[scans["age"].isna(), "scan_id"])

@@ -1,19 +1,26 @@
-"""The audit as a whole: a listing in, the manifest of the included scans and all findings out."""
+"""The audit as a whole: a listing in, the manifest of the included scans and all findings out; a stop ends it."""
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
-from adlib.audit.associations import associations
-from adlib.audit.checks import check_cohort, check_confounds, check_geometry, check_sequence
-from adlib.audit.findings import Finding, check_accepted, finding, findings_table, named
-from adlib.audit.identity import assign_participants, check_copies, check_given_split, check_labels, check_people
+from adlib.audit import checks
+from adlib.audit.advice import CHECKS, Finding, findings_of
+from adlib.audit.confounds import associations, check_confounds
+from adlib.audit.similarity import PIXEL_FACTS
 from adlib.study.params import AuditParams
-from adlib.study.records import LISTING, MANIFEST, StudyError, check_table
+from adlib.study.records import AUDIT, LISTING, MANIFEST, StudyError, check_table
 
-_UNREAD = "unread"
+_ALWAYS_SHOWN = ("listed", "with a diagnosis", "of the study's classes")
+_GRAVEST_FIRST = ["stop", "warn", "info"]
+
+
+class AuditStop(StudyError):
+    """A finding of the audit invalidates every result."""
 
 
 @dataclass(frozen=True)
@@ -63,66 +70,97 @@ def run_audit(
     StudyError
         If no scan of any class is left, `pixels` is of another listing, or `audit.accept` has an unknown id.
     """
-    check_accepted(params)
+    _check_accepted(params)
     scans = check_table(listed, LISTING, "listing")
-    if pixels is not None:
-        if not pixels.index.equals(listed.index):
-            raise StudyError(f"pixels has {len(pixels)} rows, not those of the {len(listed)} scans; read them again")
-        pixels = pixels.set_axis(scans.index)
-    chosen, flow, findings = _eligible(scans, classes)
-    sequence, kept = check_sequence(chosen)
+    findings, flow, kept = _eligible(scans, classes)
+    if pixels is None:
+        facts = pd.DataFrame(index=scans.index, columns=PIXEL_FACTS)
+    elif pixels.index.equals(listed.index):
+        facts = pixels.set_axis(scans.index)
+    else:
+        raise StudyError(f"pixels has {len(pixels)} rows, not those of the {len(listed)} scans; read them again")
+    sequence, kept = checks.check_sequence(kept)
     flow.append(("T1w", kept))
-    geometry, kept = check_geometry(kept, _rows(pixels, kept))
+    geometry, kept = checks.check_geometry(kept, facts.loc[kept.index])
     flow.append(("with varying values", kept))
-    kept, unknown = assign_participants(kept, _rows(pixels, kept), params, seed)
-    findings += sequence + unknown + check_given_split(kept) + check_labels(kept)
-    findings += check_copies(kept, _rows(pixels, kept), params) + check_people(kept) + geometry
-    manifest = _manifest(kept)
-    findings += check_cohort(manifest, classes, params) + check_confounds(manifest, params, seed)
-    return Audit(manifest, findings_table(findings, params), _flow_table(flow), associations(manifest, seed))
+    if kept.empty:
+        raise StudyError("empty cohort: in every scan of the study's classes all values are equal")
+    kept, participants = checks.assign_participants(kept, facts, params, seed)
+    findings += sequence + participants + checks.check_given_split(kept) + checks.check_labels(kept)
+    findings += checks.check_copies(kept, facts, params)
+    if pixels is None:
+        findings += findings_of("pixels-unchecked", "info", ["all scans"], f"{len(kept)} scans")
+    findings += checks.check_people(kept) + geometry
+    kept = kept.fillna({"session_id": "ses-01", "sha256": "unread"}).drop(columns="excluded")
+    manifest = check_table(kept.drop_duplicates("scan_id"), MANIFEST, "manifest")
+    findings += checks.check_cohort(manifest, classes, params) + check_confounds(manifest, params, seed)
+    return Audit(manifest, _findings_table(findings, params), _flow_table(flow), associations(manifest, seed))
 
 
-def _rows(pixels: pd.DataFrame | None, scans: pd.DataFrame) -> pd.DataFrame | None:
-    return None if pixels is None else pixels.loc[scans.index]
+def _check_accepted(params: AuditParams) -> None:
+    """Refuse ids in `audit.accept` that are not those of a check with severity stop."""
+    stops = [name for name, check in CHECKS.items() if "stop" in check.severities]
+    for name in params.accept:
+        if name not in stops:
+            near = difflib.get_close_matches(name, stops, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"checks that stop: {', '.join(stops)}"
+            raise StudyError(f"audit.accept has {name!r}, which is not a check that stops a study; {hint}")
 
 
 def _eligible(
     scans: pd.DataFrame, classes: tuple[str, ...]
-) -> tuple[pd.DataFrame, list[tuple[str, pd.DataFrame]], list[Finding]]:
-    """Scans that the source does not exclude and whose label is a class, with flow and findings so far."""
+) -> tuple[list[Finding], list[tuple[str, pd.DataFrame]], pd.DataFrame]:
+    """Findings, flow and scans: those that the source does not exclude and whose label is a class."""
     findings = []
     for reason, rows in scans.groupby("excluded"):
-        findings.append(finding("source-left-out", "info", named(rows["scan_id"]), f"{len(rows)} scans: {reason}"))
+        findings += findings_of("source-left-out", "info", rows["scan_id"], f"{len(rows)} scans: {reason}")
     used = scans[scans["excluded"].isna()]
-    labelled = used[used["diagnosis"].notna()]
-    chosen = labelled[labelled["diagnosis"].isin(classes)]
-    outside = labelled[~labelled["diagnosis"].isin(classes)]
-    if len(used) > len(labelled):
-        missing = used[used["diagnosis"].isna()]
-        findings.append(finding("label-missing", "warn", named(missing["scan_id"]), f"{len(missing)} scans"))
-    if len(outside):
-        counts = ", ".join(f"{n} x {label}" for label, n in outside["diagnosis"].value_counts().items())
-        findings.append(finding("label-outside", "warn", named(outside["scan_id"]), counts, ", ".join(classes)))
+    missing, labelled = used[used["diagnosis"].isna()], used[used["diagnosis"].notna()]
+    eligible = labelled["diagnosis"].isin(classes)
+    chosen, outside = labelled[eligible], labelled[~eligible]
+    findings += findings_of("label-missing", "warn", missing["scan_id"])
+    counts = ", ".join(f"{n} x {label}" for label, n in outside["diagnosis"].value_counts().items())
+    findings += findings_of("label-outside", "warn", outside["scan_id"], counts, ", ".join(classes))
     if chosen.empty:
-        found = sorted(labelled["diagnosis"].unique())
-        raise StudyError(f"empty cohort: no scan has a diagnosis among {list(classes)}; the source has {found}")
+        labels = sorted(labelled["diagnosis"].unique())
+        raise StudyError(f"empty cohort: no scan has a diagnosis among {list(classes)}; the source has {labels}")
     flow = [("listed", scans), ("not excluded by the source", used), ("with a diagnosis", labelled)]
-    return chosen, [*flow, ("of the study's classes", chosen)], findings
-
-
-def _manifest(scans: pd.DataFrame) -> pd.DataFrame:
-    if scans.empty:
-        raise StudyError("empty cohort: in every scan of the study's classes all values are equal")
-    filled = scans.fillna({"session_id": "ses-01", "sha256": _UNREAD}).drop(columns="excluded")
-    return check_table(filled.drop_duplicates("scan_id"), MANIFEST, "manifest")
+    return findings, [*flow, ("of the study's classes", chosen)], chosen
 
 
 def _flow_table(flow: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     """The steps that exclude scans, and the first and the last of the selection by label."""
-    always = {"listed", "with a diagnosis", "of the study's classes"}
-    rows, before = [], None
-    for step, table in flow:
-        if step in always or len(table) != before:
-            rows.append({"step": step, "scans": len(table), "participants": table["participant_id"].nunique()})
-        before = len(table)
-    return pd.DataFrame(rows)
+    rows = [(step, len(scans), scans["participant_id"].nunique()) for step, scans in flow]
+    table = pd.DataFrame(rows, columns=["step", "scans", "participants"])
+    return table[table["step"].isin(_ALWAYS_SHOWN) | (table["scans"].diff() != 0)].reset_index(drop=True)
+
+
+def _findings_table(findings: list[Finding], params: AuditParams) -> pd.DataFrame:
+    """Schema `records.AUDIT`: the findings with the decision of the params on each, the gravest first."""
+    table = pd.DataFrame(findings).sort_values("severity", key=lambda s: s.map(_GRAVEST_FIRST.index), kind="stable")
+    accepted = table["check"].isin(params.accept)
+    table["decision"] = np.where(table["severity"] != "stop", "go on", np.where(accepted, "accepted by params", "stop"))
+    return check_table(table, AUDIT, "audit")
+
+
+def enforce(findings: pd.DataFrame) -> None:
+    """Stop the study on any stop finding that the params do not accept.
+
+    Parameters
+    ----------
+    findings : DataFrame
+        Schema `records.AUDIT`.
+
+    Raises
+    ------
+    AuditStop
+        With one line per finding.
+    """
+    stops = findings[findings["decision"] == "stop"]
+    if not stops.empty:
+        lines = [f"[{f.check}] {f.subject}: {f.value} (limit {f.limit}). {f.meaning}" for f in stops.itertuples()]
+        raise AuditStop(
+            "the audit stops this study:\n  "
+            + "\n  ".join(lines)
+            + "\nCorrect the data, or accept a finding with audit.accept: [its id]; every report then states it."
+        )

@@ -1,7 +1,8 @@
-"""Association of acquisition and demographic facts with the label, without any image: Cramér's V, eta, ROC AUC."""
+"""Confounds: association of acquisition and demographic facts with the label, and its prediction without any image."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -11,11 +12,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from adlib.audit.acquisition import ACQUISITION, acquisition_encoder, first_scans
+from adlib.audit.acquisition import ACQUISITION, PHASE, SEQUENCE, SLICES, acquisition_encoder, first_scans
+from adlib.audit.advice import Finding, findings_of
+from adlib.study.params import AuditParams
 
 DEMOGRAPHIC = ("age", "sex")
+_SINGLE = {"phase-tells-label": PHASE, "slices-tell-label": SLICES, "sequence-tells-label": SEQUENCE}
 _RESAMPLES = 500
 _MIN_PEOPLE = 10  # of each of two classes, for the AUC of that pair
+_AUC_WARN = 0.7  # ROC AUC without any image above which a finding is a warning
 _CHANCE_SD = 3.5  # beyond which the AUC of one pair among many exceeds chance
 
 
@@ -39,32 +44,25 @@ def associations(manifest: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         empty columns are left out.
     """
     people = first_scans(manifest)
-    rows, counts = [], _resamples(len(people), seed)
+    rows = []
     for name in (*ACQUISITION, *DEMOGRAPHIC):
         present = people[people[name].notna()]
         if present[name].nunique() < 2 or present["diagnosis"].nunique() < 2:
             continue
         numeric = pd.api.types.is_numeric_dtype(present[name])
-        strength = _eta if numeric else _cramers_v
-        if counts.shape[1] != len(present):
-            counts = _resamples(len(present), seed)
-        values = strength(present[name], present["diagnosis"], counts)
-        low, high = _interval(values)
+        measure, strength = ("eta", _eta) if numeric else ("Cramér's V", _cramers_v)
+        values = strength(present[name], present["diagnosis"], _resamples(len(present), seed))
+        drawn = values[1:] - (np.nanmean(values[1:]) - values[0])  # drawing people twice adds association
+        low, high = np.clip(np.nanpercentile(drawn, (2.5, 97.5)), 0, 1)
         p = _p_value(present[name], present["diagnosis"], numeric)
-        rows.append((name, "eta" if numeric else "Cramér's V", values[0], low, high, p))
+        rows.append((name, measure, values[0], low, high, p))
     columns = ["column", "measure", "association", "ci_low", "ci_high", "p"]
     table = pd.DataFrame(rows, columns=columns).sort_values("p", kind="stable")
     steps = table["p"] * np.arange(len(table), 0, -1)
     return table.assign(p_holm=np.minimum(steps.cummax(), 1)).drop(columns="p").reset_index(drop=True)
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of the resamples, moved by their bias: drawing people twice adds association."""
-    drawn = values[1:] - (np.nanmean(values[1:]) - values[0])
-    low, high = np.clip(np.nanpercentile(drawn, (2.5, 97.5)), 0, 1)
-    return float(low), float(high)
-
-
+@lru_cache(2)
 def _resamples(people: int, seed: int) -> np.ndarray:
     """(1 + _RESAMPLES, people) float64: how often each person counts; first once each, then as the bootstrap drew."""
     drawn = np.random.default_rng(seed).multinomial(people, np.full(people, 1 / people), _RESAMPLES)
@@ -110,76 +108,67 @@ def _p_value(values: pd.Series, labels: pd.Series, numeric: bool) -> float:
     return float(np.nan_to_num(stats.f_oneway(*groups).pvalue, nan=1.0))  # equal means to the last bit give no F
 
 
-def predict_label(people: pd.DataFrame, columns: tuple[str, ...], seed: int) -> tuple[pd.Series, np.ndarray] | None:
-    """Cross-validated predictions of a logistic regression that sees no image, only `columns`.
+def check_confounds(manifest: pd.DataFrame, params: AuditParams, seed: int) -> list[Finding]:
+    """Score classifiers without images: on phase, slices and sequence each, then on all acquisition facts together.
 
-    No label enters the encoding of all people at once.
+    A score stops the study where the macro AUC or that of a pair of classes is above the limit, so that a phase that
+    separates MCI from LMCI counts among other classes. Facts that stop by themselves are left out of the last score.
 
     Parameters
     ----------
-    people : DataFrame
-        See `acquisition.first_scans`.
-    columns : tuple of str
+    manifest : DataFrame
+        Schema `records.MANIFEST`.
+    params : AuditParams
     seed : int
         Of the folds.
-
-    Returns
-    -------
-    labels : Series of str
-    probabilities : (people, classes) float64
-        In the order of the sorted labels. None instead of both where no column varies or a class has fewer than five
-        participants.
     """
+    people = first_scans(manifest)
+    findings, rest = [], ACQUISITION
+    for check, columns in _SINGLE.items():
+        for scored in _confound(check, people, columns, params, seed):
+            if scored["severity"] == "stop":
+                rest = tuple(name for name in rest if name not in columns)
+            if scored["severity"] != "info":
+                findings.append(scored)
+    findings += _confound("acquisition-tells-label", people, rest, params, seed)
+    return findings + _confound("demographics-tell-label", people, DEMOGRAPHIC, params, seed)
+
+
+def _confound(
+    check: str, people: pd.DataFrame, columns: tuple[str, ...], params: AuditParams, seed: int
+) -> list[Finding]:
     labels = people["diagnosis"]
     facts = people[[name for name in columns if people[name].nunique() > 1]]
     if facts.empty or labels.value_counts().min() < 5 or labels.nunique() < 2:
-        return None
+        return []
     model = LogisticRegression(max_iter=2000, class_weight="balanced")
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    encoded = acquisition_encoder().fit_transform(facts)
-    return labels, cross_val_predict(model, encoded, labels, cv=folds, method="predict_proba")
+    encoded = acquisition_encoder().fit_transform(facts)  # no label enters the encoding of all people at once
+    p = cross_val_predict(model, encoded, labels, cv=folds, method="predict_proba")
+    classes = sorted(labels.unique())
+    macro = float(np.mean([roc_auc_score(labels == name, p[:, k]) for k, name in enumerate(classes)]))
+    auc, pair, chance = _best_pair(labels.to_numpy(), p, classes)
+    value = f"{macro:.2f}" + (f", {pair} {auc:.2f}" if len(classes) > 2 and pair else "")
+    limit, stops = f"warn {_AUC_WARN}", check != "demographics-tell-label"
+    limit += f", stop {params.metadata_auc_stop}" if stops else ""
+    severity = "warn" if macro > _AUC_WARN or auc > max(_AUC_WARN, chance) else "info"
+    if stops and max(macro, auc) > params.metadata_auc_stop:
+        severity = "stop"
+    return findings_of(check, severity, ["all participants"], value, limit)
 
 
-def macro_auc(labels: pd.Series, p: np.ndarray) -> float:
-    """Mean one-versus-rest ROC AUC of the classes.
+def _best_pair(labels: np.ndarray, p: np.ndarray, classes: list[str]) -> tuple[float, str, float]:
+    """The highest ROC AUC of two classes, their names, and the AUC that chance may reach.
 
-    Parameters
-    ----------
-    labels : Series of str
-    p : (n, K) array
-        Probabilities, in the order of the sorted labels.
-    """
-    return float(np.mean([roc_auc_score(labels == name, p[:, k]) for k, name in enumerate(sorted(labels.unique()))]))
-
-
-def best_pair(labels: pd.Series, p: np.ndarray) -> tuple[float, str, float]:
-    """The highest ROC AUC of two classes.
-
-    Parameters
-    ----------
-    labels : Series of str
-    p : (n, K) array
-        Probabilities, in the order of the sorted labels.
-
-    Returns
-    -------
-    auc : float
-    pair : str
-        The two classes.
-    chance : float
-        AUC that chance may reach.
-
-    References
-    ----------
     Hand & Till 2001, doi:10.1023/A:1010920819831 (AUC of pairs); Mann & Whitney 1947, doi:10.1214/aoms/1177730491
     (standard deviation of the AUC by chance).
     """
-    best, names, truth = (0.0, "", 1.0), sorted(labels.unique()), labels.to_numpy()
-    for (i, first), (k, second) in combinations(enumerate(names), 2):
-        two = (truth == first) | (truth == second)
-        sizes = (truth == first).sum(), (truth == second).sum()
+    best = (0.0, "", 1.0)
+    for (i, first), (k, second) in combinations(enumerate(classes), 2):
+        two = (labels == first) | (labels == second)
+        sizes = (labels == first).sum(), (labels == second).sum()
         if min(sizes) >= _MIN_PEOPLE:
-            score = float(roc_auc_score(truth[two] == second, p[two, k] / np.maximum(p[two, i] + p[two, k], 1e-12)))
+            score = float(roc_auc_score(labels[two] == second, p[two, k] / np.maximum(p[two, i] + p[two, k], 1e-12)))
             chance = 0.5 + _CHANCE_SD * np.sqrt((sum(sizes) + 1) / (12 * sizes[0] * sizes[1]))
             best = max(best, (score, f"{first} against {second}", float(chance)))
     return best
