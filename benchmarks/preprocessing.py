@@ -46,7 +46,7 @@ from adlib.phantom.head import MEASURED, Subject, image_head
 from adlib.preprocess import quality as qc
 from adlib.preprocess.cohort_run import preprocess_scan
 from adlib.preprocess.pipeline import preprocess_image
-from adlib.sources.scanfile import read_scan
+from adlib.sources.scanfile import open_scan
 from adlib.study.exec_params import Pool
 from adlib.study.params import PreprocessParams
 from adlib.study.records import StudyError
@@ -168,7 +168,9 @@ def write_scans(folder: Path, settings: dict[str, dict]) -> tuple[list[Path], di
     heads = {name: head_of(setting, 1.0) for name, setting in settings.items()}
     images = {name: head.image for name, head in heads.items()}
     root = Path(os.environ.get("ADLIB_REALDATA") or "/nonexistent")
-    images |= {f"real-{path.name.split('.')[0]}": read_scan(path) for path in (root / n for n in REAL) if path.exists()}
+    images |= {
+        f"real-{path.name.split('.')[0]}": open_scan(path).image for path in (root / n for n in REAL) if path.exists()
+    }
     for name, image in images.items():
         nib.save(image, folder / f"{name}.nii.gz")
     return [folder / f"{name}.nii.gz" for name in images], {name: head.mni_to_scan for name, head in heads.items()}

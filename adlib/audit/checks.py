@@ -15,8 +15,7 @@ import pandas as pd
 
 from adlib.audit.advice import Finding, findings_of, share
 from adlib.audit.similarity import near_duplicates, recover_groups
-from adlib.sources.image_files import SEPARATOR
-from adlib.sources.sidecars import MAPS, NOT_T1W, REFORMATTED, T1W
+from adlib.sources.image_files import MAPS, NOT_T1W, REFORMATTED, SEPARATOR, T1W
 from adlib.study.params import AuditParams
 
 _RECOVERED = "recovered by similarity"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
-from adlib.sources.adni_tables import AdniTables, Listed, Visit, group_name, is_group, read_tables
+from adlib.sources.adni_tables import UNLISTED, AdniTables, group_name, is_group, read_tables
 from adlib.sources.scanfile import VOLUME_SUFFIXES
-from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.records import StudyError
 from adlib.study.source_params import AdniSource
 
@@ -20,7 +20,7 @@ _DAYS_PER_YEAR = 365.25
 _OTHER_FORMATS = (".img", ".mnc", ".img.gz", ".mnc.gz")  # the archive also offers Analyze and MINC
 _NAME = re.compile(
     r"ADNI_(?P<subject>\d{3}_S_\d{4,5})_(?P<modality>[A-Z]{2,3})_(?P<description>.+?)(?:_[Bb]r(?:_[Rr]aw)?)?"
-    r"_(?P<date>\d{8})\d{0,9}(?:_\d+)?(?:_(?P<series_id>S\d+))?_(?P<image_id>I\d+)(?P<rest>\D.*)?"
+    r"_(?P<archived>\d{8})\d{0,9}(?:_\d+)?(?:_(?P<series_id>S\d+))?_(?P<image_id>I\d+)(?P<rest>\D.*)?"
 )
 _FOLDER = re.compile(
     r"/(?P<subject>\d{3}_S_\d{4,5})/(?P<description>[^/]+)/(?P<date>\d{4}-\d\d-\d\d)_[^/]*/(?:(?P<series_id>S\d+)|(?P<image_id>I\d+))"
@@ -28,7 +28,7 @@ _FOLDER = re.compile(
 _Label = tuple[str | None, str]
 
 
-def list_scans(source: AdniSource, _folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
+def list_scans(source: AdniSource) -> list[dict[str, Any]]:
     """List every image under an ADNI download, or any folder of files with ADNI names.
 
     Each image has a row. ``excluded`` has the reason why an image is not used; an image without a label has an empty
@@ -38,8 +38,6 @@ def list_scans(source: AdniSource, _folder: Path, *, pool: Pool = EVERY_CORE) ->
     Parameters
     ----------
     source : AdniSource
-    _folder, pool : path, Pool
-        Not used.
 
     Returns
     -------
@@ -83,17 +81,38 @@ def name_facts(name: str) -> dict[str, Any] | None:
     dict or None
         None where the name is not of this form.
     """
-    found = read_name(name)
-    if found is None:
+    facts = _facts(_NAME.fullmatch(name))
+    if not facts:
         return None
-    facts = _identity(found.subject, found.date, found.image_id, found.series_id)
-    if found.rest and not found.rest.startswith("."):
-        del facts["scan_id"]
-    return facts | {
-        "series_description": found.description,
-        "modality": found.modality,
+    identity = _identity(facts, facts["archived"])
+    if not facts.get("rest", ".").startswith("."):
+        del identity["scan_id"]
+    return identity | {
+        "series_description": facts["description"],
+        "modality": facts["modality"],
         "participant_source": "file name",
     }
+
+
+class _Image(NamedTuple):
+    """A volume file, or a folder of DICOM files of one series; `excluded` is the reason why it cannot be used.
+
+    `facts` are those of its folders, as the Image and Data Archive (IDA) names them, and of its file name, which
+    prevails: subject (such as 002_S_0295), description, image_id (I120562) or series_id (S52648), modality (MR or PT),
+    the date of acquisition from a folder, and the day when it was archived from a file name.
+    """
+
+    path: Path
+    facts: dict[str, Any]
+    excluded: str | None
+
+    def entries(self, tables: AdniTables) -> list[SimpleNamespace]:
+        """The image's rows of the collection tables."""
+        return tables.images.get(self.facts.get("image_id"), [])
+
+    def acquired(self, tables: AdniTables) -> date | None:
+        """The day of the scan; that of the file name does not count, it is when ADNI archived the image."""
+        return (self.entries(tables) or [UNLISTED])[0].date or self.facts.get("date")
 
 
 def _check_policy(source: AdniSource, tables: AdniTables, root: Path) -> None:
@@ -109,72 +128,59 @@ def _check_policy(source: AdniSource, tables: AdniTables, root: Path) -> None:
     )
 
 
-def _rows(image: AdniImage, tables: AdniTables, source: AdniSource) -> list[dict[str, Any]]:
+def _rows(image: _Image, tables: AdniTables, source: AdniSource) -> list[dict[str, Any]]:
     if image.excluded:
         inside = image.path.relative_to(source.root).as_posix()
         name = re.sub(r"[^A-Za-z0-9]+", "-", inside).strip("-") or "root"
         return [{"scan_id": name, "path": str(image.path), "excluded": image.excluded, "diagnosis": None}]
-    listed = tables.of_image(image.fact("image_id"))
-    about = listed[0] if listed else None
-    visits = tables.of_person(image.fact("subject"))
-    day = _acquired(image, about)
-    row = _describe(image, about, visits, day, source)
-    labels = _labels(image, listed, visits, day, tables, source)
+    facts, day = image.facts, image.acquired(tables)
+    listed = (image.entries(tables) or [UNLISTED])[0]
+    visits = tables.visits.get(int(facts["subject"].rpartition("_")[2]), [])
+    near = _nearest(visits, day, source.window_days)
+    phase = listed.phase or listed.visit
+    if phase in (None, _OPEN_PHASE):
+        phase = _first(visit.phase for visit in near) or phase
+    row = _identity(facts, day or facts["archived"]) | {
+        "path": str(image.path),
+        "participant_source": "file name" if "archived" in facts else "folder name",
+        "series_description": listed.description or facts["description"],
+        "modality": facts.get("modality") or listed.modality,
+        "sex": listed.sex or _first(visit.sex for visit in visits),
+        "age": _age(visits, day) if listed.age is None else listed.age,
+        "field_strength_T": _first(visit.field for visit in near),
+        "phase": phase,
+        "excluded": _other_subject(facts["subject"], listed) or _outside(phase, source.phases),
+    }
+    labels = _labels(image, visits, day, tables, source)
     return [row | {"diagnosis": label, "label_source": why} for label, why in labels]
 
 
-def _acquired(image: AdniImage, about: Listed | None) -> date | None:
-    """The day of the scan; that of the file name does not count, it is when ADNI archived the image."""
-    return (about.date if about else None) or (image.from_folder.date if image.from_folder else None)
-
-
-def _describe(
-    image: AdniImage, about: Listed | None, visits: list[Visit], day: date | None, source: AdniSource
-) -> dict[str, Any]:
-    subject = image.fact("subject")
-    near = _nearest(visits, day, source.window_days)
-    phase = _phase(about, near)
-    return {
-        **_identity(subject, day or image.fact("date"), image.fact("image_id"), image.fact("series_id")),
-        "path": str(image.path),
-        "participant_source": "file name" if image.from_name else "folder name",
-        "series_description": (about.description if about else None) or image.fact("description"),
-        "modality": image.fact("modality") or (about.modality if about else None),
-        "sex": (about.sex if about else None) or next((visit.sex for visit in visits if visit.sex), None),
-        "age": _age(about, visits, day),
-        "field_strength_T": next((visit.field for visit in near if visit.field), None),
-        "phase": phase,
-        "excluded": _other_subject(subject, about) or _outside(phase, source.phases),
-    }
-
-
-def _identity(subject: str, day: date, image_id: str | None, series_id: str | None) -> dict[str, Any]:
+def _identity(facts: dict[str, Any], day: date) -> dict[str, Any]:
     """Names as BIDS has them, after Clinica's adni-to-bids."""
+    subject, image_id = facts["subject"], facts.get("image_id")
     participant, session = f"sub-ADNI{subject.replace('_', '')}", f"ses-{day:%Y%m%d}"
-    acquisition = f"_acq-{image_id or series_id}" if image_id or series_id else ""
+    acquisition = image_id or facts.get("series_id")
     return {
         "participant_id": participant,
         "session_id": session,
-        "scan_id": f"{participant}_{session}{acquisition}_T1w",
+        "scan_id": f"{participant}_{session}{f'_acq-{acquisition}' if acquisition else ''}_T1w",
         "image_id": image_id,
         "acquisition_date": day.isoformat(),
         "site": subject[:3],
     }
 
 
-def _nearest(visits: list[Visit], day: date | None, window_days: int) -> list[Visit]:
+def _first(values: Iterable[Any]) -> Any:
+    return next(filter(None, values), None)
+
+
+def _nearest(visits: list[SimpleNamespace], day: date | None, window_days: int) -> list[SimpleNamespace]:
     """Entries of the visit nearest a day, from one or several tables; the earlier of two equally near."""
     if day is None:
         return []
     near = [visit for visit in visits if visit.date and abs((visit.date - day).days) <= window_days]
     best = min(((abs((visit.date - day).days), visit.date) for visit in near), default=(0, None))[1]
     return [visit for visit in near if visit.date == best]
-
-
-def _phase(about: Listed | None, near: list[Visit]) -> str | None:
-    listed = about.phase if about else None
-    visited = next((visit.phase for visit in near if visit.phase), None)
-    return (visited or listed) if listed in (None, _OPEN_PHASE) else listed
 
 
 def _outside(phase: str | None, phases: tuple[str, ...]) -> str | None:
@@ -184,16 +190,14 @@ def _outside(phase: str | None, phases: tuple[str, ...]) -> str | None:
     return f"phase {phase or 'unknown'}, not among source.phases {list(phases)}"
 
 
-def _other_subject(subject: str, about: Listed | None) -> str | None:
-    if about is None or about.subject in (None, subject):
+def _other_subject(subject: str, listed: SimpleNamespace) -> str | None:
+    if listed.subject in (None, subject):
         return None
-    return f"its name is of {subject}, {about.table} lists it under {about.subject}"
+    return f"its name is of {subject}, {listed.table} lists it under {listed.subject}"
 
 
-def _age(about: Listed | None, visits: list[Visit], day: date | None) -> float | None:
-    """Years at the scan: the collection's or, from the age at the first visit, that and the time since then."""
-    if about is not None and about.age is not None:
-        return about.age
+def _age(visits: list[SimpleNamespace], day: date | None) -> float | None:
+    """Years at the scan from the age at the first visit and the time since then."""
     aged = [visit for visit in visits if visit.age is not None and visit.date]
     if not aged or day is None:
         return None
@@ -202,37 +206,33 @@ def _age(about: Listed | None, visits: list[Visit], day: date | None) -> float |
 
 
 def _labels(
-    image: AdniImage,
-    listed: list[Listed],
-    visits: list[Visit],
-    day: date | None,
-    tables: AdniTables,
-    source: AdniSource,
+    image: _Image, visits: list[SimpleNamespace], day: date | None, tables: AdniTables, source: AdniSource
 ) -> list[_Label]:
     """Each label that the policy finds, and where it is from; several contradict each other."""
     if not tables.images and not tables.visits:
-        found, none = _folder_label(image, source), "no folder is named by a group"
+        labels, none = _folder_label(image, source), "no folder is named by a group"
     elif source.label == "collection":
-        found, none = [(entry.group, f"Group of {entry.table}") for entry in listed], "not in the collection csv"
+        none = "not in the collection csv"
+        labels = [(entry.group, f"Group of {entry.table}") for entry in image.entries(tables)]
     elif source.label == "baseline":
-        found, none = _baseline(visits), "no diagnosis at the first visit"
+        labels, none = _baseline(visits), "no diagnosis at the first visit"
     elif day is None:
-        found, none = [], "day of the scan unknown: a file name has the day of archiving; add the collection csv"
+        labels, none = [], "day of the scan unknown: a file name has the day of archiving; add the collection csv"
     else:
         dated = _nearest([visit for visit in visits if visit.diagnosis], day, source.window_days)
-        found = [(visit.diagnosis, f"diagnosis nearest the scan, {visit.table}") for visit in dated]
+        labels = [(visit.diagnosis, f"diagnosis nearest the scan, {visit.table}") for visit in dated]
         none = f"no diagnosis within {source.window_days} days"
-    distinct = {source.labels.get(group, group): why for group, why in reversed(found) if group is not None}
+    distinct = {source.labels.get(group, group): why for group, why in reversed(labels) if group is not None}
     return list(reversed(distinct.items())) or [(None, none)]
 
 
-def _folder_label(image: AdniImage, source: AdniSource) -> list[_Label]:
+def _folder_label(image: _Image, source: AdniSource) -> list[_Label]:
     inside = reversed(image.path.relative_to(source.root).parts)
     groups = [group_name(part) for part in inside if is_group(part) or part in source.labels]
     return [(group, "name of the class folder") for group in groups[:1]]
 
 
-def _baseline(visits: list[Visit]) -> list[_Label]:
+def _baseline(visits: list[SimpleNamespace]) -> list[_Label]:
     """ADNI's baseline diagnosis or, where no table has it, that of the first visit."""
     if stated := [(visit.baseline, f"DX_bl of {visit.table}") for visit in visits if visit.baseline]:
         return stated
@@ -241,104 +241,18 @@ def _baseline(visits: list[Visit]) -> list[_Label]:
     return [(v.diagnosis, f"diagnosis at the first visit, {v.table}") for day, v in days if day and day == first]
 
 
-def _report(images: list[AdniImage], tables: AdniTables) -> None:
-    absent = set(tables.images) - {image.fact("image_id") for image in images}
+def _report(images: list[_Image], tables: AdniTables) -> None:
+    absent = set(tables.images) - {image.facts.get("image_id") for image in images}
     if absent:
         print(f"ADNI: {len(absent)} of the {len(tables.images)} listed image ids are not on disk, {min(absent)} first")
-    used = [image for image in images if not image.excluded]
-    by_name = sum(_acquired(image, next(iter(tables.of_image(image.fact("image_id"))), None)) is None for image in used)
+    by_name = sum(image.acquired(tables) is None for image in images if not image.excluded)
     if by_name:
         print(
             f"ADNI: {by_name} images are dated by their file name, the day of archiving; the collection csv has theirs"
         )
 
 
-@dataclass(frozen=True)
-class ImageFacts:
-    """Facts of an image in its file name, or in its folders as the Image and Data Archive (IDA) names them.
-
-    Attributes
-    ----------
-    subject : str
-        Such as ``002_S_0295``.
-    description : str
-        Of the series, its underscores back to blanks.
-    date : date
-        In a file name the day of archiving; in a folder that of acquisition.
-    image_id, series_id : str or None
-        Such as ``I120562`` and ``S52648``; older downloads have folders by series.
-    modality : str or None
-        ``MR`` or ``PT``; None from folders.
-    rest : str
-        What follows the image id in a file name.
-    """
-
-    subject: str
-    description: str
-    date: date
-    image_id: str | None = None
-    series_id: str | None = None
-    modality: str | None = None
-    rest: str = ""
-
-
-@dataclass(frozen=True)
-class AdniImage:
-    """A volume file, or a folder of DICOM files of one series; `excluded` is the reason why it cannot be used."""
-
-    path: Path
-    from_name: ImageFacts | None
-    from_folder: ImageFacts | None
-    excluded: str | None
-
-    def fact(self, name: str) -> Any:
-        """A fact from the file name or, failing that, the folders.
-
-        Parameters
-        ----------
-        name : str
-            Field of `ImageFacts`.
-
-        Returns
-        -------
-        any
-            None where neither has it.
-        """
-        values = (getattr(facts, name) for facts in (self.from_name, self.from_folder) if facts is not None)
-        return next((value for value in values if value is not None), None)
-
-
-def read_name(name: str) -> ImageFacts | None:
-    """Facts of a flat ADNI file name.
-
-    Parameters
-    ----------
-    name : str
-
-    Returns
-    -------
-    ImageFacts or None
-        None where the name is not of this form.
-    """
-    return _image_facts(_NAME.fullmatch(name))
-
-
-def read_folder(folder: Path) -> ImageFacts | None:
-    """Facts of a folder ``<subject>/<series description>/<date>_<time>/I<image id>``.
-
-    Parameters
-    ----------
-    folder : path
-
-    Returns
-    -------
-    ImageFacts or None
-        None where the path is not of this form.
-    """
-    return _image_facts(_FOLDER.fullmatch("/" + "/".join(folder.parts[-4:])))
-
-
-def _find_images(root: Path) -> tuple[list[AdniImage], list[Path]]:
+def _find_images(root: Path) -> tuple[list[_Image], list[Path]]:
     """Images under `root` in any depth, and csv tables; hidden files and folders are passed over.
 
     Raises
@@ -361,42 +275,37 @@ def _refuse(error: OSError) -> None:
     raise StudyError(f"{error.filename} cannot be read ({error.strerror}); make every folder of source.root readable")
 
 
-def _image_facts(found: re.Match[str] | None) -> ImageFacts | None:
-    if found is None:
-        return None
-    parts: dict[str, Any] = found.groupdict()
+def _facts(match: re.Match[str] | None) -> dict[str, Any]:
+    """Facts of a file name or of folders; empty where they are not of ADNI's form."""
+    if match is None:
+        return {}
+    facts: dict[str, Any] = {name: value for name, value in match.groupdict().items() if value is not None}
+    facts["description"] = facts["description"].replace("__", "; ").replace("_", " ")
     try:
-        day = date.fromisoformat(parts["date"])
+        return facts | {name: date.fromisoformat(facts[name]) for name in ("date", "archived") if name in facts}
     except ValueError:
-        return None
-    description = parts["description"].replace("__", "; ").replace("_", " ")
-    return ImageFacts(**parts | {"date": day, "description": description, "rest": parts.get("rest") or ""})
+        return {}
 
 
-def _volume(path: Path) -> AdniImage:
-    from_name, from_folder = read_name(path.name), read_folder(path.parent)
+def _volume(path: Path) -> _Image:
     other = path.name.lower().endswith(_OTHER_FORMATS)
-    unread = "Analyze and MINC files are not read; download the image as NIfTI or DICOM" if other else None
-    return AdniImage(path, from_name, from_folder, unread or _disagreement(from_name, from_folder))
+    fault = "Analyze and MINC files are not read; download the image as NIfTI or DICOM" if other else None
+    return _image(path, path.parent, _facts(_NAME.fullmatch(path.name)), fault)
 
 
-def _series(folder: Path, slices: list[Path]) -> AdniImage:
+def _series(folder: Path, slices: list[Path]) -> _Image:
     """A folder of DICOM files as one image."""
-    by_id: dict[str | None, ImageFacts | None] = {}
-    for facts in map(read_name, (path.name for path in slices)):
-        by_id[facts.image_id if facts else None] = facts
-    from_name, from_folder = next(filter(None, by_id.values()), None), read_folder(folder)
+    by_id = {facts.get("image_id"): facts for facts in (_facts(_NAME.fullmatch(path.name)) for path in slices)}
     ids = sorted(filter(None, by_id))
-    mixed = f"the folder mixes DICOM files of {', '.join(ids[:4])}" if len(ids) > 1 else None
-    return AdniImage(folder, from_name, from_folder, mixed or _disagreement(from_name, from_folder))
+    fault = f"the folder mixes DICOM files of {', '.join(ids[:4])}" if len(ids) > 1 else None
+    return _image(folder, folder, _first(by_id.values()) or {}, fault)
 
 
-def _disagreement(from_name: ImageFacts | None, from_folder: ImageFacts | None) -> str | None:
-    if from_name is None and from_folder is None:
-        return "neither an ADNI file name nor an ADNI folder (subject/series description/date/I...)"
-    if from_name is not None and from_folder is not None:
-        for fact in ("subject", "image_id"):
-            name, folder = getattr(from_name, fact), getattr(from_folder, fact)
-            if None not in (name, folder) and name != folder:
-                return f"its folder is of {folder}, its file name of {name}"
-    return None
+def _image(path: Path, folder: Path, by_name: dict[str, Any], fault: str | None) -> _Image:
+    by_folder = _facts(_FOLDER.fullmatch("/" + "/".join(folder.parts[-4:])))
+    if not by_name and not by_folder:
+        fault = fault or "neither an ADNI file name nor an ADNI folder (subject/series description/date/I...)"
+    for name in ("subject", "image_id"):
+        if name in by_name and by_name[name] != by_folder.get(name, by_name[name]):
+            fault = fault or f"its folder is of {by_folder[name]}, its file name of {by_name[name]}"
+    return _Image(path, by_folder | by_name, fault)

@@ -4,48 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from datetime import date
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from datetime import date, datetime
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 from adlib.study.records import StudyError
-from adlib.study.user_tables import bare_name, numbers, read_user_table, table_columns
+from adlib.study.user_tables import bare_name, read_user_table, table_columns
 
-_COLLECTION = {
-    "image_id": ("Image Data ID", "Image ID"),
-    "subject": ("Subject", "Subject ID"),
-    "group": ("Group", "Research Group"),
-    "sex": ("Sex", "Gender"),
-    "age": ("Age",),
-    "phase": ("Phase",),
-    "visit": ("Visit",),
-    "modality": ("Modality",),
-    "description": ("Description",),
-    "date": ("Acq Date", "Acquisition Date", "Study Date"),
-}
-_DIAGNOSES = {
-    "baseline": ("DX_bl", "DX.bl"),
-    "DIAGNOSIS": ("DIAGNOSIS",),
-    "DXCHANGE": ("DXCHANGE",),
-    "DXCURREN": ("DXCURREN",),
-    "DX": ("DX",),
-}
-_VISITS = {
-    "rid": ("RID",),
-    "ptid": ("PTID",),
-    "viscode": ("VISCODE",),
-    "date": ("EXAMDATE",),
-    "entered": ("USERDATE",),
-    "phase": ("COLPROT", "Phase"),
-    "age": ("AGE",),
-    "sex": ("PTGENDER",),
-    "field": ("FLDSTRENG",),
-    **_DIAGNOSES,
-}
 # Data dictionary of the diagnostic summary (DXSUM): DXCURREN in ADNI1, DXCHANGE (conversions count as what a person
 # became) in ADNIGO and ADNI2, DIAGNOSIS since ADNI3; adni.loni.usc.edu, Study Data. The first that a row has counts.
 CODES = {
@@ -53,77 +21,29 @@ CODES = {
     "DXCHANGE": {**dict.fromkeys("179", "CN"), **dict.fromkeys("248", "MCI"), **dict.fromkeys("356", "AD")},
     "DXCURREN": {"1": "CN", "2": "MCI", "3": "AD"},
 }
-_NO_CODE = ("-4", "-1")  # ADNI's own codes for missing
+_NO_CODE = (None, "-4", "-1")  # the last two are ADNI's own codes for missing
 _SPELLINGS = {
     **dict.fromkeys(("cn", "nl", "nc", "normal", "control", "cognitively normal"), "CN"),
     **dict.fromkeys(("ad", "dementia", "alzheimer's disease"), "AD"),
     **{group.lower(): group for group in ("SMC", "EMCI", "MCI", "LMCI")},
     "significant memory concern": "SMC",
 }
-_ISO = re.compile(r"(?P<y>\d{4})[-/](?P<m>\d{1,2})[-/](?P<d>\d{1,2})(?:[T _].*)?")
-_AMERICAN = re.compile(r"(?P<m>\d{1,2})/(?P<d>\d{1,2})/(?P<y>\d{4})(?: .*)?")
 _PHASE = re.compile(r"ADNI\s?(1/GO|GO|[1-9])?(?![A-Z0-9])", re.I)
 
 
-@dataclass(frozen=True)
-class Listed:
-    """An image in a collection table; `table` is its file name."""
+class AdniTables(NamedTuple):
+    """Rows of the tables; each has a value or None for each field of `_COLLECTION` or of `_VISITS`.
 
-    table: str
-    subject: str | None
-    group: str | None
-    sex: str | None
-    age: float | None
-    phase: str | None
-    modality: str | None
-    description: str | None
-    date: date | None
-
-
-@dataclass(frozen=True)
-class Visit:
-    """A visit in an ADNIMERGE or DXSUM table; `age` (years) is that at the first visit.
-
-    `field` is the field strength in tesla, `baseline` ADNI's diagnosis at the first visit, `table` the file name.
+    Attributes
+    ----------
+    images : dict
+        By image id; there may be several of one image.
+    visits : dict
+        By roster number, such as 295 of ``002_S_0295``; each also has ``diagnosis``, that of the visit.
     """
 
-    table: str
-    first: bool
-    date: date | None
-    diagnosis: str | None
-    baseline: str | None
-    phase: str | None
-    age: float | None
-    sex: str | None
-    field: float | None
-
-
-@dataclass(frozen=True)
-class AdniTables:
-    """Images by their id, visits by participant (RID, ADNI's roster number)."""
-
-    images: dict[str, list[Listed]] = field(default_factory=lambda: defaultdict(list))
-    visits: dict[int, list[Visit]] = field(default_factory=lambda: defaultdict(list))
-
-    def of_image(self, image_id: str | None) -> list[Listed]:
-        """Entries of an image; there may be several.
-
-        Parameters
-        ----------
-        image_id : str or None
-            Such as ``I120562``.
-        """
-        return self.images.get(image_id, []) if image_id else []
-
-    def of_person(self, subject: str | None) -> list[Visit]:
-        """Visits of a participant.
-
-        Parameters
-        ----------
-        subject : str or None
-            Such as ``002_S_0295``.
-        """
-        return self.visits.get(_roster_number(subject), []) if subject else []
+    images: dict[str | None, list[SimpleNamespace]]
+    visits: dict[int, list[SimpleNamespace]]
 
 
 def read_tables(paths: Iterable[Path], *, given: bool) -> AdniTables:
@@ -140,13 +60,17 @@ def read_tables(paths: Iterable[Path], *, given: bool) -> AdniTables:
     StudyError
         If a table is broken, holds a value that ADNI does not use, or is given and of no supported kind.
     """
-    tables = AdniTables()
+    tables = AdniTables(defaultdict(list), defaultdict(list))
     for path in paths:
         columns = table_columns(path)
-        if {"image_id", "subject"} <= set(_columns(columns, _COLLECTION)):
-            _read_collection(path, tables)
-        elif _is_visits(_columns(columns, _VISITS)):
-            _read_visits(path, tables)
+        visits = _columns(columns, _VISITS).keys()
+        if {"image_id", "subject"} <= _columns(columns, _COLLECTION).keys():
+            for row in _read(path, _COLLECTION):
+                tables.images[row.image_id].append(row)
+        elif visits & {"rid", "ptid"} and visits & {"first", "date"} and visits & {"baseline", "DX", *CODES}:
+            for row in _read(path, _VISITS):
+                row.date, row.diagnosis = row.date or row.entered, _diagnosis(row)
+                tables.visits[_roster_number(row)].append(row)
         elif given:
             raise StudyError(
                 f"{path} is no collection table (Image Data ID, Subject, Group, ...), ADNIMERGE (PTID, VISCODE, DX_bl, "
@@ -155,11 +79,6 @@ def read_tables(paths: Iterable[Path], *, given: bool) -> AdniTables:
         else:
             print(f"ADNI: {path} is ignored: its columns list neither images nor diagnoses")
     return tables
-
-
-def _roster_number(subject: str) -> int:
-    """295 from ``002_S_0295``."""
-    return int(subject.rpartition("_")[2])
 
 
 def group_name(text: str | None) -> str | None:
@@ -196,129 +115,143 @@ def phase_name(text: str | None) -> str | None:
     str or None
         None where the text names no phase.
     """
-    found = _PHASE.match(text or "")
-    return f"ADNI{(found[1] or '1').upper()}" if found else None
+    match = _PHASE.match(text or "")
+    return f"ADNI{(match[1] or '1').upper()}" if match else None
 
 
-def _columns(columns: list[str], kinds: dict[str, tuple[str, ...]]) -> dict[str, str]:
+def _columns(columns: list[str], fields: dict[str, _Field]) -> dict[str, str]:
     """The table's column for each field that it has."""
     by_bare = {bare_name(name): name for name in columns}
-    found = {name: [by_bare[bare_name(s)] for s in spelt if bare_name(s) in by_bare] for name, spelt in kinds.items()}
-    return {name: columns[0] for name, columns in found.items() if columns}
+    candidates = {field: [by_bare.get(bare_name(name)) for name in names] for field, (_, *names) in fields.items()}
+    return {field: next(filter(None, names)) for field, names in candidates.items() if any(names)}
 
 
-def _is_visits(fields: dict[str, str]) -> bool:
-    names = set(fields)
-    return bool({"rid", "ptid"} & names and {"viscode", "date"} & names and set(_DIAGNOSES) & names)
-
-
-def _read(path: Path, kinds: dict[str, tuple[str, ...]]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A table with a column for every field, empty where the file has none, and the file's names of them."""
+def _read(path: Path, fields: dict[str, _Field]) -> Iterator[SimpleNamespace]:
+    """The rows of a table with a value for every field, None where the file has none."""
     table = read_user_table(path)
-    names = _columns(list(table.columns), kinds)
-    return pd.DataFrame(
-        {name: table[names[name]] if name in names else None for name in kinds}, table.index, dtype=object
-    ), names
+    columns = _columns(list(table.columns), fields)
+    for line, cells in zip(table.index, table[list(columns.values())].to_dict("records"), strict=True):
+        row = SimpleNamespace(path=path, line=line, table=path.name, **dict.fromkeys(fields))
+        for field, column in columns.items():
+            try:
+                setattr(row, field, fields[field][0](cells[column]))
+            except ValueError as error:
+                raise _fault(row, column, cells[column], str(error)) from None
+        yield row
 
 
-def _read_collection(path: Path, tables: AdniTables) -> None:
-    table, names = _read(path, _COLLECTION)
-    dates, ages = _dates(table["date"], names.get("date"), path), _numbers(table["age"], names.get("age"), path)
-    for row, day, age in zip(table.itertuples(), dates, ages, strict=True):
-        found = re.fullmatch(r"[ID]?(\d+)", row.image_id or "")
-        if not found:
-            raise _fault(path, row.Index, names["image_id"], row.image_id, "an image id such as I120562")
-        tables.images[f"I{found[1]}"].append(
-            Listed(
-                table=path.name,
-                subject=row.subject,
-                group=group_name(row.group),
-                sex=_sex(row.sex),
-                age=age,
-                phase=phase_name(row.phase) or phase_name(row.visit),
-                modality={"MRI": "MR"}.get(row.modality, row.modality),
-                description=row.description,
-                date=day,
-            )
-        )
+def _fault(row: SimpleNamespace, column: str, cell: str | None, expected: str) -> StudyError:
+    return StudyError(
+        f"{row.path}, line {row.line}, column {column!r}: {cell!r:.80} where {expected} is expected; correct it"
+    )
 
 
-def _read_visits(path: Path, tables: AdniTables) -> None:
-    table, names = _read(path, _VISITS)
-    dates, entered = (_dates(table[name], names.get(name), path) for name in ("date", "entered"))
-    ages = _numbers(table["age"], names.get("age"), path)
-    for row, day, typed, age in zip(table.itertuples(), dates, entered, ages, strict=True):
-        tables.visits[_rid(row, path)].append(
-            Visit(
-                table=path.name,
-                first=(row.viscode or "").lower() in ("sc", "bl"),
-                date=day or typed,
-                diagnosis=_diagnosis(row, path),
-                baseline=group_name(row.baseline),
-                phase=phase_name(row.phase),
-                age=age,
-                sex=_sex(row.sex),
-                field=_tesla(row.field),
-            )
-        )
-
-
-def _rid(row: Any, path: Path) -> int:
-    if row.ptid is not None and not re.fullmatch(r"\d{3}_S_\d{4,5}", row.ptid):
-        raise _fault(path, row.Index, "PTID", row.ptid, "a subject such as 002_S_0295")
-    by_name = None if row.ptid is None else _roster_number(row.ptid)
+def _roster_number(row: SimpleNamespace) -> int:
+    """The number of a visit's participant by RID, PTID or both."""
+    by_name = None if row.ptid is None else int(row.ptid.rpartition("_")[2])
     if row.rid is None and by_name is not None:
         return by_name
     if not re.fullmatch(r"\d+(\.0+)?", row.rid or ""):
-        raise _fault(path, row.Index, "RID", row.rid, "a roster number such as 295")
+        raise _fault(row, "RID", row.rid, "a roster number such as 295")
     number = int(float(row.rid))
     if by_name not in (None, number):
-        raise _fault(path, row.Index, "RID", row.rid, f"{by_name}, as the PTID {row.ptid} says")
+        raise _fault(row, "RID", row.rid, f"{by_name}, as the PTID {row.ptid} says")
     return number
 
 
-def _diagnosis(row: Any, path: Path) -> str | None:
+def _diagnosis(row: SimpleNamespace) -> str | None:
     """The visit's diagnosis; ``NL to MCI`` counts as MCI."""
     for column, codes in CODES.items():
-        code = re.sub(r"\.0+$", "", getattr(row, column) or _NO_CODE[0])
+        code = getattr(row, column)
         if code in _NO_CODE:
             continue
         if code not in codes and not is_group(code):
-            raise _fault(path, row.Index, column, code, f"one of the codes {sorted(codes)}")
+            raise _fault(row, column, code, f"one of the codes {sorted(codes)}")
         return codes.get(code) or group_name(code)
     return group_name(row.DX.rpartition(" to ")[2]) if row.DX is not None else None
 
 
-def _dates(column: pd.Series, name: str | None, path: Path) -> list[date | None]:
-    return [_date(cell, name or "", path, line) for line, cell in column.items()]
+def _text(cell: str | None) -> str | None:
+    return cell
 
 
-def _date(cell: str | None, name: str, path: Path, line: int) -> date | None:
-    if cell is None or cell in _NO_CODE:
+def _image_id(cell: str | None) -> str:
+    match = re.fullmatch(r"[ID]?(\d+)", cell or "")
+    if not match:
+        raise ValueError("an image id such as I120562")
+    return f"I{match[1]}"
+
+
+def _subject(cell: str | None) -> str | None:
+    if cell is not None and not re.fullmatch(r"\d{3}_S_\d{4,5}", cell):
+        raise ValueError("a subject such as 002_S_0295")
+    return cell
+
+
+def _is_first(cell: str | None) -> bool:
+    return (cell or "").lower() in ("sc", "bl")  # screening or baseline
+
+
+def _code(cell: str | None) -> str | None:
+    return cell and re.sub(r"\.0+$", "", cell)
+
+
+def _date(cell: str | None) -> date | None:
+    if cell in _NO_CODE:
         return None
-    found = _ISO.fullmatch(cell) or _AMERICAN.fullmatch(cell)
-    try:
-        return date(int(found["y"]), int(found["m"]), int(found["d"]))
-    except (TypeError, ValueError):
-        raise _fault(path, line, name, cell, "a date such as 2008-10-14 or 10/14/2008 (month first)") from None
+    for style in ("%Y-%m-%d", "%Y/%m/%d", "%m/%d/%Y"):
+        with suppress(ValueError):
+            return datetime.strptime(re.split("[T _]", cell or "")[0], style).date()
+    raise ValueError("a date such as 2008-10-14 or 10/14/2008 (month first)")
 
 
-def _numbers(column: pd.Series, name: str | None, path: Path) -> list[float | None]:
-    if name is None:
-        return [None] * len(column)
-    found = numbers(column.to_frame(name), name, path)
-    return [None if pd.isna(value) or value < 0 else value for value in found]
+def _years(cell: str | None) -> float | None:
+    if not re.fullmatch(r"-?\d+([.,]\d*)?", cell or "-1"):
+        raise ValueError("a number such as 74.5")
+    years = float((cell or "-1").replace(",", "."))
+    return years if years >= 0 else None
 
 
-def _sex(text: str | None) -> str | None:
-    return {"m": "M", "male": "M", "f": "F", "female": "F"}.get((text or "").lower())
+def _sex(cell: str | None) -> str | None:
+    return {"m": "M", "male": "M", "f": "F", "female": "F"}.get((cell or "").lower())
 
 
-def _tesla(text: str | None) -> float | None:
+def _modality(cell: str | None) -> str | None:
+    return "MR" if cell == "MRI" else cell
+
+
+def _tesla(cell: str | None) -> float | None:
     """1.5 from ``1.5 Tesla MRI``."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:T.*)?", text or "", re.I)
-    return float(found[1]) if found else None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:T.*)?", cell or "", re.I)
+    return float(match[1]) if match else None
 
 
-def _fault(path: Path, line: int, column: str, cell: str | None, expected: str) -> StudyError:
-    return StudyError(f"{path}, line {line}, column {column!r}: {cell!r:.80} where {expected} is expected; correct it")
+# Of each field the conversion of its cells, whose ValueError says what is expected, and the names of its column.
+_Field = tuple[Callable[[str | None], Any], *tuple[str, ...]]
+_COLLECTION: dict[str, _Field] = {
+    "image_id": (_image_id, "Image Data ID", "Image ID"),
+    "subject": (_text, "Subject", "Subject ID"),
+    "group": (group_name, "Group", "Research Group"),
+    "sex": (_sex, "Sex", "Gender"),
+    "age": (_years, "Age"),
+    "phase": (phase_name, "Phase"),
+    "visit": (phase_name, "Visit"),
+    "modality": (_modality, "Modality"),
+    "description": (_text, "Description"),
+    "date": (_date, "Acq Date", "Acquisition Date", "Study Date"),
+}
+_VISITS: dict[str, _Field] = {
+    "rid": (_text, "RID"),
+    "ptid": (_subject, "PTID"),
+    "first": (_is_first, "VISCODE"),
+    "date": (_date, "EXAMDATE"),
+    "entered": (_date, "USERDATE"),
+    "phase": (phase_name, "COLPROT", "Phase"),
+    "age": (_years, "AGE"),
+    "sex": (_sex, "PTGENDER"),
+    "field": (_tesla, "FLDSTRENG"),
+    "baseline": (group_name, "DX_bl", "DX.bl"),
+    "DX": (_text, "DX"),
+    **{column: (_code, column) for column in CODES},
+}
+UNLISTED = SimpleNamespace(**dict.fromkeys(_COLLECTION))  # an image in no collection table

@@ -9,9 +9,8 @@ import pandas as pd
 import pyarrow as pa
 from bids2table import index_dataset, load_bids_metadata
 
-from adlib.sources.image_files import image_facts
-from adlib.sources.sidecars import sidecar_facts
-from adlib.study.exec_params import EVERY_CORE, Pool
+from adlib.sources.image_files import image_facts, sidecar_facts
+from adlib.sources.participant_table import indexed
 from adlib.study.records import StudyError
 from adlib.study.source_params import BidsSource
 from adlib.study.user_tables import read_user_table
@@ -19,7 +18,7 @@ from adlib.study.user_tables import read_user_table
 _ENTITIES = ("sub", "ses", "space", "desc", "part", "suffix", "ext", "path")
 
 
-def list_scans(source: BidsSource, _folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
+def list_scans(source: BidsSource) -> list[dict[str, Any]]:
     """List every T1w scan of a BIDS dataset with its label, one row per scan.
 
     Rows without a label have an empty diagnosis; the audit reports and drops them. A file that nibabel cannot open
@@ -28,8 +27,6 @@ def list_scans(source: BidsSource, _folder: Path, *, pool: Pool = EVERY_CORE) ->
     Parameters
     ----------
     source : BidsSource
-    _folder, pool : path, Pool
-        Not used.
 
     Returns
     -------
@@ -80,13 +77,7 @@ def _images(root: Path) -> pd.DataFrame:
 
 
 def _table(path: Path, key: str) -> pd.DataFrame | None:
-    if not path.is_file():
-        return None
-    table = read_user_table(path, required=(key,))
-    repeated = table[key].duplicated()
-    if repeated.any():
-        raise StudyError(f"{path} names {table.loc[repeated, key].iloc[0]!r} more than once")
-    return table.set_index(key)
+    return indexed(read_user_table(path, required=(key,)), key, path) if path.is_file() else None
 
 
 def _describe(

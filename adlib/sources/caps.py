@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from adlib.sources.participant_table import ParticipantTable
-from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.records import REGISTERED, StudyError
 from adlib.study.source_params import CapsSource
 
@@ -17,14 +16,12 @@ _NAME = re.compile(
 )
 
 
-def list_scans(source: CapsSource, _folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
+def list_scans(source: CapsSource) -> list[dict[str, Any]]:
     """List the t1-linear output of every session; of a cropped and an uncropped one the uncropped is used.
 
     Parameters
     ----------
     source : CapsSource
-    _folder, pool : path, Pool
-        Not used.
 
     Returns
     -------

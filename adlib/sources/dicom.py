@@ -10,7 +10,7 @@ import stat
 import subprocess
 import tempfile
 import zipfile
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,7 +19,7 @@ import dcm2niix
 import nibabel as nib
 import numpy as np
 
-from adlib.sources.sidecars import CONTRAST, NOT_T1W, REFORMATTED, T1W
+from adlib.sources.image_files import CONTRAST, NOT_T1W, REFORMATTED, T1W
 from adlib.study.conversion import raise_if_passing
 from adlib.study.records import StudyError, TryAgain, read_json
 
@@ -65,13 +65,6 @@ class Series:
     about: dict[str, Any]
 
 
-@contextmanager
-def private_folder():
-    """Yield a temporary folder that only its owner can read (mode 0700) and that vanishes afterwards."""
-    with tempfile.TemporaryDirectory(prefix="adlib-") as folder:
-        yield Path(folder)
-
-
 def read_dicom(path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
     """Read the T1w volume of a folder or zip of DICOM files.
 
@@ -115,26 +108,20 @@ def list_series(path: Path) -> list[Series]:
     Stopped
         If the conversion crashes or takes too long.
     """
-    with private_folder() as folder:
-        incoming, converted = folder / "in", folder / "out"
+    with tempfile.TemporaryDirectory(prefix="adlib-") as folder:  # which only its owner can read
+        incoming, converted = Path(folder) / "in", Path(folder) / "out"
         converted.mkdir()
         if path.is_dir():
             incoming = path.resolve()
         else:
             incoming.mkdir()
-            unpack(path, incoming)
+            _unpack(path, incoming)
         gapped = _run_dcm2niix(incoming, converted, path)
         return [_describe(volume, volume.stem in gapped) for volume in sorted(converted.glob("*.nii"))]
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip into numbered files of one folder, so that no name inside it can point elsewhere.
-
-    Parameters
-    ----------
-    archive : path
-    folder : path
-        Must be empty.
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip into numbered files of an empty folder, so that no name inside it can point elsewhere.
 
     Raises
     ------
@@ -146,7 +133,8 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as contents:
             members = [member for member in contents.infolist() if not member.filename.endswith("/")]
-            _refuse_unsafe(members, archive)
+            if fault := next(_zip_faults(members), None):
+                raise StudyError(f"{archive.name} {fault}")
             for number, member in enumerate(members):
                 with contents.open(member) as source, (folder / f"{number:06d}").open("xb") as target:
                     shutil.copyfileobj(source, target, 2**20)
@@ -157,38 +145,28 @@ def unpack(archive: Path, folder: Path) -> None:
         raise StudyError(f"{archive.name} is not a readable zip ({error}); pack the DICOM folder again") from None
 
 
-def _refuse_unsafe(members: list[zipfile.ZipInfo], archive: Path) -> None:
-    packed = sum(member.compress_size for member in members)
+def _zip_faults(members: list[zipfile.ZipInfo]) -> Iterator[str]:
+    """Why a zip of these members is not unpacked."""
+    packed = max(sum(member.compress_size for member in members), 1)
     unpacked = sum(member.file_size for member in members)
     if not members:
-        raise StudyError(f"{archive.name} is an empty zip; a DICOM series is expected in it")
+        yield "is an empty zip; a DICOM series is expected in it"
     if len(members) > MAX_FILES:
-        raise StudyError(f"{archive.name} holds {len(members)} files, at most {MAX_FILES} are read; send one series")
+        yield f"holds {len(members)} files, at most {MAX_FILES} are read; send one series"
     if unpacked > MAX_BYTES:
-        raise StudyError(
-            f"{archive.name} unpacks to {unpacked / 2**30:.1f} GiB, at most {MAX_BYTES / 2**30:.0f} are read"
-        )
-    if unpacked > _MAX_RATIO * max(packed, 1):
-        raise StudyError(
-            f"{archive.name} unpacks to {unpacked / max(packed, 1):.0f} times its size, DICOM does not; pack it again"
-        )
+        yield f"unpacks to {unpacked / 2**30:.1f} GiB, at most {MAX_BYTES / 2**30:.0f} are read; send one series"
+    if unpacked > _MAX_RATIO * packed:
+        yield f"unpacks to {unpacked / packed:.0f} times its size, DICOM does not; pack it again"
     for member in members:
         name = PurePosixPath(member.filename.replace("\\", "/"))
-        kind = stat.S_IFMT(member.external_attr >> 16)
         if name.is_absolute() or ".." in name.parts or re.match("[A-Za-z]:", str(name)):
-            raise StudyError(
-                f"{archive.name} holds the name {member.filename!r}, which leaves its folder; pack the series again"
-            )
-        if kind not in (0, stat.S_IFREG):
-            raise StudyError(
-                f"{archive.name} holds {member.filename!r}, a link or device, no file; pack the files themselves"
-            )
+            yield f"holds the name {member.filename!r}, which leaves its folder; pack the series again"
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+            yield f"holds {member.filename!r}, a link or device, no file; pack the files themselves"
         if member.filename.lower().endswith(_PACKED):
-            raise StudyError(
-                f"{archive.name} holds {name.name!r}, no DICOM but an archive or a volume; unpack it and give that file"
-            )
+            yield f"holds {name.name!r}, no DICOM but an archive or a volume; unpack it and give that file"
         if member.flag_bits & 1:
-            raise StudyError(f"{archive.name} is encrypted; unpack it and give the folder")
+            yield "is encrypted; unpack it and give the folder"
 
 
 def _run_dcm2niix(incoming: Path, converted: Path, source: Path) -> set[str]:
@@ -311,7 +289,7 @@ def choose(series: list[Series], source: Path) -> tuple[Series, list[tuple[Serie
     usable = sorted((one for one in series if not one.fault), key=lambda one: one.rank, reverse=True)
     left = [(one, one.fault) for one in series if one.fault]
     if not usable:
-        reasons = "; ".join(f"{one.title} left out: {reason}" for one, reason in left)
+        reasons = "; ".join(f"{one.title} left out: {one.fault}" for one in series)
         raise StudyError(f"{source.name} holds no 3-D T1w series: {reasons}; give one T1w series")
     best, *others = usable
     if others and not best.rank[0]:

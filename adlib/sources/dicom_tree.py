@@ -12,16 +12,15 @@ import pandas as pd
 
 from adlib.parallel.mapping import map_scans
 from adlib.sources.dicom import Stopped, choose, list_series
-from adlib.sources.image_files import image_facts
+from adlib.sources.image_files import image_facts, sidecar_facts
 from adlib.sources.participant_table import ParticipantTable, bids_label, check_distinct, session_label
-from adlib.sources.sidecars import sidecar_facts
 from adlib.study.conversion import code_of, converted
-from adlib.study.exec_params import EVERY_CORE, Pool
+from adlib.study.exec_params import Pool
 from adlib.study.records import StudyError, TryAgain, atomic_path, digest
 from adlib.study.source_params import DicomSource
 
 
-def list_scans(source: DicomSource, folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
+def list_scans(source: DicomSource, folder: Path, pool: Pool) -> list[dict[str, Any]]:
     """List every series of every session; the chosen one as NIfTI under `folder`, without anything that identifies.
 
     Parameters
@@ -77,7 +76,7 @@ def _sessions(root: Path, pattern: str) -> list[dict[str, str]]:
     return list(found.values())
 
 
-def convert_rows(listed: pd.DataFrame, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
+def convert_rows(listed: pd.DataFrame, folder: Path, pool: Pool) -> pd.DataFrame:
     """Convert the rows of a listing whose path is a folder of DICOM, and add rows for the series left out.
 
     Parameters

@@ -13,7 +13,6 @@ from adlib.sources import adni
 from adlib.sources.image_files import PICTURES, SEPARATOR
 from adlib.sources.participant_table import ParticipantTable, bids_label, check_distinct, session_label
 from adlib.sources.scanfile import VOLUME_SUFFIXES
-from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.records import StudyError
 from adlib.study.source_params import FoldersSource
 
@@ -21,7 +20,7 @@ _PARTS = {"train": "train", "training": "train", "test": "test", "testing": "tes
 _PARTS |= dict.fromkeys(("val", "valid", "validation"), "validation")
 
 
-def list_scans(source: FoldersSource, _folder: Path, *, pool: Pool = EVERY_CORE) -> list[dict[str, Any]]:
+def list_scans(source: FoldersSource) -> list[dict[str, Any]]:
     """List every scan of a tree of class folders.
 
     A scan without a participant in its name or in the table has an empty participant; the audit stops on that.
@@ -29,8 +28,6 @@ def list_scans(source: FoldersSource, _folder: Path, *, pool: Pool = EVERY_CORE)
     Parameters
     ----------
     source : FoldersSource
-    _folder, pool : path, Pool
-        Not used.
 
     Returns
     -------
@@ -64,18 +61,15 @@ def _classes(root: Path, source: FoldersSource) -> Iterator[tuple[str | None, Pa
                 yield _PARTS.get(part.lower(), part) if part else None, where
 
 
-def _scans(where: Path, source: FoldersSource) -> Iterator[list[Path]]:
+def _scans(where: Path, source: FoldersSource) -> list[list[Path]]:
     """The file or files of each scan under a class folder."""
-    files = [path for path in sorted(where.rglob("*"), key=_natural) if path.is_file() and path.name[0] != "."]
-    if source.contents == "volumes":
-        yield from ([path] for path in files if path.name.lower().endswith(VOLUME_SUFFIXES))
-        return
-    flat = [path for path in files if path.suffix.lower() in PICTURES or path.name.lower().endswith(VOLUME_SUFFIXES)]
-    if source.contents == "images":
-        yield from ([path] for path in flat)
-        return
-    for folder in sorted({path.parent for path in flat}, key=_natural):
-        yield [path for path in flat if path.parent == folder]
+    suffixes = VOLUME_SUFFIXES if source.contents == "volumes" else (*VOLUME_SUFFIXES, *PICTURES)
+    paths = [path for path in where.rglob("*") if path.name[0] != "." and path.name.lower().endswith(suffixes)]
+    files = sorted((path for path in paths if path.is_file()), key=_natural)
+    if source.contents != "slices":
+        return [[path] for path in files]
+    folders = sorted({path.parent for path in files}, key=_natural)
+    return [[path for path in files if path.parent == folder] for folder in folders]
 
 
 def _natural(path: Path) -> list[tuple[bool, int, str]]:
@@ -87,7 +81,7 @@ def _natural(path: Path) -> list[tuple[bool, int, str]]:
 def _describe(
     files: list[Path], where: Path, part: str | None, root: Path, source: FoldersSource, table: ParticipantTable | None
 ) -> dict[str, Any]:
-    one = files[0] if len(files) == 1 and source.contents != "slices" else files[0].parent
+    one = files[0].parent if source.contents == "slices" else files[0]
     inside = one.relative_to(root).as_posix()
     row = {
         "path": SEPARATOR.join(map(str, files)),
@@ -105,15 +99,18 @@ def _describe(
 def _person(inside: str, source: FoldersSource) -> dict[str, Any]:
     if not source.participant:
         return adni.name_facts(Path(inside).name) or {}
-    found = re.search(source.participant, inside)
-    if found is None:
+    match = re.search(source.participant, inside)
+    if match is None:
         return {}
-    parts = found.groupdict()
-    if not parts.get("participant"):
+    parts = {"participant": None, "session": None} | match.groupdict()
+    if not parts["participant"]:
         raise StudyError(f"source.participant {source.participant!r} has no group (?P<participant>...) on {inside}")
-    named = {"participant_id": bids_label("sub", parts["participant"]), "participant_source": "file name"}
-    named["name"] = parts["participant"]
-    return named | ({"session_id": session_label(parts["session"])} if parts.get("session") else {})
+    return {
+        "participant_id": bids_label("sub", parts["participant"]),
+        "participant_source": "file name",
+        "name": parts["participant"],
+        "session_id": session_label(parts["session"] or "01"),
+    }
 
 
 def _name(rows: list[dict[str, Any]]) -> None:
@@ -126,8 +123,5 @@ def _name(rows: list[dict[str, Any]]) -> None:
 
 
 def _safe(name: str) -> str:
-    for suffix in (*VOLUME_SUFFIXES, *PICTURES):
-        if name.lower().endswith(suffix):
-            name = name[: -len(suffix)]
-            break
-    return re.sub(r"[^A-Za-z0-9]+$", "", re.sub(r"[^A-Za-z0-9_-]+", "-", name))
+    suffix = next((end for end in (*VOLUME_SUFFIXES, *PICTURES) if name.lower().endswith(end)), "")
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name[: len(name) - len(suffix)]).rstrip("-_")

@@ -1,8 +1,8 @@
-"""OASIS-1 and OASIS-2 as distributed, OASIS-2 mid-slices, and OASIS-1 tissue maps from nilearn.
+"""OASIS-1, OASIS-2 and OASIS-3 as distributed, OASIS-2 mid-slices, and OASIS-1 tissue maps from nilearn.
 
 Of a session of OASIS-1 the averaged, motion-corrected image (``PROCESSED/MPRAGE/SUBJ_111``) is used, else its first
 acquisition; of OASIS-2 the first acquisition (``RAW/mpr-1``). The others are listed with the reason. Labels come from
-the Clinical Dementia Rating in the release's table.
+the Clinical Dementia Rating in the release's tables; OASIS-3 matches scans and visits by their days since entry.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from nilearn.datasets import fetch_oasis_vbm
 
 from adlib.parallel.mapping import map_scans
 from adlib.sources.image_files import SEPARATOR, image_facts
+from adlib.sources.participant_table import indexed
 from adlib.study.conversion import code_of, converted, raise_if_passing
-from adlib.study.exec_params import EVERY_CORE, Pool
+from adlib.study.exec_params import Pool
 from adlib.study.records import TISSUE_MAPS, StudyError, atomic_path, digest, file_digest
-from adlib.study.source_params import Oasis1Source, Oasis2SlicesSource, Oasis2Source, OasisVbmSource
+from adlib.study.source_params import Oasis1Source, Oasis2SlicesSource, Oasis2Source, Oasis3Source, OasisVbmSource
 from adlib.study.user_tables import numbers, read_user_table
 
 ACKNOWLEDGEMENT = (
@@ -34,19 +35,24 @@ ACKNOWLEDGEMENT = (
     "R01 AG043434, UL1 TR000448, R01 EB009352 (LaMontagne et al. 2019, doi:10.1101/2019.12.13.19014902)."
 )
 PLANES = ("axl", "cor", "sag")  # folders and suffixes of the OASIS-2 mid-slices, in the order of a scan's files
+_TABLES = {"1": ("*cross-sectional*.csv", "id"), "2": ("*longitudinal*.csv", "mriid")}  # file, column of the session
 _SESSION = re.compile(r"OAS(?P<release>[12])_(?P<number>\d{4})_MR(?P<visit>\d+)$")
 _RANKS = ("SUBJ_111", "_mpr-1", "mpr-1", "_mpr-2", "mpr-2", "_mpr-3", "mpr-3", "_mpr-4", "mpr-4")
-_NO_RATING = "missing"
 _NUMBERS = ("age", "cdr", "etiv", "nwbv")
+_OASIS3_SCAN = re.compile(
+    r"(?P<subject>OAS3\d{4})_(?:ses(?:s)?-)?(?:MR_)?d(?P<days>\d+).*?(?:_run-(?P<run>\d+))?_T1w\.nii"
+)
+_SEXES = {"1": "M", "2": "F", "1.0": "M", "2.0": "F"}
+_DAYS_PER_YEAR = 365.25
 Rows = list[dict[str, Any]]
 
 
-def list_oasis1(source: Oasis1Source, folder: Path, *, pool: Pool = EVERY_CORE) -> Rows:
-    """List the sessions of OASIS-1.
+def list_sessions(source: Oasis1Source | Oasis2Source, folder: Path, pool: Pool) -> Rows:
+    """List the sessions of OASIS-1 or OASIS-2, one row per image; the chosen images with their true orientation.
 
     Parameters
     ----------
-    source : Oasis1Source
+    source : Oasis1Source or Oasis2Source
     folder : path
         Receives the chosen images as NIfTI.
     pool : Pool
@@ -55,7 +61,7 @@ def list_oasis1(source: Oasis1Source, folder: Path, *, pool: Pool = EVERY_CORE) 
     Returns
     -------
     list of dict
-        Rows by `records.LISTING`, one per image.
+        Rows by `records.LISTING`.
 
     Raises
     ------
@@ -64,40 +70,23 @@ def list_oasis1(source: Oasis1Source, folder: Path, *, pool: Pool = EVERY_CORE) 
 
     References
     ----------
-    Marcus et al. 2007, doi:10.1162/jocn.2007.19.9.1498.
+    Marcus et al. 2007, doi:10.1162/jocn.2007.19.9.1498, and 2010, doi:10.1162/jocn.2009.21407.
     """
-    return _list_release("1", source, _read_table(Path(source.root), "*cross-sectional*.csv", "id"), folder, pool)
+    root, release = Path(source.root), source.kind[-1]
+    table = _read_table(root, *_TABLES[release])
+    sessions = sorted(path for path in root.rglob(f"OAS{release}_*") if path.is_dir() and _SESSION.match(path.name))
+    rows = [row for session in sessions for row in _session_rows(session, table, source.cdr_labels)]
+    if not rows:
+        raise StudyError(f"no OAS{release}_*_MR*/ folder with an image (.hdr and .img, or .nii) under {root}")
+    print(f"OASIS-{release}: {len(sessions)} of the table's {len(table)} sessions are on disk")
+    chosen = [row for row in rows if "excluded" not in row]
+    facts = map_scans(partial(_converted, folder=folder / "nifti"), chosen, pool=pool, label="reading images")
+    for row, converted_facts in zip(chosen, facts, strict=True):
+        row |= converted_facts
+    return rows
 
 
-def list_oasis2(source: Oasis2Source, folder: Path, *, pool: Pool = EVERY_CORE) -> Rows:
-    """List the sessions of OASIS-2.
-
-    Parameters
-    ----------
-    source : Oasis2Source
-    folder : path
-        Receives the chosen images as NIfTI.
-    pool : Pool
-        Processes that convert.
-
-    Returns
-    -------
-    list of dict
-        Rows by `records.LISTING`, one per image.
-
-    Raises
-    ------
-    StudyError
-        If the table is missing or no session has an image.
-
-    References
-    ----------
-    Marcus et al. 2010, doi:10.1162/jocn.2009.21407.
-    """
-    return _list_release("2", source, _read_table(Path(source.root), "*longitudinal*.csv", "mriid"), folder, pool)
-
-
-def list_oasis2_slices(source: Oasis2SlicesSource, folder: Path, *, pool: Pool = EVERY_CORE) -> Rows:
+def list_oasis2_slices(source: Oasis2SlicesSource, folder: Path, _pool: Pool) -> Rows:
     """List the sessions of the OASIS-2 table: one scan is the axial, coronal and sagittal mid-slice of one session.
 
     `path` of a row holds the three files, joined by ``|``. A session without all three slices is listed as excluded.
@@ -107,7 +96,8 @@ def list_oasis2_slices(source: Oasis2SlicesSource, folder: Path, *, pool: Pool =
     source : Oasis2SlicesSource
     folder : path
         Receives the slices in ``slices/`` where the root holds them as a zip.
-    pool : Pool
+    _pool : Pool
+        Not used.
 
     Returns
     -------
@@ -121,7 +111,7 @@ def list_oasis2_slices(source: Oasis2SlicesSource, folder: Path, *, pool: Pool =
         If the table, a column or all slices are missing.
     """
     root = Path(source.root)
-    table = _read_table(root, "*longitudinal*.csv", "mriid")
+    table = _read_table(root, *_TABLES["2"])
     slices = _slice_folder(root, folder)
     rows = [_slice_session(str(name), visit, slices, source) for name, visit in table.iterrows()]
     if all("excluded" in row for row in rows):
@@ -129,14 +119,12 @@ def list_oasis2_slices(source: Oasis2SlicesSource, folder: Path, *, pool: Pool =
     return rows
 
 
-def list_tissue_maps(source: OasisVbmSource, _folder: Path, *, pool: Pool = EVERY_CORE) -> Rows:
+def list_tissue_maps(source: OasisVbmSource) -> Rows:
     """List the grey- and white-matter maps in MNI152 space that nilearn fetches, one scan for each participant.
 
     Parameters
     ----------
     source : OasisVbmSource
-    _folder, pool : path, Pool
-        Not used.
 
     Returns
     -------
@@ -180,27 +168,41 @@ def list_tissue_maps(source: OasisVbmSource, _folder: Path, *, pool: Pool = EVER
     return rows
 
 
-def _list_release(
-    release: str, source: Oasis1Source | Oasis2Source, table: pd.DataFrame, folder: Path, pool: Pool
-) -> Rows:
-    """One row per image; the chosen image of a session as NIfTI with its true orientation under `folder`.
+def list_oasis3(source: Oasis3Source) -> Rows:
+    """List every T1w image; its diagnosis is the Clinical Dementia Rating of the visit nearest in days.
+
+    A scan without a visit inside the window has an empty diagnosis. Of several runs of a session the first is used,
+    the others are listed with that reason.
+
+    Parameters
+    ----------
+    source : Oasis3Source
+
+    Returns
+    -------
+    list of dict
+        Rows by `records.LISTING`.
 
     Raises
     ------
     StudyError
-        If no session of the release has an image.
+        If there is no image or no clinical table.
+
+    References
+    ----------
+    LaMontagne et al. 2019, doi:10.1101/2019.12.13.19014902.
     """
     root = Path(source.root)
-    sessions = sorted(path for path in root.rglob(f"OAS{release}_*") if path.is_dir() and _SESSION.match(path.name))
-    rows = [row for session in sessions for row in _session_rows(session, table, source.cdr_labels)]
-    if not rows:
-        raise StudyError(f"no OAS{release}_*_MR*/ folder with an image (.hdr and .img, or .nii) under {root}")
-    print(f"OASIS-{release}: {len(sessions)} of the table's {len(table)} sessions are on disk")
-    chosen = [row for row in rows if "excluded" not in row]
-    facts = map_scans(partial(_converted, folder=folder / "nifti"), chosen, pool=pool, label="reading images")
-    for row, found in zip(chosen, facts, strict=True):
-        row |= found
-    return rows
+    named = [(path, match) for path in sorted(root.rglob("*_T1w.nii*")) if (match := _OASIS3_SCAN.search(path.name))]
+    if not named:
+        raise StudyError(f"no sub-OAS3*_ses-d*_T1w.nii.gz under {root}; is it an OASIS-3 download?")
+    visits, people = _oasis3_tables(root)
+    rows = [_oasis3_scan(path, match, visits, people, source) for path, match in named]
+    repeats = pd.DataFrame(rows).duplicated(["participant_id", "session_id"])
+    return [
+        row | ({"excluded": "another run of the session is used"} if repeated else {})
+        for row, repeated in zip(rows, repeats, strict=True)
+    ]
 
 
 def _session_rows(session: Path, table: pd.DataFrame, labels: dict[str, str]) -> Rows:
@@ -321,43 +323,25 @@ def _slice_session(name: str, visit: pd.Series, slices: Path, source: Oasis2Slic
 
 
 def _read_table(root: Path, pattern: str, key: str) -> pd.DataFrame:
-    """The one table of a release, by MRI session.
+    """The one table of a release by MRI session: float columns age, cdr, etiv (ml), nwbv (share) and text column mf.
 
     Column names lose case and punctuation (``M/F`` and ``M.F`` both become ``mf``), numbers may have decimal commas.
-
-    Parameters
-    ----------
-    root : path
-    pattern : str
-        Of the table's file name.
-    key : str
-        Column of the session, in lower case without punctuation; its cells are such as ``OAS1_0001_MR1``.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by `key`, with float columns age, cdr, etiv (ml), nwbv (share) and text column mf.
-
-    Raises
-    ------
-    StudyError
-        If there is not one such table, it lacks a column, or it names a session twice.
+    `key` is the column of the session; its cells are such as ``OAS1_0001_MR1``.
     """
     tables = sorted(path for path in root.glob(pattern) if path.is_file())
     if len(tables) != 1:
         raise StudyError(f"expected one {pattern} in {root}, found {[path.name for path in tables]}")
-    table = read_user_table(tables[0])
-    table.columns = [re.sub(r"[^a-z0-9]", "", str(name).lower()) for name in table.columns]
+    table = _with_bare_names(tables[0])
     missing = [name for name in (key, "mf", *_NUMBERS) if name not in table]
     if missing:
         raise StudyError(f"{tables[0]} lacks columns {missing}; it has {list(table.columns)}")
     table = table.assign(**{name: numbers(table, name, tables[0]) for name in _NUMBERS})
-    repeated = table[key].duplicated()
-    if repeated.any():
-        raise StudyError(
-            f"{tables[0]}, line {table.index[repeated][0]}: {table.loc[repeated, key].iloc[0]} comes twice"
-        )
-    return table.set_index(key)
+    return indexed(table, key, tables[0])
+
+
+def _with_bare_names(path: Path) -> pd.DataFrame:
+    table = read_user_table(path)
+    return table.set_axis([re.sub(r"[^a-z0-9]", "", name.lower()) for name in table.columns], axis=1)
 
 
 def _visit_facts(visit: pd.Series, labels: dict[str, str]) -> dict[str, Any]:
@@ -366,7 +350,7 @@ def _visit_facts(visit: pd.Series, labels: dict[str, str]) -> dict[str, Any]:
     ``nbv`` is nWBV, the brain's share of the intracranial volume, and ``icv_ml`` is eTIV.
     """
     return {
-        "diagnosis": rating_label(visit["cdr"], labels),
+        "diagnosis": _rating_label(visit["cdr"], labels),
         "label_source": "Clinical Dementia Rating at the visit",
         "age": visit["age"],
         "sex": visit["mf"],
@@ -375,22 +359,67 @@ def _visit_facts(visit: pd.Series, labels: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def rating_label(rating: float, labels: dict[str, str]) -> str | None:
-    """The class of a Clinical Dementia Rating; ratings that `labels` does not name have none.
+def _rating_label(rating: float, labels: dict[str, str]) -> str | None:
+    """The class of a Clinical Dementia Rating (Morris 1993, doi:10.1212/WNL.43.11.2412-a), where `labels` has one."""
+    return labels.get("missing" if pd.isna(rating) else f"{rating:g}")
 
-    Parameters
-    ----------
-    rating : float
-        NaN where the table has none.
-    labels : dict of str to str
-        Class by rating.
 
-    Returns
-    -------
-    str or None
+def _oasis3_tables(root: Path) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
+    """Clinical visits (subject, days, cdr, age), and sex and age at entry by subject, recognised by their columns."""
+    visits, people = [], {}
+    for path in sorted(root.rglob("*.csv")):
+        names = {"oasisid": "subject", "cdrtot": "cdr", "gender": "sex", "mf": "sex"}
+        table = _with_bare_names(path).rename(columns=names)
+        if {"subject", "cdr"} <= set(table):
+            visits.append(_oasis3_visits(table, path))
+        if {"subject", "sex"} <= set(table):
+            entry = numbers(table.reindex(columns=["ageatentry"]), "ageatentry", path)
+            for subject, sex, age in zip(table["subject"], table["sex"].replace(_SEXES), entry, strict=True):
+                people.setdefault(subject, {"sex": sex, "entry": age})
+    if not visits:
+        raise StudyError(f"no csv under {root} has a subject (OASISID or Subject) and a CDR (CDRTOT or cdr) column")
+    return pd.concat(visits, ignore_index=True), people
 
-    References
-    ----------
-    Morris 1993, doi:10.1212/WNL.43.11.2412-a.
-    """
-    return labels.get(_NO_RATING if pd.isna(rating) else f"{rating:g}")
+
+def _oasis3_visits(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    label = next((name for name in table if table[name].astype(str).str.contains(r"_d\d+$").any()), None)
+    if "daystovisit" in table:
+        days = numbers(table, "daystovisit", path)
+    elif label:
+        days = pd.to_numeric(table[label].str.extract(r"_d(\d+)$", expand=False))
+    else:
+        raise StudyError(f"{path} has no days_to_visit and no session label that ends in _d0000 to match scans by")
+    age = next((name for name in ("ageatvisit", "age") if name in table), None)
+    ages = numbers(table, age, path) if age else np.nan
+    visits = {"subject": table["subject"], "days": days, "cdr": numbers(table, "cdr", path), "age": ages}
+    return pd.DataFrame(visits).dropna(subset=["days", "cdr"])
+
+
+def _oasis3_scan(
+    path: Path,
+    match: re.Match[str],
+    visits: pd.DataFrame,
+    people: dict[str, dict[str, Any]],
+    source: Oasis3Source,
+) -> dict[str, Any]:
+    subject, days, run = match["subject"], int(match["days"]), match["run"]
+    person = people.get(subject, {"sex": None, "entry": None})
+    row = {
+        "participant_id": f"sub-{subject}",
+        "session_id": f"ses-d{match['days']}",
+        "scan_id": f"sub-{subject}_ses-d{match['days']}{f'_run-{run}' if run else ''}_T1w",
+        "path": str(path),
+        "site": "OASIS-3",
+        "label_source": f"Clinical Dementia Rating nearest the scan, within {source.window_days} days",
+        "sex": person["sex"],
+    }
+    if pd.notna(person["entry"]):
+        row["age"] = round(person["entry"] + days / _DAYS_PER_YEAR, 2)
+    visits = visits[visits["subject"] == subject]
+    away = (visits["days"] - days).abs()
+    if len(visits) and away.min() <= source.window_days:
+        visit = visits.loc[away.idxmin()]
+        row["diagnosis"] = _rating_label(visit["cdr"], source.cdr_labels)
+        if "age" not in row and pd.notna(visit["age"]):
+            row["age"] = round(visit["age"] + (days - visit["days"]) / _DAYS_PER_YEAR, 2)
+    return row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,7 @@ from adlib.study.records import StudyError
 from adlib.study.user_tables import read_user_table, safe_path
 
 _KEYS = ("path", "scan_id", "participant_id")
-_FACTS = (
-    "participant_id", "session_id", "age", "sex", "site", "phase", "acquisition_date", "slice_index", "diagnosis",
-)  # fmt: skip
+_FACTS = ("participant_id", "session_id", "age", "sex", "site", "phase", "acquisition_date", "slice_index")
 
 
 class ParticipantTable:
@@ -50,46 +49,39 @@ class ParticipantTable:
         root: Path | None = None,
     ) -> None:
         self.path = Path(path)
-        table = read_user_table(self.path)
-        missing = [name for name in (*(columns or {}), label_column) if name and name not in table]
-        if missing:
-            raise StudyError(f"{self.path} lacks columns {missing}; it has {list(table.columns)}")
-        table = table.rename(columns=columns or {})
-        self.label_source = f"column {label_column} of {self.path.name}" if label_column else None
-        if label_column:
-            table = table.assign(diagnosis=table[label_column].replace(labels or {}))
+        required = [name for name in (*(columns or {}), label_column) if name]
+        table = read_user_table(self.path, required=required).rename(columns=columns or {})
         self.key = next((name for name in _KEYS if name in table), None)
         if self.key is None:
             raise StudyError(f"{self.path} has none of the columns {list(_KEYS)}; it has {list(table.columns)}")
-        table = self._labelled(table)
+        facts = [name for name in _FACTS if name in table]
+        self.label_source = {}
+        if label_column:
+            self.label_source = {"label_source": f"column {label_column} of {self.path.name}"}
+            table["diagnosis"] = table[label_column].replace(labels or {})
+            facts.append("diagnosis")
+        if "participant_id" in table:
+            check_distinct(table["participant_id"].dropna().unique(), self.path)
+            table["participant_id"] = table["participant_id"].map(partial(bids_label, "sub"), na_action="ignore")
+        if "session_id" in table:
+            table["session_id"] = table["session_id"].map(session_label, na_action="ignore")
         if self.key == "path" and root is not None:
-            table = table.assign(path=[self._inside(cell, line, root) for line, cell in table["path"].items()])
-        facts = [name for name in _FACTS if name in table and (name != "diagnosis" or label_column)]
-        self.index = [self.key, *(["session_id"] if self.key == "participant_id" and "session_id" in table else [])]
-        self._check_unique(table, facts)
-        self.rows = table.drop_duplicates(self.index).set_index(self.index)[[n for n in facts if n not in self.index]]
+            table["path"] = [self._inside(cell, line, root) for line, cell in table["path"].items()]
+        by_session = self.key == "participant_id" and "session_id" in table
+        self.index = [self.key, "session_id"] if by_session else [self.key]
+        table = table.drop_duplicates([*self.index, *facts])
+        twice = table.index[table.duplicated(self.index, keep=False)]
+        if len(twice):
+            raise StudyError(
+                f"{self.path} has contradictory rows for one {' and '.join(self.index)}: "
+                f"lines {', '.join(map(str, twice[:4]))}; keep one"
+            )
+        self.rows = table.set_index(self.index)[[name for name in facts if name not in self.index]]
 
-    def _inside(self, cell: str | None, line: int, root: Path) -> str | None:
+    def _inside(self, cell: str | None, line: int, root: Path) -> str:
         if cell is None:
             raise StudyError(f"{self.path}, line {line}, column 'path' is empty; expected a path under {root}")
         return safe_path(root, cell, self.path, line).relative_to(root.resolve()).as_posix()
-
-    def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
-        if "participant_id" in table:
-            check_distinct(table["participant_id"].dropna().unique(), self.path)
-        for name, make in (("participant_id", lambda v: bids_label("sub", v)), ("session_id", session_label)):
-            if name in table:
-                table = table.assign(**{name: table[name].map(make, na_action="ignore")})
-        return table
-
-    def _check_unique(self, table: pd.DataFrame, facts: list[str]) -> None:
-        kinds = table.drop_duplicates([*self.index, *facts])
-        twice = kinds[kinds.duplicated(self.index, keep=False)]
-        if len(twice):
-            lines = ", ".join(map(str, twice.index[:4]))
-            raise StudyError(
-                f"{self.path} has contradictory rows for one {' and '.join(self.index)}: lines {lines}; keep one"
-            )
 
     def about(self, scan_id: str | None, path: str, participant: str | None, session: str | None) -> dict[str, Any]:
         """Facts of one scan, and the source of its label; a session's row goes before its participant's.
@@ -104,13 +96,39 @@ class ParticipantTable:
         dict
             By the names of `records.LISTING`; without facts where the table has no row for the scan.
         """
-        source = {} if self.label_source is None else {"label_source": self.label_source}
         value = {"path": path, "scan_id": scan_id, "participant_id": participant}[self.key]
         for name in ((value, session), (value, None)) if len(self.index) == 2 else (value,):
             if name in self.rows.index:
                 facts = self.rows.loc[[name]].iloc[0].dropna().to_dict()
-                return facts | source | ({"participant_source": self.path.name} if "participant_id" in facts else {})
-        return source
+                return (
+                    facts
+                    | self.label_source
+                    | ({"participant_source": self.path.name} if "participant_id" in facts else {})
+                )
+        return self.label_source
+
+
+def indexed(table: pd.DataFrame, key: str, path: Path) -> pd.DataFrame:
+    """A user's table with one of its columns as index.
+
+    Parameters
+    ----------
+    table : DataFrame
+        By `user_tables.read_user_table`.
+    key : str
+        The column.
+    path : path
+        The table's file, for the error.
+
+    Raises
+    ------
+    StudyError
+        If a value of the column comes twice.
+    """
+    repeated = table.index[table[key].duplicated()]
+    if len(repeated):
+        raise StudyError(f"{path}, line {repeated[0]}: {table[key][repeated[0]]!r} comes twice; keep one row for each")
+    return table.set_index(key)
 
 
 def bids_label(entity: str, text: str) -> str:

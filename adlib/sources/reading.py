@@ -10,27 +10,30 @@ import pandas as pd
 
 from adlib.parallel.mapping import map_scans
 from adlib.phantom import cohort as phantom
-from adlib.sources import adni, bids, caps, dicom_tree, folders, oasis, oasis3
+from adlib.sources import adni, bids, caps, dicom_tree, folders, oasis
 from adlib.sources.image_files import image_facts
 from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.params import StudyParams
 from adlib.study.records import LISTING, StudyError, check_table
 from adlib.study.source_params import BidsSource
 
-# Each takes the source's params, a folder for converted images and `pool`, and returns the rows of `records.LISTING`.
-READERS: dict[str, Callable[..., list[dict[str, Any]]]] = {
+_Reader = Callable[..., list[dict[str, Any]]]
+# Each takes the source's params and returns the rows of `records.LISTING`.
+READERS: dict[str, _Reader] = {
     "adni": adni.list_scans,
     "bids": bids.list_scans,
     "caps": caps.list_scans,
-    "dicom": dicom_tree.list_scans,
     "folders": folders.list_scans,
-    "oasis1": oasis.list_oasis1,
-    "oasis2": oasis.list_oasis2,
-    "oasis2_slices": oasis.list_oasis2_slices,
-    "oasis3": oasis3.list_scans,
+    "oasis3": oasis.list_oasis3,
     "oasis_vbm": oasis.list_tissue_maps,
 }
-_FACTS = {"bids": bids.file_facts}  # a source whose files say more than `image_files.image_facts`
+# Each takes a folder for converted images and the pool, too.
+CONVERTERS: dict[str, _Reader] = {
+    "dicom": dicom_tree.list_scans,
+    "oasis1": oasis.list_sessions,
+    "oasis2": oasis.list_sessions,
+    "oasis2_slices": oasis.list_oasis2_slices,
+}
 
 
 def read_source(params: StudyParams) -> pd.DataFrame:
@@ -56,7 +59,7 @@ def read_source(params: StudyParams) -> pd.DataFrame:
         root = phantom.write_cohort(source, params.classes, params.seed, folder, pool=pool)
         source = BidsSource(kind="bids", root=root)
     listed = list_source(source, folder, pool=pool)
-    return check_table(dicom_tree.convert_rows(listed, folder / "nifti", pool=pool), LISTING, "DICOM conversion")
+    return check_table(dicom_tree.convert_rows(listed, folder / "nifti", pool), LISTING, "DICOM conversion")
 
 
 def list_source(source: Any, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:
@@ -84,9 +87,10 @@ def list_source(source: Any, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.Dat
     if root is not None and not Path(root).is_dir():
         expected = type(source).model_fields["root"].description
         raise StudyError(f"source.root {root} is not a folder; expected: {expected}")
-    rows = READERS[source.kind](source, folder, pool=pool)
+    kind = source.kind
+    rows = CONVERTERS[kind](source, folder, pool) if kind in CONVERTERS else READERS[kind](source)
     paths = list(dict.fromkeys(row["path"] for row in rows if "sha256" not in row))
-    read = _FACTS.get(source.kind, image_facts)
+    read = bids.file_facts if kind == "bids" else image_facts
     facts = dict(zip(paths, map_scans(read, paths, pool=pool, label="reading headers", chunksize=64), strict=True))
     table = pd.DataFrame([facts.get(row["path"], {}) | row for row in rows])
-    return check_table(table, LISTING, f"source {source.kind}")
+    return check_table(table, LISTING, f"source {kind}")

@@ -49,26 +49,6 @@ class ScanFile:
     notes: tuple[str, ...]
 
 
-def read_scan(path: Path | str) -> nib.Nifti1Image:
-    """Read one 3-D scan.
-
-    Parameters
-    ----------
-    path : path
-        As for `open_scan`.
-
-    Returns
-    -------
-    nibabel.Nifti1Image, (X, Y, Z)
-
-    Raises
-    ------
-    StudyError
-        As `open_scan`.
-    """
-    return open_scan(path).image
-
-
 def open_scan(path: Path | str) -> ScanFile:
     """Read one 3-D scan from a `.nii`, `.nii.gz`, `.mgz` or `.mgh` file, a pair of `.hdr` and `.img`, or DICOM.
 
@@ -130,7 +110,7 @@ def _read_pair(path: Path) -> tuple[nib.spatialimages.SpatialImage, tuple[str, .
     with header.open("rb") as stream:
         start = stream.read(_MAX_BEFORE)
     kind = nib.Nifti1Pair if start[344:347] == b"ni1" else nib.Spm99AnalyzeImage
-    _check_size(_described(kind, start[:348], header), header)
+    _check_size(kind, start, header)
     if voxels.stat().st_size > MAX_BYTES + _MAX_BEHIND:
         raise StudyError(_too_much(voxels, voxels.stat().st_size))
     files = dict(kind.filespec_to_file_map(str(header))) | {"image": nib.FileHolder(str(voxels))}
@@ -156,7 +136,7 @@ def _loaded(
     except MemoryError:
         raise
     except Exception as error:  # nibabel meets arbitrary bytes here and raises whatever its parsers raise
-        raise StudyError(f"{path.name} is not a readable {kind.__name__[:-5]} image ({error}); copy it again") from None
+        raise StudyError(_unreadable(kind, error, path)) from None
     return image, orientation_notes(image, path.name)
 
 
@@ -166,37 +146,25 @@ def _content(stream: IO[bytes], path: Path) -> tuple[type[nib.spatialimages.Spat
     if not start:
         raise StudyError(f"{path.name} is empty (0 bytes); copy it again")
     kind = _kind(start, path)
-    size = _check_size(_described(kind, start, path), path)
+    size = _check_size(kind, start, path)
     content = start + stream.read(max(size - len(start), 0))
     behind = 0
-    while more := stream.read(2**20):
+    while more := stream.read(2**20):  # to the end, where a compressed file has its checksum
         behind += len(more)
-        if behind > _MAX_BEHIND and kind is not nib.MGHImage:
+        if behind > _MAX_BEHIND * (16 if kind is nib.MGHImage else 1):
             raise StudyError(f"{path.name} goes on after the {size} bytes that its header announces; convert it again")
-        if behind > 16 * _MAX_BEHIND:
-            raise StudyError(_too_much(path, size + behind))
     return kind, content
 
 
-def _described(kind: type[nib.spatialimages.SpatialImage], start: bytes, path: Path) -> tuple[int, int]:
-    """Bytes before the voxels and of the voxels, from the header."""
+def _check_size(kind: type[nib.spatialimages.SpatialImage], start: bytes, path: Path) -> int:
+    """Bytes of the whole volume, from the header at its start."""
     head = kind.header_class
     try:
-        if kind is nib.MGHImage:
-            header = head(start[: head.template_dtype.itemsize], check=False)
-            return header.get_data_offset(), _voxel_bytes(header)
-        header = head(start[: head.sizeof_hdr], check=False)
-        return int(header["vox_offset"]), _voxel_bytes(header)
+        header = head(start[: head.template_dtype.itemsize], check=False)
+        before = header.get_data_offset()
+        voxels = math.prod(int(n) for n in header.get_data_shape()) * header.get_data_dtype().itemsize
     except Exception as error:  # a header of arbitrary bytes
-        raise StudyError(f"{path.name} is not a readable {kind.__name__[:-5]} image ({error}); copy it again") from None
-
-
-def _voxel_bytes(header: nib.spatialimages.SpatialHeader) -> int:
-    return math.prod(int(n) for n in header.get_data_shape()) * header.get_data_dtype().itemsize
-
-
-def _check_size(described: tuple[int, int], path: Path) -> int:
-    before, voxels = described
+        raise StudyError(_unreadable(kind, error, path)) from None
     if not 0 <= before <= _MAX_BEFORE:
         raise StudyError(
             f"{path.name} puts {before / 2**20:.0f} MiB of header and extensions before its voxels, at most "
@@ -207,6 +175,10 @@ def _check_size(described: tuple[int, int], path: Path) -> int:
     if voxels > MAX_BYTES:
         raise StudyError(_too_much(path, voxels))
     return before + voxels
+
+
+def _unreadable(kind: type[nib.spatialimages.SpatialImage], error: Exception | str, path: Path) -> str:
+    return f"{path.name} is not a readable {kind.__name__[:-5]} image ({error}); copy it again"
 
 
 def _too_much(path: Path, size: int) -> str:

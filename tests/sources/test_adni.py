@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from adlib.sources import adni
-from adlib.sources.adni_tables import CODES, phase_name
+from adlib.sources.adni_tables import phase_name
 from adlib.sources.reading import list_source
 from adlib.study.exec_params import HERE
 from adlib.study.params import load_params
@@ -141,7 +141,7 @@ def test_dicom_folder_is_one_scan(tmp_path):
     row = only(tmp_path)
     assert (row["path"], row["shape"], row["image_id"]) == (str(folder), None, IMAGE)
     assert row["sha256"] == digest(sorted(map(file_digest, files)))
-    assert adni.read_name(files[0].name).description == "MP-RAGE"
+    assert adni.name_facts(files[0].name)["series_description"] == "MP-RAGE"
     (folder / files[0].name.replace(IMAGE, "I9")).write_bytes(b"3")
     download(tmp_path, number="I5")
     collection(tmp_path, listed_line(), listed_line(number="I5"))
@@ -217,25 +217,22 @@ def test_day_of_archiving_never_matches_a_visit(tmp_path):
     assert "day of the scan unknown" in table.loc[IMAGE, "label_source"]
 
 
-@pytest.mark.parametrize(("column", "code"), [(column, code) for column, codes in CODES.items() for code in codes])
-@pytest.mark.parametrize("ending", ["", ".0"])
-def test_dxsum_codes(tmp_path, column, code, ending):
+@pytest.mark.parametrize(
+    ("column", "codes", "diagnosis"),
+    [
+        *[("DXCHANGE", *row) for row in (("179", "CN"), ("248", "MCI"), ("356", "AD"))],
+        *[(column, *row) for column in ("DXCURREN", "DIAGNOSIS") for row in (("1", "CN"), ("2", "MCI"), ("3", "AD"))],
+    ],
+)
+def test_dxsum_codes_by_the_data_dictionary(tmp_path, column, codes, diagnosis):
     download(tmp_path)
-    cells = {"DXCURREN": "-4", "DXCHANGE": "", "DIAGNOSIS": "NA"} | {column: code + ending}
-    header, line = ",".join(cells), ",".join(cells.values())
-    table = f"Phase,RID,VISCODE,EXAMDATE,USERDATE,{header}\nADNI2,295,m24,,2008-10-15,{line}\n"
-    (tmp_path / "DXSUM_PDXCONV_ADNIALL.csv").write_text(table)
-    row = only(tmp_path, label="visit", phases=("ADNI2",))
-    assert (row["diagnosis"], row["phase"], row["excluded"]) == (CODES[column][code], "ADNI2", None)
-
-
-def test_codes_match_the_data_dictionary():
-    assert {code: CODES["DXCHANGE"][code] for code in "124356789"} == {
-        **{"1": "CN", "7": "CN", "9": "CN"},
-        **{"2": "MCI", "4": "MCI", "8": "MCI"},
-        **{"3": "AD", "5": "AD", "6": "AD"},
-    }
-    assert CODES["DXCURREN"] == CODES["DIAGNOSIS"] == {"1": "CN", "2": "MCI", "3": "AD"}
+    for code in (*codes, f"{codes[0]}.0"):
+        cells = {"DXCURREN": "-4", "DXCHANGE": "", "DIAGNOSIS": "NA"} | {column: code}
+        header, line = ",".join(cells), ",".join(cells.values())
+        table = f"Phase,RID,VISCODE,EXAMDATE,USERDATE,{header}\nADNI2,295,m24,,2008-10-15,{line}\n"
+        (tmp_path / "DXSUM_PDXCONV_ADNIALL.csv").write_text(table)
+        row = only(tmp_path, label="visit", phases=("ADNI2",))
+        assert (row["diagnosis"], row["phase"], row["excluded"]) == (diagnosis, "ADNI2", None)
 
 
 def test_first_visit_is_the_baseline_without_dx_bl(tmp_path):
@@ -293,7 +290,7 @@ def test_visit_settles_an_open_phase(tmp_path):
     [
         (f"{HEADER}\n{listed_line()}\n{listed_line(day='14/10/2008')}\n", r"line 3, column 'Acq Date': '14/10/2008'"),
         (f"{HEADER}\n{listed_line(number='D.5')}\n", r"line 2, column 'Image Data ID': 'D.5'"),
-        (f"{HEADER}\n{listed_line().replace('74', 'old')}\n", r"line 2, column 'Age': 'old' is no number"),
+        (f"{HEADER}\n{listed_line().replace('74', 'old')}\n", r"line 2, column 'Age': 'old' where a number"),
         (f'{HEADER}\n{listed_line()},"more"\n', r"line 2: 13 cells where the header has 12"),
         (f"{MERGE}\n295,003_S_0001,bl,,,,,,,,,\n", r"line 2, column 'RID': '295' where 1, as the PTID"),
         (f"{MERGE}\n,,bl,2008-10-14,,,,,,,,\n", r"line 2, column 'RID': None"),
@@ -336,9 +333,8 @@ def test_only_given_tables_are_read(tmp_path):
 
 
 def test_other_names_and_folders():
-    assert adni.read_name("brain.nii") is adni.read_name(flat(archived="20081314102030123")) is None
-    assert adni.read_name(f"{SUBJECT}_{IMAGE}.nii") is None
-    assert adni.name_facts("brain.nii") is None
+    for name in ("brain.nii", flat(archived="20081314102030123"), f"{SUBJECT}_{IMAGE}.nii"):
+        assert adni.name_facts(name) is None
     whole, part = adni.name_facts(flat()), adni.name_facts(flat(end="_88.jpg"))
     assert set(whole) - set(part) == {"scan_id"}
     assert set(whole) <= set(LISTING.columns)
@@ -346,7 +342,6 @@ def test_other_names_and_folders():
 
 def test_folder_by_series(tmp_path):
     folder = tmp_path / SUBJECT / "MP-RAGE" / "2008-10-14_09_08_07.0" / "S52648"
-    assert adni.read_folder(folder).series_id == "S52648"
     image(folder / "scan.nii")
     merge(tmp_path, *VISITS)
     assert only(tmp_path, label="visit")["scan_id"] == "sub-ADNI002S0295_ses-20081014_acq-S52648_T1w"

@@ -247,7 +247,7 @@ def test_damaged_zip_of_slices_is_refused(tmp_path):
 def test_changed_zip_or_slices_are_unpacked_again(slices, tmp_path):
     def values(root):
         source = Oasis2SlicesSource(kind="oasis2_slices", root=root)
-        paths = oasis.list_oasis2_slices(source, tmp_path / "out", pool=HERE)[0]["path"].split("|")
+        paths = oasis.list_oasis2_slices(source, tmp_path / "out", HERE)[0]["path"].split("|")
         return paths, [int(np.asarray(nib.load(path).dataobj).mean()) for path in paths]
 
     paths, first = values(slices(1))

@@ -52,7 +52,7 @@ def test_faulty_tables_are_refused(tmp_path, text, words):
 
 
 def test_missing_label_column_is_refused(tmp_path):
-    with pytest.raises(StudyError, match=r"lacks columns \['dx'\]; it has \['participant_id', 'age'\]"):
+    with pytest.raises(StudyError, match=r"lacks column 'dx'; it has \['participant_id', 'age'\]"):
         table(tmp_path, "participant_id,age\n1,70\n", label_column="dx")
 
 

@@ -12,7 +12,7 @@ import pytest
 from dicom_writer import PATIENT, write_series
 
 from adlib.sources import dicom
-from adlib.sources.scanfile import open_scan, read_scan, scan_name
+from adlib.sources.scanfile import open_scan, scan_name
 from adlib.study.records import StudyError
 
 SHAPE = (44, 48, 42)
@@ -56,12 +56,12 @@ def test_values_and_affine_survive(tmp_path, volume, name):
 def test_nifti2_and_unpacked_gz_name(tmp_path, volume):
     nib.Nifti2Image(volume, AFFINE).to_filename(tmp_path / "two.nii")
     (tmp_path / "two.nii").rename(tmp_path / "two.nii.gz")
-    assert np.array_equal(read_scan(tmp_path / "two.nii.gz").get_fdata(), volume)
+    assert np.array_equal(open_scan(tmp_path / "two.nii.gz").image.get_fdata(), volume)
 
 
 def test_single_4d_volume_is_read(tmp_path, volume):
     nib.Nifti1Image(volume[..., None], AFFINE).to_filename(tmp_path / "a.nii")
-    assert read_scan(tmp_path / "a.nii").shape == SHAPE
+    assert open_scan(tmp_path / "a.nii").image.shape == SHAPE
 
 
 def test_header_without_orientation_is_noted(tmp_path, volume):
@@ -97,7 +97,7 @@ def broken(folder: Path, volume: np.ndarray) -> dict[str, Path]:
 def test_broken_files_are_refused(tmp_path, volume):
     for words, path in broken(tmp_path, volume).items():
         with pytest.raises(StudyError, match=words) as caught:
-            read_scan(path)
+            open_scan(path)
         assert path.name in str(caught.value)
 
 
@@ -113,21 +113,21 @@ def test_broken_files_are_refused(tmp_path, volume):
 def test_non_volumes_are_refused(tmp_path, array, words):
     nib.Nifti1Image(array, AFFINE).to_filename(tmp_path / "a.nii")
     with pytest.raises(StudyError, match=words):
-        read_scan(tmp_path / "a.nii")
+        open_scan(tmp_path / "a.nii")
 
 
 def test_missing_and_empty_folder(tmp_path):
     with pytest.raises(StudyError, match="does not exist"):
-        read_scan(tmp_path / "nowhere.nii")
+        open_scan(tmp_path / "nowhere.nii")
     with pytest.raises(StudyError, match="no DICOM image series"):
-        read_scan(tmp_path)
+        open_scan(tmp_path)
 
 
 def test_nan_becomes_zero(tmp_path, volume):
     data = volume.astype(np.float32)
     data[0, 0, 0] = np.nan
     nib.Nifti1Image(data, AFFINE).to_filename(tmp_path / "a.nii")
-    assert read_scan(tmp_path / "a.nii").get_fdata()[0, 0, 0] == 0
+    assert open_scan(tmp_path / "a.nii").image.get_fdata()[0, 0, 0] == 0
 
 
 @pytest.mark.parametrize("form", ["folder", "zip"])
@@ -161,7 +161,7 @@ def test_several_unnamed_series_are_refused(tmp_path, volume):
     assert "although its name does not say so" in open_scan(folder).notes[0]
     write_series(volume, AFFINE, folder, "brain", number=2)
     with pytest.raises(StudyError, match="named as T1w"):
-        read_scan(folder)
+        open_scan(folder)
 
 
 def test_missing_slices_are_refused(tmp_path, volume):
@@ -169,13 +169,13 @@ def test_missing_slices_are_refused(tmp_path, volume):
     for index in range(30, 36):
         (folder / f"03-{index + 1:04d}.dcm").unlink()
     with pytest.raises(StudyError, match="slices are missing"):
-        read_scan(folder)
+        open_scan(folder)
 
 
 def test_folder_of_nifti_is_refused(tmp_path, volume):
     nib.Nifti1Image(volume, AFFINE).to_filename(tmp_path / "sub-1_T1w.nii.gz")
     with pytest.raises(StudyError, match=r"give the file sub-1_T1w\.nii\.gz itself"):
-        read_scan(tmp_path)
+        open_scan(tmp_path)
 
 
 def zip_of(path: Path, name: str, content: bytes = b"x", mode: int = 0) -> Path:
@@ -193,29 +193,29 @@ def test_traversal_names_are_refused(tmp_path, name):
     inside.mkdir()
     archive = zip_of(inside / "a.zip", name)
     with pytest.raises(StudyError, match="leaves its folder"):
-        read_scan(archive)
+        open_scan(archive)
     assert not list(tmp_path.rglob("evil*"))
 
 
 def test_links_are_refused(tmp_path):
     with pytest.raises(StudyError, match="link"):
-        read_scan(zip_of(tmp_path / "a.zip", "a.dcm", b"/etc/passwd", stat.S_IFLNK | 0o777))
+        open_scan(zip_of(tmp_path / "a.zip", "a.dcm", b"/etc/passwd", stat.S_IFLNK | 0o777))
 
 
 def test_bombs_are_refused(tmp_path, monkeypatch):
     bomb = zip_of(tmp_path / "bomb.zip", "a.dcm", bytes(50_000_000))
     with pytest.raises(StudyError, match="times its size"):
-        read_scan(bomb)
+        open_scan(bomb)
     monkeypatch.setattr(dicom, "MAX_BYTES", 1_000_000)
     with pytest.raises(StudyError, match="unpacks to"):
-        read_scan(bomb)
+        open_scan(bomb)
 
 
 def test_too_many_files_are_refused(tmp_path, monkeypatch, volume):
     monkeypatch.setattr(dicom, "MAX_FILES", 40)
     archive = zip_folder(write_series(volume, AFFINE, tmp_path / "s", "T1w", number=3), tmp_path / "s.zip")
     with pytest.raises(StudyError, match="holds 42 files, at most 40"):
-        read_scan(archive)
+        open_scan(archive)
 
 
 def test_damaged_zip_is_refused(tmp_path):
@@ -224,7 +224,7 @@ def test_damaged_zip_is_refused(tmp_path):
     content[35] = 0x07  # a block of a type that deflate does not have, after 30 bytes of header and 5 of name
     archive.write_bytes(content)
     with pytest.raises(StudyError, match="not a readable zip"):
-        read_scan(archive)
+        open_scan(archive)
 
 
 def test_zip_member_without_name_is_refused(tmp_path):
@@ -233,7 +233,7 @@ def test_zip_member_without_name_is_refused(tmp_path):
         contents.infolist()[0].filename = ""
         contents._didModify = True
     with pytest.raises(StudyError, match="not a readable zip"):
-        read_scan(archive)
+        open_scan(archive)
 
 
 def test_zip_with_undecodable_names_is_refused(tmp_path):
@@ -248,13 +248,7 @@ def test_zip_with_undecodable_names_is_refused(tmp_path):
 def test_empty_zip_is_refused(tmp_path):
     zipfile.ZipFile(tmp_path / "a.zip", "w").close()
     with pytest.raises(StudyError, match="empty zip"):
-        read_scan(tmp_path / "a.zip")
-
-
-def test_private_folder_has_mode_0700_and_is_removed(tmp_path):
-    with dicom.private_folder() as folder:
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert not folder.exists()
+        open_scan(tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize(("path", "name"), [("a/sub-1_T1w.nii.gz", "sub-1_T1w"), ("b.x/scan.zip", "scan"), ("f", "f")])

@@ -59,7 +59,7 @@ def test_corrupt_image_has_no_shape(dataset):
     [
         (lambda d: (d / "participants.tsv").unlink(), "participants.tsv does not exist"),
         (lambda d: (d / "participants.tsv").write_text("a,b\n1,2\n"), "lacks column 'participant_id'"),
-        (lambda d: (d / "participants.tsv").write_text("participant_id\nsub-01\nsub-01\n"), "more than once"),
+        (lambda d: (d / "participants.tsv").write_text("participant_id\nsub-01\nsub-01\n"), "comes twice"),
         (lambda d: [p.unlink() for p in d.rglob("*.nii.gz")], "no sub-"),
     ],
 )
