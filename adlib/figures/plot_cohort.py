@@ -65,10 +65,16 @@ def plot_cohort(manifest: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
         right.text(0.5, 0.5, "no age is known", ha="center", va="center", color=NEUTRAL, transform=right.transAxes)
         right.set(xticks=[], yticks=[])
         return figure
-    sns.boxplot(people, x="diagnosis", y="age", order=classes, hue="diagnosis", palette=palette, ax=right, legend=False)
-    right.set(xlabel="", ylabel="years")
+    _draw_boxes(right, people, "age", classes)
+    right.set_ylabel("years")
     _tilt(right, classes)
     return figure
+
+
+def _draw_boxes(axis: Axes, table: pd.DataFrame, column: str, classes: tuple[str, ...], **look: float) -> None:
+    colours = {"hue": "diagnosis", "palette": class_palette(classes), "legend": False}
+    sns.boxplot(table, x="diagnosis", y=column, order=classes, ax=axis, **colours, **look)
+    axis.set(xlabel="", ylabel="")
 
 
 def _tilt(axis: Axes, classes: tuple[str, ...]) -> None:
@@ -112,25 +118,14 @@ def plot_calibration(truth: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
     classes : tuple of str
     """
     figure, axes = plt.subplots(1, 3, figsize=(COLUMN_WIDTH, 2.9))
-    palette = class_palette(classes)
     columns = (
         ("nbv", "brain / intracranial volume"),
         ("hippocampus_ml", "both hippocampi (ml)"),
         ("ventricles_ml", "lateral ventricles (ml)"),
     )
     for axis, (name, title) in zip(axes, columns, strict=True):
-        sns.boxplot(
-            truth,
-            x="diagnosis",
-            y=name,
-            order=classes,
-            hue="diagnosis",
-            palette=palette,
-            ax=axis,
-            legend=False,
-            fliersize=2,
-        )
-        axis.set(title=title, xlabel="", ylabel="")
+        _draw_boxes(axis, truth, name, classes, fliersize=2)
+        axis.set_title(title)
     places = np.linspace(0, len(classes) - 1, len(OASIS_NBV))
     means, spreads = np.array(OASIS_NBV).T
     axes[0].errorbar(places, means, spreads, fmt="D", color="black", capsize=3, markersize=4, zorder=5)
@@ -184,11 +179,8 @@ def plot_input_slices(slices: np.ndarray, table: pd.DataFrame, classes: tuple[st
             axis.grid(False)
         axes[row, 0].set_ylabel(name, weight="bold")
     for k in range(count):
-        mm = table["position_mm"].iloc[k]
-        label = (
-            "three planes as channels"
-            if pd.isna(mm)
-            else f"slice at {mm:.0f} mm" + (", three channels" if count == 1 else "")
-        )
+        label = f"slice at {table['position_mm'].iloc[k]:.0f} mm" + (", three channels" if count == 1 else "")
+        if pd.isna(table["position_mm"].iloc[k]):
+            label = "three planes as channels"
         axes[0, 3 * k + 1].set_title(label, size="small")
     return figure

@@ -20,9 +20,7 @@ from adlib.study.metrics import CHECK, format_score, tidy
 
 METRICS = {"rank_correlation": "with sign", "rank_correlation_absolute": "without sign"}
 OVERLAPS = {"trained": "the network's maps", "randomised": "maps of a random network", "edges": "edges of the image"}
-CHANGES = {"volume": "volume", "image": "image"}
-STAGE_TITLES = {"fc": "last layer", "layer4": "+ stage 4", "layer3": "+ stage 3", "layer2": "+ stage 2",
-                "layer1": "+ stage 1", "stem": "all"}  # fmt: skip
+CHANGES = ("volume", "image")
 
 
 def plot_attribution(maps: AttributionMaps, classes: tuple[str, ...]) -> Figure:
@@ -79,19 +77,16 @@ def plot_attribution_mni(
     limit = float(np.percentile(np.abs(values[values != 0]), 99.5)) if values.any() else 1.0
     where = coordinates if mode == "ortho" else list(coordinates)
     for axis, (name, image) in zip(axes.flat, images.items(), strict=False):
+        look = {"transparency": image, "transparency_range": [0, limit]}
+        look = look if image.get_fdata().any() else {"transparency": 0}
         plot_stat_map(
             image, bg_img=background, display_mode=mode, cut_coords=where, axes=axis, colorbar=False, cmap="RdBu_r",
             vmin=-limit, vmax=limit, black_bg=False, draw_cross=False, annotate=False,
-            **_see_through(image, limit),
+            **look,
         ).annotate(size=7)  # fmt: skip
         axis.set_title(name, fontsize="small", loc="left", pad=2)
     _mni_scale(figure, limit, list(images)[-1])
     return figure
-
-
-def _see_through(image: nib.Nifti1Image, limit: float) -> dict[str, Any]:
-    """Opaque where the evidence reaches the limit, invisible where there is none."""
-    return {"transparency": image, "transparency_range": [0, limit]} if image.get_fdata().any() else {"transparency": 0}
 
 
 def _mni_scale(figure: Figure, limit: float, name: str) -> None:
@@ -139,7 +134,7 @@ def _correlations(axis: plt.Axes, checks: pd.DataFrame) -> None:
         spread = np.maximum(np.abs([low - points, high - points]), 0)
         axis.errorbar(np.arange(len(points)) + 0.12 * place, points, spread, label=title, **look)
     axis.axhline(0, color=NEUTRAL, linestyle=":", linewidth=1)
-    ticks = ["none", *(STAGE_TITLES.get(stage, f"+ {stage}") for stage in rows["of"])]
+    ticks = ["none", *("+ " + rows["of"])]
     axis.set_xticks(range(len(ticks)), ticks, rotation=40, ha="right", size="small")
     axis.set(title="Maps of ever more random networks", ylabel="rank correlation", xlabel="what is random",
              ylim=(min(-0.3, axis.get_ylim()[0]), 1.05))  # fmt: skip
@@ -147,15 +142,15 @@ def _correlations(axis: plt.Axes, checks: pd.DataFrame) -> None:
 
 
 def _overlaps(axis: plt.Axes, checks: pd.DataFrame, greatest: float) -> None:
+    scores = checks.set_index(["check", "of"], drop=False)
     for row, name in enumerate(OVERLAPS):
-        for shift, (of, title) in zip((-0.2, 0.2), CHANGES.items(), strict=True):
-            score = checks.query("check == @check and of == @name", local_dict={"check": f"overlap_{of}", "name": name})
-            score = score.iloc[0]
+        for shift, of in zip((-0.2, 0.2), CHANGES, strict=True):
+            score = scores.loc[f"overlap_{of}", name]
             look = {"fmt": "o" if of == "volume" else "s", "color": ACCENT if name == "trained" else NEUTRAL}
             spread = np.maximum([[score.point - score.low], [score.high - score.point]], 0)
             axis.errorbar(score.point, row + shift, xerr=spread, capsize=2, markersize=4, **look)
-            axis.text(greatest, row + shift, f"{title}  {format_score(score, 1)} ",
-                      ha="right", va="center", size="x-small")  # fmt: skip
+            text = f"{of}  {format_score(score, 1)} "
+            axis.text(greatest, row + shift, text, ha="right", va="center", size="x-small")
     axis.axvline(1, color=NEUTRAL, linestyle=":")
     axis.set_yticks(range(len(OVERLAPS)), [title.replace(" of ", "\nof ") for title in OVERLAPS.values()], size="small")
     axis.set(title="Strongest pixels where disease acts", xlim=(0, greatest), ylim=(len(OVERLAPS) - 0.4, -0.6),

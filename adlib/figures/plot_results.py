@@ -1,19 +1,21 @@
-"""What came out: curves, confusion, ROC, calibration, forest, ceiling."""
+"""Figures of the main results: training, confusion, ROC, precision and recall, reliability, scores of all runs."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown, display
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.metrics import roc_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from adlib.evaluation import scores
-from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette, leave_panel
+from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
 from adlib.study.metrics import NETWORK, format_score, get_score, run_of
 from adlib.training.pooling import arrays
 
@@ -89,23 +91,11 @@ def plot_confusion(confusion: dict[str, list[list[int]]], classes: tuple[str, ..
     """
     runs = [run for run in (NETWORK, "volumes", "shuffled_labels") if run in confusion]
     figure, axes = plt.subplots(1, len(runs), figsize=(COLUMN_WIDTH, 0.9 + COLUMN_WIDTH / len(runs)), squeeze=False)
+    look = {"annot_kws": {"color": "black"}, "cmap": "Blues", "vmin": 0, "vmax": FAINT, "cbar": False, "square": True}
     for axis, run in zip(axes[0], runs, strict=True):
         counts = np.array(confusion[run])
         share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        sns.heatmap(
-            share,
-            annot=counts,
-            fmt="d",
-            annot_kws={"color": "black"},
-            cmap="Blues",
-            vmin=0,
-            vmax=FAINT,
-            cbar=False,
-            square=True,
-            ax=axis,
-            xticklabels=classes,
-            yticklabels=classes,
-        )
+        sns.heatmap(share, annot=counts, fmt="d", xticklabels=classes, yticklabels=classes, ax=axis, **look)
         axis.set_title(run_of(run).label.replace(" (", "\n("), size="small")
         axis.set(xlabel="decision", ylabel="truth" if run == runs[0] else "")
     return figure
@@ -124,29 +114,90 @@ def plot_roc(pooled: pd.DataFrame, metrics: pd.DataFrame, classes: tuple[str, ..
     seed : int
         Of the bootstrap.
     """
+    figure, axes = plt.subplots(1, len(classes), figsize=(COLUMN_WIDTH, 2.3), sharey=True, squeeze=False)
+    for axis, _ in _class_curves(axes[0], _sensitivity, pooled, classes, seed, "AUC", "roc_auc", metrics):
+        axis.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":", linewidth=1)
+        axis.set(aspect="equal", xlabel="1 - specificity")
+    axes[0, 0].set_ylabel("sensitivity")
+    return figure
+
+
+def plot_precision_recall(pooled: pd.DataFrame, metrics: pd.DataFrame, classes: tuple[str, ...], seed: int) -> Figure:
+    """Precision of each class against recall, with 95 % bands over participants; dotted: the share of the class.
+
+    AP is the average precision.
+
+    Parameters
+    ----------
+    pooled : DataFrame
+        Columns participant_id, truth and ``p_<class>``; one row per test participant.
+    metrics : DataFrame
+        See `adlib.study.metrics.metrics_table`.
+    classes : tuple of str
+    seed : int
+        Of the bootstrap.
+    """
+    figure, axes = plt.subplots(1, len(classes), figsize=(COLUMN_WIDTH, 2.4), sharey=True, squeeze=False)
+    for axis, share in _class_curves(axes[0], precision_at, pooled, classes, seed, "AP", "average_precision", metrics):
+        axis.axhline(share, color=NEUTRAL, linestyle=":", linewidth=1)
+        axis.set(aspect="equal", xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
+    axes[0, 0].set_ylabel("precision")
+    return figure
+
+
+def _class_curves(
+    axes: Sequence[Axes], curve: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray], pooled: pd.DataFrame,
+    classes: tuple[str, ...], seed: int, title: str, metric: str, metrics: pd.DataFrame,
+) -> Iterator[tuple[Axes, float]]:  # fmt: skip
+    """Draw the curve of each class against the rest with its band; yields the panel and the share of the class.
+
+    Panels of classes that none or all of the participants have say so and are not yielded.
+    """
     y, p, groups = arrays(pooled, classes)
     weights = scores.cluster_weights(groups, 300, seed)
-    figure, axes = plt.subplots(1, len(classes), figsize=(COLUMN_WIDTH, 2.3), sharey=True, squeeze=False)
-    for k, (axis, name) in enumerate(zip(axes[0], classes, strict=True)):
-        if len(np.unique(y == k)) < 2:
-            axis.set_title(f"{name} against the rest", size="x-small")
-            leave_panel(axis, f"{'all' if y[0] == k else 'none'} tested\nare {name}")
-            continue
-        curves = np.array([_sensitivity(y == k, p[:, k], w) for w in weights if w[y == k].sum() and w[y != k].sum()])
-        low, high = np.percentile(curves[1:], [2.5, 97.5], axis=0)
-        colour = class_palette(classes)[name]
-        axis.fill_between(GRID, low, high, color=colour, alpha=0.25, linewidth=0)
-        axis.plot(GRID, curves[0], color=colour)
-        axis.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":", linewidth=1)
-        auc = format_score(get_score(metrics, NETWORK, "roc_auc", name))
-        axis.set_title(f"{name} against the rest\nAUC {auc}", size="x-small")
-        axis.set(aspect="equal", xlabel="1 - specificity", ylabel="sensitivity" if k == 0 else "")
-    return figure
+    for k, (axis, name) in enumerate(zip(axes, classes, strict=True)):
+        share = np.mean(y == k)
+        if share in (0, 1):
+            axis.set(title=f"{name} against the rest", xticks=[])
+            axis.grid(False)
+            reason = f"{'all' if share else 'none'} tested\nare {name}"
+            axis.text(0.5, 0.5, reason, transform=axis.transAxes, ha="center", va="center", size="x-small", wrap=True)
+        else:
+            curves = np.array([curve(y == k, p[:, k], w) for w in weights if w[y == k].sum() and w[y != k].sum()])
+            low, high = np.percentile(curves[1:], [2.5, 97.5], axis=0)
+            colour = class_palette(classes)[name]
+            axis.fill_between(GRID, low, high, color=colour, alpha=0.25, linewidth=0)
+            axis.plot(GRID, curves[0], color=colour)
+            area = format_score(get_score(metrics, NETWORK, metric, name))
+            axis.set_title(f"{name} against the rest\n{title} {area}")
+            yield axis, share
+        axis.title.set_size("x-small")
 
 
 def _sensitivity(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
     false, true, _ = roc_curve(positive, score, sample_weight=weights, drop_intermediate=False)
     return np.interp(GRID, false, true)
+
+
+def precision_at(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Precision at each recall of `GRID`, of the strictest threshold that reaches it; not interpolated.
+
+    Parameters
+    ----------
+    positive : (n,) bool
+    score : (n,) float
+        Higher for the positive class.
+    weights : (n,) float
+        Sample weights.
+
+    Returns
+    -------
+    (101,) float64
+    """
+    precision, recall, _ = precision_recall_curve(positive, score, sample_weight=weights, drop_intermediate=False)
+    precision, recall = precision[:-1][::-1], recall[:-1][::-1]  # strict thresholds first; the made-up point left out
+    first = np.searchsorted(recall, np.maximum(GRID, 1e-6) - 1e-9)  # at recall 0 the strictest of all
+    return precision[np.minimum(first, len(recall) - 1)]
 
 
 def plot_reliability(
@@ -191,14 +242,14 @@ def _binned(y: np.ndarray, p: np.ndarray, weights: np.ndarray, bins: int) -> tup
     """Mean confidence (b,), share of right decisions (b,) and its spread below and above (2, b) of bins with items."""
     confidence, right = p.max(1), (p.argmax(1) == y).astype(float)
     member = np.minimum((confidence * bins).astype(int), bins - 1)
-    found = []
+    rows = []
     for index in np.unique(member):
         inside = member == index
         with np.errstate(invalid="ignore"):
             share = (weights[:, inside] @ right[inside]) / weights[:, inside].sum(1)
         low, high = np.nanpercentile(share[1:], [2.5, 97.5])
-        found.append((confidence[inside].mean(), share[0], max(share[0] - low, 0), max(high - share[0], 0)))
-    where, share, below, above = np.array(found).T
+        rows.append((confidence[inside].mean(), share[0], max(share[0] - low, 0), max(high - share[0], 0)))
+    where, share, below, above = np.array(rows).T
     return where, share, np.array([below, above])
 
 
@@ -218,8 +269,7 @@ def plot_forest(metrics: pd.DataFrame, metric: str, title: str, chance: float) -
     """
     rows = metrics.query(
         "level == 'subject' and group == '' and metric == @metric and `class` == '' and point == point"
-    )
-    rows = rows[::-1]
+    )[::-1]
     figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 0.9 + 0.34 * len(rows)))
     for place, row in enumerate(rows.itertuples()):
         colour = ACCENT if row.run == NETWORK else NEUTRAL
@@ -228,12 +278,8 @@ def plot_forest(metrics: pd.DataFrame, metric: str, title: str, chance: float) -
         axis.text(1.03, place, format_score(row), va="center", transform=axis.get_yaxis_transform(), size="small")
     axis.set_yticks(range(len(rows)), [run_of(run).label for run in rows["run"]])
     axis.axvline(chance, color=NEUTRAL, linestyle=":")
-    axis.set(
-        title=title,
-        xlim=(0, 1),
-        xlabel=f"dotted: chance ({chance:.2f}); bars: 95 % interval over participants",
-        ylim=(-0.6, len(rows) - 0.4),
-    )
+    axis.set(title=title, xlim=(0, 1), ylim=(-0.6, len(rows) - 0.4))
+    axis.set_xlabel(f"dotted: chance ({chance:.2f}); bars: 95 % interval over participants")
     return figure
 
 
@@ -253,14 +299,10 @@ def plot_severity(pooled: pd.DataFrame, truth: pd.DataFrame, classes: tuple[str,
     severity = truth.groupby("participant_id")["severity"].mean()
     table = pooled.assign(stage=stage, severity=pooled["participant_id"].map(severity))
     figure, axis = plt.subplots(figsize=(COLUMN_WIDTH * 0.75, 3.2))
-    sns.scatterplot(
-        table, x="severity", y="stage", hue="truth", hue_order=classes, palette=class_palette(classes), ax=axis
-    )
-    r = table[["severity", "stage"]].corr(method="spearman").iloc[0, 1]
-    axis.set(
-        title=f"Reading of unseen participants (Spearman {r:.2f})",
-        xlabel="true severity",
-        ylabel="expected stage (0 first class, 1 last)",
-    )
+    colours = {"hue": "truth", "hue_order": classes, "palette": class_palette(classes)}
+    sns.scatterplot(table, x="severity", y="stage", ax=axis, **colours)
+    r = table["severity"].corr(table["stage"], method="spearman")
+    axis.set(title=f"Reading of unseen participants (Spearman {r:.2f})", xlabel="true severity")
+    axis.set_ylabel("expected stage (0 first class, 1 last)")
     axis.legend(title="", fontsize="small")
     return figure

@@ -1,4 +1,4 @@
-"""A closer look at the answers: precision and recall, sets of classes, groups of people, the worst errors."""
+"""A closer look at the predictions: leakage, prediction sets, subgroups and the most confident misclassifications."""
 
 from __future__ import annotations
 
@@ -7,73 +7,85 @@ import textwrap
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
-from sklearn.metrics import precision_recall_curve
 
-from adlib.evaluation import scores
 from adlib.evaluation.errors import Failures
-from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette, leave_panel
-from adlib.study.metrics import NETWORK, format_score, get_score
-from adlib.training.pooling import arrays
+from adlib.evaluation.evaluate import LEAK
+from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL
+from adlib.study.metrics import CEILING, NETWORK, format_score, get_score
 
-GRID = np.linspace(0, 1, 101)
+WARNING = "#d55e00"
+BEST = "#1b1f24"
+BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+WIDTH = 0.36
+LEVELS = {"slice": "each slice", "subject": "each participant"}
 
 
-def plot_precision_recall(pooled: pd.DataFrame, metrics: pd.DataFrame, classes: tuple[str, ...], seed: int) -> Figure:
-    """Precision of each class against recall, with 95 % bands over participants; dotted: the share of the class.
+def plot_leak(metrics: pd.DataFrame, classes: tuple[str, ...], binary: str) -> Figure:
+    """Scores of the network with a split by participant and with a split by slice, at slice and participant level.
 
-    AP is the average precision.
+    What the leak adds is hatched. For a phantom a line marks the best possible classifier.
 
     Parameters
     ----------
-    pooled : DataFrame
-        Columns participant_id, truth and ``p_<class>``; one row per test participant.
     metrics : DataFrame
-        See `adlib.study.metrics.metrics_table`.
+        See `adlib.study.metrics.metrics_table`; of a study with the control ``slice_split``.
     classes : tuple of str
-    seed : int
-        Of the bootstrap.
+    binary : str
+        What `roc_auc_binary` tells apart, in words.
     """
-    y, p, groups = arrays(pooled, classes)
-    weights = scores.cluster_weights(groups, 300, seed)
-    figure, axes = plt.subplots(1, len(classes), figsize=(COLUMN_WIDTH, 2.4), sharey=True, squeeze=False)
-    for k, (axis, name) in enumerate(zip(axes[0], classes, strict=True)):
-        if not (y == k).any():
-            axis.set_title(f"{name} against the rest", size="x-small")
-            leave_panel(axis, f"none tested\nare {name}")
-            continue
-        curves = np.array([precision_at(y == k, p[:, k], w) for w in weights if w[y == k].sum()])
-        low, high = np.percentile(curves[1:], [2.5, 97.5], axis=0)
-        colour = class_palette(classes)[name]
-        axis.fill_between(GRID, low, high, color=colour, alpha=0.25, linewidth=0)
-        axis.plot(GRID, curves[0], color=colour)
-        axis.axhline(np.mean(y == k), color=NEUTRAL, linestyle=":", linewidth=1)
-        average = get_score(metrics, NETWORK, "average_precision", name)
-        axis.set_title(f"{name} against the rest\nAP {format_score(average)}", size="x-small")
-        axis.set(aspect="equal", xlabel="recall", ylabel="precision" if k == 0 else "", xlim=(0, 1), ylim=(0, 1.02))
+    figure, axes = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 3.5), sharey=True)
+    panels = (
+        ("balanced_accuracy", f"Balanced accuracy,\n{len(classes)} classes", 1 / len(classes)),
+        ("roc_auc_binary", f"ROC AUC,\n{binary}", 0.5),
+    )
+    best = [get_score(metrics, CEILING, metric) for metric, _, _ in panels]
+    for axis, (metric, title, chance), ceiling in zip(axes, panels, best, strict=True):
+        for place, level in enumerate(LEVELS):
+            honest, leaking = (get_score(metrics, run, metric, level=level) for run in (NETWORK, LEAK))
+            _pair(axis, place, honest, leaking)
+        axis.axhline(chance, color=NEUTRAL, linestyle=":")
+        if ceiling is not None:
+            axis.axhline(ceiling.point, color=BEST, linestyle="--", linewidth=1)
+        axis.set_xticks(range(len(LEVELS)), [f"score of\n{words}" for words in LEVELS.values()])
+        axis.set_axisbelow(True)
+        axis.set(title=title, ylim=(0, 1.12), yticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
+    _legend(figure, any(ceiling is not None for ceiling in best))
     return figure
 
 
-def precision_at(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Precision at each recall of `GRID`, of the strictest threshold that reaches it; not interpolated.
+def _pair(axis: Axes, place: int, honest: pd.Series, leaking: pd.Series) -> None:
+    """A bar for each of two scores, the second with what it has above the first hatched."""
+    left, right = place - WIDTH / 2 - 0.02, place + WIDTH / 2 + 0.02
+    for where, score, colour in ((left, honest, ACCENT), (right, leaking, WARNING)):
+        if np.isnan(score.point):
+            axis.text(where, 0.02, "undefined", ha="center", rotation=90, size="x-small", color=NEUTRAL)
+            continue
+        axis.bar(where, score.point, WIDTH, color=colour, alpha=0.35, edgecolor=colour)
+        axis.plot([where, where], [score.low, score.high], color=colour, linewidth=2)
+        axis.text(where, max(score.high, score.point) + 0.03, f"{score.point:.2f}", ha="center", size="small", bbox=BOX)
+    added = leaking.point - honest.point
+    if np.isnan(added):
+        return
+    if added > 0:
+        axis.bar(right, added, WIDTH, bottom=honest.point, color="none", edgecolor=WARNING, hatch="////")
+    axis.text(right, 0.02, f"{added:+.2f}", ha="center", size="small", weight="bold", bbox=BOX)
 
-    Parameters
-    ----------
-    positive : (n,) bool
-    score : (n,) float
-        Higher for the positive class.
-    weights : (n,) float
-        Sample weights.
 
-    Returns
-    -------
-    (101,) float64
-    """
-    precision, recall, _ = precision_recall_curve(positive, score, sample_weight=weights, drop_intermediate=False)
-    precision, recall = precision[:-1][::-1], recall[:-1][::-1]  # strict thresholds first; the made-up point left out
-    found = np.searchsorted(recall, np.maximum(GRID, 1e-6) - 1e-9)  # at recall 0 that of the first one found
-    return precision[np.minimum(found, len(recall) - 1)]
+def _legend(figure: Figure, with_best: bool) -> None:
+    handles = [
+        Patch(facecolor=ACCENT, alpha=0.35, label="split by participant"),
+        Patch(facecolor=WARNING, alpha=0.35, label="split by slice: same participants in training and test"),
+        Patch(facecolor="none", edgecolor=WARNING, hatch="////", label="difference due to leakage"),
+        Line2D([], [], color=NEUTRAL, linestyle=":", label="chance"),
+    ]
+    if with_best:
+        handles.append(Line2D([], [], color=BEST, linestyle="--", linewidth=1, label="best possible"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="x-small", frameon=False)
 
 
 def plot_conformal(
@@ -110,11 +122,8 @@ def plot_conformal(
         curve["nominal"], curve["coverage"], spread, fmt="o", color=ACCENT, capsize=2, markersize=4, label="measured"
     )
     measured = format_score(get_score(metrics, NETWORK, "coverage"))
-    left.set(
-        title=f"Coverage of the prediction sets\n(nominal {nominal:.0%}: {measured})",
-        xlabel="nominal",
-        ylabel="measured",
-    )
+    left.set_title(f"Coverage of the prediction sets\n(nominal {nominal:.0%}: {measured})")
+    left.set(xlabel="nominal", ylabel="measured")
     left.set(xlim=(0.45, 1), ylim=(0, 1.01), xticks=np.arange(0.5, 1.01, 0.1), yticks=np.arange(0, 1.01, 0.2))
     left.legend(fontsize="x-small", loc="lower right")
     for axis in (left.xaxis, left.yaxis):
@@ -125,7 +134,7 @@ def plot_conformal(
     return figure
 
 
-def _sizes(axis: plt.Axes, sizes: np.ndarray, truth: np.ndarray, classes: tuple[str, ...]) -> None:
+def _sizes(axis: Axes, sizes: np.ndarray, truth: np.ndarray, classes: tuple[str, ...]) -> None:
     left = np.zeros(len(classes))
     shades = plt.colormaps["Blues"](np.linspace(0.85, 0.15, len(classes)))
     for size, shade in zip(range(1, len(classes) + 1), shades, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import seaborn as sns
-from matplotlib.axes import Axes
 
 COLUMN_WIDTH = 6.3  # inches, the text width of an A4 page
 NEUTRAL = "#5f6368"
@@ -41,17 +40,3 @@ def class_palette(classes: tuple[str, ...]) -> dict[str, tuple[float, float, flo
         Each channel 0 to 1.
     """
     return dict(zip(classes, sns.color_palette("viridis_r", len(classes) + 1)[1:], strict=True))
-
-
-def leave_panel(axis: Axes, words: str) -> None:
-    """Write into an empty panel why nothing is drawn.
-
-    Parameters
-    ----------
-    axis : matplotlib Axes
-    words : str
-        The reason.
-    """
-    axis.set_xticks([])
-    axis.grid(False)
-    axis.text(0.5, 0.5, words, transform=axis.transAxes, ha="center", va="center", size="x-small", wrap=True)

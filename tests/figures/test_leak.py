@@ -3,7 +3,7 @@
 import pytest
 from matplotlib.colors import same_color
 
-from adlib.figures.plot_leak import ACCENT, BEST, WARNING, plot_leak
+from adlib.figures.plot_scrutiny import ACCENT, BEST, WARNING, plot_leak
 from adlib.study.metrics import metrics_table
 
 CLASSES = ("CN", "MCI", "AD")

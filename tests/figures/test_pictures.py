@@ -10,7 +10,6 @@ from matplotlib.testing.compare import compare_images
 from PIL import Image, ImageDraw
 
 from adlib.figures import plot_cohort as cohort
-from adlib.figures import plot_leak as leak
 from adlib.figures import plot_results as results
 from adlib.figures import plot_scrutiny as scrutiny
 from adlib.study.metrics import metrics_table
@@ -61,8 +60,8 @@ FIGURES = {
     "cohort": lambda: cohort.plot_cohort(people(), CLASSES),
     "confusion": lambda: results.plot_confusion(confusion(), CLASSES),
     "forest": lambda: results.plot_forest(metrics(), "balanced_accuracy", "Balanced accuracy", 0.25),
-    "leak": lambda: leak.plot_leak(metrics(), CLASSES, "AD against CN"),
-    "precision_recall": lambda: scrutiny.plot_precision_recall(people(), metrics(), CLASSES, 1),
+    "leak": lambda: scrutiny.plot_leak(metrics(), CLASSES, "AD against CN"),
+    "precision_recall": lambda: results.plot_precision_recall(people(), metrics(), CLASSES, 1),
     "reliability": lambda: results.plot_reliability(people(), people(120), metrics(), CLASSES, 1),
     "roc": lambda: results.plot_roc(people(), metrics(), CLASSES, 1),
 }

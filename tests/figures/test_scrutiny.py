@@ -85,22 +85,22 @@ def test_participants_of_real_cohorts_are_shown_only_where_params_say_so(study, 
 def test_precision_at_each_recall_is_that_of_the_definition():
     rng = np.random.default_rng(0)
     positive, score = rng.random(60) < 0.4, np.round(rng.random(60), 1)
-    found = scrutiny.precision_at(positive, score, np.ones(60))
-    for recall, value in zip(scrutiny.GRID[1:], found[1:], strict=True):
+    found = results.precision_at(positive, score, np.ones(60))
+    for recall, value in zip(results.GRID[1:], found[1:], strict=True):
         cut = next(c for c in np.unique(score)[::-1] if positive[score >= c].sum() >= recall * positive.sum() - 1e-9)
         assert value == pytest.approx(positive[score >= cut].mean(), abs=1e-12)
     assert found.mean() == pytest.approx(average_precision_score(positive, score), abs=0.02)
 
 
 def test_precision_recall_has_a_panel_for_each_class_with_its_share_of_participants():
-    figure = scrutiny.plot_precision_recall(POOLED, metrics("average_precision", label=CLASSES), CLASSES, 1)
+    figure = results.plot_precision_recall(POOLED, metrics("average_precision", label=CLASSES), CLASSES, 1)
     assert [axis.get_title().split()[0] for axis in figure.axes] == list(CLASSES)
     assert [axis.lines[1].get_ydata()[0] for axis in figure.axes] == [0.6, 0.2, 0.2]
 
 
 def test_a_class_that_nobody_tested_has_gets_a_panel_that_says_so():
     nobody = POOLED[POOLED["truth"] != "MCI"]
-    drawn = scrutiny.plot_precision_recall(nobody, metrics("average_precision", label=("CN", "AD")), CLASSES, 1)
+    drawn = results.plot_precision_recall(nobody, metrics("average_precision", label=("CN", "AD")), CLASSES, 1)
     for figure in (drawn, results.plot_roc(nobody, metrics("roc_auc", label=("CN", "AD")), CLASSES, 1)):
         assert [len(axis.collections) for axis in figure.axes] == [1, 0, 1]
         assert [text.get_text() for text in figure.axes[1].texts] == ["none tested\nare MCI"]

@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 from made_head import FAULTS, add_noise, made_head, random_affine, spoil
 
-from adlib.figures import plot_preprocessing as step_figures
-from adlib.figures import plot_quality as quality
+from adlib.figures import plot_preprocessing as quality
 from adlib.figures import theme
 from adlib.imaging import atlas
 from adlib.parallel.threads import one_thread
@@ -201,12 +200,12 @@ def test_steps_figure_shows_before_and_after(clean, noisy):
     turned = nib.Nifti1Image(noisy[0], noisy[1]).as_reoriented(
         nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt("PSR"))
     )
-    figure = step_figures.plot_steps(clean, turned)
+    figure = quality.plot_steps(clean, turned)
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[0] == "1 orientation: as stored, PSR" and titles[1] == "turned to RAS" and len(titles) == 12
     before, after = (figure.axes[k].images[0].get_array() for k in (0, 1))
     assert before.shape == after.shape and not np.allclose(before, after)
-    straight = step_figures.plot_steps(clean, nib.Nifti1Image(noisy[0], noisy[1])).axes[0].images[0].get_array()
+    straight = quality.plot_steps(clean, nib.Nifti1Image(noisy[0], noisy[1])).axes[0].images[0].get_array()
     np.testing.assert_allclose(straight, after, rtol=1e-5)
     counted = [sum(1000 * step.get_data().values.sum() for step in figure.axes[k].patches) for k in (10, 11)]
     pure = int((clean.tissues.max(axis=-1) > 0.8).sum())
@@ -217,7 +216,7 @@ def test_steps_figure_shows_even_bias(clean, noisy):
     x = atlas.coordinates(noisy[0].shape, noisy[1])[0]
     slope = np.exp(0.004 * (x - x.mean())).astype(np.float32)
     tilted = preprocess_image(nib.Nifti1Image(noisy[0] * slope, noisy[1]), PARAMS, "tilted")
-    figure = step_figures.plot_steps(tilted, nib.Nifti1Image(noisy[0] * slope, noisy[1]))
+    figure = quality.plot_steps(tilted, nib.Nifti1Image(noisy[0] * slope, noisy[1]))
     before, after = (axis.images[0].get_array() for axis in figure.axes[4:6])
     white = quality.strip(tilted.tissues[..., 1], tilted.affine) > 0.9
     spread = [picture[white].std() / picture[white].mean() for picture in (before, after)]
