@@ -9,7 +9,7 @@ OWN = default-src 'self' ws://127.0.0.1:* ws://localhost:* data: blob: 'unsafe-i
 CLOSED = "{'websocket_max_message_size': $(UPLOAD_BYTES), 'headers': {'Content-Security-Policy': \"$(OWN)\"}}"
 APP ?= notebooks/05_interactive_classifier.ipynb
 PYTEST ?=
-STRIP = --FileContentsManager.pre_save_hook=adlib.study.notebook_outputs.strip_outputs
+STRIP = --FileContentsManager.pre_save_hook=adlib.study.execution.strip_outputs
 
 .PHONY: help setup study smoke check test lint docs lab app clean
 

@@ -29,7 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
-from adlib.study import publication, reference
+from adlib.study import reference
 from adlib.study.lock import locked
 from adlib.study.params import StudyParams, dump_params, load_params
 from adlib.study.records import StudyError, clear_unfinished, clock, read_json, write_json, write_text
@@ -147,11 +147,10 @@ def run(params: StudyParams, steps: tuple[Step, ...], force: bool, console: Cons
             return AUDIT_STOP if getattr(error, "kind", "") == "AuditStop" else FAILED
         ran += 1
     if ran or not (params.folder / "provenance.json").exists():
-        write_json(
-            publication.provenance(params, ROOT, started=started, finished=_now()), params.folder / "provenance.json"
-        )
+        history = reference.provenance(params, ROOT, started=started, finished=_now())
+        write_json(history, params.folder / "provenance.json")
     if params.exec.publish and (params.folder / "figures" / "figures.tsv").is_file():
-        console.say(f"published {publication.publish(params, ROOT)} figures in figures/")
+        console.say(f"published {reference.publish(params, ROOT)} figures in figures/")
     done = _report(params, steps, console)
     console.say(f"{ran} of {len(steps)} steps ran in {clock(time.monotonic() - start)}; results: {params.folder}")
     return OK if done else FAILED

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from adlib.sources.dicom import MAX_FILES
 from adlib.sources.scanfile import PAIR_SUFFIXES, SUFFIXES
 from adlib.study.params import ClassifyParams
@@ -73,12 +71,22 @@ def sweep() -> list[Path]:
     removed = []
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         owner = re.match(rf"{PREFIX}(\d+)-", folder.name)
-        if owner is None or folder.is_symlink() or not folder.is_dir() or psutil.pid_exists(int(owner[1])):
+        if owner is None or folder.is_symlink() or not folder.is_dir() or _is_running(int(owner[1])):
             continue
-        if not hasattr(os, "getuid") or folder.lstat().st_uid == os.getuid():
+        if folder.lstat().st_uid == os.getuid():
             shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder)
     return removed
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # it is of another user
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def safe_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Execute one notebook with papermill in this very Python, and turn it into a page that needs no network."""
+"""Execute a notebook with papermill in this very Python, make it a page without network, and strip its outputs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import nbformat
 import papermill
 from jinja2 import DictLoader
 from jupyter_client import AsyncKernelManager
@@ -18,6 +18,7 @@ from jupyter_client.kernelspec import KernelSpec
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from papermill.exceptions import PapermillExecutionError
+from papermill.iorw import load_notebook_node
 
 from adlib.study.records import DASHBOARD, StudyError, write_text
 
@@ -152,7 +153,7 @@ def write_html(executed: Path) -> Path:
     path
         ``executed`` with the suffix ``.html``.
     """
-    content = nbformat.read(executed, as_version=4)
+    content = load_notebook_node(str(executed))
     content.metadata.pop("widgets", None)
     for cell in content.cells:
         for output in cell.get("outputs", []):
@@ -165,6 +166,26 @@ def write_html(executed: Path) -> Path:
     exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
     page, _ = exporter.from_notebook_node(content, {"metadata": {"name": executed.stem}})
     return write_text(page, executed.with_suffix(".html"))
+
+
+def strip_outputs(model: dict[str, Any], path: str, **_: Any) -> None:
+    """Remove outputs and execution counts from a notebook of ``notebooks/`` before it is written.
+
+    A pre-save hook of Jupyter Server: `FileContentsManager.pre_save_hook`. The open page keeps its outputs; the file
+    has none, so that no picture of a scan enters version control.
+
+    Parameters
+    ----------
+    model : dict
+        Contents model, changed in place.
+    path : str
+        Path of the file relative to the server's root.
+    """
+    if model["type"] != "notebook" or not path.strip("/").startswith("notebooks/"):
+        return
+    for cell in model["content"]["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"], cell["execution_count"] = [], None
 
 
 def _kernel_class(root: Path, runtime: Path) -> type[AsyncKernelManager]:
@@ -206,7 +227,7 @@ def _failure(error: PapermillExecutionError, notebook: Path, executed: Path) -> 
 
 
 def _death(notebook: Path, executed: Path) -> str:
-    cells = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"]
+    cells = [cell for cell in load_notebook_node(str(executed)).cells if cell.cell_type == "code"]
     begun = [cell for cell in cells if cell.metadata.get("papermill", {}).get("status") != "pending"]
     where = f"in cell In [{len(begun)}]: {_first_line(begun[-1].source)}" if begun else "at its start"
     return (

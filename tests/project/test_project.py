@@ -13,8 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
-from adlib.study.params import StudyParams, load_params
-from adlib.study.params_table import params_page
+from adlib.study.params import StudyParams, load_params, params_page
 from adlib.study.steps import STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -135,4 +134,4 @@ def test_notebook_hygiene(path):
 
 def test_parameters_page_is_up_to_date():
     page = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
-    assert page == params_page(), "write it again: python -m adlib.study.params_table > docs/parameters.md"
+    assert page == params_page(), "write it again: python -m adlib.study.params > docs/parameters.md"

@@ -13,7 +13,7 @@ import pytest
 from throwaway import CELLS, run, start, write_notebook
 
 import run_all
-from adlib.study.execution import write_html
+from adlib.study.execution import strip_outputs, write_html
 
 RESULTS = ("manifest.tsv", "features.tsv", "metrics.json", "figures/01_cohort.png", "figures/03_scores.png")
 
@@ -244,3 +244,11 @@ def test_of_a_progress_bar_the_page_shows_only_the_end(tmp_path):
     page = write_html(tmp_path / "x.ipynb").read_text()
     assert "work 3 of 3" in page
     assert "work 2 of 3" not in page
+
+
+@pytest.mark.parametrize(("path", "kept"), [("notebooks/01_data_audit.ipynb", False), ("outputs/mine.ipynb", True)])
+def test_outputs_are_stripped_from_the_notebooks_of_the_study(path, kept):
+    cells = [{"cell_type": "code", "outputs": ["picture"], "execution_count": 3}, {"cell_type": "markdown"}]
+    strip_outputs({"type": "notebook", "content": {"cells": cells}}, path)
+    assert (cells[0]["outputs"], cells[0]["execution_count"]) == ((["picture"], 3) if kept else ([], None))
+    assert cells[1] == {"cell_type": "markdown"}
