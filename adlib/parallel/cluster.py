@@ -227,10 +227,10 @@ def difference_from_here(pool: Pool) -> Iterator[Callable[[], str] | None]:
     if not pool.elsewhere:
         yield None
         return
-    pool.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=".seen-", dir=pool.folder.resolve()) as file:
+    pool.outputs.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=".seen-", dir=pool.outputs.resolve()) as file:
         marker = file.name
-        shared = {pool.folder.resolve(): Path(marker), Path.cwd(): Path.cwd()}
+        shared = {pool.outputs.resolve(): Path(marker), Path.cwd(): Path.cwd()}
         data = pool.data.absolute() if pool.data is not None and pool.data.is_dir() else None
         if data and (some := next(data.iterdir(), None)):
             shared[data] = some
@@ -281,7 +281,7 @@ def _start(pool: Pool, size: int) -> Any:
     } | {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in ENVIRONMENT.items()}
     with dask.config.set(settings):
         if pool.jobqueue.kind:
-            return _submit_jobs(pool.jobqueue, pool.folder)
+            return _submit_jobs(pool.jobqueue, pool.outputs)
         if getattr(current_process(), "_inheriting", False):  # a worker that imports the script that started it
             raise StudyError(UNGUARDED)
         try:

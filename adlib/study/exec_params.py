@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -32,57 +31,6 @@ class JobQueueParams(Section):
     )
 
 
-_NO_JOBS = JobQueueParams()
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Which processes do per-scan work, and what they may take; made by `params.StudyParams.pool`.
-
-    Attributes
-    ----------
-    workers : int
-        Processes of this computer; 0 takes every core, 1 works in this very process where no limit is set.
-    scheduler : str
-        Address of a Dask scheduler that is to be used instead; empty where there is none.
-    jobqueue : JobQueueParams
-        Workers as jobs of a batch system instead, where its kind is not empty.
-    scan_timeout_s : float
-        A scan that takes longer is lost; 0 sets no limit.
-    memory_mb : int
-        A worker that grows larger is ended; 0 sets no limit.
-    retries : int
-        How often a scan is tried again that a worker died of.
-    folder : path
-        Folder of the outputs, which the workers of other computers must see too.
-    data : path or None
-        Folder of the images, likewise.
-    """
-
-    workers: int = 0
-    scheduler: str = ""
-    jobqueue: JobQueueParams = _NO_JOBS
-    scan_timeout_s: float = 0
-    memory_mb: int = 0
-    retries: int = 2
-    folder: Path = Path()
-    data: Path | None = None
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether the workers are not processes of this computer."""
-        return bool(self.scheduler or self.jobqueue.kind)
-
-    @property
-    def limited(self) -> bool:
-        """Whether a scan may be ended, so that it cannot be done in this process."""
-        return bool(self.scan_timeout_s or self.memory_mb)
-
-
-EVERY_CORE = Pool()
-HERE = Pool(workers=1)
-
-
 class ExecParams(Section):
     """Where and how fast it runs; never changes a result and is no part of any key."""
 
@@ -92,7 +40,7 @@ class ExecParams(Section):
         "",
         description="Address of a running Dask scheduler, tcp://host:port or tls://host:port; empty for this computer.",
     )
-    jobqueue: JobQueueParams = Field(_NO_JOBS, description="Workers as jobs of a batch system.")
+    jobqueue: JobQueueParams = Field(JobQueueParams(), description="Workers as jobs of a batch system.")
     scan_timeout_s: int = Field(0, ge=0, description="Timeout per scan, seconds; 0 disables it.")
     memory_mb: int = Field(0, ge=0, description="Memory limit per worker, MiB; 0 disables it.")
     retries: int = Field(2, ge=0, description="Retries after a worker process dies on a scan.")
@@ -126,3 +74,29 @@ class ExecParams(Section):
                 "or start `dask worker` with --memory-limit"
             )
         return self
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the workers are not processes of this computer."""
+        return bool(self.scheduler or self.jobqueue.kind)
+
+    @property
+    def limited(self) -> bool:
+        """Whether a scan may be ended, so that it cannot be done in this process."""
+        return bool(self.scan_timeout_s or self.memory_mb)
+
+
+class Pool(ExecParams):
+    """Which processes do per-scan work, and what they may take; made by `params.StudyParams.pool`.
+
+    Attributes
+    ----------
+    data : path or None
+        Folder of the images, which the workers of other computers must see too.
+    """
+
+    data: Path | None = None
+
+
+EVERY_CORE = Pool()
+HERE = Pool(workers=1)

@@ -274,10 +274,8 @@ class StudyParams(Section):
 
     @property
     def pool(self) -> Pool:
-        """The processes that do per-scan work, for `compute.map_scans`."""
-        where = ("workers", "scheduler", "jobqueue", "scan_timeout_s", "memory_mb", "retries")
-        data = getattr(self.source, "root", None)
-        return Pool(**{name: getattr(self.exec, name) for name in where}, folder=self.exec.outputs, data=data)
+        """The processes that do per-scan work, for `parallel.mapping.map_scans`."""
+        return Pool(**dict(self.exec), data=getattr(self.source, "root", None))
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyParams:
@@ -411,21 +409,11 @@ def dump_params(params: StudyParams) -> str:
     return yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False)
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Yaml without aliases, which could hold themselves or unfold to any size."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(
-                None, None, f"an alias (*{event.anchor}) stands for other content; write it out", event.start_mark
-            )
-        return super().compose_node(parent, index)
-
-
 def _from_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _PlainLoader)  # noqa: S506
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise StudyError(f"{where} has an alias (*name); write out what it stands for")
+        return yaml.safe_load(text)
     except RecursionError:
         raise StudyError(f"{where} is not readable yaml: it is nested too deep") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -442,23 +430,16 @@ def _set(content: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _fault(item: ErrorDetails) -> str:
-    location = [str(part) for part in item["loc"] if str(part) not in KINDS]
-    name = ".".join(location) or "the study"
+    location = [str(part) for part in item["loc"]]
+    name = ".".join(part for part in location if part not in KINDS) or "the study"
     if item["type"] != "extra_forbidden":
         return f"{name}: {item['msg']} (got {item['input']!r:.80})"
-    known = _keys_beside(location[:-1], item["loc"])
-    close = difflib.get_close_matches(location[-1], known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-    return f"{name}: unknown key; {hint}"
-
-
-def _keys_beside(parents: list[str], loc: tuple[Any, ...]) -> list[str]:
     model: Any = StudyParams
-    for parent in parents:
-        model = model.model_fields[parent].annotation
-        if not isinstance(model, type):
-            model = next(KINDS[part] for part in loc if part in KINDS)
-    return list(model.model_fields)
+    for part in location[:-1]:
+        model = KINDS.get(part) or model.model_fields[part].annotation
+    close = difflib.get_close_matches(location[-1], model.model_fields, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"expected one of: {', '.join(model.model_fields)}"
+    return f"{name}: unknown key; {hint}"
 
 
 def params_page() -> str:

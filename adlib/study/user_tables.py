@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import difflib
+import io
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -16,24 +17,12 @@ import pandas as pd
 from adlib.study.records import StudyError
 
 MAX_BYTES = 128 * 2**20
-_MAX_CELL = 64 * 2**10  # characters
 SEPARATORS = (",", ";", "\t", "|")
 MISSING = frozenset(("", ".", "n/a", "na", "nan", "null", "#n/a", "<na>"))
 
-_BOMS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 _PROBED_RECORDS = 20
-_BREAK = re.compile(r"\r\n|\r|\n")
-_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+[.,]?[0-9]*|[.,][0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
-
-csv.field_size_limit(MAX_BYTES)  # a cell too long is then refused below, where its column is known
 
 
 def read_user_table(path: Path | str, *, required: Iterable[str] = ()) -> pd.DataFrame:
@@ -45,7 +34,7 @@ def read_user_table(path: Path | str, *, required: Iterable[str] = ()) -> pd.Dat
     Parameters
     ----------
     path : path
-        Text in UTF-8, UTF-16 or UTF-32 with a byte order mark, or Windows-1252 (which holds Latin-1's letters).
+        Text in UTF-8, UTF-16 with a byte order mark, or Windows-1252 (which holds Latin-1's letters).
     required : iterable of str
         Columns that must be there; a column that differs in case, blanks or underscores only is renamed to these.
 
@@ -176,17 +165,17 @@ def safe_path(root: Path | str, text: str, path: Path | str, line: int) -> Path:
         If the path leaves `root`, has ``..``, a NUL or a drive letter, or cannot be followed.
     """
     name = text.replace("\\", "/")
-    said = f"{path}, line {line}: the path {text!r:.200}"
+    place = f"{path}, line {line}: the path {text!r:.200}"
     if "\0" in name or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
-        raise StudyError(f"{said} holds '..', a drive letter or a NUL; give a path under {root}")
+        raise StudyError(f"{place} holds '..', a drive letter or a NUL; give a path under {root}")
     try:
         whole = Path(root).resolve()
-        found = (whole / name).resolve()
+        resolved = (whole / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise StudyError(f"{said} cannot be followed ({error}); give a path under {root}") from None
-    if not found.is_relative_to(whole):
-        raise StudyError(f"{said} lies outside {root}; give a path under it")
-    return found
+        raise StudyError(f"{place} cannot be followed ({error}); give a path under {root}") from None
+    if not resolved.is_relative_to(whole):
+        raise StudyError(f"{place} lies outside {root}; give a path under it")
+    return resolved
 
 
 def _parse(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
@@ -200,9 +189,16 @@ def _parse(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
 
 
 def _text(path: Path) -> str:
-    text = _decoded(_content(path), path)
+    try:
+        if not path.is_file():
+            raise StudyError(f"{path} is not a file; give a csv or tsv table")
+        if path.stat().st_size > MAX_BYTES:
+            raise StudyError(f"{path} has more than {MAX_BYTES // 2**20} MiB; cut the table")
+        text = _decoded(path.read_bytes(), path)
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read ({error.strerror}); give a readable csv or tsv table") from None
     if odd := _CONTROL.search(text):
-        line = len(_BREAK.findall(text, 0, odd.start())) + 1
+        line = len(f"{text[: odd.start()]}.".splitlines())
         raise StudyError(
             f"{path}, line {line}: the character {odd[0]!r} does not belong in a table, so this is a binary file or "
             "UTF-16 without a byte order mark; save it as csv in UTF-8"
@@ -210,24 +206,12 @@ def _text(path: Path) -> str:
     return text
 
 
-def _content(path: Path) -> bytes:
-    try:
-        if not path.is_file():
-            raise StudyError(f"{path} is not a file; give a csv or tsv table")
-        size = path.stat().st_size
-        if size <= MAX_BYTES:
-            return path.read_bytes()
-    except OSError as error:
-        raise StudyError(f"{path} cannot be read ({error.strerror}); give a readable csv or tsv table") from None
-    raise StudyError(f"{path} has {size / 2**20:.0f} MiB, at most {MAX_BYTES // 2**20} are read; cut the table")
-
-
 def _decoded(content: bytes, path: Path) -> str:
-    marked = next((encoding for mark, encoding in _BOMS if content.startswith(mark)), None)
-    for encoding in (marked,) if marked else ("utf-8", "cp1252"):
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding in ("utf-16",) if marked else ("utf-8-sig", "cp1252"):
         with suppress(UnicodeDecodeError):
             return content.decode(encoding)
-    raise StudyError(f"{path} is not text in {marked or 'UTF-8 or Latin-1'}; save it as csv in UTF-8")
+    raise StudyError(f"{path} is not text in {'UTF-16' if marked else 'UTF-8 or Latin-1'}; save it as csv in UTF-8")
 
 
 def _separator(text: str, path: Path) -> str:
@@ -247,7 +231,7 @@ def _separator(text: str, path: Path) -> str:
 
 def _records(text: str, separator: str, path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line on which it begins, and cells, of each record that is no blank line."""
-    reader = csv.reader((found[0] for found in _LINE.finditer(text)), delimiter=separator, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     line = 1
     try:
         for cells in reader:
@@ -261,7 +245,6 @@ def _records(text: str, separator: str, path: Path) -> Iterator[tuple[int, list[
 
 def _names(cells: list[str], line: int, path: Path) -> list[str]:
     names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, 1)]
-    _check_lengths(cells, [f"column {number}" for number in range(1, len(cells) + 1)], line, path)
     for number, name in enumerate(names):
         if name in names[:number]:
             raise StudyError(
@@ -273,25 +256,12 @@ def _names(cells: list[str], line: int, path: Path) -> list[str]:
 
 def _fitted(cells: list[str], names: list[str], line: int, path: Path) -> list[str]:
     """The cells, as many as there are columns; empty ones too many are let go."""
-    _check_lengths(cells, names, line, path)
     if len(cells) < len(names) or any(map(str.strip, cells[len(names) :])):
         raise StudyError(
             f"{path}, line {line}: {len(cells)} cells where the header has {len(names)} columns; "
             "is the separator the same as in the header, and is every cell that holds it in quotes?"
         )
     return cells[: len(names)]
-
-
-def _check_lengths(cells: list[str], names: list[str], line: int, path: Path) -> None:
-    if sum(map(len, cells)) <= _MAX_CELL:
-        return
-    for number, cell in enumerate(cells):
-        if len(cell) > _MAX_CELL:
-            name = names[number] if number < len(names) else f"column {number + 1}"
-            raise StudyError(
-                f"{path}, line {line}, column {name!r:.80}: a cell of {len(cell)} characters, at most {_MAX_CELL} are "
-                "read; is a quote missing?"
-            )
 
 
 def _value(cell: str) -> str | None:

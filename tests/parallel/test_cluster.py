@@ -69,14 +69,14 @@ def _patience(monkeypatch):
 def test_scheduler_never_changes_a_result(elsewhere, tmp_path):
     alone = map_scans(matrix_product, range(6), pool=HERE, label="products")
     there = map_scans(
-        matrix_product, range(6), pool=Pool(scheduler=elsewhere.address, folder=tmp_path), label="products"
+        matrix_product, range(6), pool=Pool(scheduler=elsewhere.address, outputs=tmp_path), label="products"
     )
     assert all(np.array_equal(*pair) for pair in zip(alone, there, strict=True))
     assert not list(tmp_path.iterdir())
 
 
 def test_faults_elsewhere_cost_the_item_at_fault(elsewhere, tmp_path):
-    pool = Pool(scheduler=elsewhere.address, scan_timeout_s=8, retries=1, folder=tmp_path / "study")
+    pool = Pool(scheduler=elsewhere.address, scan_timeout_s=8, retries=1, outputs=tmp_path / "study")
     items = [(index, tmp_path) for index in range(10)]
     assert map_scans(die_once, items, pool=pool, label="reading") == list(range(10))
     found = map_scans(hang_on_one, range(4), pool=pool, label="reading", lost=lost)
@@ -94,7 +94,7 @@ def test_workers_with_other_code_are_refused(tmp_path):
             module.write("CHANGED = True\n")
         place.work(code=tmp_path / "other")
         with pytest.raises(StudyError, match=r"worker tcp://.* has adlib code .*, this process has .*installation"):
-            map_scans(double, range(4), pool=Pool(scheduler=place.address, folder=tmp_path), label="doubling")
+            map_scans(double, range(4), pool=Pool(scheduler=place.address, outputs=tmp_path), label="doubling")
     finally:
         place.end()
 
@@ -108,7 +108,7 @@ def test_workers_without_the_shared_disk_are_refused(tmp_path):
     place = Elsewhere(tmp_path)
     try:
         place.work(inside=empty)
-        pool = Pool(scheduler=place.address, folder=tmp_path / "study", data=data)
+        pool = Pool(scheduler=place.address, outputs=tmp_path / "study", data=data)
         with pytest.raises(StudyError, match=rf"worker tcp://.* does not see {data} as this process does; put study"):
             map_scans(double, range(4), pool=pool, label="doubling")
     finally:
@@ -119,7 +119,7 @@ def test_cluster_that_disappears_ends_the_map(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster_module, "CONNECT_SECONDS", 2)
     monkeypatch.setattr(cluster_module, "PATIENCE_SECONDS", 2)
     place = Elsewhere(tmp_path)
-    pool = Pool(scheduler=place.address, folder=tmp_path)
+    pool = Pool(scheduler=place.address, outputs=tmp_path)
     try:
         with pytest.raises(StudyError, match=r"doubling: the workers of tcp://.* are gone \(no worker for 2 seconds\)"):
             map_scans(double, range(4), pool=pool, label="doubling")
@@ -167,7 +167,7 @@ def test_batch_jobs_work_and_are_cancelled(tmp_path, monkeypatch):
         kind="slurm", queue="short", cores=2, memory="4GB", interface="lo", directives=("--account=lab",)
     )
     try:
-        assert map_scans(double, range(40), pool=Pool(jobqueue=jobs, folder=tmp_path), label="doubling") == list(
+        assert map_scans(double, range(40), pool=Pool(jobqueue=jobs, outputs=tmp_path), label="doubling") == list(
             range(0, 80, 2)
         )
     finally:

@@ -50,7 +50,7 @@ def test_the_choice_of_workers_is_handed_on_whole():
         "exec.outputs=here",
     )
     pool = load_params("params/phantom.yaml", settings).pool
-    assert pool == Pool(workers=3, scan_timeout_s=60, memory_mb=2000, retries=0, folder=Path("here"))
+    assert pool == Pool(workers=3, scan_timeout_s=60, memory_mb=2000, retries=0, outputs=Path("here"), publish=True)
     pool = load_params("params/phantom.yaml", ("exec.scheduler=tls://head-1.lab:8786",)).pool
     assert pool.scheduler == "tls://head-1.lab:8786" and pool.elsewhere
     assert load_params("params/phantom.yaml", ("exec.jobqueue.kind=pbs",)).pool.elsewhere
@@ -112,7 +112,7 @@ def test_every_fault_is_named_at_once():
     [
         ("study: &a [*a]\n", "alias"),
         ("a: &a [x, x]\nb: &b [*a, *a]\n", "alias"),
-        ("[" * 5000, "nested too deep"),
+        ("[" * 5000 + "]" * 5000, "nested too deep"),
         ("study: 2020-13-45\n", "month"),
         ("study: 0x_\n", "invalid literal"),
         ("2020-01-02: x\n", "key that is not a word"),

@@ -25,7 +25,6 @@ MARKS = {
     "utf-8-sig": b"",
     "utf-16-le": codecs.BOM_UTF16_LE,
     "utf-16-be": codecs.BOM_UTF16_BE,
-    "utf-32-le": codecs.BOM_UTF32_LE,
 }
 
 
@@ -144,11 +143,10 @@ FAULTS = [
     (b"a,b\n1,2\n3,\x004\n", r"line 3: the character '\\x00'"),
     (b"PK\x03\x04\n", r"line 1: the character"),
     ("a,b\n1,2\n".encode("utf-16-le"), r"line 1: .*UTF-16 without"),
-    (codecs.BOM_UTF16_LE + b"a", "not text in utf-16"),
+    (codecs.BOM_UTF16_LE + b"a", "not text in UTF-16"),
     (b"a,b\n1,\x81\n", "not text in UTF-8"),
     (b"Age,b,Age\n1,2,3\n", r"line 1: columns 1 and 3 are both called 'Age'"),
-    (b"a,b\n1,2\n3," + b"x" * 10_000_000 + b"\n", r"line 3, column 'b': a cell of 10000000 characters, at most 65536"),
-    (b"a," + b"x" * 70_000 + b"\n1,2\n", r"line 1, column 'column 2': a cell of 70000"),
+    (b"a,b\n1,2\n3," + b"x" * 200_000 + b"\n", r"line 3: field larger than field limit"),
 ]
 
 
@@ -168,7 +166,7 @@ def test_missing_or_too_large_files_are_refused(tmp_path, monkeypatch):
             read_user_table(path)
     monkeypatch.setattr(tables, "MAX_BYTES", 10)
     (tmp_path / "t.csv").write_text("a,b\n1,2\n3,4\n")
-    with pytest.raises(StudyError, match="at most"):
+    with pytest.raises(StudyError, match="has more than"):
         read_user_table(tmp_path / "t.csv")
 
 
