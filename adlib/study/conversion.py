@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -66,20 +67,15 @@ def converted(target: Path, record: Path, key: str, convert: Callable[[], Any]) 
     object
         Return value of `convert`, after JSON.
     """
-    stored = _stored(record)
-    if stored is not None and stored == _entry(key, target, stored.get("result")):
-        return stored["result"]
-    _remove(target)
+    with suppress(StudyError, KeyError, TypeError):  # no record yet, or a damaged one
+        stored = read_json(record)
+        if stored == _entry(key, target, stored["result"]):
+            return stored["result"]
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.unlink(missing_ok=True)
     write_json(_entry(key, target, convert()), record)
     return read_json(record)["result"]
-
-
-def _stored(record: Path) -> dict[str, Any] | None:
-    try:
-        stored = read_json(record)
-    except StudyError:
-        return None
-    return stored if isinstance(stored, dict) else None
 
 
 def _entry(key: str, target: Path, result: Any) -> dict[str, Any]:
@@ -92,10 +88,3 @@ def _content(target: Path) -> str | None:
         files = sorted(path for path in target.rglob("*") if path.is_file())
         return digest([(path.relative_to(target).as_posix(), file_digest(path)) for path in files])
     return file_digest(target) if target.is_file() else None
-
-
-def _remove(target: Path) -> None:
-    if target.is_dir():
-        shutil.rmtree(target)
-    else:
-        target.unlink(missing_ok=True)

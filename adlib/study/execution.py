@@ -23,7 +23,6 @@ from papermill.iorw import load_notebook_node
 from adlib.study.records import DASHBOARD, StudyError, write_text
 
 logging.getLogger("papermill").addHandler(logging.NullHandler())  # failures are told by NotebookFailure
-_PARAMETER = "params_file"
 _PLAIN_ERRORS = ("StudyError", "AuditStop")  # raised in a notebook, they are shown without a traceback
 _OFFLINE_TEMPLATE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_requirejs %}{% endblock %}
@@ -60,7 +59,7 @@ class LastLine:
         Called with the line that has the address of a dashboard, as soon as there is one.
     """
 
-    def __init__(self, tell: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, tell: Callable[[str], None]) -> None:
         self.text, self.tell = "", tell
 
     def write(self, text: str) -> int:
@@ -110,8 +109,8 @@ def execute(notebook: Path, executed: Path, params_file: Path, root: Path, progr
     StudyError
         If the notebook does not take ``params_file``.
     """
-    if _PARAMETER not in papermill.inspect_notebook(str(notebook)):
-        raise StudyError(f"{notebook} has no cell tagged 'parameters' that sets {_PARAMETER}; add one")
+    if "params_file" not in papermill.inspect_notebook(str(notebook)):
+        raise StudyError(f"{notebook} has no cell tagged 'parameters' that sets params_file; add one")
     executed.parent.mkdir(parents=True, exist_ok=True)
     executed.with_suffix(".html").unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="adlib-", ignore_cleanup_errors=True) as runtime:
@@ -119,7 +118,7 @@ def execute(notebook: Path, executed: Path, params_file: Path, root: Path, progr
             papermill.execute_notebook(
                 str(notebook),
                 str(executed),
-                parameters={_PARAMETER: str(params_file)},
+                parameters={"params_file": str(params_file)},
                 kernel_name="python3",
                 cwd=str(root),
                 progress_bar=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +27,8 @@ _TITLES = {SOURCE: "the images", WEIGHTS: "the file of train.weights"}
 _TRUTH = "source/truth/truth.tsv"  # only simulated cohorts have one
 _SLICES = ("input.plane", "input.positions_mm", "input.channel_spacing_mm", "input.size")  # how they are cut
 _DERIVATIVES = "derivatives"  # studies of 2-D slices have none
+_SLICE_FILES = ("slices.npy", "slices.tsv")
+_TRAINED = ("splits.tsv", "predictions.parquet", "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -77,48 +78,28 @@ STEPS = (
         "02_preprocessing",
         ("classes", "seed", "source.kind", "preprocess", "derivatives", *_SLICES),
         ("manifest.tsv", SOURCE),
-        ("features.tsv", "slices.npy", "slices.tsv"),
+        ("features.tsv", *_SLICE_FILES),
         (_DERIVATIVES,),
         LOST,
     ),
     Step(
         "03_training_resnet50",
         ("classes", "seed", "preprocess", "input", "splits", "train"),
-        ("manifest.tsv", "features.tsv", _DERIVATIVES, "slices.npy", "slices.tsv", WEIGHTS),
-        ("splits.tsv", "predictions.parquet", "model.safetensors", "training/record.json"),
+        ("manifest.tsv", "features.tsv", _DERIVATIVES, *_SLICE_FILES, WEIGHTS),
+        (*_TRAINED, "training/record.json"),
         ("network.py",),
     ),
     Step(
         "04_evaluation",
         ("classes", "seed", "input.pooling", "train.controls", "evaluate"),
-        (
-            "manifest.tsv",
-            "audit.tsv",
-            "features.tsv",
-            _DERIVATIVES,
-            "slices.npy",
-            "slices.tsv",
-            "splits.tsv",
-            "predictions.parquet",
-            "model.safetensors",
-            _TRUTH,
-        ),
+        ("manifest.tsv", "audit.tsv", "features.tsv", _DERIVATIVES, *_SLICE_FILES, *_TRAINED, _TRUTH),
         ("metrics.json", "baselines.parquet", "attribution.npz", "attribution/sanity.json"),
         ("attribution",),
     ),
     Step(
         "05_interactive_classifier",
         ("classes", "source.kind", "input", "evaluate.coverage", "classify"),
-        (
-            "manifest.tsv",
-            "features.tsv",
-            "slices.npy",
-            "slices.tsv",
-            "splits.tsv",
-            "predictions.parquet",
-            "model.safetensors",
-            "metrics.json",
-        ),
+        ("manifest.tsv", "features.tsv", *_SLICE_FILES, *_TRAINED, "metrics.json"),
         (),
         ("examples.npz",),
     ),
@@ -176,12 +157,10 @@ class StepState:
             return "never run"
         if "finished" not in record:
             return "the last run did not finish"
-        changes = _changes(record["key"], self.key()) + _damage(record["outputs"], self.outputs()) + self._left()
+        changes = _changes(record["key"], self.key()) + _damage(record["outputs"], self.outputs())
+        if self.step.leaves and (self.params.folder / self.step.leaves).is_file():
+            changes.append("scans that were lost are tried again")
         return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "") or None
-
-    def _left(self) -> list[str]:
-        path = self.params.folder / self.step.leaves
-        return ["scans that were lost are tried again"] if self.step.leaves and path.is_file() else []
 
     def missing_inputs(self) -> list[str]:
         """Files that an earlier step must write before this one can run."""
@@ -192,7 +171,12 @@ class StepState:
         """Forget the last results: mark the record as unfinished and drop the step's figures."""
         seconds = (self.record() or {}).get("seconds")
         write_json({"step": self.step.name, "seconds": seconds}, self.record_path)
-        self._drop_figures()
+        folder, prefix = self.params.folder / "figures", f"{self.step.number}_"
+        for path in folder.glob(f"{prefix}*"):
+            path.unlink()
+        if (folder / "figures.tsv").is_file():
+            table = read_table(folder / "figures.tsv", FIGURES)
+            write_table(table[~table["name"].str.startswith(prefix)], folder / "figures.tsv", FIGURES)
 
     def finish(self, key: dict[str, dict[str, Any]], seconds: float) -> None:
         """Record the key of a run and the digests of its outputs.
@@ -233,11 +217,9 @@ class StepState:
         figures = sorted((folder / "figures").glob(f"{self.step.number}_*"))
         names = [*self.step.writes, *self.step.may_write, *(f"figures/{path.name}" for path in figures)]
         digests = {name: path_digest(folder / name) for name in names}
-        executed = {name: "present" for name in self._executed() if (folder / name).exists()}
-        return {name: value for name, value in digests.items() if value is not None} | executed
-
-    def _executed(self) -> Iterable[str]:
-        return (f"notebooks/{self.step.name}.{suffix}" for suffix in ("ipynb", "html"))
+        executed = [f"notebooks/{self.step.name}.{suffix}" for suffix in ("ipynb", "html")]
+        present = {name: "present" for name in executed if (folder / name).exists()}
+        return {name: value for name, value in digests.items() if value is not None} | present
 
     def _reads(self) -> list[str]:
         """What the step reads in this study; the step that makes the images does not read them."""
@@ -253,48 +235,26 @@ class StepState:
             return self.params.folder / name
         return Path(getattr(self.params.source, "root", self.params.folder / "source"))
 
-    def _drop_figures(self) -> None:
-        folder = self.params.folder / "figures"
-        for path in folder.glob(f"{self.step.number}_*"):
-            path.unlink()
-        register = folder / "figures.tsv"
-        if register.is_file():
-            table = read_table(register, FIGURES)
-            write_table(table[~table["name"].str.startswith(f"{self.step.number}_")], register, FIGURES)
-
 
 def _sections(params: StudyParams, names: tuple[str, ...]) -> dict[str, Any]:
-    content = params.model_dump(mode="json")
-    values: dict[str, Any] = {}
-    for name in names:
-        part: Any = content
-        for key in name.split("."):
-            part = part[key]
-        values |= flat(part, name)
-    return values
+    values = flat(params.model_dump(mode="json"))
+    return {key: value for name in names for key, value in values.items() if f"{key}.".startswith(f"{name}.")}
 
 
 def _changes(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
-    words = []
-    for kind, name, old, new in _differences(before, now):
-        if kind == "params":
-            words.append(f"params {name} changed from {old} to {new}")
-        elif kind == "packages":
-            words.append(f"{name} changed from {old} to {new}")
-        elif kind == "code":
-            words.append(f"code of {name} changed" if old and new else f"code of {name} is {'new' if new else 'gone'}")
-        else:
-            words.append(f"{_TITLES.get(name, name)} changed")
-    return words
-
-
-def _differences(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[tuple[str, str, Any, Any]]:
-    return [
-        (kind, name, before.get(kind, {}).get(name), now[kind].get(name))
-        for kind in now
-        for name in sorted(before.get(kind, {}) | now[kind])
-        if before.get(kind, {}).get(name) != now[kind].get(name)
-    ]
+    changes = []
+    for kind in now:
+        for name in sorted(before.get(kind, {}) | now[kind]):
+            old, new = before.get(kind, {}).get(name), now[kind].get(name)
+            if old == new:
+                continue
+            if kind in ("params", "packages"):
+                changes.append(f"{'params ' * (kind == 'params')}{name} changed from {old} to {new}")
+            elif kind == "code" and not (old and new):
+                changes.append(f"code of {name} is {'new' if new else 'gone'}")
+            else:
+                changes.append(f"{'code of ' * (kind == 'code')}{_TITLES.get(name, name)} changed")
+    return changes
 
 
 def _damage(recorded: dict[str, str], present: dict[str, str]) -> list[str]:
