@@ -220,11 +220,9 @@ def _run_step(state: StepState, title: str, reason: str, console: Console) -> No
             f"{state.step.name} reads {', '.join(missing)} in {state.params.folder}, not there yet; "
             "run the earlier steps first (leave out --from and --only)"
         )
-    from adlib.preprocess import disk_space as disk
-    from adlib.study import execution  # take seconds to import, which a run that skips all steps need not spend
+    from adlib.study import execution  # takes seconds to import, which a run that skips all steps need not spend
 
-    disk.require_room(state.params, [*state.step.writes, *state.step.may_write])
-
+    state.require_room()
     folder, expected, progress = state.params.folder, _expected(state), execution.LastLine(console.say)
     console.say(f"{title}  runs: {reason} ({f'about {clock(expected)}' if expected else 'first time'})")
     start, key = time.monotonic(), state.key()

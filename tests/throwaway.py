@@ -83,7 +83,6 @@ MODULES = {
     "__init__": "",
     "deep": "def scale(value):\n    return value\n",
     "science": SCIENCE,
-    "preprocess/disk_space": "def require_room(params, writes):\n    pass\n",
     "training/recipe": """def training_record(folder):
     return {}
 

@@ -14,6 +14,7 @@ from scipy import ndimage
 from adlib.study.records import StudyError
 
 NORMAL_AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
+_APART_MM = 1.0  # two affines of one header that lie closer than this at every corner are the same but for rounding
 _SLAB = 32  # planes that are sampled at a time, so that only what they need of a large volume is copied
 _INTERPOLATORS = {"nearest": sitk.sitkNearestNeighbor, "linear": sitk.sitkLinear, "cubic": sitk.sitkBSplineResampler}
 
@@ -35,6 +36,59 @@ def to_canonical(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np
     """
     orientation = io_orientation(affine)
     return apply_orientation(volume, orientation), affine @ inv_ornt_aff(orientation, volume.shape)
+
+
+def orientation_notes(image: nib.spatialimages.SpatialImage, name: str) -> tuple[str, ...]:
+    """Notes on the position and orientation in a NIfTI header.
+
+    A header holds two affines. Where both are in force nibabel, FSL and SPM all take the sform, and so does this
+    package. Turned or shifted against each other they still show the same head; mirrored against each other they
+    disagree on which side is left, which no registration to a symmetric template can settle.
+
+    Parameters
+    ----------
+    image : nibabel image
+    name : str
+        Name of the scan in messages.
+
+    Returns
+    -------
+    tuple of str
+        Empty where the header is consistent.
+
+    Raises
+    ------
+    StudyError
+        If sform and qform are mirrored against each other.
+    """
+    header = image.header
+    if not isinstance(header, nib.Nifti1Header):
+        return ()
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    if codes == (0, 0):
+        return ("the header states no orientation: the axes are taken as right-left, back-front, bottom-top",)
+    try:
+        sform, qform = (form(coded=True)[0] for form in (header.get_sform, header.get_qform))
+    except (ValueError, nib.spatialimages.HeaderDataError):
+        return ("the header's qform is broken: the sform is used",) if codes[0] else ()
+    if sform is None or qform is None or not np.isfinite([sform, qform]).all():
+        return ()
+    shifts = nib.affines.apply_affine(sform - qform, _corners((*image.shape, 1, 1)))
+    apart = float(np.linalg.norm(shifts, axis=1).max())
+    if apart < _APART_MM:
+        return ()
+    if np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
+        raise StudyError(
+            f"{name}: the header's sform ({_codes(sform)}) and qform ({_codes(qform)}) are mirror images, so which "
+            "side is left is unknown; convert the scan from DICOM again, or set the wrong one's code to 0"
+        )
+    return (
+        f"the header's sform (code {codes[0]}) and qform (code {codes[1]}) are {apart:.0f} mm apart: the sform is used",
+    )
+
+
+def _codes(affine: np.ndarray) -> str:
+    return "".join(code or "?" for code in nib.aff2axcodes(affine))
 
 
 def voxel_sizes(affine: np.ndarray) -> np.ndarray:
@@ -76,9 +130,13 @@ def world_box(shape: tuple[int, ...], affine: np.ndarray) -> tuple[np.ndarray, n
     low, high : (3,) float64
         In mm.
     """
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]])).reshape(3, -1)
-    world = nib.affines.apply_affine(affine, corners.T)
+    world = nib.affines.apply_affine(affine, _corners(shape))
     return world.min(axis=0), world.max(axis=0)
+
+
+def _corners(shape: tuple[int, ...]) -> np.ndarray:
+    """Voxel indices (8, 3) of the corners of a grid."""
+    return np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]])).reshape(3, -1).T
 
 
 def block_mean(volume: np.ndarray, affine: np.ndarray, edge_mm: float) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -49,29 +48,10 @@ COMMANDS = {
 }
 
 
-@dataclass(frozen=True)
-class Extraction:
-    """A brain mask before bias correction.
-
-    Attributes
-    ----------
-    mask : (X, Y, Z) bool
-        On the template's grid.
-    step : str
-        Description, for the steps of the scan.
-    provisional : bool
-        The template's mask: `refine_brain` fits it to the head after bias correction.
-    """
-
-    mask: np.ndarray
-    step: str
-    provisional: bool
-
-
 def extract_brain(
     volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray, base: Template, method: str, name: str
-) -> Extraction:
-    """Brain mask of a registered scan.
+) -> tuple[np.ndarray, str]:
+    """Brain mask of a registered scan, before bias correction.
 
     Parameters
     ----------
@@ -89,7 +69,10 @@ def extract_brain(
 
     Returns
     -------
-    Extraction
+    mask : (X, Y, Z) bool
+        On the template's grid; ``base.mask`` itself where `refine_brain` has to fit it to the head.
+    step : str
+        Description, for the steps of the scan.
 
     Raises
     ------
@@ -100,12 +83,11 @@ def extract_brain(
     """
     if is_extracted(volume, affine, scan_to_mni):
         mask = _on_template(_foreground(volume), affine, scan_to_mni, base)
-        return Extraction(mask, "brain extraction skipped: input is already brain-extracted", provisional=False)
+        return mask, "brain extraction skipped: input is already brain-extracted"
     if method == "template":
-        step = "brain extraction: the template's mask, fitted to the head up to the inner skull"
-        return Extraction(base.mask, step, provisional=True)
+        return base.mask, "brain extraction: the template's mask, fitted to the head up to the inner skull"
     mask = _on_template(external_mask(volume, affine, method, name), affine, scan_to_mni, base)
-    return Extraction(mask, f"brain extraction: {method}", provisional=False)
+    return mask, f"brain extraction: {method}"
 
 
 def _foreground(volume: np.ndarray) -> np.ndarray | None:
@@ -297,14 +279,10 @@ def _run(command: tuple[str, ...], folder: str, name: str) -> None:
 
 
 def _read_mask(path: Path, shape: tuple[int, ...], program: str, name: str) -> np.ndarray:
-    if not path.is_file():
-        raise StudyError(f"{name}: {program} exited with 0 but wrote no mask; its version may not be supported")
     try:
         mask = np.asanyarray(nib.load(path).dataobj) > 0.5
     except Exception as error:  # nibabel's parsers raise many kinds
-        raise StudyError(f"{name}: the mask of {program} cannot be read ({error})") from None
-    if mask.shape != shape:
-        raise StudyError(f"{name}: the mask of {program} has shape {mask.shape}, the scan {shape}")
-    if not mask.any():
-        raise StudyError(f"{name}: {program} returned an empty mask; check the scan")
+        raise StudyError(f"{name}: {program} wrote no mask that can be read ({error})") from None
+    if mask.shape != shape or not mask.any():
+        raise StudyError(f"{name}: {program} wrote an empty mask or one of another shape, {mask.shape} for {shape}")
     return mask

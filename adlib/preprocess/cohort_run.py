@@ -9,7 +9,6 @@ from typing import Any
 
 import nibabel as nib
 import pandas as pd
-from nibabel.spatialimages import HeaderDataError
 
 from adlib.parallel.mapping import map_scans
 from adlib.parallel.threads import give_back_memory
@@ -87,8 +86,7 @@ def preprocess_scan(
         return write_sidecar(names, scan, key, {}, _failure(_message(error)) | {"input_sha256": read})
     outputs = write_images(names, result, keep)
     facts = {part: getattr(result, part) for part in ("features", "qc", "verdict", "reasons", "steps")}
-    facts["scan_to_mni"] = result.scan_to_mni.tolist()
-    facts["input_sha256"] = read
+    facts |= {"scan_to_mni": result.scan_to_mni.tolist(), "input_sha256": read}
     facts["brain_percentiles"] = brain_percentiles(result.t1w, result.mask)
     return write_sidecar(names, scan, key, outputs, facts)
 
@@ -117,9 +115,8 @@ def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams) -> pd.DataFra
     """
     root = params.folder / "derivatives"
     _describe(root / "dataset_description.json")
-    keep = params.derivatives.keep
     code = code_digest(f"{__name__}.preprocess_scan")
-    work = partial(preprocess_scan, derivatives=root, params=params.preprocess, code=code, keep=keep)
+    work = partial(preprocess_scan, derivatives=root, params=params.preprocess, code=code, keep=params.derivatives.keep)
     scans = manifest[["participant_id", "session_id", "scan_id", "path", "sha256", "space"]].to_dict("records")
     sidecars = map_scans(work, scans, pool=params.pool, label="preprocessing", lost=_lost, isolate=True)
     lost = {scan["scan_id"]: done["lost"] for scan, done in zip(scans, sidecars, strict=True) if "lost" in done}
@@ -185,7 +182,7 @@ def _preprocessed(scan: dict[str, Any], params: PreprocessParams) -> Preprocesse
 def _load(path: Path | str) -> nib.Nifti1Image:
     try:
         return nib.load(path)
-    except (nib.filebasedimages.ImageFileError, HeaderDataError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # nibabel's readers raise many kinds
         if is_passing(error):
             raise
         raise StudyError(f"{path} cannot be read as an image ({error}); fetch or convert it again") from None

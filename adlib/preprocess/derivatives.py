@@ -190,15 +190,11 @@ def stored_sidecar(names: dict[str, Path], key: str, keep: tuple[str, ...] = OPT
     outputs = content["outputs"]
     if content["key"] != key or (outputs and any(names[part].name not in outputs for part in keep)):
         return None
-    surplus = [part for part in OPTIONAL if part not in keep and names[part].name in outputs]
-    if surplus:  # the sidecar is changed first, so that it never lists a file that is gone
-        content["outputs"] = {
-            name: sha for name, sha in outputs.items() if name not in {names[part].name for part in surplus}
-        }
-        content = _write_sealed(content, names["sidecar"])
-    for part in surplus:
-        names[part].unlink(missing_ok=True)
-    return content
+    for part in set(OPTIONAL) - set(keep):
+        if outputs.pop(names[part].name, None):  # the sidecar comes first, so that it never lists a file that is gone
+            _write_sealed(content, names["sidecar"])
+            names[part].unlink(missing_ok=True)
+    return _read_sidecar(names)
 
 
 def load_preprocessed(scan: dict[str, Any], derivatives: Path, parts: tuple[str, ...] = OPTIONAL) -> Preprocessed:
@@ -223,7 +219,10 @@ def load_preprocessed(scan: dict[str, Any], derivatives: Path, parts: tuple[str,
     StudyError
         If the scan was not processed, failed, or its files changed since.
     """
-    names, content = _done(scan, derivatives)
+    names = file_names(scan, derivatives)
+    content = _read_sidecar(names)
+    if not content["outputs"]:
+        raise StudyError(f"{scan['scan_id']} has no images: {'; '.join(content['reasons'])}")
     _check_outputs(names, content, ("t1w", "mask", *parts))
     t1w = nib.load(names["t1w"])
     images = {part: nib.load(names[part]) for part in parts if names[part].name in content["outputs"]}
@@ -244,33 +243,6 @@ def load_preprocessed(scan: dict[str, Any], derivatives: Path, parts: tuple[str,
     )
 
 
-def load_t1w(scan: dict[str, Any], derivatives: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the t1w of `load_preprocessed`, without the other images.
-
-    Parameters
-    ----------
-    scan : dict
-        A manifest or features row: participant_id, session_id, scan_id.
-    derivatives : path
-
-    Returns
-    -------
-    t1w : (X, Y, Z) float32
-        Normalised intensities; 0 outside the brain.
-    affine : (4, 4) float64
-        Voxel indices to MNI152, RAS mm.
-
-    Raises
-    ------
-    StudyError
-        If the scan was not processed, failed, or its file changed since.
-    """
-    names, content = _done(scan, derivatives)
-    _check_outputs(names, content, ("t1w",))
-    image = nib.load(names["t1w"])
-    return image.get_fdata(dtype=np.float32), image.affine
-
-
 def as_stored(t1w: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """The t1w as `load_preprocessed` reads it after `write_images`.
 
@@ -287,15 +259,6 @@ def as_stored(t1w: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """
     image = _coded(t1w, affine, np.int16, float(np.abs(t1w).max()) or 1.0)
     return nib.Nifti1Image.from_bytes(image.to_bytes()).get_fdata(dtype=np.float32)
-
-
-def _done(scan: dict[str, Any], derivatives: Path) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Paths and sidecar of a scan that has images."""
-    names = file_names(scan, derivatives)
-    content = _read_sidecar(names)
-    if not content["outputs"]:
-        raise StudyError(f"{scan['scan_id']} has no images: {'; '.join(content['reasons'])}")
-    return names, content
 
 
 def _read_sidecar(names: dict[str, Path]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from adlib.imaging.volume import block_mean, from_sitk, to_sitk
+from adlib.imaging.volume import block_mean, bounding_box, from_sitk, to_sitk
 from adlib.study.records import StudyError
 
 N4_MM = 8.0  # voxel edge of the copy that N4 runs on
@@ -55,18 +55,12 @@ def bias_field(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.n
     if not level > 0:
         raise StudyError("the brain region of this scan is empty or black; check its registration figure")
     inside &= small > 0.1 * level
-    box, corner = _bounding_box(inside)
-    small, inside, grid = small[box], inside[box], grid @ corner
+    box = bounding_box(inside, np.ones(3))
+    small, inside = small[box], inside[box]
+    grid = grid @ nib.affines.from_matvec(np.eye(3), [part.start for part in box])
     log_field = _log_field(np.maximum(small / np.float32(level), np.float32(0.01)), inside, grid)
     log_field = np.clip(log_field - log_field[inside].mean(), -1.5, 1.5)
     return np.exp(_spread(log_field, grid, volume.shape, affine))
-
-
-def _bounding_box(inside: np.ndarray) -> tuple[tuple[slice, ...], np.ndarray]:
-    """Slices around the True voxels with one voxel to spare, and the (4, 4) shift of the first voxel."""
-    where = np.argwhere(inside)
-    low, high = np.maximum(where.min(axis=0) - 1, 0), where.max(axis=0) + 2
-    return tuple(slice(a, b) for a, b in zip(low, high, strict=True)), nib.affines.from_matvec(np.eye(3), low)
 
 
 def _log_field(volume: np.ndarray, inside: np.ndarray, grid: np.ndarray) -> np.ndarray:

@@ -9,8 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from adlib.imaging import atlas
-from adlib.imaging.header import orientation_notes
-from adlib.imaging.volume import block_mean, resample, to_canonical, voxel_sizes, world_box
+from adlib.imaging.volume import block_mean, orientation_notes, resample, to_canonical, voxel_sizes, world_box
 from adlib.parallel.threads import give_back_memory
 from adlib.preprocess import brain, intensity, quality
 from adlib.preprocess.derivatives import Preprocessed
@@ -65,20 +64,22 @@ def preprocess_image(
         registration,
         f"resampling: {_mm(voxel_sizes(affine))} to {params.resolution_mm:g} mm, trilinear",
     ]
-    extraction = brain.extract_brain(volume, affine, scan_to_mni, base, params.brain_extraction, name)
-    steps.append(extraction.step)
+    mask, step = brain.extract_brain(volume, affine, scan_to_mni, base, params.brain_extraction, name)
+    steps.append(step)
+    whole_head = mask is base.mask  # until bias correction
     raw = quality.raw_quality(volume, affine, scan_to_mni)
     del volume  # a fine scan takes as much memory as all that follows
-    mask = extraction.mask if extraction.provisional else extraction.mask & covered
+    if not whole_head:
+        mask = mask & covered
     corrected = _corrected(head, mask, base, params, steps)
-    if extraction.provisional:
+    if whole_head:
         mask = brain.refine_brain(corrected, base) & covered
     tissues = segment(corrected, mask, base)
     steps.append("segmentation: Gaussian mixture of three tissues and their mixed voxels, with weak spatial priors")
     t1w = _normalised(corrected, mask, tissues, params, steps)
     qc = quality.measure_quality(raw, scan_to_mni, corrected, mask, covered, tissues, base, registered=registered)
-    steps.extend(quality.skipped_measures(qc))
-    features = measure_volumes(tissues, mask, scan_to_mni, params.resolution_mm, whole_head=extraction.provisional)
+    steps.extend(reason for measure, reason in quality.SKIPPED.items() if measure not in qc)
+    features = measure_volumes(tissues, mask, scan_to_mni, params.resolution_mm, whole_head=whole_head)
     verdict, reasons = quality.verdict(qc)
     result = Preprocessed(
         name, t1w, mask, tissues, head, base.affine, scan_to_mni, features, qc, verdict, reasons, tuple(steps)
@@ -167,12 +168,10 @@ def checked_volume(image: nib.Nifti1Image, name: str) -> tuple[np.ndarray, np.nd
 def _checked_shape(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    if len(shape) > 3:
+    if len(shape) != 3 or min(shape) == 1:
         raise StudyError(
-            f"{name}: expected one 3-D volume, got shape {shape}; choose one volume of the series (a T1w scan has one)"
+            f"{name}: expected one 3-D volume, got shape {shape}; give one whole scan, no slice, no series"
         )
-    if len(shape) < 3 or min(shape) == 1:
-        raise StudyError(f"{name}: expected a 3-D volume, got the 2-D shape {shape}; give the whole scan, not a slice")
     if np.prod(shape, dtype=float) > MAX_VOXELS:
         raise StudyError(f"{name}: {shape} is more than {MAX_VOXELS:.0f} voxels; resample it to 0.5 mm first")
     return shape
@@ -210,14 +209,10 @@ def _intensities(image: nib.Nifti1Image, name: str) -> np.ndarray:
     try:
         with np.errstate(over="ignore"):  # overflow becomes infinite and is refused
             return image.get_fdata(dtype=np.float32, caching="unchanged")
-    except (OSError, EOFError, ValueError, ArithmeticError) as error:
+    except Exception as error:  # nibabel's readers raise many kinds
         if is_passing(error):
             raise
         raise StudyError(f"{name}: the voxels cannot be read ({error}); the file is damaged, fetch it again") from None
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise StudyError(f"{name}: the voxels cannot be read ({type(error).__name__}: {error})") from None
 
 
 def _check_intensities(volume: np.ndarray, name: str) -> None:

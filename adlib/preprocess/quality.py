@@ -68,6 +68,10 @@ LIMITS = {
     "qc_dark": Limit((0.45, INFINITE), (0.2, INFINITE), "darkest slice of the brain over the median slice"),
     "qc_jump": Limit(LEARNT["qc_jump"], ANY, "largest change between two slices over those around: missing slices"),
 }
+SKIPPED = {  # reasons for which a value is missing, as steps of the scan
+    "qc_ghost": "air quality not measured: there is no noise around the head, as in an extracted brain",
+    "qc_scale": "head size not measured: the scan has the template's size",
+}
 OF_SIZE = ("qc_mask_ml", "qc_scale")  # not measured where the source moved the scan to MNI152 space
 
 
@@ -117,26 +121,6 @@ def measure_quality(
     percentiles = np.linspace(0, 100, len(SIMILARITY))
     values["qc_similarity_percentile"] = float(np.interp(values["qc_similarity"], SIMILARITY, percentiles))
     return {name: value for name, value in values.items() if not (registered and name in OF_SIZE)}
-
-
-def skipped_measures(values: dict[str, float]) -> list[str]:
-    """Steps of a scan that name what `measure_quality` did not measure.
-
-    Parameters
-    ----------
-    values : dict of str to float
-        From `measure_quality`.
-
-    Returns
-    -------
-    list of str
-        A sentence for each, with the reason.
-    """
-    reasons = {
-        "qc_ghost": "air quality not measured: there is no noise around the head, as in an extracted brain",
-        "qc_scale": "head size not measured: the scan has the template's size",
-    }
-    return [reason for name, reason in reasons.items() if name not in values]
 
 
 def verdict(values: dict[str, float]) -> tuple[str, tuple[str, ...]]:

@@ -13,7 +13,7 @@ from typing import IO, cast
 import nibabel as nib
 import numpy as np
 
-from adlib.imaging.header import orientation_notes
+from adlib.imaging.volume import orientation_notes
 from adlib.sources.dicom import read_dicom
 from adlib.study.records import StudyError
 

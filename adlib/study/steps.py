@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,12 @@ _SLICES = ("input.plane", "input.positions_mm", "input.channel_spacing_mm", "inp
 _DERIVATIVES = "derivatives"  # studies of 2-D slices have none
 _SLICE_FILES = ("slices.npy", "slices.tsv")
 _TRAINED = ("splits.tsv", "predictions.parquet", "model.safetensors")
+HEAD_BYTES = 1.4 * 204 * 246 * 198  # of a simulated head at 1 mm, compressed; as those below, of the default study
+BRAIN_BYTES, KEPT_BYTES = 0.58, {"head": 0.77, "tissues": 0.55}  # of a voxel: brain with its mask, and what may be kept
+TEMPLATE_MM3 = 197 * 233 * 189
+TRAINING_BYTES = 600 * 2**20  # weights, their mean, and two moments of the optimiser, of one training at a time
+SPARE = 1.25  # noisier images are larger
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -167,6 +174,24 @@ class StepState:
         required = [name for name in self._reads() if name not in (SOURCE, _TRUTH, _DERIVATIVES, WEIGHTS)]
         return [name for name in required if not self._input(name).exists()]
 
+    def require_room(self) -> None:
+        """Refuse the step if the disk has too little room for what it writes.
+
+        Raises
+        ------
+        StudyError
+            With the expected and the free space.
+        """
+        folder, writes = self.params.folder, (*self.step.writes, *self.step.may_write)
+        sizes = {name: size for name, size in expected_bytes(self.params).items() if name in writes}
+        needed = SPARE * sum(max(size - _size(folder / name), 0) for name, size in sizes.items())
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise StudyError(
+                f"{', '.join(sizes)} of this study need about {needed / GIB:.2f} GiB more, and {folder} has "
+                f"{free / GIB:.2f} GiB left: make room, or choose another disk with --set exec.outputs=FOLDER"
+            )
+
     def begin(self) -> None:
         """Forget the last results: mark the record as unfinished and drop the step's figures."""
         seconds = (self.record() or {}).get("seconds")
@@ -234,6 +259,40 @@ class StepState:
         if name != SOURCE:
             return self.params.folder / name
         return Path(getattr(self.params.source, "root", self.params.folder / "source"))
+
+
+def expected_bytes(params: StudyParams) -> dict[str, float]:
+    """Expected disk use of a study, for the scans of its manifest or, before there is one, of a simulated cohort.
+
+    Parameters
+    ----------
+    params : StudyParams
+
+    Returns
+    -------
+    dict of str to float
+        Bytes by file or folder; empty where the number of scans is unknown.
+    """
+    manifest, source, cut = params.folder / "manifest.tsv", params.source, params.input
+    if manifest.is_file():
+        scans = len(manifest.read_text(encoding="utf-8").splitlines()) - 1
+    elif source.kind == "phantom":
+        scans = round(source.participants_per_class * len(params.classes) * (1 + source.followup_fraction))
+    else:
+        return {}
+    sizes: dict[str, float] = {"model.safetensors": TRAINING_BYTES}
+    if source.kind == "phantom":
+        sizes["source"] = scans * HEAD_BYTES / source.voxel_mm**3
+    if not cut.flat:
+        each = BRAIN_BYTES + sum(KEPT_BYTES[part] for part in set(params.derivatives.keep))
+        sizes["derivatives"] = scans * each * TEMPLATE_MM3 / params.preprocess.resolution_mm**3
+    items = 1 if cut.plane.startswith("three_planes") else len(cut.positions_mm)
+    return sizes | {"slices.npy": scans * items * 3 * cut.size**2 * 2}
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _sections(params: StudyParams, names: tuple[str, ...]) -> dict[str, Any]:

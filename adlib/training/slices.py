@@ -12,7 +12,7 @@ from numpy.lib.format import open_memmap
 
 from adlib.imaging.volume import extract_slice, fit_square
 from adlib.parallel.mapping import map_scans
-from adlib.preprocess.derivatives import load_t1w
+from adlib.preprocess.derivatives import load_preprocessed
 from adlib.preprocess.intensity import LANDMARKS, standard_slices
 from adlib.sources.image_files import SEPARATOR, read_plane
 from adlib.study.params import InputParams, StudyParams
@@ -150,7 +150,8 @@ def _write_slices(scans: list[dict[str, Any]], items: int, params: StudyParams) 
 def _slices_of(scan: dict[str, Any], input_params: InputParams, derivatives: Path) -> np.ndarray:
     if input_params.flat:
         return plane_slices(scan["path"], input_params).astype(np.float16)
-    return scan_slices(*load_t1w(scan, derivatives), input_params).astype(np.float16)
+    done = load_preprocessed(scan, derivatives, parts=())
+    return scan_slices(done.t1w, done.affine, input_params).astype(np.float16)
 
 
 def check_planes(params: StudyParams) -> pd.DataFrame:
