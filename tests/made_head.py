@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from itertools import permutations, product
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -24,12 +22,6 @@ from adlib.imaging.volume import resample
 
 CENTRE = np.array([0, -18, -5])  # of the head, MNI mm
 AIR = 0.12  # of the bright tissue: what is darker outside the closed head is air
-RIGHT_HANDED = tuple(
-    codes
-    for order in permutations(("RL", "AP", "SI"))
-    for codes in ("".join(letters) for letters in product(*order))
-    if np.linalg.det(nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(codes), (2, 2, 2))[:3, :3]) > 0
-)
 
 
 @dataclass(frozen=True)
@@ -133,64 +125,6 @@ def made_head(
     unit = resolution_mm**3 * abs(np.linalg.det(pose[:3, :3])) / 1000
     tissues = _shells(resolution_mm, neck_mm)[0].sum((1, 2, 3), dtype=np.float64) * unit
     return MadeHead(turned, inside, pose, dict(zip(("gm_ml", "wm_ml", "csf_ml"), tissues, strict=True)))
-
-
-def drawn_setting(seed: int, *, easy: bool = False) -> dict[str, Any]:
-    """Setting of a head from the whole range that registration must cover; seeds in a row take all orientations.
-
-    Parameters
-    ----------
-    seed : int
-    easy : bool
-        As a clinic delivers it: 1 mm, the whole head in view, less rotation, translation, bias and noise.
-
-    Returns
-    -------
-    dict
-        For `head_of`: ``degrees`` and ``tilt`` (of the field of view) are about x, y, z; ``cut_mm`` is the part of the
-        brain's top outside the field of view (negative: room above it), ``neck_mm`` the room below the brain.
-    """
-    rng = np.random.default_rng([seed, 4])
-    edge = float(rng.uniform(0.7, 3.0))
-    edges = [edge] * 3
-    if rng.random() < 0.4:
-        edges[rng.integers(3)] = float(rng.uniform(edge, 5.0))
-    setting = {
-        "seed": seed,
-        "codes": RIGHT_HANDED[seed % len(RIGHT_HANDED)],
-        "voxel_mm": edges,
-        "degrees": rng.uniform(-30, 30, 3),
-        "shift_mm": rng.uniform(-60, 60, 3),
-        "tilt": rng.uniform(-15, 15, 3) if rng.random() < 0.3 else np.zeros(3),
-        "scale": rng.uniform(0.85, 1.15),
-        "stretch": rng.uniform(0.96, 1.04, 3),
-        "skew": rng.uniform(-0.03, 0.03, 3),
-        "cut_mm": rng.uniform(0, 20) if rng.random() < 0.25 else -rng.uniform(15, 40),
-        "neck_mm": rng.uniform(60, 150) if rng.random() < 0.4 else rng.uniform(5, 60),
-        "bias": rng.uniform(0, 0.4),
-        "noise": rng.uniform(0.01, 0.09),
-        "contrast": (rng.uniform(0.55, 0.72), 1.0, rng.uniform(0.15, 0.3)),
-    }
-    if easy:
-        halved = {name: setting[name] / 2 for name in ("degrees", "shift_mm", "bias", "noise")}
-        setting |= halved | {"voxel_mm": [1.0] * 3, "tilt": np.zeros(3), "cut_mm": -abs(setting["cut_mm"])}
-    return setting
-
-
-def head_of(setting: dict[str, Any], resolution_mm: float = 2.0) -> MadeHead:
-    """The scan of a `drawn_setting`, from shells on a grid of the given voxel edge."""
-    skew = np.eye(3)
-    skew[np.triu_indices(3, 1)] = setting["skew"]
-    turn = rotation(setting["degrees"]) @ (setting["scale"] * np.diag(setting["stretch"])) @ skew
-    pose = nib.affines.from_matvec(turn, CENTRE + setting["shift_mm"] - turn @ CENTRE)
-    tilt, base = rotation(setting["tilt"]), template(4.0)
-    brain = nib.affines.apply_affine(pose @ base.affine, np.argwhere(base.mask))
-    along = (brain - nib.affines.apply_affine(pose, CENTRE)) @ tilt
-    low, high = along.min(axis=0), along.max(axis=0)
-    view = (low - np.array([25, 35, setting["neck_mm"]]), high + np.array([25, 30, -setting["cut_mm"]]))
-    same = {name: setting[name] for name in ("seed", "codes", "voxel_mm", "bias", "noise", "contrast")}
-    shells = {"resolution_mm": resolution_mm, "neck_mm": 140.0, "exact_bias": True}
-    return made_head(**same, **shells, pose=pose, view=view, tilt=tilt)
 
 
 def pose_error(scan_to_mni: np.ndarray, mni_to_scan: np.ndarray) -> float:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -43,22 +44,22 @@ def test_interrupted_cohort_is_completed(cohort):
     assert untouched.stat().st_mtime_ns == stamp
 
 
-@pytest.mark.parametrize("damage", ["deleted", "cut", "record", "record cut", "sidecar"])
-def test_damaged_head_is_written_again(cohort, damage):
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("bids/sub-0002/ses-01/anat/sub-0002_ses-01_T1w.nii.gz", Path.unlink),
+        ("bids/sub-0002/ses-01/anat/sub-0002_ses-01_T1w.nii.gz", lambda head: head.write_bytes(head.read_bytes()[:-9])),
+        ("bids/sub-0002/ses-01/anat/sub-0002_ses-01_T1w.json", Path.unlink),
+        ("truth/scans/sub-0002_ses-01_T1w.json", lambda record: record.write_text(record.read_text()[:100])),
+        (
+            "truth/scans/sub-0002_ses-01_T1w.json",
+            lambda record: record.write_text(record.read_text().replace('"severity": 0.', '"severity": 7.')),
+        ),
+    ],
+)
+def test_damaged_head_is_written_again(cohort, name, damage):
     before = files(cohort)
-    head = cohort / "bids" / "sub-0002" / "ses-01" / "anat" / "sub-0002_ses-01_T1w.nii.gz"
-    record = cohort / "truth" / "scans" / "sub-0002_ses-01_T1w.json"
-    sidecar = head.with_name("sub-0002_ses-01_T1w.json")
-    if damage == "deleted":
-        head.unlink()
-    elif damage == "cut":
-        head.write_bytes(head.read_bytes()[:-1000])
-    elif damage == "record":
-        record.write_text(record.read_text().replace('"severity": 0.', '"severity": 7.'))
-    elif damage == "record cut":
-        record.write_text(record.read_text()[:100])
-    else:
-        sidecar.unlink()
+    damage(cohort / name)
     assert files(cohort) != before
     phantom.write_cohort(SOURCE, CLASSES, 5, cohort, pool=HERE)
     assert files(cohort) == before
@@ -104,11 +105,7 @@ def test_severity_changes_volumes_but_not_icv():
 def test_true_brain_fractions_match_oasis():
     """Mean ages and severities of the classes give OASIS-1's brain fractions to within a third of their spread."""
     pose = np.diag([1.1, 1.1, 1.1, 1.0])
-    for (age, severity), (mean, sd) in {
-        (69, 0.1): (0.769, 0.046),
-        (76, 0.5): (0.729, 0.035),
-        (78, 1.0): (0.706, 0.031),
-    }.items():
+    for age, severity, mean, sd in ((69, 0.1, 0.769, 0.046), (76, 0.5, 0.729, 0.035), (78, 1.0, 0.706, 0.031)):
         truth = image_head(Subject(severity, age, pose, 3, 4), phantom.SCANNERS[0], 3.0)[2]
         assert abs(truth["nbv"] - mean) < sd / 3
 
@@ -117,9 +114,8 @@ def test_bayes_ceiling_is_reached_by_the_best_rule():
     source = PhantomSource(kind="phantom")
     ceiling = phantom.bayes_ceiling(source, CLASSES)
     assert 0.25 < ceiling["severity"] <= ceiling["severity_and_age"] < 0.75
-    drawn = phantom.draw_cohort(
-        source.model_copy(update={"participants_per_class": 3000, "followup_fraction": 0.0}), CLASSES, 1
-    )
+    many = source.model_copy(update={"participants_per_class": 3000, "followup_fraction": 0.0})
+    drawn = phantom.draw_cohort(many, CLASSES, 1)
     p = phantom.bayes_probabilities(drawn, source, CLASSES)
     right = pd.Series(np.array(CLASSES)[p.argmax(1)] == drawn["diagnosis"]).groupby(drawn["diagnosis"]).mean().mean()
     assert right == pytest.approx(ceiling["severity_and_age"], abs=0.015)

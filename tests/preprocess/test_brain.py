@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from made_head import made_head, random_affine
 
-from adlib.parallel.threads import one_thread
 from adlib.preprocess.brain import external_mask, is_extracted
 from adlib.preprocess.pipeline import checked_volume, preprocess_image
 from adlib.study.params import PreprocessParams
@@ -22,17 +21,13 @@ image = nib.load(sys.argv[2])
 nib.save(nib.Nifti1Image((image.get_fdata() > 0.5).astype("uint8"), image.affine), sys.argv[4])
 """
 HD_BET = """#!{python}
-import argparse
+import sys
 import nibabel as nib
-parser = argparse.ArgumentParser()
-for name in ("-i", "-o", "-device"):
-    parser.add_argument(name, required=True)
-parser.add_argument("--disable_tta", action="store_true", required=True)
-parser.add_argument("--save_bet_mask", action="store_true", required=True)
-options = parser.parse_args()
-image = nib.load(options.i)
+options = dict(zip(sys.argv[1:7:2], sys.argv[2:7:2]))
+assert set(options) == {"-i", "-o", "-device"} and sys.argv[7:] == ["--disable_tta", "--save_bet_mask"], sys.argv
+image = nib.load(options["-i"])
 mask = nib.Nifti1Image((image.get_fdata() > 0.5).astype("uint8"), image.affine)
-nib.save(mask, options.o.removesuffix(".nii.gz") + "_bet.nii.gz")
+nib.save(mask, options["-o"].removesuffix(".nii.gz") + "_bet.nii.gz")
 """
 
 
@@ -93,10 +88,8 @@ def test_pipeline_uses_mask_of_external_program(install, tmp_path):
         "mri_synthstrip",
         f"#!{{python}}\nimport shutil, sys; shutil.copy({str(tmp_path / 'truth.nii.gz')!r}, sys.argv[4])",
     )
-    with one_thread():
-        result = preprocess_image(
-            head.image, PreprocessParams(resolution_mm=3.0, brain_extraction="synthstrip"), "made"
-        )
+    params = PreprocessParams(resolution_mm=3.0, brain_extraction="synthstrip")
+    result = preprocess_image(head.image, params, "made")
     assert "brain extraction: synthstrip" in result.steps
     volume_ml = result.mask.sum() * 27 / 1000 / abs(np.linalg.det(result.scan_to_mni[:3, :3]))
     assert volume_ml == pytest.approx(head.mask.sum() * 27 / 1000, rel=0.03)
@@ -115,8 +108,7 @@ def test_extracted_brains_are_recognised_and_heads_are_not():
 
 def test_extracted_brain_is_not_extracted_again():
     head = made_head(5, pose=random_affine(5, degrees=5, scale=0.0), extracted=True)
-    with one_thread():
-        result = preprocess_image(head.image, PreprocessParams(resolution_mm=3.0), "brain")
+    result = preprocess_image(head.image, PreprocessParams(resolution_mm=3.0), "brain")
     assert "brain extraction skipped: input is already brain-extracted" in result.steps
     assert any(step.startswith("air quality not measured") for step in result.steps)
     assert not {"qc_air", "qc_ghost"} & set(result.qc)

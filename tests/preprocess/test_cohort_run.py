@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 from made_head import made_head
 
-from adlib.parallel.threads import one_thread
 from adlib.preprocess import cohort_run
 from adlib.preprocess.cohort_run import load_complete, preprocess_cohort, preprocess_scan
 from adlib.preprocess.derivatives import load_preprocessed
@@ -23,12 +22,6 @@ from adlib.study.records import FEATURES, LOST, StudyError, TryAgain, file_diges
 
 PARAMS = PreprocessParams(resolution_mm=3.0)
 STEM = "sub-01_ses-01_space-MNI152NLin2009aSym"
-
-
-@pytest.fixture(autouse=True)
-def _single_thread():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +38,13 @@ def row(path, subject):
 
 @pytest.fixture(scope="module")
 def computed(scan):
-    with one_thread():
-        return preprocess_image(nib.load(scan["path"]), PARAMS, scan["scan_id"])
+    return preprocess_image(nib.load(scan["path"]), PARAMS, scan["scan_id"])
 
 
 @pytest.fixture(scope="module")
 def done(scan, tmp_path_factory):
     folder = tmp_path_factory.mktemp("derivatives")
-    with one_thread():
-        return folder, preprocess_scan(scan, folder, PARAMS, "code")
+    return folder, preprocess_scan(scan, folder, PARAMS, "code")
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from scipy import ndimage
 
 from adlib.imaging import atlas
 from adlib.imaging.volume import orientation_notes, resample, voxel_ml, voxel_sizes
-from adlib.parallel.threads import one_thread
 from adlib.preprocess import quality
 from adlib.preprocess.cohort_run import preprocess_scan
 from adlib.preprocess.derivatives import load_preprocessed
@@ -24,12 +23,6 @@ from adlib.study.records import TISSUE_MAPS, StudyError
 PARAMS = PreprocessParams(resolution_mm=3.0)
 SCAN = {"participant_id": "sub-9", "session_id": "ses-1", "scan_id": "sub-9_ses-1_T1w", "sha256": "x", "space": None}
 AFFINE = np.array([[-4.0, 0, 0, 100], [0, 4, 0, -120], [0, 0, 4, -100], [0, 0, 0, 1]])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _single_thread():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +117,9 @@ def test_registered_scan_is_not_moved():
     base = atlas.template(PARAMS.resolution_mm)
     assert 2 * (result.mask & base.mask).sum() / (result.mask.sum() + base.mask.sum()) > 0.95
     assert not set(quality.OF_SIZE) & set(result.qc)
-    for start in (
-        "registration skipped",
-        "head size not measured",
-        "orientation: RAS to RAS; the header's sform (code 1)",
-    ):
-        assert any(step.startswith(start) for step in result.steps), start
+    words = "; ".join(result.steps)
+    assert "orientation: RAS to RAS; the header's sform (code 1)" in words
+    assert "registration skipped" in words and "head size not measured" in words
 
 
 def test_tissue_maps_are_measured(tmp_path):
@@ -166,9 +156,8 @@ def test_rigid_keeps_size_and_deformable_takes_template_shape():
     assert rigid.mask.sum() * 27 / 1000 == pytest.approx(true_ml, rel=0.12)
     assert rigid.mask.sum() == pytest.approx(affine.mask.sum() / np.linalg.det(affine.scan_to_mni[:3, :3]), rel=0.02)
     maps = np.stack([base.gm, base.wm], -1)[base.mask].ravel()
-    likeness = [
-        np.corrcoef(result.tissues[base.mask][:, :2].ravel(), maps)[0, 1] for result in (deformable, affine, rigid)
-    ]
+    parts = [result.tissues[base.mask][:, :2].ravel() for result in (deformable, affine, rigid)]
+    likeness = [np.corrcoef(part, maps)[0, 1] for part in parts]
     assert likeness[0] > likeness[1] + 0.01 > likeness[2] + 0.01
     for other in (rigid, deformable):
         np.testing.assert_allclose(other.tissues[other.mask].sum(axis=-1), 1, atol=1e-3)
@@ -200,10 +189,7 @@ def flattened(image):
         (lambda v: nib.Nifti1Image(np.stack([v, v], -1), AFFINE), r"expected one 3-D volume, got shape .* 2\)"),
         (lambda v: nib.Nifti1Image(v[:, :, :1], AFFINE), r"expected one 3-D volume, got shape .* 1\)"),
         (lambda v: nib.Nifti1Image(v[:, :, :3], AFFINE), "field of view is .* expected 80 to 700 mm"),
-        (
-            lambda v: nib.Nifti1Image(np.tile(v[:30, :30], (1, 1, 30)), AFFINE),
-            "field of view .*30, 30, 1500.*80 to 700",
-        ),
+        (lambda v: nib.Nifti1Image(np.tile(v[:30, :30], (1, 1, 30)), AFFINE), "field of view .*1500.*80 to 700"),
         (lambda v: nib.Nifti1Image(np.where(v > 890, np.nan, v).astype("f4"), AFFINE), "voxels are NaN or infinite"),
         (lambda v: nib.Nifti1Image(np.where(v > 890, np.inf, v).astype("f4"), AFFINE), "voxels are NaN or infinite"),
         (lambda v: nib.Nifti1Image(np.full_like(v, 3), AFFINE), "constant"),
@@ -279,16 +265,3 @@ def test_missing_or_conflicting_orientation(tmp_path, volume):
     assert "sform (code 2) and qform (code 1)" in notes(moved)[0] and "14 mm" in notes(moved)[0]
     with pytest.raises(StudyError, match=r"^a: .*sform \(LAS\) and qform \(RAS\)"):
         notes(np.diag([-1.0, 1, 1, 1]) @ AFFINE)
-
-
-@pytest.mark.realdata
-def test_real_scans_have_plausible_brains(realdata):
-    paths = [realdata / "t1w_head" / "t1_crop.nii.gz", *sorted((realdata / "t1w_cc0").glob("sub-*/anat/*.nii.gz"))]
-    assert len(paths) == 7
-    for path in paths:
-        result = preprocess_image(nib.load(path), PreprocessParams(resolution_mm=2.0), path.name)
-        assert result.verdict == "pass", result.reasons
-        assert 900 < result.features["brain_ml"] < 1600
-        assert 1100 < result.features["icv_ml"] < 2000
-        skipped = "brain extraction skipped: input is already brain-extracted" in result.steps
-        assert skipped == ("t1w_cc0" in str(path))

@@ -2,38 +2,23 @@
 
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from made_head import FAULTS, add_noise, made_head, random_affine, spoil
+from made_head import add_noise, made_head, random_affine, spoil
 
 from adlib.figures import plot_preprocessing as quality
-from adlib.figures import theme
 from adlib.imaging import atlas
-from adlib.parallel.threads import one_thread
 from adlib.preprocess import quality as qc
 from adlib.preprocess.pipeline import preprocess_image
 from adlib.preprocess.quality import LEARNT, SIMILARITY, raw_quality
 from adlib.study.params import PreprocessParams
 from adlib.study.records import StudyError
 
+pytestmark = pytest.mark.usefixtures("look")
 PARAMS = PreprocessParams(resolution_mm=3.0)
 POSE = random_affine(1, degrees=8, shift=10, scale=0.02)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _single_thread():
-    with one_thread():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _closed_figures():
-    theme.apply_theme()
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +73,6 @@ def test_fault_is_flagged_for_the_right_reason(ideal, fault, seed, signs):
     assert any(sign in reasons for sign in signs), reasons
 
 
-def test_faults_change_the_head_and_repeat(ideal):
-    volume, affine, _ = ideal
-    for fault in FAULTS:
-        first, second = (spoil(volume, affine, fault, 0.5, np.random.default_rng(1)) for _ in range(2))
-        assert np.array_equal(first, second)
-        assert first.shape != volume.shape or np.abs(first - volume).max() > 0.2 * volume.max()
-
-
 def test_ghost_grows_with_planted_ghost(noisy):
     volume, affine, scan_to_mni = noisy
     assert raw_quality(*noisy)["qc_ghost"] == pytest.approx(1, abs=0.03)
@@ -115,17 +92,6 @@ def test_dark_slice_is_measured(noisy):
         assert values["qc_dark"] == pytest.approx(0.25, abs=0.06)
         assert values["qc_jump"] > 2
     assert raw_quality(*noisy)["qc_dark"] > 0.7 and raw_quality(*noisy)["qc_jump"] < 1.5
-
-
-def test_wrap_is_share_of_filled_face(noisy):
-    volume, affine, scan_to_mni = noisy
-    assert raw_quality(*noisy)["qc_wrap"] == 0
-    shift = volume.shape[1] // 2
-    rolled = np.roll(volume, shift, axis=1)
-    filled = min((np.take(rolled, end, axis=1) > 0.25 * np.median(volume[volume > 300])).mean() for end in (0, -1))
-    moved = scan_to_mni @ nib.affines.from_matvec(np.eye(3), [0, -shift * affine[1, 1], 0])
-    assert raw_quality(rolled, affine, moved)["qc_wrap"] == pytest.approx(filled, abs=0.06)
-    assert filled > 0.3
 
 
 def test_raw_quality_ignores_gain_and_offset(noisy):
@@ -205,8 +171,6 @@ def test_steps_figure_shows_before_and_after(clean, noisy):
     assert titles[0] == "1 orientation: as stored, PSR" and titles[1] == "turned to RAS" and len(titles) == 12
     before, after = (figure.axes[k].images[0].get_array() for k in (0, 1))
     assert before.shape == after.shape and not np.allclose(before, after)
-    straight = quality.plot_steps(clean, nib.Nifti1Image(noisy[0], noisy[1])).axes[0].images[0].get_array()
-    np.testing.assert_allclose(straight, after, rtol=1e-5)
     counted = [sum(1000 * step.get_data().values.sum() for step in figure.axes[k].patches) for k in (10, 11)]
     pure = int((clean.tissues.max(axis=-1) > 0.8).sum())
     assert all(0.97 * pure < number <= pure for number in counted)

@@ -5,19 +5,12 @@ import numpy as np
 import pytest
 from made_head import CENTRE, made_head, pose_error, random_affine, rotation
 
-from adlib.parallel.threads import one_thread
 from adlib.preprocess import registration
 from adlib.preprocess.pipeline import checked_volume
 from adlib.preprocess.registration import register
 from adlib.study.records import StudyError
 
 SHAPE, EDGE = (60, 70, 60), 3.0
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _single_thread():
-    with one_thread():
-        yield
 
 
 def posed(degrees, shift, scale):

@@ -7,7 +7,6 @@ from scipy import ndimage
 
 from adlib.imaging import atlas
 from adlib.imaging.volume import resample, voxel_ml
-from adlib.parallel.threads import one_thread
 from adlib.phantom.cohort import SCANNERS
 from adlib.phantom.head import MEASURED, Subject, image_head
 from adlib.preprocess.pipeline import preprocess_image
@@ -17,12 +16,6 @@ from adlib.study.params import PreprocessParams
 from adlib.study.records import StudyError
 
 EDGE_MM = 2.0
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _single_thread():
-    with one_thread():
-        yield
 
 
 def imaged(severity, age, scanner, seed):
@@ -108,7 +101,12 @@ def test_real_scans_have_adult_volumes(realdata):
     """
     paths = [realdata / "t1w_head" / "t1_crop.nii.gz", *sorted((realdata / "t1w_cc0").glob("sub-*/anat/*.nii.gz"))]
     for path in paths:
-        sizes = preprocess_image(nib.load(path), PreprocessParams(), path.name).features
+        result = preprocess_image(nib.load(path), PreprocessParams(), path.name)
+        sizes = result.features
+        assert result.verdict == "pass", result.reasons
+        skipped = "brain extraction skipped: input is already brain-extracted" in result.steps
+        assert skipped == ("t1w_cc0" in str(path))
+        assert 1100 < sizes["icv_ml"] < 2000, path
         assert 500 < sizes["gm_ml"] < 850, path
         assert 350 < sizes["wm_ml"] < 700, path
         assert 1.0 < sizes["gm_ml"] / sizes["wm_ml"] < 1.8, path
