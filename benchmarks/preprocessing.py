@@ -95,7 +95,6 @@ def main() -> int:
         for option, default in numbers.items():
             command.add_argument(f"--{option}", type=int, default=default)
     commands.choices["peers"].add_argument("--without", nargs="*", default=[], choices=list(PEERS))
-    commands.choices["quality"].add_argument("--keep", type=Path, help="file that receives the table of values")
     commands.choices["quality"].add_argument("--learn", action="store_true", help="learn the limits")
     args = parser.parse_args()
     functions = {"speed": speed, "peers": speed, "robustness": robustness, "segmentation": segmentation}
@@ -445,8 +444,6 @@ def quality(args: argparse.Namespace) -> int:
     heads = [(CLEAN, k) for k in range(args.scans)] + [(fault, k) for fault in FAULTS for k in range(each)]
     work = partial(spoilt_verdict, kind=kind)
     table = pd.DataFrame(map_scans(work, heads, pool=Pool(workers=args.workers), label=f"heads to {kind}"))
-    if args.keep:
-        table.to_csv(args.keep, sep="\t", index=False)
     if args.learn:
         write_limits(table)
         return 0

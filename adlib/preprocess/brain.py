@@ -267,9 +267,7 @@ def _run(command: tuple[str, ...], folder: str, name: str) -> None:
             timeout=TIMEOUT_S,
             stdin=subprocess.DEVNULL,
         )
-    except subprocess.TimeoutExpired:
-        raise TryAgain(f"{name}: {command[0]} timed out after {TIMEOUT_S / 60:.0f} minutes") from None
-    except OSError as error:
+    except (OSError, subprocess.TimeoutExpired) as error:
         raise TryAgain(f"{name}: {command[0]} cannot be run: {error}") from None
     if done.returncode < 0:
         raise TryAgain(f"{name}: {command[0]} was killed by signal {-done.returncode}; check that memory suffices")

@@ -75,17 +75,13 @@ def _log_field(volume: np.ndarray, inside: np.ndarray, grid: np.ndarray) -> np.n
 def _spread(log_field: np.ndarray, grid: np.ndarray, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
     """The field on the full grid; outside the box it has the values of the box's faces."""
     to_box = np.linalg.inv(grid) @ affine
-    axes = [to_box[k, k] * np.arange(n) + to_box[k, 3] for k, n in enumerate(shape)]
-    for axis, positions in enumerate(axes):
-        log_field = _interpolated(log_field, positions, axis)
+    for axis, n in enumerate(shape):
+        last = log_field.shape[axis] - 1
+        positions = np.clip(to_box[axis, axis] * np.arange(n) + to_box[axis, 3], 0, last)
+        before = np.minimum(positions.astype(int), last - 1)
+        share = (positions - before).astype(np.float32).reshape([-1 if k == axis else 1 for k in range(3)])
+        log_field = np.take(log_field, before, axis) * (1 - share) + np.take(log_field, before + 1, axis) * share
     return log_field
-
-
-def _interpolated(values: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
-    positions = np.clip(positions, 0, values.shape[axis] - 1)
-    before = np.minimum(positions.astype(int), values.shape[axis] - 2)
-    share = (positions - before).astype(np.float32).reshape([-1 if k == axis else 1 for k in range(3)])
-    return np.take(values, before, axis) * (1 - share) + np.take(values, before + 1, axis) * share
 
 
 def brain_zscore(volume: np.ndarray, mask: np.ndarray) -> tuple[float, float]:

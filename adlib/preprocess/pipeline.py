@@ -56,7 +56,12 @@ def preprocess_image(
             "set affine or deformable"
         )
     base = atlas.template(params.resolution_mm)
-    scan_to_mni, registration = _pose(volume, affine, name, registered)
+    if registered:
+        scan_to_mni, registration = np.eye(4), "registration skipped: by its source, the scan is in MNI152 space"
+    else:
+        fit = register(volume, affine, name)
+        explained = f"{fit.explained:.0%} of intensity variance explained"
+        scan_to_mni, registration = fit.scan_to_mni, f"registration: affine, 12 degrees of freedom, {explained}"
     give_back_memory()
     head, covered = _on_template(volume, affine, scan_to_mni, base)
     steps = [
@@ -225,15 +230,6 @@ def _check_intensities(volume: np.ndarray, name: str) -> None:
     low, high = np.percentile(volume[::2, ::2, ::2], (0.5, 99.5))
     if not high > low:
         raise StudyError(f"{name}: the volume is constant ({low:g}) except for stray voxels; the scan holds no image")
-
-
-def _pose(volume: np.ndarray, affine: np.ndarray, name: str, registered: bool) -> tuple[np.ndarray, str]:
-    """Scan world to MNI152 (4, 4), and the step's description."""
-    if registered:
-        return np.eye(4), "registration skipped: by its source, the scan is in MNI152 space"
-    fit = register(volume, affine, name)
-    explained = f"{fit.explained:.0%} of intensity variance explained"
-    return fit.scan_to_mni, f"registration: affine, 12 degrees of freedom, {explained}"
 
 
 def _refitted(scan: Preprocessed, registration: str, base: atlas.Template) -> Preprocessed:

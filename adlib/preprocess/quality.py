@@ -329,7 +329,8 @@ def raw_quality(volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray)
     points, place = _thinned(volume, affine, scan_to_mni, steps)
     lowest = points.min()
     points = points - lowest
-    level = _level(points, place)
+    deep = points[place == DEEP]
+    level = float(np.median(deep)) if deep.size else float(points.max())  # of the brain, above the darkest voxel
     values = {"qc_wrap": _wrap(points, level)}
     air = points[place == AIR]
     if air.size >= LEAST_POINTS and (air == np.median(air)).mean() < WIPED:
@@ -362,12 +363,6 @@ def _places() -> tuple[np.ndarray, np.ndarray]:
     places[away < HEAD_MM] = HEAD
     places[(depth > DEPTH_MM) & (np.abs(x) > MIDLINE_MM)] = DEEP
     return places, affine
-
-
-def _level(points: np.ndarray, place: np.ndarray) -> float:
-    """Brightness of the brain, in a scan whose darkest voxel is 0."""
-    deep = points[place == DEEP]
-    return float(np.median(deep)) if deep.size else float(points.max())
 
 
 def _ghost(points: np.ndarray, place: np.ndarray) -> float:

@@ -87,7 +87,9 @@ def register(volume: np.ndarray, affine: np.ndarray, name: str) -> Registration:
     StudyError
         If nothing in the field of view resembles a brain, or the best match has an impossible shape.
     """
-    small, grid = _working_copy(volume, affine)
+    small, grid = block_mean(volume, affine, 2.0)
+    low, high = np.percentile(small[small > small.min()], (1, 99.5)).astype(np.float32)
+    small = np.clip(small, low, high) - low  # from 0 up, the brightest voxels clipped
     results, refusal = [], None
     for poses in (USUAL, WIDE):
         try:
@@ -217,13 +219,6 @@ def _coarser(image: sitk.Image, shrink: int) -> sitk.Image:
     return sitk.Shrink(sitk.SmoothingRecursiveGaussian(image, blur), [shrink] * 3)
 
 
-def _working_copy(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The scan at about 2 mm, float32, from 0 up, its brightest voxels clipped, and its affine."""
-    small, grid = block_mean(volume, affine, 2.0)
-    low, high = np.percentile(small[small > small.min()], (1, 99.5)).astype(np.float32)
-    return np.clip(small, low, high) - low, grid
-
-
 def _refine(volume: np.ndarray, affine: np.ndarray, starts: list[np.ndarray], name: str) -> Registration:
     """Least-squares pose, coarse to fine, from the start (MNI152 to scan) that explains most at the coarsest level."""
     for edge, smoothing, iterations in LEVELS:
@@ -257,10 +252,8 @@ class _Fit:
 
     def __init__(self, volume: np.ndarray, affine: np.ndarray, edge: float, smoothing: float) -> None:
         smooth = ndimage.gaussian_filter(volume, smoothing / voxel_sizes(affine), truncate=3)
-        to_world = np.linalg.inv(affine[:3, :3]).astype(np.float32)
-        slopes = np.gradient(smooth)
-        self.layers = [smooth, *slopes]
-        self.to_world = to_world
+        self.layers = [smooth, *np.gradient(smooth)]
+        self.to_world = np.linalg.inv(affine[:3, :3]).astype(np.float32)
         self.to_voxel = np.linalg.inv(affine)
         self.shape = np.array(volume.shape)
         self.points, self.basis = _basis(edge, smoothing)
@@ -389,7 +382,9 @@ def _coarse_search(volume: np.ndarray, affine: np.ndarray, name: str, poses: _Po
     """
     image, inside, corner = _coarse_scan(volume, affine)
     search = _MaskedCorrelation(image, inside)
-    rotations = {scale: _best_rotation(search, scale, poses) for scale in poses.rotation_scales}
+    turns = list(product(poses.pitches, poses.turns, poses.turns))
+    scores = {scale: [search.best(turn, scale)[0] for turn in turns] for scale in poses.rotation_scales}
+    rotations = {scale: turns[int(np.argmax(each))] for scale, each in scores.items()}
     matches = []
     for scale in poses.scales:
         rotation = rotations[min(rotations, key=lambda near, scale=scale: abs(near - scale))]  # type: ignore[misc]
@@ -401,11 +396,6 @@ def _coarse_search(volume: np.ndarray, affine: np.ndarray, name: str, poses: _Po
             "expected a T1-weighted scan of a whole head or brain"
         )
     return [_matrix(rotation, scale, corner + COARSE_MM * shift) for rotation, scale, _, shift in matches]
-
-
-def _best_rotation(search: _MaskedCorrelation, scale: float, poses: _Poses) -> tuple[float, float, float]:
-    every = product(poses.pitches, poses.turns, poses.turns)
-    return max(every, key=lambda rotation: search.best(rotation, scale)[0])
 
 
 def _matrix(rotation: tuple[float, float, float], scale: float, centre: np.ndarray) -> np.ndarray:

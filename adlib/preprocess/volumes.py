@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -11,7 +10,6 @@ from adlib.imaging import atlas
 from adlib.imaging.volume import block_mean, dilated, voxel_ml
 from adlib.preprocess.registration import DEMONS_MM, demons_displacement, jacobian_determinant, tissue_image
 
-SIDES = ("left", "right")
 HIPPOCAMPI_MM = ((-56.0, -62.0, -46.0), (56.0, 22.0, 24.0))  # corners of a box around both, MNI152
 VENTRICLES_MARGIN_MM = 8.0
 
@@ -85,31 +83,13 @@ def _near_ventricles(resolution_mm: float) -> np.ndarray:
     return dilated(region, VENTRICLES_MARGIN_MM, atlas.template(resolution_mm).affine)
 
 
-@dataclass(frozen=True, eq=False)
-class _Box:
-    """The box of the hippocampi, and the template in it.
-
-    Attributes
-    ----------
-    where : tuple of slice
-        In the grid of the template.
-    affine : (4, 4) float64
-        Of the box on that grid.
-    fixed : (x, y, z) float32
-        The template's `tissue_image` at about `DEMONS_MM`.
-    parts : (2, x, y, z) float32
-        Tissue of the left and of the right hippocampus in each voxel, with the white matter on its surface as in manual
-        tracings.
-    """
-
-    where: tuple[slice, ...]
-    affine: np.ndarray
-    fixed: np.ndarray
-    parts: np.ndarray
-
-
 @cache
-def _box(resolution_mm: float) -> _Box:
+def _box(resolution_mm: float) -> tuple[tuple[slice, ...], np.ndarray, np.ndarray, list[np.ndarray]]:
+    """The box of the hippocampi in the template.
+
+    Its slices of the template's grid, its affine, the template's `tissue_image` in it at about `DEMONS_MM`, and there
+    the tissue of the left and of the right hippocampus, with the white matter on its surface as in manual tracings.
+    """
     base = atlas.template(resolution_mm)
     to_voxel = np.linalg.inv(base.affine)
     low, high = (np.rint(to_voxel[:3, :3] @ corner + to_voxel[:3, 3]).astype(int) for corner in HIPPOCAMPI_MM)
@@ -118,14 +98,14 @@ def _box(resolution_mm: float) -> _Box:
     affine[:3, 3] += affine[:3, :3] @ low
     fixed = block_mean(tissue_image(base.gm[where], base.wm[where]), affine, DEMONS_MM)[0]
     tissue = base.gm[where] + base.wm[where]
-    regions = (tissue * atlas.region(f"hippocampus_{side}", resolution_mm)[where] for side in SIDES)
-    return _Box(where, affine, fixed, np.stack([block_mean(part, affine, DEMONS_MM)[0] for part in regions]))
+    regions = (tissue * atlas.region(f"hippocampus_{side}", resolution_mm)[where] for side in ("left", "right"))
+    return where, affine, fixed, [block_mean(part, affine, DEMONS_MM)[0] for part in regions]
 
 
 def _hippocampi(tissues: np.ndarray, resolution_mm: float) -> list[float]:
     """Size of the left and of the right hippocampus, ml of the template's space."""
-    box = _box(resolution_mm)
-    gm, wm = (tissues[..., k][box.where] for k in range(2))
-    moving, grid = block_mean(tissue_image(gm, wm), box.affine, DEMONS_MM)
-    stretch = jacobian_determinant(demons_displacement(box.fixed, moving, grid), grid)
-    return [float((part * stretch).sum(dtype=np.float64)) * voxel_ml(grid) for part in box.parts]
+    where, affine, fixed, parts = _box(resolution_mm)
+    gm, wm = (tissues[..., k][where] for k in range(2))
+    moving, grid = block_mean(tissue_image(gm, wm), affine, DEMONS_MM)
+    stretch = jacobian_determinant(demons_displacement(fixed, moving, grid), grid)
+    return [float((part * stretch).sum(dtype=np.float64)) * voxel_ml(grid) for part in parts]
