@@ -21,7 +21,16 @@ def main(arguments: list[str] | None = None) -> int:
     int
         Exit code: 1 if a file could not be read.
     """
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m adlib.predict", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".nii[.gz], .mgz, folder or zip of DICOM")
+    parser.add_argument(
+        "--study", type=Path, default=Path("params/phantom.yaml"), help="params file of the model's study"
+    )
+    parser.add_argument("--model", type=Path, help="weights file; default: that of the study")
+    parser.add_argument("--age", type=float, help="in years; for percentiles of volumes and covariates")
+    parser.add_argument("--sex", choices=("F", "M"), help="for percentiles of volumes and covariates")
+    parser.add_argument("--out", type=Path, help="folder of the summary figures; default: outputs/predictions")
+    options = parser.parse_args(arguments)
     from adlib.classify.prediction import predict_files
     from adlib.study.params import load_params
     from adlib.study.records import StudyError
@@ -41,19 +50,6 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             print(json.dumps(record, indent=2, allow_nan=False))
     return int(any("error" in record for record in records))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m adlib.predict", description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".nii[.gz], .mgz, folder or zip of DICOM")
-    parser.add_argument(
-        "--study", type=Path, default=Path("params/phantom.yaml"), help="params file of the model's study"
-    )
-    parser.add_argument("--model", type=Path, help="weights file; default: that of the study")
-    parser.add_argument("--age", type=float, help="in years; for percentiles of volumes and covariates")
-    parser.add_argument("--sex", choices=("F", "M"), help="for percentiles of volumes and covariates")
-    parser.add_argument("--out", type=Path, help="folder of the summary figures; default: outputs/predictions")
-    return parser
 
 
 if __name__ == "__main__":

@@ -91,10 +91,8 @@ def release(params: StudyParams, folder: Path) -> pd.DataFrame:
     network = {"outputs": model_file.outputs(params.classes, params.input), "covariates": len(params.train.covariates)}
     write_json(network | {"adlib": json.loads(classifier.card.to_json())}, folder / HUB)
     write_text(dump_params(params.model_copy(update={"exec": type(params.exec)()})), folder / PARAMS)
-    entries = study.metrics["entries"]
-    return compare_scores(
-        [entry for entry in entries if (entry["run"], entry["level"]) == (NETWORK, "subject")], scores
-    )
+    stored = [e for e in study.metrics["entries"] if (e["run"], e["level"]) == (NETWORK, "subject")]
+    return compare_scores(stored, scores)
 
 
 def predict_scans(weights: Path, scans: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
@@ -182,35 +180,10 @@ def verify(folder: Path) -> pd.DataFrame:
         draw_cohort(cast(PhantomSource, params.source), params.classes, params.seed), params.splits, params.seed
     )
     tested = set(splits.query("fold == 0 and split == 'test'")["participant_id"])
-    return compare_scores(read_json(folder / SCORES)["entries"], _simulated_scores(folder, params, params.seed, tested))
-
-
-def score_others(folder: Path, seed: int, per_class: int) -> pd.DataFrame:
-    """Score a released model on participants simulated with another seed.
-
-    Parameters
-    ----------
-    folder : path
-        Of the released model.
-    seed : int
-    per_class : int
-        Participants.
-
-    Returns
-    -------
-    DataFrame
-        See `compare_scores`.
-    """
-    params = load_params(folder / PARAMS)
-    source = params.source.model_copy(update={"participants_per_class": per_class})
-    others = params.model_copy(update={"source": source})
-    return compare_scores(read_json(folder / SCORES)["entries"], _simulated_scores(folder, others, seed))
-
-
-def _simulated_scores(folder: Path, params: StudyParams, seed: int, participants: set[str] | None = None) -> Entries:
     with tempfile.TemporaryDirectory() as place:
-        scans = simulate_scans(params.model_copy(update={"seed": seed}), Path(place), participants)
-        return score_predictions(predict_scans(folder / WEIGHTS, scans, params), params)
+        scans = simulate_scans(params, Path(place), tested)
+        computed = score_predictions(predict_scans(folder / WEIGHTS, scans, params), params)
+    return compare_scores(read_json(folder / SCORES)["entries"], computed)
 
 
 def compare_scores(stored: Entries, computed: Entries) -> pd.DataFrame:
@@ -251,11 +224,12 @@ def main(arguments: list[str] | None = None) -> int:
     int
         Exit code.
     """
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m adlib.release", description=__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params/phantom.yaml"), help="of the study to release")
+    parser.add_argument("--model", type=Path, default=RELEASED / "phantom", help="folder of a released model")
+    parser.add_argument("--verify", action="store_true", help="reproduce the scores of the released model")
+    options = parser.parse_args(arguments)
     try:
-        if options.others is not None:
-            print(score_others(options.model, options.others, options.people).round(4).to_string(index=False))
-            return 0
         params = load_params(options.params)
         table = verify(options.model) if options.verify else release(params, RELEASED / params.study)
     except StudyError as error:
@@ -265,16 +239,6 @@ def main(arguments: list[str] | None = None) -> int:
     worst = table["difference"].abs().max(skipna=False)
     print(f"largest difference {worst:.4f} (limit {TOLERANCE})")
     return int(not worst <= TOLERANCE)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m adlib.release", description=__doc__)
-    parser.add_argument("--params", type=Path, default=Path("params/phantom.yaml"), help="of the study to release")
-    parser.add_argument("--model", type=Path, default=RELEASED / "phantom", help="folder of a released model")
-    parser.add_argument("--verify", action="store_true", help="reproduce the scores of the released model")
-    parser.add_argument("--others", type=int, metavar="SEED", help="score the model on participants of another seed")
-    parser.add_argument("--people", type=int, default=25, help="participants per class with --others")
-    return parser
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ from typing import Any
 import ipywidgets as widgets
 
 from adlib.classify.model_store import example_scans, find_model
-from adlib.classify.prediction import STAGES
 from adlib.classify.result import scan_table, summary_table, unique_name
 from adlib.classify.uploads import ACCEPT, Chosen, Inbox, open_home
 from adlib.classify.views import Viewer, html, links_html
-from adlib.classify.worker import DRAWING, EXPLAINING, START, CancelledError, Result, Worker
+from adlib.classify.worker import EXPECTED_S, CancelledError, Result, Worker
 from adlib.sources.scanfile import scan_name
 from adlib.study.params import StudyParams
 from adlib.study.records import StudyError
@@ -24,7 +23,7 @@ NOTHING_CHOSEN = (
     "Choose a file, a path or an example first. A chosen file that does not arrive exceeds the upload limit of this "
     "server (10 MB unless started by make lab or make app); give its path instead."
 )
-ALL_STAGES = (START, *STAGES, DRAWING, EXPLAINING)
+STAGES = tuple(EXPECTED_S)
 MAX_WITH_PICTURES = 20  # pictures of older results are deleted to save memory
 MAX_AGE = 120.0  # years
 WIDE = {"width": "38em", "max_width": "100%"}
@@ -117,7 +116,7 @@ class App:
         self.cancel = widgets.Button(
             description="Cancel", icon="stop", disabled=True, tooltip="stop now and drop the scans that have not begun"
         )
-        self.progress = widgets.IntProgress(max=len(ALL_STAGES), layout={"width": "20em", "visibility": "hidden"})
+        self.progress = widgets.IntProgress(max=len(STAGES), layout={"width": "20em", "visibility": "hidden"})
         self.waiting, self.stage, self.links, self.summary = (widgets.HTML() for _ in range(4))
         self.shown = widgets.VBox()
         self.sort = widgets.Dropdown(
@@ -140,7 +139,7 @@ class App:
         self.waiting.value = html("received", chosen, left_out) if chosen or left_out else ""
 
     def classify(self) -> None:
-        """Start to classify all chosen scans in a thread; see `wait`."""
+        """Start to classify all chosen scans in a thread."""
         if self._thread is not None and self._thread.is_alive():
             return
         paths = [path for path in (self.path.value.strip(), self.example.value) if path]
@@ -158,11 +157,6 @@ class App:
         self._busy(True)
         self._thread = threading.Thread(target=self._run, args=(chosen, person), daemon=True)
         self._thread.start()
-
-    def wait(self) -> None:
-        """Return when the work is done."""
-        if self._thread is not None:
-            self._thread.join()
 
     def stop(self) -> None:
         """End the work now."""
@@ -195,7 +189,7 @@ class App:
 
         def show_stage(stage: str) -> None:
             left = self.worker.seconds_left(stage, explain)
-            self.progress.value = ALL_STAGES.index(stage) if stage in ALL_STAGES else 0
+            self.progress.value = STAGES.index(stage)
             self.stage.value = html("status", f"{prefix}{scan.name}: {stage}; about {left:.0f} s left")
 
         try:
@@ -211,9 +205,8 @@ class App:
             for old in self.results[:-MAX_WITH_PICTURES]:
                 old.pictures.clear()
                 old.view.clear()
-            viewer = Viewer(result.view, record["name"])
             details = widgets.HTML(html("details", record, result.pictures))
-            self._show(widgets.HTML(html("prediction", record)), viewer, details)
+            self._show(widgets.HTML(html("prediction", record)), Viewer(result.view), details)
 
     def _show(self, *shown: widgets.Widget) -> None:
         self.shown.children = (*self.shown.children, *shown)
@@ -229,19 +222,13 @@ class App:
         if self.sort.options != columns:
             self.sort.options = columns
         table = table.sort_values(self.sort.value, ascending=not self.descending.value, kind="stable")
-        tables = {
-            f"All {len(records)} scans of this session" if len(records) > 1 else "The scan of this session": table
-        }
+        tables = {f"Scans of this session: {len(records)}": table}
         if len(records) > 1:
             tables["Summary"] = summary_table(records)
         self.summary.value = html("tables", tables)
 
     def _report(self) -> None:
-        self.report.disabled = True
-        try:
-            self.links.value = links_html(self.results)
-        finally:
-            self.report.disabled = False
+        self.links.value = links_html(self.results)
 
     def _busy(self, busy: bool) -> None:
         self.button.disabled, self.cancel.disabled = busy, not busy

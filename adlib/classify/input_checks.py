@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -113,7 +112,8 @@ def check_input(prepared: Preprocessed, features: np.ndarray, classifier: Classi
             continue
         space = classifier.distributions[name]
         measured = features if name == IMAGE else np.array([values[name].get(key, np.nan) for key in space.names])
-        z = _z_score(name, float(mahalanobis_distances(measured[None], space)[0]), reference)
+        distance = np.log(max(float(mahalanobis_distances(measured[None], space)[0]), 1e-6))
+        z = (distance - reference["centre"][name]) / reference["spread"][name]
         limit = reference["threshold"]
         message = f"{quantity} distance z = {z:.1f} relative to held-out scans (limit {limit:.1f})"
         details = [] if name == IMAGE else _largest_deviations(measured, space)
@@ -131,11 +131,6 @@ def _check_limits(title: str, values: dict[str, float], names: tuple[str, ...], 
     reasons = [f"{v.meaning} is {values[k]:.3g}, expected {quality.limit_text(k)}" for k, v in limits.items()]
     status = {"fail": FAILED, "check": WARNING, "pass": PASSED}[worst]
     return Check(title, status, "; ".join(reasons) or "within limits", advice)
-
-
-def _z_score(name: str, distance: float, reference: dict[str, Any]) -> float:
-    """Log distance, standardised by median and median absolute deviation of held-out scans."""
-    return (np.log(max(distance, 1e-6)) - reference["centre"][name]) / reference["spread"][name]
 
 
 def _largest_deviations(values: np.ndarray, space: FeatureDistribution) -> list[str]:

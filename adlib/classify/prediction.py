@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cache, partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +104,13 @@ def predict_image(
     missing = [name for name in card.covariates if name not in person]
     imputed = [f"{name} is not given; the mean of the training cohort is used" for name in missing]
     notes = (*notes, *imputed, *outside_cohort(prepared.features, card.cohort))
-    common: dict[str, Any] = {"notes": notes, "checks": checks, "person": person, "seen": seen, "coverage": coverage}
+    result = Prediction(name, None, {}, slices[:0], prepared, card, notes, checks, person, seen, coverage)
     if prepared.verdict == "fail" or any(check.refusal for check in checks):
-        return Prediction(name, None, {}, slices[:0], prepared, card, **common)
+        return result
     pooled = pool_slices(slices, weights, np.zeros(len(slices), int), card.input.pooling)[0]
     probabilities = dict(zip(card.classes, pooled.tolist(), strict=True))
-    near = nearest(features, classifier, examples)
-    predicted = card.classes[int(pooled.argmax())]
-    return Prediction(name, predicted, probabilities, slices, prepared, card, nearest=near, **common)
+    near, predicted = nearest(features, classifier, examples), card.classes[int(pooled.argmax())]
+    return replace(result, predicted=predicted, probabilities=probabilities, slices=slices, nearest=near)
 
 
 def _slices(prepared: Preprocessed, card: model_file.ModelCard) -> np.ndarray:
@@ -224,13 +225,12 @@ def predict_files(
         If the model file cannot be read.
     """
     weights = find_model(params) if model is None else model_file.weights_path(model)
-    source = {"weights": weights, "trusted": model is None}
-    _load(**source)
+    _load(weights, model is None)  # a file that cannot be read ends here
     names: list[str] = []
     for path in paths:
         names.append(unique_name(scan_name(path), names))
     items = [(path, folder / f"{name}_summary.png") for path, name in zip(paths, names, strict=True)]
-    function = partial(_predict_record, source, person=person, coverage=params.evaluate.coverage)
+    function = partial(_predict_record, (weights, model is None), person=person, coverage=params.evaluate.coverage)
     pool = params.pool if len(paths) > 1 else HERE
     return map_scans(function, items, pool=pool, label="classifying", lost=lambda _, reason: {"error": reason})
 
@@ -240,26 +240,31 @@ def _load(weights: Path, trusted: bool) -> tuple[model_file.Classifier, Examples
     return model_file.load(weights, trusted=trusted), read_examples(weights)
 
 
-def _predict_record(model: dict[str, Any], item: tuple[Path, Path], **options: Any) -> Record:
+def _predict_record(model: tuple[Path, bool], item: tuple[Path, Path], **options: Any) -> Record:
     path, figure = item
-    classifier, examples = _load(**model)
+    classifier, examples = _load(*model)
     try:
         prediction = predict_file(path, classifier, examples=examples, **options)
     except StudyError as error:
         return {"error": str(error)}
     apply_theme()
-    write_png(plot_prediction(prediction), figure)
+    with atomic_path(figure) as temporary:
+        temporary.write_bytes(as_png(plot_prediction(prediction)))
     return as_record(prediction) | {"summary": str(figure)}
 
 
-def write_png(figure: plt.Figure, path: Path) -> None:
-    """Write a figure as PNG and close it.
+def as_png(figure: plt.Figure) -> bytes:
+    """Content of a PNG file of a figure, which is closed.
 
     Parameters
     ----------
     figure : matplotlib Figure
-    path : path
+
+    Returns
+    -------
+    bytes
     """
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, metadata={"Software": None})
+    content = BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
     plt.close(figure)
+    return content.getvalue()

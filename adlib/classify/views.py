@@ -17,15 +17,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
-from adlib.classify.plot_prediction import BRAIN_EDGE, VOLUME_LABELS, format_ml
+from adlib.classify.plot_prediction import VOLUME_LABELS, format_ml
 from adlib.classify.result import scan_table, summary_table
 from adlib.classify.worker import EVIDENCE_MAX, Result
 
 MARKS = {"passed": "✓", "warning": "!", "failed": "✗", "not checked": "–"}
 LABELS = VOLUME_LABELS | {"csf_ml": "CSF", "temporal_ml": "temporal lobes, grey matter"}
-TISSUE_COLOURS = ("#56b4e9", "#e69f00", "#009e73")  # GM, WM, CSF
 EVIDENCE_NOTE = "Red or orange: evidence for the predicted class, blue: against it; only where slices were cut."
-PLANES = ("sagittal", "coronal", "axial")
 HEIGHT = 420  # pixels
 OVERLAYS = {
     "brain mask": ("mask", 0.35, {"colormap": "blue", "cal_min": 0.5}),
@@ -204,26 +202,17 @@ def _nifti(view: dict[str, np.ndarray], part: str) -> dict[str, Any]:
 
 
 class Viewer(widgets.VBox):
-    """Three planes of one scan, moved by sliders; on request a `Scene` of it.
+    """On request a `Scene` of one scan, with a choice of its overlay.
 
     Parameters
     ----------
     view : dict of str to array
         See `adlib.classify.worker.view_arrays`.
-    name : str
     """
 
-    def __init__(self, view: dict[str, np.ndarray], name: str) -> None:
-        self.view, self.name = view, name
-        shape, affine = view["head"].shape, view["affine"]
-        centre = np.clip(np.rint(np.linalg.inv(affine)[:3, 3]).astype(int), 0, np.array(shape) - 1)
-        self.sliders = [
-            widgets.IntSlider(
-                value=int(centre[k]), min=0, max=shape[k] - 1, description=f"{PLANES[k]}", continuous_update=False,
-                readout=False, tooltip=f"position of the {PLANES[k]} plane", layout={"width": "17em"},
-            )
-            for k in range(3)
-        ]  # fmt: skip
+    def __init__(self, view: dict[str, np.ndarray]) -> None:
+        self.view, self.note = view, widgets.HTML()
+        self.scene: Scene | None = None
         self.overlay = widgets.Dropdown(
             options=[*_overlays(view), "nothing"], description="overlay", tooltip="drawn over the head",
             layout={"width": "17em"},
@@ -232,77 +221,18 @@ class Viewer(widgets.VBox):
             description="turn it with the mouse", icon="cube", layout={"width": "17em"},
             tooltip="planes and a rendering that follow the mouse; needs a browser with WebGL 2",
         )  # fmt: skip
+        self.overlay.observe(self._overlay_changed, "value")
         self.turn.observe(self._turned, "value")
-        self.scene: Scene | None = None
-        self.picture, self.note = widgets.HTML(), widgets.HTML()
-        self.overlay.observe(self._chosen, "value")
-        for control in self.sliders:
-            control.observe(self._draw, "value")
-        self._draw()
-        self.row = widgets.Box([*self.sliders, self.overlay, self.turn], layout={"flex_flow": "row wrap"})
-        super().__init__([self.row, self.picture, self.note])
+        self.row = widgets.Box([self.overlay, self.turn], layout={"flex_flow": "row wrap"})
+        super().__init__([self.row, self.note])
 
     def _turned(self, _: Any) -> None:
-        """Replace picture and sliders by the scene, or the other way round."""
         if self.scene is not None:
             self.scene.close()
         self.scene = Scene(self.view, self.overlay.value) if self.turn.value else None
-        self.row.children = (*([] if self.scene else self.sliders), self.overlay, self.turn)
-        self.children = (self.row, self.scene or self.picture, self.note)
+        self.children = tuple(filter(None, (self.row, self.scene, self.note)))
 
-    def _chosen(self, change: dict[str, Any]) -> None:
-        """Draw another overlay; evidence at its maximum, as most of the head is in no slice."""
+    def _overlay_changed(self, change: dict[str, Any]) -> None:
         if self.scene is not None:
             self.scene.show(change["new"])
-        shown = change["new"] == "evidence"
-        if shown:
-            evidence = np.abs(self.view["evidence"])
-            self._move(np.unravel_index(evidence.argmax(), evidence.shape))
-        self._draw()
-        self.note.value = html("note", EVIDENCE_NOTE) if shown else ""
-
-    def _move(self, at: tuple[np.intp, ...]) -> None:
-        """Set the sliders without drawing after each."""
-        for slider, position in zip(self.sliders, at, strict=True):
-            slider.unobserve(self._draw, "value")
-            slider.value = int(position)
-            slider.observe(self._draw, "value")
-
-    def _draw(self, _: Any = None) -> None:
-        at = [slider.value for slider in self.sliders]
-        png = _planes(self.view, at, self.overlay.value)
-        mm = self.view["affine"] @ [*at, 1]
-        where = f"x {mm[0]:.0f}, y {mm[1]:.0f}, z {mm[2]:.0f} mm (MNI152)"
-        text = f"{self.name}, sagittal, coronal and axial plane at {where}; overlay: {self.overlay.value}"
-        self.picture.value = html("planes", png, text, f"{where}; left is left")
-
-
-def _planes(view: dict[str, np.ndarray], at: list[int], overlay: str) -> bytes:
-    """PNG of three planes through voxel `at`, left is left."""
-    figure = Figure(figsize=(9, 3.2), facecolor="black", layout="none")
-    axes = figure.subplots(1, 3)
-    figure.subplots_adjust(0, 0, 1, 1, 0.01, 0)
-    for k, axis in enumerate(axes):
-        head, mask, tissue = (np.take(view[name], at[k], axis=k).T for name in ("head", "mask", "tissue"))
-        axis.set_axis_off()
-        axis.imshow(head, cmap="gray", vmin=0, vmax=255, origin="lower", interpolation="bilinear")
-        shown = {
-            "brain mask": [(mask, BRAIN_EDGE)],
-            "tissues": [(tissue == n, c) for n, c in enumerate(TISSUE_COLOURS, start=1)],
-        }
-        for part, colour in shown.get(overlay, []):
-            if part.any():
-                axis.contour(part.astype(float), levels=[0.5], colors=colour, linewidths=0.8)
-        if overlay == "evidence":
-            evidence = np.take(view["evidence"], at[k], axis=k).T / EVIDENCE_MAX
-            opacity = np.clip(2 * np.abs(evidence), 0, 0.8)
-            axis.imshow(evidence, cmap="RdBu_r", vmin=-1, vmax=1, alpha=opacity, origin="lower")
-        across, up = [n for n in range(3) if n != k]
-        axis.axvline(at[across], color="#888888", linewidth=0.5)
-        axis.axhline(at[up], color="#888888", linewidth=0.5)
-        if k:
-            axis.text(0.02, 0.5, "L", color="white", transform=axis.transAxes)
-            axis.text(0.98, 0.5, "R", color="white", transform=axis.transAxes, ha="right")
-    content = BytesIO()
-    figure.savefig(content, format="png", dpi=100, facecolor="black")
-    return content.getvalue()
+        self.note.value = html("note", EVIDENCE_NOTE) if change["new"] == "evidence" else ""

@@ -1,53 +1,42 @@
-"""Replaces the worker process of the form: the result depends on the file name alone."""
+"""Replaces the process of the form's worker: the result depends on the file name alone."""
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
 
-def send(**content):
-    print(json.dumps(content), flush=True)
-
-
-def write_result(job):
-    """Write the files that `adlib.classify.worker` writes."""
-    folder, name = Path(job["folder"]), Path(job["path"]).name.split(".nii")[0].removesuffix(".mgz")
-    record = json.loads(Path(os.environ["FAKE_RECORD"]).read_text()) | {"name": name, "person": job["person"]}
-    record["bytes"] = Path(job["path"]).stat().st_size if Path(job["path"]).exists() else None
-    (folder / "record.json").write_text(json.dumps(record))
-    asked = ["evidence"] if job["explain"] else []
-    for picture in ("summary", *asked, *(["nearest"] if record["nearest"] else [])):
-        (folder / f"{picture}.png").write_bytes(Path(os.environ["FAKE_PICTURE"]).read_bytes())
+def result(path, person, explain):
+    """Record, pictures and volumes of a scan."""
+    record = json.loads(Path(os.environ["FAKE_RECORD"]).read_text())
+    record |= {"name": path.name.split(".nii")[0].removesuffix(".mgz"), "person": person}
+    record["bytes"] = path.stat().st_size if path.exists() else None
+    kinds = ["summary"] + ["evidence"] * explain + ["nearest"] * bool(record["nearest"])
+    pictures = dict.fromkeys(kinds, Path(os.environ["FAKE_PICTURE"]).read_bytes())
     volume = np.zeros((6, 7, 5), np.uint8)
     volume[2:4, 2:5, 1:4] = 1
     view = {"head": volume * 200, "tissue": volume, "mask": volume, "affine": np.diag([3.0, 3, 3, 1])}
-    if asked:
+    if explain:
         view["evidence"] = np.zeros(volume.shape, np.int16)
         view["evidence"][1, 6, 2] = -127
-    np.savez(folder / "view.npz", **view)
+    return record, pictures, view
 
 
-def serve(job):
-    name = Path(job["path"]).name
-    send(stage="reading the file")
-    if "bad" in name:
-        send(error="<b>bad</b> is no scan; copy it again")
-    elif "crash" in name:
-        os.abort()
-    else:
-        send(stage="classifying slices")
+def serve(pipe, model, home, *settings):
+    """Takes the place of `adlib.classify.worker.serve`."""
+    while True:
+        path, person, explain = pipe.recv()
+        name = Path(path).name
+        pipe.send(("stage", "reading the file"))
+        if "bad" in name:
+            pipe.send(("error", "<b>bad</b> is no scan; copy it again"))
+            continue
+        if "crash" in name:
+            os.abort()
+        pipe.send(("stage", "classifying slices"))
         if "slow" in name:
-            (Path(os.environ["TMPDIR"]) / "half-done").write_text("somebody's head")
+            (home / "tmp" / "half-done").write_text("somebody's head")
             time.sleep(60)
-        write_result(job)
-        send(done=True)
-
-
-if __name__ == "__main__":
-    send(ready=True)
-    for line in sys.stdin:
-        serve(json.loads(line))
+        pipe.send(("result", *result(Path(path), person, explain)))

@@ -75,16 +75,6 @@ def test_study_command_and_form_agree(study, without_checks, tmp_path):
     assert abs(expected[0] - expected[1]) > 1e-3
 
 
-def test_predictions_equal_stored_ones(study, without_checks):
-    predicted = stored_predictions(study).set_index("scan_id")
-    paths = read_table(study.folder / "manifest.tsv", MANIFEST).set_index("scan_id")["path"]
-    classifier = model_file.load(without_checks)
-    assert len(predicted) >= 2
-    for name, row in predicted.tail(2).iterrows():
-        found = predict_file(paths[name], classifier).probabilities
-        np.testing.assert_allclose(list(found.values()), row[[f"p_{k}" for k in found]].astype(float), atol=1e-6)
-
-
 def test_nearest_scan_of_a_training_scan_is_itself(study, without_checks):
     examples = read_examples(find_model(study))
     splits = read_table(study.folder / "splits.tsv", SPLITS)
