@@ -63,7 +63,7 @@ def release(params: StudyParams, folder: Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        See `compare_scores`: the study's scores and those of the released weights.
+        Columns metric, stored (the study's score), computed (that of the released weights), difference, n and ci95.
 
     Raises
     ------
@@ -81,8 +81,8 @@ def release(params: StudyParams, folder: Path) -> pd.DataFrame:
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST)
     tested = splits.query("fold == 0 and split == 'test'")["participant_id"]
     model_file.save(classifier, folder / WEIGHTS, half=True)
-    predictions = predict_scans(folder / WEIGHTS, manifest[manifest["participant_id"].isin(tested)], params)
-    scores = score_predictions(predictions, params)
+    predictions = _predict_scans(folder / WEIGHTS, manifest[manifest["participant_id"].isin(tested)], params)
+    scores = _score_predictions(predictions, params)
     write_table(predictions.drop(columns=["slice", "temperature"]), folder / STORED, ANSWERS)
     write_examples(params, folder / WEIGHTS)
     write_json({"splits": content_digest(params.folder / "splits.tsv"), "entries": scores}, folder / SCORES)
@@ -92,42 +92,18 @@ def release(params: StudyParams, folder: Path) -> pd.DataFrame:
     write_json(network | {"adlib": json.loads(classifier.card.to_json())}, folder / HUB)
     write_text(dump_params(params.model_copy(update={"exec": type(params.exec)()})), folder / PARAMS)
     stored = [e for e in study.metrics["entries"] if (e["run"], e["level"]) == (NETWORK, "subject")]
-    return compare_scores(stored, scores)
+    return _compare_scores(stored, scores)
 
 
-def predict_scans(weights: Path, scans: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
-    """Predictions of a weights file for scan files; scans that fail quality control are left out.
-
-    Parameters
-    ----------
-    weights : path
-    scans : DataFrame
-        Columns path, participant_id, session_id, scan_id and diagnosis.
-    params : StudyParams
-
-    Returns
-    -------
-    DataFrame
-        Schema `records.ANSWERS`, with the further columns of `adlib.training.pooling.pool_level`.
-    """
+def _predict_scans(weights: Path, scans: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
+    """Predictions (schema `records.ANSWERS`) for scan files; scans that fail quality control are left out."""
     function = partial(_predict, weights=str(weights))
     rows = map_scans(function, scans.to_dict("records"), pool=params.pool, label="classifying scans")
     return pd.DataFrame([row for row in rows if row]).assign(fold=0, slice=0, temperature=1.0)
 
 
-def score_predictions(predictions: pd.DataFrame, params: StudyParams) -> Entries:
-    """Scores by participant for the model card, as entries of ``metrics.json``.
-
-    Parameters
-    ----------
-    predictions : DataFrame
-        See `predict_scans`.
-    params : StudyParams
-
-    Returns
-    -------
-    list of dict
-    """
+def _score_predictions(predictions: pd.DataFrame, params: StudyParams) -> Entries:
+    """Scores by participant for the model card, as entries of ``metrics.json``."""
     entries = score_run(pool_level(predictions, "subject", params.classes), NETWORK, "subject", params)
     return [entry for entry in entries if (entry["metric"], entry.get("class")) in INDEXED]
 
@@ -168,7 +144,7 @@ def verify(folder: Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        See `compare_scores`.
+        Columns metric, stored, computed, difference, n and ci95.
 
     Raises
     ------
@@ -182,25 +158,12 @@ def verify(folder: Path) -> pd.DataFrame:
     tested = set(splits.query("fold == 0 and split == 'test'")["participant_id"])
     with tempfile.TemporaryDirectory() as place:
         scans = simulate_scans(params, Path(place), tested)
-        computed = score_predictions(predict_scans(folder / WEIGHTS, scans, params), params)
-    return compare_scores(read_json(folder / SCORES)["entries"], computed)
+        computed = _score_predictions(_predict_scans(folder / WEIGHTS, scans, params), params)
+    return _compare_scores(read_json(folder / SCORES)["entries"], computed)
 
 
-def compare_scores(stored: Entries, computed: Entries) -> pd.DataFrame:
-    """Two sets of scores: metric, stored, computed, difference, and n and interval of the computed ones.
-
-    Parameters
-    ----------
-    stored : list of dict
-        Entries as in ``metrics.json``.
-    computed : list of dict
-        Entries as in ``metrics.json``.
-
-    Returns
-    -------
-    DataFrame
-        Columns metric, stored, computed, difference, n and ci95; one row per computed score.
-    """
+def _compare_scores(stored: Entries, computed: Entries) -> pd.DataFrame:
+    """One row per computed score; its n and interval are those of the computed ones."""
     points = {(entry["metric"], entry.get("class")): entry["point"] for entry in stored}
     rows = []
     for entry in computed:

@@ -152,24 +152,12 @@ def _draw(
         target, apart = card.classes.index(prediction.predicted), card.input.plane in THREE_PLANES
         maps = attribute(classifier.network, prediction.seen, target, method, apart)
         pictures["evidence"] = as_png(plot_attribution(prediction, maps, TITLES[method]))
-        view["evidence"] = evidence_volume(prediction, maps)
+        view["evidence"] = _evidence_volume(prediction, maps)
     return pictures, view
 
 
-def evidence_volume(prediction: Prediction, maps: np.ndarray) -> np.ndarray:
-    """Attribution maps on the grid of the template.
-
-    Parameters
-    ----------
-    prediction : Prediction
-    maps : (n, 3, H, W) float
-        Attribution of each slice.
-
-    Returns
-    -------
-    (X, Y, Z) int16
-        Scaled to ±`EVIDENCE_MAX`; 0 outside the slices.
-    """
+def _evidence_volume(prediction: Prediction, maps: np.ndarray) -> np.ndarray:
+    """Attribution maps (n, 3, H, W) on the grid of the template, int16 within ±`EVIDENCE_MAX`; 0 outside the slices."""
     volume = in_volume(maps, slice_voxels(prediction.card), prediction.prepared.mask.shape)
     return np.rint(volume / (float(np.abs(volume).max()) or 1.0) * EVIDENCE_MAX).astype(np.int16)
 

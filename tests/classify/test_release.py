@@ -76,9 +76,9 @@ def test_verify_fails_on_other_scores(folder, tmp_path, monkeypatch, capsys):
     stored = read_json(folder / "scores.json")
     computed = deepcopy(stored["entries"])
     shutil.copy(folder / "params.yaml", tmp_path)
-    for step in ("simulate_scans", "predict_scans"):
+    for step in ("simulate_scans", "_predict_scans"):
         monkeypatch.setattr(release, step, lambda *arguments: None)
-    monkeypatch.setattr(release, "score_predictions", lambda *arguments: computed)
+    monkeypatch.setattr(release, "_score_predictions", lambda *arguments: computed)
     for change, code in ((0.0, 0), (0.02, 1)):
         stored["entries"][0]["point"] += change
         write_json(stored, tmp_path / "scores.json")
