@@ -74,10 +74,10 @@ def make_app(home, tmp_path, monkeypatch):
     made = []
 
     def make(**limits):
-        known = ClassifyParams(**limits)
-        worker = Worker(Path("m.safetensors"), known, home, target=fake_worker.serve)
+        settings = ClassifyParams(**limits)
+        worker = Worker(Path("m.safetensors"), settings, home, target=fake_worker.serve)
         made.append(worker)
-        return form.App(worker, Inbox(known, home), {"sub-01 (AD)": "examples/sub-01.nii.gz"})
+        return form.App(worker, Inbox(settings, home), {"sub-01 (AD)": "examples/sub-01.nii.gz"})
 
     yield make
     for worker in made:
@@ -211,7 +211,7 @@ def test_names_and_messages_are_escaped(app):
 
 def test_names_with_folders_stay_in_private_folder(app, home):
     upload(app, "../../evil.nii", "..\\evil.nii", "a:b/c.nii", "..", "/")
-    assert all(one.path.is_relative_to(home) and one.path.is_file() for one in app.inbox.chosen)
+    assert all(scan.path.is_relative_to(home) and scan.path.is_file() for scan in app.inbox.chosen)
     run(app)
     assert names(app)[:3] == ["evil", "evil_2", "c"] and left_in(home) == []
 
@@ -262,10 +262,10 @@ def test_timeout(make_app, home):
 
 
 def test_stages_with_expected_seconds(app):
-    told = []
-    app.worker.classify("a.nii", {}, lambda stage: told.append((stage, app.worker.seconds_left(stage))))
-    assert [stage for stage, _ in told] == ["starting", "reading the file", "classifying slices"]
-    assert told[0][1] > told[1][1] > told[2][1] > 0
+    stages = []
+    app.worker.classify("a.nii", {}, lambda stage: stages.append((stage, app.worker.seconds_left(stage))))
+    assert [stage for stage, _ in stages] == ["starting", "reading the file", "classifying slices"]
+    assert stages[0][1] > stages[1][1] > stages[2][1] > 0
     assert app.worker.expected["classifying slices"] < 1
 
 
@@ -274,7 +274,7 @@ def test_upload_limits_and_pairs(make_app):
     upload(app, "big.nii", content=bytes(2**20 + 1))
     assert "expected at most 1 (classify.max_upload_mb)" in app.waiting.value and not app.inbox.chosen
     upload(app, "a.hdr", "a.img", "b.dcm", "c.dcm", "d.nii")
-    assert [one.name for one in app.inbox.chosen] == ["a.hdr", "DICOM files"]
+    assert [scan.name for scan in app.inbox.chosen] == ["a.hdr", "DICOM files"]
     assert sorted(path.name for path in app.inbox.chosen[0].path.parent.iterdir()) == ["a.hdr", "a.img"]
     assert sorted(path.name for path in app.inbox.chosen[1].path.iterdir()) == ["b.dcm", "c.dcm"]
     assert "at most 2 scans" in app.waiting.value
@@ -370,10 +370,10 @@ def test_nearest_training_scans_are_shown(app, tmp_path):
 def test_every_control_has_a_label(app):
     upload(app, "a.nii")
     run(app)
-    controls = [one for one in descendants(app.box) if hasattr(one, "tooltip") and hasattr(one, "description")]
-    controls = [one for one in controls if type(one).__name__ not in ("HTML", "IntProgress")]
+    controls = [item for item in descendants(app.box) if hasattr(item, "tooltip") and hasattr(item, "description")]
+    controls = [item for item in controls if type(item).__name__ not in ("HTML", "IntProgress")]
     assert len(controls) > 10
-    assert all(one.description and one.tooltip for one in controls), [c for c in controls if not c.tooltip]
+    assert all(item.description and item.tooltip for item in controls)
 
 
 def test_summary_table():

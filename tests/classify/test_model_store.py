@@ -81,13 +81,12 @@ def test_nearest_scan_of_a_training_scan_is_itself(study, without_checks):
     trained = set(splits.loc[splits["split"] == "train", "participant_id"])
     assert len(examples.scan_id) == len(trained) and {name.split("_")[0] for name in examples.scan_id} == trained
     manifest = read_table(study.folder / "manifest.tsv", MANIFEST).set_index("scan_id")
-    one = str(examples.scan_id[1])
-    found = predict_file(manifest.loc[one, "path"], model_file.load(without_checks), examples=examples)
-    assert found.nearest[0].scan_id == one and len(found.nearest) == 3
-    assert found.nearest[0].distance < 1e-3 < found.nearest[1].distance <= found.nearest[2].distance
-    assert found.nearest[0].diagnosis == manifest.loc[one, "diagnosis"]
-    assert found.nearest[0].age == manifest.loc[one, "age"]
-    assert found.nearest[0].picture.std() > 10
+    scan = str(examples.scan_id[1])
+    result = predict_file(manifest.loc[scan, "path"], model_file.load(without_checks), examples=examples)
+    first, second, third = result.nearest
+    assert first.distance < 1e-3 < second.distance <= third.distance
+    assert [first.scan_id, first.diagnosis, first.age] == [scan, *manifest.loc[scan, ["diagnosis", "age"]]]
+    assert first.picture.std() > 10
 
 
 def test_people_are_shown_only_with_show_training(study, tmp_path):
@@ -124,7 +123,7 @@ def test_released_model_is_used_before_the_first_run(tmp_path):
     first = predicted.sort_values("session_id").drop_duplicates("participant_id")
     assert accuracy.point > 0.3 and len(first) >= 100
     scan = example_scans(params).iloc[0]
-    found = predict_file(scan["path"], model_file.load(find_model(params)))
+    result = predict_file(scan["path"], model_file.load(find_model(params)))
     row = predicted.set_index("scan_id").loc[scan["scan_id"]]
-    np.testing.assert_allclose(list(found.probabilities.values()), [row[f"p_{k}"] for k in params.classes], atol=1e-6)
+    np.testing.assert_allclose(list(result.probabilities.values()), [row[f"p_{k}"] for k in params.classes], atol=1e-6)
     assert scan["diagnosis"] == row["truth"]

@@ -68,8 +68,8 @@ def outcomes(worker, home, tmp_path_factory):
         outcomes[kind] |= {"left": left, "rss": peak, "process": worker._process.pid}
     if folder := os.environ.get("ADLIB_SHOTS"):
         rows = [
-            f"| {kind} | `{one['file']}` | {escape(one['message']).replace('|', '&#124;')} |\n"
-            for kind, one in outcomes.items()
+            f"| {kind} | `{outcome['file']}` | {escape(outcome['message']).replace('|', '&#124;')} |\n"
+            for kind, outcome in outcomes.items()
         ]
         text = "".join(["| upload | file | message |\n|---|---|---|\n", *rows])
         (Path(folder) / "uploads.md").write_text(text, encoding="utf-8")
