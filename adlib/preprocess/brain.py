@@ -197,11 +197,10 @@ def _near(resolution_mm: float) -> np.ndarray:
 def _working_template(resolution_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The template's mask, GM and WM at about `WORK_MM`, and how deep inside its brain each voxel lies, mm."""
     base = template(resolution_mm)
-    grid = block_mean(base.gm, base.affine, WORK_MM)[1]
-    maps = [block_mean(m, base.affine, WORK_MM)[0] for m in (base.mask.astype(np.float32), base.gm, base.wm)]
-    mask, edge = maps[0] > 0.5, voxel_sizes(grid)
+    share, gm, wm = (block_mean(part, base.affine, WORK_MM)[0] for part in (base.mask, base.gm, base.wm))
+    mask, edge = share > 0.5, voxel_sizes(block_mean(base.mask, base.affine, WORK_MM)[1])
     depth = ndimage.distance_transform_edt(mask, sampling=edge) - ndimage.distance_transform_edt(~mask, sampling=edge)
-    return mask, *maps[1:], depth
+    return mask, gm, wm, depth
 
 
 def _shrink(mask: np.ndarray, by_mm: float, edge: np.ndarray) -> np.ndarray:

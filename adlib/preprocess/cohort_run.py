@@ -69,7 +69,8 @@ def preprocess_scan(
         outputs; it never stops a cohort. Where the cause is not the scan (an unreadable disk, lack of memory), the
         reason is in ``lost`` too and nothing is stored.
     """
-    names, key = file_names(scan, derivatives), _key(scan, params, code)
+    names, space = file_names(scan, derivatives), scan.get("space") or None
+    key = digest({"source": scan["sha256"], "space": space, "params": params.model_dump(mode="json"), "code": code})
     try:
         read = _bytes_of(scan)
         stored = stored_sidecar(names, key, keep)
@@ -81,9 +82,11 @@ def preprocess_scan(
         if _bytes_of(scan) != read:
             raise TryAgain(f"{scan['path']} changed while it was read")
     except Exception as error:
+        unexpected = f"unexpected {traceback.format_exception_only(error)[-1].strip()}"
+        reason = str(error) if isinstance(error, StudyError) else unexpected
         if is_passing(error):
-            return _lost(scan, _message(error))
-        return write_sidecar(names, scan, key, {}, _failure(_message(error)) | {"input_sha256": read})
+            return _lost(scan, reason)
+        return write_sidecar(names, scan, key, {}, _failure(reason) | {"input_sha256": read})
     outputs = write_images(names, result, keep)
     facts = {part: getattr(result, part) for part in ("features", "qc", "verdict", "reasons", "steps")}
     facts |= {"scan_to_mni": result.scan_to_mni.tolist(), "input_sha256": read}
@@ -163,12 +166,6 @@ def _bytes_of(scan: dict[str, Any]) -> str:
         raise TryAgain(f"{error.filename} does not exist; restore it, or run the audit again") from None
 
 
-def _key(scan: dict[str, Any], params: PreprocessParams, code: str) -> str:
-    """Digest of the source, the params and the code."""
-    space = scan.get("space") or None
-    return digest({"source": scan["sha256"], "space": space, "params": params.model_dump(mode="json"), "code": code})
-
-
 def _preprocessed(scan: dict[str, Any], params: PreprocessParams) -> Preprocessed:
     name, space = str(scan["scan_id"]), scan.get("space") or None
     if space == TISSUE_MAPS:
@@ -186,12 +183,6 @@ def _load(path: Path | str) -> nib.Nifti1Image:
         if is_passing(error):
             raise
         raise StudyError(f"{path} cannot be read as an image ({error}); fetch or convert it again") from None
-
-
-def _message(error: Exception) -> str:
-    """Text of an error; with its type if it is no `StudyError`."""
-    last = traceback.format_exception_only(error)[-1].strip()
-    return str(error) if isinstance(error, StudyError) else f"unexpected {last}"
 
 
 def _failure(reason: str) -> dict[str, Any]:

@@ -36,6 +36,11 @@ MIN_STEP_MM = 0.01  # a level ends at a mean step below this
 OUTLIER = 2.5  # robust standard deviations from which residuals lose weight
 DOUBTFUL_TISSUE = 0.5  # share of tissue below which the wide search is tried; real and made heads reach 0.73 to 0.95
 MIN_TISSUE = 0.35  # below it the scan is refused; balls, boxes and limbs reach 0.07, heads in a wrong pose 0.28
+# Poses of the coarse search: degrees of nodding (pitch, which varies most between scans), degrees about the other axes,
+# scales, and the scales at which all rotations are tried.
+USUAL = ((-30.0, -15.0, 0.0, 15.0, 30.0), (-20.0, 0.0, 20.0), (0.8, 0.9, 1.0, 1.13), (0.85, 1.05))
+NODDING, TURNS = (-60.0, -40.0, -20.0, 0.0, 20.0, 40.0, 60.0), (-40.0, -20.0, 0.0, 20.0, 40.0)
+WIDE = (NODDING, TURNS, (0.7, 0.8, 0.9, 1.0, 1.13, 1.25), (0.95,))
 STRETCH = (0.6, 1.6)  # of a head against MNI152, along any direction
 DEMONS_MM = 2.0  # voxel edge of deformable registration, where the grid is finer
 DEMONS_GREY = 0.6  # grey over white matter in the image that is registered: the same for every scanner
@@ -350,26 +355,9 @@ def _quadratic(points: np.ndarray) -> np.ndarray:
     return np.column_stack([x, y, z, x * x, y * y, z * z, x * y, x * z, y * z])
 
 
-@dataclass(frozen=True)
-class _Poses:
-    """Rotations, degrees, and scales to try; nodding (pitch, about the left-right axis) varies most between scans."""
-
-    pitches: tuple[float, ...]
-    turns: tuple[float, ...]
-    scales: tuple[float, ...]
-    rotation_scales: tuple[float, ...]  # scales at which all rotations are tried
-
-
-USUAL = _Poses((-30.0, -15.0, 0.0, 15.0, 30.0), (-20.0, 0.0, 20.0), (0.8, 0.9, 1.0, 1.13), (0.85, 1.05))
-WIDE = _Poses(
-    (-60.0, -40.0, -20.0, 0.0, 20.0, 40.0, 60.0),
-    (-40.0, -20.0, 0.0, 20.0, 40.0),
-    (0.7, 0.8, 0.9, 1.0, 1.13, 1.25),
-    (0.95,),
-)
-
-
-def _coarse_search(volume: np.ndarray, affine: np.ndarray, name: str, poses: _Poses) -> list[np.ndarray]:
+def _coarse_search(
+    volume: np.ndarray, affine: np.ndarray, name: str, poses: tuple[tuple[float, ...], ...]
+) -> list[np.ndarray]:
     """The best translation of the template's brain at each scale, with the best rotation at a similar scale.
 
     A small template fits inside a large head and a large one around a small head, so scales are not compared here:
@@ -382,11 +370,12 @@ def _coarse_search(volume: np.ndarray, affine: np.ndarray, name: str, poses: _Po
     """
     image, inside, corner = _coarse_scan(volume, affine)
     search = _MaskedCorrelation(image, inside)
-    turns = list(product(poses.pitches, poses.turns, poses.turns))
-    scores = {scale: [search.best(turn, scale)[0] for turn in turns] for scale in poses.rotation_scales}
+    pitches, others, scales, rotation_scales = poses
+    turns = list(product(pitches, others, others))
+    scores = {scale: [search.best(turn, scale)[0] for turn in turns] for scale in rotation_scales}
     rotations = {scale: turns[int(np.argmax(each))] for scale, each in scores.items()}
     matches = []
-    for scale in poses.scales:
+    for scale in scales:
         rotation = rotations[min(rotations, key=lambda near, scale=scale: abs(near - scale))]  # type: ignore[misc]
         matches.append((rotation, scale, *search.best(rotation, scale)))
     top = max(score for _, _, score, _ in matches)

@@ -1,6 +1,5 @@
 """Preprocessing of made heads with known pose, mask and volumes; refusal of unusable scans."""
 
-import dataclasses
 import gzip
 import struct
 
@@ -64,12 +63,6 @@ def test_result_is_normalised_and_complete(result):
     base = atlas.template(3.0)
     for k, tissue in enumerate((base.gm, base.wm, base.csf)):
         assert np.corrcoef(result.tissues[..., k][base.mask], tissue[base.mask])[0, 1] > 0.7
-
-
-def test_two_runs_are_equal(head, result):
-    again = preprocess_image(head.image, PARAMS, "made")
-    for field in dataclasses.fields(result):
-        np.testing.assert_equal(getattr(again, field.name), getattr(result, field.name))
 
 
 @pytest.mark.parametrize("codes", ["LPS", "PSR"])
