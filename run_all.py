@@ -162,7 +162,7 @@ def _report(params: StudyParams, steps: tuple[Step, ...], console: Console) -> b
     if pending := [step.name for step in others if StepState(step, params, ROOT).why() is not None]:
         console.say(f"no new report: it waits for {', '.join(pending)}")
         return True
-    from adlib.report.page import write_report
+    from adlib.report.pages import write_report
 
     try:
         console.say(f"report: {write_report(params)}")

@@ -20,8 +20,8 @@ from adlib.classify.prediction import predict_file
 from adlib.evaluation.evaluate import NETWORK, score_run
 from adlib.parallel.mapping import map_scans
 from adlib.phantom.cohort import draw_cohort
-from adlib.report.cards import INDEXED, datasheet, model_card
 from adlib.report.content import read_study
+from adlib.report.pages import INDEXED, datasheet, model_card
 from adlib.study.params import StudyParams, dump_params, load_params
 from adlib.study.records import (
     ANSWERS,

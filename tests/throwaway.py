@@ -89,7 +89,7 @@ MODULES = {
 def record_differences(record, params):
     return {}
 """,
-    "report/page": """from adlib.study.records import write_text
+    "report/pages": """from adlib.study.records import write_text
 
 def write_report(params):
     return write_text("made", params.folder / "report" / "index.html")

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from adlib.report.content import PARTS, difference_texts, trained_params
-from adlib.report.tables import Table, bounded, metric_title, moment, public_params, table, written
+from adlib.report.tables import LEVELS, Table, bounded, metric_title, moment, public_params, table, written
 from adlib.report.text import render
 from adlib.study.metrics import KEY, read_metrics, run_of
 from adlib.study.params import StudyParams, load_params
@@ -19,7 +19,6 @@ from adlib.training.recipe import training_record
 PAGE = "compare.html"
 SHOWN = ("balanced_accuracy", "roc_auc", "roc_auc_binary", "brier", "calibration_error")
 SAME, INSIDE, OUTSIDE, ALONE = "same", "B inside A's interval", "B outside A's interval", "in one study only"
-LEVELS = {"slice": "slices", "scan": "scans", "subject": "participants"}
 
 
 @dataclass(frozen=True)
@@ -118,9 +117,9 @@ def compare(first: Path, second: Path, outputs: Path) -> tuple[Path, str]:
     page = render(
         "compare.html.j2",
         title=f"Two runs side by side: {a.params.study} and {b.params.study}",
-        warning=_warning(a, b),
-        sides=[("A", a.title), ("B", b.title)],
-        edited=[(name, "; ".join(texts)) for name, texts in (("A", a.differences), ("B", b.differences)) if texts],
+        simulated="phantom" in (a.params.source.kind, b.params.source.kind),
+        sides={"A": a.title, "B": b.title},
+        edited={name: "; ".join(texts) for name, texts in (("A", a.differences), ("B", b.differences)) if texts},
         main_scores=main,
         all_scores=scores(a, b, "All scores."),
         params=settings,
@@ -156,7 +155,7 @@ def scores(a: Side, b: Side, caption: str, *, main_only: bool = False) -> Table:
         title = " minus ".join(run_of(part).title for part in run.split(" - "))
         change = "-" if left is None or right is None else f"{right['point'] - left['point']:+.3f}"
         cells = written(left, 3), written(right, 3), change.replace("+nan", "-"), verdict(left, right)
-        rows.append((title, *(() if main_only else (LEVELS.get(level, level),)), metric_title(metric, label), *cells))
+        rows.append((title, *(() if main_only else (LEVELS[level].lower(),)), metric_title(metric, label), *cells))
     header = ("Run", *(() if main_only else ("Level",)), "Score", "A", "B", "B minus A", "Verdict")
     return table(caption, header, rows)
 
@@ -227,9 +226,3 @@ def _columns(rows: list[tuple[str, ...]]) -> str:
     """Rows as lines of aligned columns, for a screen."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _warning(a: Side, b: Side) -> str:
-    simulated = "phantom" in (a.params.source.kind, b.params.source.kind)
-    about = "Results on simulated heads say nothing about patients. " if simulated else ""
-    return f"{about}Research only. Two intervals side by side are no test of a difference."

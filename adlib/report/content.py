@@ -10,18 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors import SafetensorError, safe_open
 
 from adlib.report.privacy import Ids
 from adlib.study.code_digest import ROOT
 from adlib.study.metrics import CHECK, NETWORK, get_score, metrics_table, tidy
-from adlib.study.params import StudyParams, TrainParams
-from adlib.study.records import AUDIT, FEATURES, FIGURES, LISTING, MANIFEST, SPLITS, StudyError, read_json, read_table
+from adlib.study.params import StudyParams
+from adlib.study.records import (
+    AUDIT,
+    FEATURES,
+    FIGURES,
+    FLOW,
+    LISTING,
+    MANIFEST,
+    SPLITS,
+    StudyError,
+    read_json,
+    read_table,
+)
 from adlib.study.steps import STEPS
+from adlib.training.model_file import FORMAT
+from adlib.training.network import read_state
 from adlib.training.recipe import SECTIONS, record_differences, training_record
 
-FLOW = ("step", "scans", "participants")
-CITATIONS = {"ResNet50": " (He et al. 2016, doi:10.1109/CVPR.2016.90)"}
 PARTS = ("network", "loss", "optimizer", "augment")
 SANITY = "attribution/sanity.json"
 
@@ -72,11 +82,6 @@ class Study:
     changed_cells: dict[str, str]
 
     @property
-    def folder(self) -> Path:
-        """Folder ``outputs/<study>``."""
-        return self.params.folder
-
-    @property
     def simulated(self) -> bool:
         """Whether the heads are simulated, so that nothing is about people."""
         return self.params.source.kind == "phantom"
@@ -98,14 +103,10 @@ class Study:
         return 0 if score is None else int(score["n"])
 
     @property
-    def train(self) -> TrainParams:
-        """Settings of the training."""
-        return self.params.train
-
-    @property
     def own_parts(self) -> dict[str, str]:
-        """Network, loss, optimizer and augmentation that adlib does not provide, by part."""
-        return own_parts(self.record)
+        """Parts of the training that adlib does not provide, such as ``focal_loss (notebook 03)``, by part."""
+        parts = {part: self.record[part]["name"] for part in PARTS if part in self.record}
+        return {part: _part_title(name) for part, name in parts.items() if not name.startswith("adlib.")}
 
     @property
     def differences(self) -> list[str]:
@@ -120,12 +121,8 @@ class Study:
     @property
     def cited(self) -> str:
         """The network with its reference."""
-        return self.network if "network" in self.own_parts else f"{self.network}{CITATIONS.get(self.network, '')}"
-
-    @property
-    def has_subgroups(self) -> bool:
-        """Whether scores of subgroups are stored."""
-        return bool(self.metrics.get("subgroups"))
+        own = "network" in self.own_parts or self.network != "ResNet50"
+        return self.network if own else f"{self.network} (He et al. 2016, doi:10.1109/CVPR.2016.90)"
 
     @property
     def initial_weights(self) -> str:
@@ -190,7 +187,12 @@ def read_study(params: StudyParams) -> Study:
         raise StudyError(
             f"{folder / 'metrics.json'} holds no scores of study {params.study!r}; run 04_evaluation again"
         )
-    card = read_card(folder / "model.safetensors")
+    path = folder / "model.safetensors"
+    header = read_state(path)[1]
+    if FORMAT not in header:
+        raise StudyError(f"{path} has no model card; run 03_training_resnet50 again")
+    card = json.loads(header[FORMAT])
+    figures = read_table(folder / "figures" / "figures.tsv", FIGURES)
     record = training_record(folder) or card.get("training", {})
     provenance = read_json(folder / "provenance.json")
     return Study(
@@ -204,10 +206,10 @@ def read_study(params: StudyParams) -> Study:
         card=card,
         manifest=manifest,
         audit=read_table(folder / "audit.tsv", AUDIT).fillna(""),
-        flow=_read_flow(folder / "flow.tsv"),
+        flow=read_table(folder / "flow.tsv", FLOW),
         splits=read_table(folder / "splits.tsv", SPLITS),
         features=read_table(folder / "features.tsv", FEATURES),
-        figures=_read_figures(folder / "figures" / "figures.tsv"),
+        figures=figures.reindex(columns=[*FIGURES.columns, "shows"]).fillna({"shows": ""}),
         ids=Ids.of(manifest, listing),
         changed_cells=changed_cells(folder / "notebooks", provenance.get("git_sha") or "HEAD"),
     )
@@ -233,23 +235,6 @@ def trained_params(params: StudyParams, record: dict[str, Any]) -> StudyParams:
         trained = tuple(run for run in sections["train"].controls if run in record["runs"])
         sections["train"] = sections["train"].model_copy(update={"controls": trained})
     return params.model_copy(update=sections)
-
-
-def own_parts(record: dict[str, Any]) -> dict[str, str]:
-    """Parts of a training that adlib does not provide, such as ``focal_loss (notebook 03)``.
-
-    Parameters
-    ----------
-    record : dict
-        See `adlib.training.recipe.describe`.
-
-    Returns
-    -------
-    dict of str to str
-        Title by part: network, loss, optimizer, augment.
-    """
-    parts = {part: record[part]["name"] for part in PARTS if part in record}
-    return {part: _part_title(name) for part, name in parts.items() if not name.startswith("adlib.")}
 
 
 def difference_texts(record: dict[str, Any], params: StudyParams) -> list[str]:
@@ -323,45 +308,3 @@ def _code_cells(notebook: str) -> list[str]:
     cells = [cell for cell in json.loads(notebook)["cells"] if cell["cell_type"] == "code"]
     own = [cell for cell in cells if "injected-parameters" not in cell["metadata"].get("tags", [])]
     return ["".join(cell["source"]).strip() for cell in own]
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    """The card in the header of a model file, without the weights.
-
-    Parameters
-    ----------
-    path : path
-        Model file (safetensors).
-
-    Returns
-    -------
-    dict
-
-    Raises
-    ------
-    StudyError
-        If there is no such file or no card in it.
-    """
-    try:
-        with safe_open(path, framework="numpy") as weights:
-            header = weights.metadata() or {}
-        return json.loads(next(text for name, text in header.items() if name.startswith("adlib-")))
-    except (OSError, SafetensorError, StopIteration, ValueError) as error:
-        raise StudyError(
-            f"{path} has no readable model card ({type(error).__name__}); run 03_training_resnet50 again"
-        ) from None
-
-
-def _read_figures(path: Path) -> pd.DataFrame:
-    """The register of figures, with the optional statement of what each shows of people."""
-    return read_table(path, FIGURES).reindex(columns=[*FIGURES.columns, "shows"]).fillna({"shows": ""})
-
-
-def _read_flow(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, sep="\t")
-    except (OSError, ValueError) as error:
-        raise StudyError(f"{path} cannot be read ({error}); run 01_data_audit again") from None
-    if missing := [name for name in FLOW if name not in table]:
-        raise StudyError(f"{path} lacks columns {missing}; run 01_data_audit again")
-    return table[list(FLOW)]

@@ -13,38 +13,17 @@ from adlib.study.records import StudyError
 COHORT = "cohort"  # counts, shares, means, histograms, curves: no person can be singled out
 POINTS = "points"  # one mark for each scan or participant, without an id
 SCANS = "scans"  # images, or values, of single scans
-LEVELS = (COHORT, POINTS, SCANS)  # from the least to the most revealing
+NOT_STATED = "not stated"  # counts as SCANS
 
-SHOWS = {
-    "01_calibration": POINTS,
-    "01_cohort": COHORT,
-    "01_confounds": COHORT,
-    "01_flow": COHORT,
-    "02_input_slices": SCANS,
-    "02_mosaic": SCANS,
-    "02_qc": COHORT,
-    "02_steps": SCANS,
-    "02_volumes": POINTS,
-    "02_volumes_truth": POINTS,
-    "03_curves": COHORT,
-    "03_splits": COHORT,
-    "04_attribution": COHORT,
-    "04_attribution_mni": COHORT,
-    "04_conformal": COHORT,
-    "04_confusion": COHORT,
-    "04_deletion": COHORT,
-    "04_failures": SCANS,
-    "04_forest": COHORT,
-    "04_forest_binary": COHORT,
-    "04_leak": COHORT,
-    "04_precision_recall": COHORT,
-    "04_randomisation": COHORT,
-    "04_reliability": COHORT,
-    "04_roc": COHORT,
-    "04_severity": POINTS,
-    "04_subgroups": COHORT,
-    "05_answers": POINTS,
-}
+SHOWS = {  # from the least to the most revealing
+    COHORT: (
+        "01_cohort", "01_confounds", "01_flow", "02_qc", "03_curves", "03_splits", "04_attribution",
+        "04_attribution_mni", "04_conformal", "04_confusion", "04_deletion", "04_forest", "04_forest_binary", "04_leak",
+        "04_precision_recall", "04_randomisation", "04_reliability", "04_roc", "04_subgroups",
+    ),
+    POINTS: ("01_calibration", "02_volumes", "02_volumes_truth", "04_severity", "05_answers"),
+    SCANS: ("02_input_slices", "02_mosaic", "02_steps", "04_failures"),
+}  # fmt: skip
 
 ID_COLUMNS = ("path", "scan_id", "participant_id", "image_id")
 REDACTED = "one scan"
@@ -53,35 +32,21 @@ _INLINED = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
 
 
 def shows(name: str, statement: str = "") -> str:
-    """What a figure shows of people: `COHORT`, `POINTS` or `SCANS`.
+    """What a figure shows of people: `COHORT`, `POINTS`, `SCANS` or `NOT_STATED`.
 
     Parameters
     ----------
     name : str
     statement : str, optional
         What the code that saved the figure states. It counts for a figure that `SHOWS` does not list; for a listed one
-        it can only make the result more revealing. Without either, a figure counts as `SCANS`.
+        it can only make the result more revealing.
 
     Returns
     -------
     str
     """
-    stated = statement if statement in LEVELS else ""
-    levels = [level for level in (SHOWS.get(name), stated) if level]
-    return max(levels, key=LEVELS.index, default=SCANS)
-
-
-def is_stated(name: str, statement: str = "") -> bool:
-    """Whether `SHOWS` or the code that saved the figure states what it shows.
-
-    Parameters
-    ----------
-    name : str
-        Name of the figure.
-    statement : str
-        See `shows`.
-    """
-    return name in SHOWS or statement in LEVELS
+    levels = [level for level, names in SHOWS.items() if name in names or level == statement]
+    return levels[-1] if levels else NOT_STATED
 
 
 def may_show(name: str, simulated: bool, statement: str = "") -> bool:
@@ -138,7 +103,7 @@ class Ids:
         -------
         str
         """
-        for pattern in self._found(text):
+        for pattern in self._patterns(text):
             text = pattern.sub(REDACTED, text)
         return text
 
@@ -158,15 +123,15 @@ class Ids:
             Without the id itself.
         """
         text = _INLINED.sub("", text)
-        if any(pattern.search(text) for pattern in self._found(text)):
+        if any(pattern.search(text) for pattern in self._patterns(text)):
             raise StudyError(
                 f"{where} contains a participant or scan id, which a report must not, and was not written; look for "
                 "the id in figures.tsv and audit.tsv, and report this as a bug of adlib"
             )
 
-    def _found(self, text: str) -> Iterable[re.Pattern[str]]:
-        found = [name for name in self.ids if name in text]
-        return [re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])") for name in found]
+    def _patterns(self, text: str) -> Iterable[re.Pattern[str]]:
+        names = [name for name in self.ids if name in text]
+        return [re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])") for name in names]
 
 
 def _is_distinct(name: str) -> bool:

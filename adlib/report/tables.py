@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import pandas as pd
 
 from adlib.report.content import Study
-from adlib.report.privacy import is_stated, may_show, shows
+from adlib.report.privacy import may_show, shows
 from adlib.study.metrics import CHANCE, KEY, NETWORK, NOT_MEASURED, format_score, run_of, tidy
 from adlib.study.params import StudyParams
 from adlib.study.records import StudyError, clock
@@ -124,14 +124,17 @@ def controls(study: Study) -> Table:
     ----------
     study : Study
     """
-    scores = {name: study.score("balanced_accuracy", run=name) for name in study.runs()}
     rows = [
         (run_of(name).title, run_of(name).meaning, written(score), _observed(study, name, score))
-        for name, score in scores.items()
-        if run_of(name).group == "control"
+        for name, score in _accuracies(study, "control").items()
     ]
     header = ("Control", "Expected", "Balanced accuracy", "Observed")
     return table("Controls: the training repeated with one thing changed.", header, rows)
+
+
+def _accuracies(study: Study, group: str) -> dict[str, pd.Series | None]:
+    names = [name for name in study.runs() if run_of(name).group == group]
+    return {name: study.score("balanced_accuracy", run=name) for name in names}
 
 
 def above_chance(study: Study) -> list[str]:
@@ -145,8 +148,7 @@ def above_chance(study: Study) -> list[str]:
     -------
     list of str
     """
-    names = [name for name in study.runs() if CHANCE in run_of(name).meaning]
-    scores = {name: study.score("balanced_accuracy", run=name) for name in names}
+    scores = {name: s for name, s in _accuracies(study, "control").items() if CHANCE in run_of(name).meaning}
     return [run_of(name).title for name, s in scores.items() if bounded(s) and s["low"] > study.chance]
 
 
@@ -162,8 +164,7 @@ def best_baseline(study: Study) -> str | None:
     str or None
         Name of the run; None without a scored baseline.
     """
-    names = [name for name in study.runs() if run_of(name).group == "baseline"]
-    scores = {name: study.score("balanced_accuracy", run=name) for name in names}
+    scores = _accuracies(study, "baseline")
     points = {name: score["point"] for name, score in scores.items() if score is not None and pd.notna(score["point"])}
     return max(points, key=points.__getitem__) if points else None
 
@@ -428,7 +429,7 @@ def accepted(study: Study) -> list[str]:
     return findings(study, "decision", "accepted by params")
 
 
-def acquisition(study: Study) -> list[tuple[str, str]]:
+def acquisition(study: Study) -> dict[str, str]:
     """Facts about the scans as a whole.
 
     Parameters
@@ -437,18 +438,21 @@ def acquisition(study: Study) -> list[tuple[str, str]]:
 
     Returns
     -------
-    list of (str, str)
-        Title and value.
+    dict of str to str
+        By title.
     """
     scans = study.manifest
-    facts = [("Sites", str(scans["site"].nunique() or UNKNOWN))]
-    for column, title in (("manufacturer", "Manufacturers"), ("field_strength_T", "Field strengths, T")):
-        values = sorted({str(value) for value in scans[column].dropna()})
-        facts.append((title, listed(values) if values else UNKNOWN))
+    values = {
+        name: sorted({str(value) for value in scans[name].dropna()}) for name in ("manufacturer", "field_strength_T")
+    }
     years = pd.to_datetime(scans["acquisition_date"], errors="coerce").dt.year.dropna().astype(int)
-    facts.append(("Acquired", f"{years.min()} to {years.max()}" if len(years) else UNKNOWN))
-    facts.append(("Participants with several scans", str(int((scans["participant_id"].value_counts() > 1).sum()))))
-    return facts
+    return {
+        "Sites": str(scans["site"].nunique() or UNKNOWN),
+        "Manufacturers": listed(values["manufacturer"] or [UNKNOWN]),
+        "Field strengths, T": listed(values["field_strength_T"] or [UNKNOWN]),
+        "Acquired": f"{years.min()} to {years.max()}" if len(years) else UNKNOWN,
+        "Participants with several scans": str(int((scans["participant_id"].value_counts() > 1).sum())),
+    }
 
 
 def figures(study: Study) -> dict[str, list[dict[str, Any]]]:
@@ -471,7 +475,7 @@ def figures(study: Study) -> dict[str, list[dict[str, Any]]]:
     by_notebook: dict[str, list[dict[str, Any]]] = {}
     allowed = [row for row in study.figures.itertuples() if may_show(row.name, study.simulated, row.shows)]
     for number, row in enumerate(allowed, 1):
-        path = study.folder / "figures" / f"{row.name}.png"
+        path = study.params.folder / "figures" / f"{row.name}.png"
         try:
             image = base64.b64encode(path.read_bytes()).decode("ascii")
         except OSError:
@@ -495,12 +499,10 @@ def figures_left_out(study: Study) -> list[str]:
     list of str
     """
     rows = [row for row in study.figures.itertuples() if not may_show(row.name, study.simulated, row.shows)]
-    return [
-        f"{row.name} ({shows(row.name, row.shows) if is_stated(row.name, row.shows) else 'not stated'})" for row in rows
-    ]
+    return [f"{row.name} ({shows(row.name, row.shows)})" for row in rows]
 
 
-def provenance(study: Study) -> list[tuple[str, str]]:
+def provenance(study: Study) -> dict[str, str]:
     """Times, code, machine and seed of the run.
 
     Parameters
@@ -509,12 +511,13 @@ def provenance(study: Study) -> list[tuple[str, str]]:
 
     Returns
     -------
-    list of (str, str)
-        Title and value.
+    dict of str to str
+        By title.
     """
     record = study.provenance
     dirty = ", with uncommitted changes" if record.get("git_dirty") else ""
-    facts = {
+    seconds = record.get("seconds", {}).items()
+    return {
         "Started": moment(record.get("started")),
         "Finished": moment(record.get("finished")),
         "Code": f"git {record.get('git_sha') or 'not under git'}{dirty}",
@@ -522,11 +525,8 @@ def provenance(study: Study) -> list[tuple[str, str]]:
         "Machine": record.get("platform", UNKNOWN),
         "Device": record.get("device", UNKNOWN),
         "Seed": str(record.get("seed", UNKNOWN)),
-        "Minutes by step": ", ".join(
-            f"{step_title(s)} {UNKNOWN if t is None else clock(t)}" for s, t in record.get("seconds", {}).items()
-        ),
+        "Minutes by step": ", ".join(f"{step_title(s)} {UNKNOWN if t is None else clock(t)}" for s, t in seconds),
     }
-    return list(facts.items())
 
 
 def packages(study: Study) -> Table:

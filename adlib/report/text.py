@@ -17,15 +17,7 @@ from adlib.report.content import Study
 from adlib.study.metrics import NETWORK, run_of
 
 SMALL = 30  # test participants of a class below which its scores are very uncertain
-COMMON = (
-    "params",
-    "train",
-    "network",
-    "cited",
-    "simulated",
-    "initial_weights",
-    "own_parts",
-)  # of the study, in every text
+COMMON = ("params", "network", "cited", "simulated", "initial_weights", "own_parts")  # of the study, in every text
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -179,7 +171,7 @@ def checklist(study: Study, name: str) -> str:
         study,
         summary=first,
         methods=methods(study),
-        acquisition=dict(tables.acquisition(study)),
+        acquisition=tables.acquisition(study),
         controls=[run_of(run).title for run in study.runs() if run_of(run).group == "control"],
         attribution_checks=[
             f"{title[0].lower()}{title[1:]} {tables.in_words(score)}"
@@ -203,7 +195,7 @@ def _sections(name: str, study: Study, **values: Any) -> dict[str, str]:
 
 def _render(name: str, study: Study, **values: Any) -> str:
     common = {attribute: getattr(study, attribute) for attribute in COMMON}
-    return render(name, study=study, **common, **values)
+    return render(name, study=study, train=study.params.train, **common, **values)
 
 
 def _joined(text: str) -> str:

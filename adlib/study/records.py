@@ -238,6 +238,7 @@ AUDIT = Schema(
     {},
     (),
 )
+FLOW = Schema("flow", {"step": str, "scans": int, "participants": int}, {}, ("step",))
 FEATURES = Schema(
     "features",
     {"participant_id": str, "session_id": str, "scan_id": str, "qc_verdict": str},

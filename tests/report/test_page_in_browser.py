@@ -13,7 +13,7 @@ from finished_study import make_finished
 from PIL import Image
 
 from adlib.report.compare import compare
-from adlib.report.page import write_report
+from adlib.report.pages import write_report
 from adlib.study.records import read_json, write_json
 
 WIDTHS = {"phone": 390, "desk": 1280}

@@ -107,7 +107,7 @@ def test_report_waits_for_all_steps(finished):
 
 
 def test_a_report_that_fails_is_told_plainly(finished):
-    module = finished / "adlib" / "report" / "page.py"
+    module = finished / "adlib" / "report" / "pages.py"
     module.write_text(
         "from adlib.study.records import StudyError\ndef write_report(params):\n    raise StudyError('no flow.tsv')\n"
     )

@@ -1,21 +1,101 @@
-"""The model card, in the layout of the Hugging Face hub, and the datasheet of the cohort, as Markdown."""
+"""Write the report of a finished study: one HTML page, model card, datasheet and checklists.
+
+The model card has the layout of the Hugging Face hub.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
 from adlib.report import tables, text
-from adlib.report.content import Study
+from adlib.report.content import Study, read_study
 from adlib.study.metrics import KEY, tidy
-from adlib.study.records import TISSUE_MAPS
+from adlib.study.params import StudyParams
+from adlib.study.records import TISSUE_MAPS, write_text
+from adlib.study.steps import STEPS
 
+FOLDER = "report"
+FILES = {
+    "model-card.md": "Model card",
+    "datasheet.md": "Datasheet of the cohort",
+    "claim.md": "CLAIM checklist",
+    "tripod-ai.md": "TRIPOD+AI checklist",
+}
 INDEXED = (
     ("balanced_accuracy", None), ("accuracy", None), ("f1", "macro"), ("roc_auc", "macro"), ("roc_auc_binary", None),
     ("brier", None), ("log_loss", None), ("calibration_error", None),
 )  # fmt: skip
+
+
+def write_report(params: StudyParams) -> Path:
+    """Write the page, the cards and the checklists of a finished study to ``outputs/<study>/report/``.
+
+    Everything is rendered and checked for ids of people before the first file is written; a file whose text is
+    unchanged is not written again.
+
+    Parameters
+    ----------
+    params : StudyParams
+
+    Returns
+    -------
+    path
+        ``index.html``.
+
+    Raises
+    ------
+    StudyError
+        If a record is missing or cannot be read, or a page contains a participant or scan id.
+    """
+    study = read_study(params)
+    pages = {
+        "index.html": index(study),
+        "model-card.md": model_card(study),
+        "datasheet.md": datasheet(study),
+        "claim.md": text.checklist(study, "claim"),
+        "tripod-ai.md": text.checklist(study, "tripod-ai"),
+    }
+    folder = params.folder / FOLDER
+    for name, page in pages.items():
+        study.ids.check(page, f"{FOLDER}/{name}")
+    for name, page in pages.items():
+        path = folder / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != page:
+            write_text(page, path)
+    return folder / "index.html"
+
+
+def index(study: Study) -> str:
+    """HTML of the report page, which requires no network and no script.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    str
+    """
+    summary = text.summary(study)
+    notebooks = {tables.step_title(step.name): f"notebooks/{step.name}.html" for step in STEPS}
+    return text.render(
+        "index.html.j2",
+        study=study,
+        tables=tables,
+        title=summary["title"],
+        warning=summary["warning"],
+        abstract={name: summary[name] for name in ("Question", "Methods", "Results", "Conclusion")},
+        methods=text.methods(study),
+        limitations=text.limitations(study),
+        changed_cells={tables.step_title(name): cells for name, cells in study.changed_cells.items()},
+        params=yaml.safe_dump(tables.public_params(study.params_file), sort_keys=False),
+        files=FILES,
+        notebooks={name: f"../{page}" for name, page in notebooks.items() if (study.params.folder / page).is_file()},
+    )
 
 
 def model_card(study: Study, released: list[dict[str, Any]] | None = None) -> str:
@@ -36,35 +116,23 @@ def model_card(study: Study, released: list[dict[str, Any]] | None = None) -> st
     return text.render(
         "model-card.md.j2",
         study=study,
-        front=yaml.safe_dump(front_matter(study, released), sort_keys=False, allow_unicode=True),
+        tables=tables,
+        front=yaml.safe_dump(_front_matter(study, released), sort_keys=False, allow_unicode=True),
         simulated=study.card.get("simulated", study.simulated),
-        flat=study.params.input.flat,
         takes_heads=not study.params.input.flat and TISSUE_MAPS not in study.card.get("spaces", []),
         covariates=[name for name, *_ in study.card.get("covariates", [])],
         trained=[f"{counts[name]} {name}" for name in study.params.classes if name in counts],
         methods=text.methods(study),
-        tables=[tables.runs(study), tables.controls(study), tables.confusion(study), tables.by_class(study)],
         summary=text.summary(study),
         limitations=text.limitations(study),
-        provenance=tables.provenance(study),
         released=tables.released(released) if released else None,
     )
 
 
-def front_matter(study: Study, released: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+def _front_matter(study: Study, released: list[dict[str, Any]] | None) -> dict[str, Any]:
     """Metadata that the hub reads: licence, tags and the scores of test participants.
 
     A model of a real cohort falls under the terms of its data, so its licence is ``other``.
-
-    Parameters
-    ----------
-    study : Study
-    released : list of dict, optional
-        Entries as in ``metrics.json``; replace the study's scores.
-
-    Returns
-    -------
-    dict
     """
     licence = {"license": "bsd-3-clause"}
     if not study.simulated:
@@ -118,9 +186,6 @@ def datasheet(study: Study) -> str:
         warning=text.summary(study)["warning"],
         study=study,
         methods=text.methods(study),
-        tables=[tables.cohort(study), tables.split(study), tables.flow(study), tables.excluded(study)],
-        acquisition=tables.acquisition(study),
-        missing=[(title, f"{missing[name]} of {len(study.manifest)} scans") for name, title in columns.items()],
-        audit=tables.audit(study),
-        accepted=tables.accepted(study),
+        tables=tables,
+        missing={title: f"{missing[name]} of {len(study.manifest)} scans" for name, title in columns.items()},
     )
