@@ -122,6 +122,22 @@ def coordinates(shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
     return world + affine[:3, 3].astype(np.float32).reshape(3, 1, 1, 1)
 
 
+def mni_image(volume: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+    """A NIfTI image whose header names MNI152 as its world, in mm.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) array
+    affine : (4, 4) array
+        Voxel indices to MNI152, RAS mm.
+    """
+    image = nib.Nifti1Image(volume, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, "mni")
+    image.set_qform(affine, "mni")
+    return image
+
+
 @cache
 def region(name: str, resolution_mm: float = 1.0) -> np.ndarray:
     """A region of interest on the grid of `template(resolution_mm)`.

@@ -258,13 +258,7 @@ def external_mask(volume: np.ndarray, affine: np.ndarray, method: str, name: str
 def _run(command: tuple[str, ...], folder: str, name: str) -> None:
     try:
         done = subprocess.run(
-            command,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
+            command, cwd=folder, capture_output=True, errors="replace", timeout=TIMEOUT_S, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise TryAgain(f"{name}: {command[0]} cannot be run: {error}") from None

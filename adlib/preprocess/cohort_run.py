@@ -42,11 +42,7 @@ from adlib.study.records import (
 
 
 def preprocess_scan(
-    scan: dict[str, Any],
-    derivatives: Path,
-    params: PreprocessParams,
-    code: str = "",
-    keep: tuple[str, ...] = OPTIONAL,
+    scan: dict[str, Any], derivatives: Path, params: PreprocessParams, code: str = "", keep: tuple[str, ...] = OPTIONAL
 ) -> dict:
     """Preprocess one scan of a manifest to files, unless they are there.
 

@@ -11,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from adlib.imaging.atlas import SPACE
+from adlib.imaging.atlas import SPACE, mni_image
 from adlib.study.records import StudyError, atomic_path, digest, file_digest, read_json, write_json, write_text
 
 LABELS = ("GM", "WM", "CSF")
@@ -300,9 +300,6 @@ def _coded(array: np.ndarray, affine: np.ndarray, kind: type, top: float) -> nib
     codes: np.ndarray = np.empty(array.shape, dtype=kind, order="F")
     for k in range(array.shape[-1]):  # plane by plane, without a second copy in full precision
         codes[..., k] = np.rint(array[..., k] * factor)
-    image = nib.Nifti1Image(codes, affine)
+    image = mni_image(codes, affine)
     image.header.set_slope_inter(top / largest, 0)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, 4)
-    image.set_qform(affine, 4)
     return image

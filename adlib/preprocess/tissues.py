@@ -24,7 +24,7 @@ PAIRS = ((0, 1), (2, 0), (2, 1))  # mixed voxels, the darker tissue first: GM/WM
 
 
 @dataclass(frozen=True)
-class Mixture:
+class _Mixture:
     """Model of the intensities.
 
     Attributes
@@ -105,12 +105,12 @@ def _priors(resolution_mm: float) -> np.ndarray:
     return maps[:2].copy()
 
 
-def _fit(levels: np.ndarray, bins: np.ndarray, priors: np.ndarray) -> Mixture:
+def _fit(levels: np.ndarray, bins: np.ndarray, priors: np.ndarray) -> _Mixture:
     """Expectation maximisation on a sample, started from the medians where the priors are highest."""
     values, chances = levels[bins], _class_priors(priors).astype(np.float64)
     starts = [np.median(values[p >= np.quantile(p, 0.9)]) for p in priors]
     starts[2] = min(starts[2], np.quantile(values, 0.05))
-    mixture = Mixture(np.array(starts), float(values.std() / 4), np.ones(6))
+    mixture = _Mixture(np.array(starts), float(values.std() / 4), np.ones(6))
     for _ in range(ITERATIONS):
         mixture = _improved(mixture, levels, bins, values, chances)
     grey, white, fluid = mixture.means
@@ -123,8 +123,8 @@ def _fit(levels: np.ndarray, bins: np.ndarray, priors: np.ndarray) -> Mixture:
 
 
 def _improved(
-    mixture: Mixture, levels: np.ndarray, bins: np.ndarray, values: np.ndarray, chances: np.ndarray
-) -> Mixture:
+    mixture: _Mixture, levels: np.ndarray, bins: np.ndarray, values: np.ndarray, chances: np.ndarray
+) -> _Mixture:
     """One step of expectation maximisation; the pure classes alone move means and spread."""
     belongs = chances * mixture.weights[:, None] * _densities(levels, mixture)[:, bins]
     belongs /= belongs.sum(axis=0) + 1e-300
@@ -134,7 +134,7 @@ def _improved(
     total = (chances * mixture.weights[:, None]).sum(axis=0)
     weights = belongs.sum(axis=1) / (chances / total).sum(axis=1)
     floor = SPREAD_FLOOR * abs(means[1] - means[2])
-    return Mixture(means, float(max(spread, floor)), weights / weights.sum())
+    return _Mixture(means, float(max(spread, floor)), weights / weights.sum())
 
 
 def _class_priors(priors: np.ndarray) -> np.ndarray:
@@ -142,7 +142,7 @@ def _class_priors(priors: np.ndarray) -> np.ndarray:
     return np.stack([*(p * p for p in priors), *(2 * priors[a] * priors[b] for a, b in PAIRS)])
 
 
-def _densities(levels: np.ndarray, mixture: Mixture) -> np.ndarray:
+def _densities(levels: np.ndarray, mixture: _Mixture) -> np.ndarray:
     """Density of each class at each level, (6, LEVELS): Gaussians, and Gaussians spread evenly between two means."""
     means = mixture.means
     scaled = (levels - means[:, None]) / mixture.spread
@@ -151,7 +151,7 @@ def _densities(levels: np.ndarray, mixture: Mixture) -> np.ndarray:
     return np.concatenate([pure, np.maximum(mixed, 0)]) + 1e-12 / np.ptp(levels)
 
 
-def _fractions(levels: np.ndarray, bins: np.ndarray, priors: np.ndarray, mixture: Mixture) -> np.ndarray:
+def _fractions(levels: np.ndarray, bins: np.ndarray, priors: np.ndarray, mixture: _Mixture) -> np.ndarray:
     """Expected shares (N, 3) of the tissues; a mixed voxel is split by its intensity between the two means."""
     weighted = (mixture.weights[:, None] * _densities(levels, mixture)).astype(np.float32)
     densities = [row[bins] * chance for row, chance in zip(weighted, _class_priors(priors), strict=True)]

@@ -149,7 +149,7 @@ def test_a_voxel_of_known_coordinate_comes_back_at_that_coordinate(plane, positi
     volume[tuple(np.round(nib.affines.apply_affine(np.linalg.inv(base.affine), mm)).astype(int))] = 1
     cut = scan_slices(volume, base.affine, mine.input)
     assert cut.max() == 1
-    image = regions.as_image(regions.in_volume(cut, regions.slice_voxels(mine), volume.shape), base.affine)
+    image = atlas.mni_image(regions.in_volume(cut, regions.slice_voxels(mine), volume.shape), base.affine)
     found = np.argwhere(image.get_fdata() > 0)
     assert len(found) == 1
     back = nib.affines.apply_affine(image.affine, found[0])

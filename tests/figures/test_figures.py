@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from adlib.evaluation.explain.attribution import AttributionMaps
-from adlib.evaluation.explain.regions import as_image
 from adlib.figures import plot_cohort as cohort
 from adlib.figures import plot_explanation as explanations
 from adlib.figures import plot_results as results
@@ -96,8 +95,8 @@ def test_attribution_panels_follow_classes_and_slices():
 def test_maps_in_mni_space_have_a_panel_for_each_class_and_cut(mode, where, cuts):
     base = atlas.template(3.0)
     volume = np.where(atlas.region("hippocampus_left", 3.0), 1e-3, 0)
-    images = {name: as_image(volume * sign, base.affine) for name, sign in zip(CLASSES, (0, -1, 1), strict=True)}
-    figure = explanations.plot_attribution_mni(images, as_image(base.t1, base.affine), mode, where)
+    images = {name: atlas.mni_image(volume * sign, base.affine) for name, sign in zip(CLASSES, (0, -1, 1), strict=True)}
+    figure = explanations.plot_attribution_mni(images, atlas.mni_image(base.t1, base.affine), mode, where)
     names = [axis.get_title(loc="left") for axis in figure.axes if axis.get_title(loc="left")]
     assert names == list(CLASSES)
     drawn = [axis for axis in figure.axes if axis.images]
@@ -107,8 +106,8 @@ def test_maps_in_mni_space_have_a_panel_for_each_class_and_cut(mode, where, cuts
 
 def test_maps_without_any_evidence_are_drawn():
     base = atlas.template(3.0)
-    images = {"CN": as_image(0 * base.t1, base.affine)}
-    assert explanations.plot_attribution_mni(images, as_image(base.t1, base.affine), "y", (-20.0,)).axes
+    images = {"CN": atlas.mni_image(0 * base.t1, base.affine)}
+    assert explanations.plot_attribution_mni(images, atlas.mni_image(base.t1, base.affine), "y", (-20.0,)).axes
 
 
 def checks(known):

@@ -51,10 +51,7 @@ def test_resample_follows_a_world_affine():
     np.testing.assert_allclose(moved, points @ [10000.0, 100.0, 1.0], rtol=1e-6, atol=0.05)
 
 
-@pytest.mark.parametrize(
-    ("plane", "up", "right"),
-    [("coronal", 2, 0), ("axial", 1, 0), ("sagittal", 2, 1)],
-)
+@pytest.mark.parametrize(("plane", "up", "right"), [("coronal", 2, 0), ("axial", 1, 0), ("sagittal", 2, 1)])
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR"])
 def test_slices_are_upright_in_any_orientation(plane, up, right, codes):
     volume, affine = ramp()

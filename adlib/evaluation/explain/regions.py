@@ -130,29 +130,8 @@ def class_images(maps: ScanMaps, card: ModelCard) -> dict[str, nib.Nifti1Image]:
     images = {}
     for name in card.classes:
         mean = maps.values[(maps.scans["diagnosis"] == name).to_numpy()].mean(0)
-        images[name] = as_image(in_volume(mean, voxels, base.mask.shape), base.affine)
+        images[name] = atlas.mni_image(in_volume(mean, voxels, base.mask.shape), base.affine)
     return images
-
-
-def as_image(volume: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    """A NIfTI image whose header names MNI152 as its world, in mm.
-
-    Parameters
-    ----------
-    volume : (X, Y, Z) array
-    affine : (4, 4) array
-        Voxel indices to MNI152, RAS mm.
-
-    Returns
-    -------
-    NIfTI image
-        Float32.
-    """
-    image = nib.Nifti1Image(np.asarray(volume, dtype=np.float32), affine)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, "mni")
-    image.set_qform(affine, "mni")
-    return image
 
 
 def template_image(card: ModelCard) -> nib.Nifti1Image:
@@ -167,7 +146,7 @@ def template_image(card: ModelCard) -> nib.Nifti1Image:
     NIfTI image
     """
     base = atlas.template(card.preprocess.resolution_mm)
-    return as_image(base.t1, base.affine)
+    return atlas.mni_image(base.t1, base.affine)
 
 
 def write_images(params: StudyParams, images: dict[str, nib.Nifti1Image]) -> None:
