@@ -57,6 +57,12 @@ class Side:
         return flat(public_params(trained_params(self.params, self.record))) | described
 
     @property
+    def versions(self) -> dict[str, Any]:
+        """Versions of code, Python, machine and packages."""
+        names = ("git_sha", "git_dirty", "python", "platform", "device")
+        return {name: self.provenance.get(name) for name in names} | self.provenance.get("packages", {})
+
+    @property
     def differences(self) -> list[str]:
         """Differences between the training and the params file of the study."""
         return difference_texts(self.record, self.params)
@@ -113,7 +119,7 @@ def compare(first: Path, second: Path, outputs: Path) -> tuple[Path, str]:
     """
     a, b = read_side(first), read_side(second)
     main = scores(a, b, "Main scores of test participants.", main_only=True)
-    settings = params_that_differ(a, b)
+    settings = _differing("Settings that differ.", "Setting", a.settings, b.settings)
     page = render(
         "compare.html.j2",
         title=f"Two runs side by side: {a.params.study} and {b.params.study}",
@@ -123,7 +129,7 @@ def compare(first: Path, second: Path, outputs: Path) -> tuple[Path, str]:
         main_scores=main,
         all_scores=scores(a, b, "All scores."),
         params=settings,
-        code=code_that_differs(a, b),
+        code=_differing("Code, machine and packages that differ.", "Item", a.versions, b.versions),
     )
     sides = "\n".join(f"{name}  {side.title}  ({side.folder})" for name, side in (("A", a), ("B", b)))
     screen = "\n".join([sides, _columns([main.header, *main.rows]), _columns([settings.header, *settings.rows])])
@@ -181,39 +187,6 @@ def verdict(left: pd.Series | None, right: pd.Series | None) -> str:
     if not bounded(left) or pd.isna(right["point"]):
         return "no interval"
     return INSIDE if left["low"] <= right["point"] <= left["high"] else OUTSIDE
-
-
-def params_that_differ(a: Side, b: Side) -> Table:
-    """Settings of the trainings that differ, without paths of a machine and execution settings.
-
-    Parameters
-    ----------
-    a, b : Side
-
-    Returns
-    -------
-    Table
-    """
-    return _differing("Settings that differ.", "Setting", a.settings, b.settings)
-
-
-def code_that_differs(a: Side, b: Side) -> Table:
-    """Versions of code, Python, machine and packages that differ.
-
-    Parameters
-    ----------
-    a, b : Side
-
-    Returns
-    -------
-    Table
-    """
-    versions = [
-        {name: side.provenance.get(name) for name in ("git_sha", "git_dirty", "python", "platform", "device")}
-        | side.provenance.get("packages", {})
-        for side in (a, b)
-    ]
-    return _differing("Code, machine and packages that differ.", "Item", *versions)
 
 
 def _differing(caption: str, item: str, left: dict[str, Any], right: dict[str, Any]) -> Table:

@@ -525,7 +525,7 @@ def provenance(study: Study) -> dict[str, str]:
         "Machine": record.get("platform", UNKNOWN),
         "Device": record.get("device", UNKNOWN),
         "Seed": str(record.get("seed", UNKNOWN)),
-        "Minutes by step": ", ".join(f"{step_title(s)} {UNKNOWN if t is None else clock(t)}" for s, t in seconds),
+        "Duration by step": ", ".join(f"{step_title(s)} {UNKNOWN if t is None else clock(t)}" for s, t in seconds),
     }
 
 

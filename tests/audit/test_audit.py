@@ -222,12 +222,6 @@ def test_several_faults_are_reported_once_each(seed):
     assert str(error.value).count("\n  [") == len(faults)
 
 
-def test_few_other_sequences_are_excluded():
-    audit = audited(WARNS["sequence-not-t1w"](clean(), np.random.default_rng(0)))
-    assert audit.flow.iloc[-1].to_list()[:2] == ["T1w", len(clean()) - 3]
-    assert not audit.manifest["series_description"].str.contains("localizer").any()
-
-
 def test_phase_that_separates_one_pair_of_classes_is_found():
     audit = audited(_phase_of_mci(clean(3), None))
     value = audit.findings.set_index("check").loc["phase-tells-label", "value"]
@@ -272,12 +266,15 @@ def test_accepted_stop_is_recorded():
         enforce(audited(table).findings)
 
 
-def test_flow_counts_excluded_scans(without_confounds):
+def test_excluded_scans_leave_the_flow_and_the_manifest(without_confounds):
     table = clean(per_class=12)
+    table.loc[3, "series_description"] = "3-plane localizer"
     table.loc[[0, 2], "diagnosis"] = None
     table.loc[1, "diagnosis"] = "SMC"
     n = len(table)
-    assert audited(table).flow["scans"].tolist() == [n, n - 2, n - 3]
+    audit = audited(table)
+    assert audit.flow["scans"].tolist() == [n, n - 2, n - 3, n - 4] and audit.flow["step"].iloc[-1] == "T1w"
+    assert not audit.manifest["series_description"].str.contains("localizer").any()
 
 
 def test_empty_cohort_is_refused():

@@ -60,7 +60,7 @@ def audited(table, pixels, **limits):
     return run_audit(table, CLASSES, AuditParams(min_participants_per_class=2, **limits), 1, pixels)
 
 
-def found(audit, severity):
+def checks_of(audit, severity):
     return set(audit.findings.loc[audit.findings["severity"] == severity, "check"])
 
 
@@ -138,8 +138,8 @@ def test_copies_across_participants_stop(tmp_path):
     people = [f"sub-{k:02d}" for k in range(12)]
     table = listing(paths, participant_id=[*people, "sub-90", "sub-91", "sub-02"])
     audit = audited(table, pixel_facts(table, pool=HERE))
-    assert {"same-pixels", "near-duplicate"} <= found(audit, "stop")
-    assert "mirrored-scan" in found(audit, "warn")
+    assert {"same-pixels", "near-duplicate"} <= checks_of(audit, "stop")
+    assert "mirrored-scan" in checks_of(audit, "warn")
     named = audit.findings.set_index("check")["subject"]
     assert named["same-pixels"] == "s000, s012"
     assert named["near-duplicate"] == "s001 = s013"
@@ -150,7 +150,7 @@ def test_clean_pictures_have_no_finding_about_pixels(tmp_path):
     paths = save(heads(30), tmp_path / "x")
     table = listing(paths, participant_id=[f"sub-{k:02d}" for k in range(30)])
     audit = audited(table, pixel_facts(table, pool=HERE))
-    assert found(audit, "stop") | found(audit, "warn") == set()
+    assert checks_of(audit, "stop") | checks_of(audit, "warn") == set()
 
 
 def test_constant_images_are_excluded_and_nan_reported(tmp_path):
@@ -158,7 +158,7 @@ def test_constant_images_are_excluded_and_nan_reported(tmp_path):
     images[3] = np.full((64, 64), 7, np.uint8)
     table = listing(save(images, tmp_path / "x"), participant_id=[f"sub-{k:02d}" for k in range(20)])
     audit = audited(table, pixel_facts(table, pool=HERE).assign(nan_share=lambda facts: np.arange(20) == 5))
-    assert {"constant", "nan-values"} <= found(audit, "warn")
+    assert {"constant", "nan-values"} <= checks_of(audit, "warn")
     assert "s003" not in set(audit.manifest["scan_id"])
     assert audit.flow["scans"].tolist()[-1] == 19
 
@@ -169,7 +169,7 @@ def test_unknown_participants_are_recovered_and_stop(tmp_path):
     diagnosis = [CLASSES[k // 16 % 2] for k in range(len(images))]
     table = listing(save(images, tmp_path / "x"), given_split=split).assign(diagnosis=diagnosis)
     audit = audited(table, pixel_facts(table, pool=HERE))
-    assert found(audit, "stop") == {"participants-unknown", "given-split-leaks"}
+    assert checks_of(audit, "stop") == {"participants-unknown", "given-split-leaks"}
     with pytest.raises(AuditStop, match="participants-unknown"):
         enforce(audit.findings)
     assert set(audit.manifest["participant_source"]) == {"recovered by similarity"}
@@ -213,7 +213,7 @@ def test_slices_as_shipped_leak(realdata, tmp_path):
     audit = run_audit(
         listed, tuple(sorted(truth.str.rsplit("_", n=1).str[0].unique())), params, 20, pixel_facts(listed)
     )
-    assert {"participants-unknown", "given-split-leaks"} <= found(audit, "stop")
+    assert {"participants-unknown", "given-split-leaks"} <= checks_of(audit, "stop")
     names = audit.manifest["path"].map(lambda path: path.removeprefix(f"{tmp_path}/"))
     groups = audit.manifest["participant_id"]
     assert adjusted_rand_score(truth.loc[names].to_numpy(), groups) >= 0.95
