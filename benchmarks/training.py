@@ -85,7 +85,7 @@ def made_fold(size: int, count: int) -> Fold:
         {"participant_id": names, "session_id": "ses-01", "scan_id": names, "slice": 0, "split": "train"}
     )
     targets = rng.integers(CLASSES, size=count)
-    return Fold("benchmark", 0, slices, table, targets, np.zeros((count, 0), np.float32))
+    return Fold("benchmark", 0, slices, table, targets, *[np.zeros((count, 0), np.float32)] * 2)
 
 
 def study_of(args: argparse.Namespace, augment: str) -> StudyParams:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from lightning_fabric.strategies import DDPStrategy
 from adlib.parallel.threads import keep_memory
 from adlib.study.params import StudyParams, dump_params, load_params
 from adlib.study.records import StudyError, write_text
-from adlib.training.recipe import Recipe, import_name, importable_name
+from adlib.training.recipe import Recipe, importable_name
 
 MODULE, JOB = "adlib.training.devices", "--job"
 KEPT_LINES = 12
@@ -209,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.job:
         path, *parts = options.job
         pairs = (part.split("=", 1) for part in parts)
-        train_study(load_params(path), **{name: import_name(where) for name, where in pairs})
+        train_study(load_params(path), **{name: resolve_name(where) for name, where in pairs})
         return 0
     try:
         params = load_params(options.params or parser.error("--params is required"), tuple(options.set))

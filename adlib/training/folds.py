@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from adlib.preprocess.intensity import fit_landmarks
 from adlib.study.metrics import NETWORK
@@ -40,10 +41,10 @@ class Fold:
         Class indices of the diagnoses.
     auxiliary : (rows, M) float32
         Standardised age and volumes, predicted with the class in training; see `auxiliary_targets`.
-    landmarks : tuple of float
-        The standard scale, fitted on the scans of this fold's training part, that the slices are on; empty for none.
     covariates : (rows, C) float32
         Concatenated to the image features; standardised on training rows, 0 where unknown.
+    landmarks : tuple of float
+        The standard scale, fitted on the scans of this fold's training part, that the slices are on; empty for none.
     covariate_stats : dict of str to (float, float)
         Mean and standard deviation in training of each column of `covariates`, by name.
     """
@@ -54,8 +55,8 @@ class Fold:
     table: pd.DataFrame
     targets: np.ndarray
     auxiliary: np.ndarray
+    covariates: np.ndarray
     landmarks: tuple[float, ...] = ()
-    covariates: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     covariate_stats: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def rows(self, split: str) -> np.ndarray:
@@ -118,7 +119,7 @@ def make_fold(number: int, slices: np.ndarray, table: pd.DataFrame, splits: pd.D
         scans = scan_percentiles(params)
         standard = fit_landmarks(scans.loc[table["scan_id"].iloc[train].unique()].to_numpy())
         slices = to_landmarks(slices, table["scan_id"], scans, standard)
-    return Fold(NETWORK, number, slices, table, targets, auxiliary, tuple(map(float, standard)), covariates, stats)
+    return Fold(NETWORK, number, slices, table, targets, auxiliary, covariates, tuple(map(float, standard)), stats)
 
 
 def _covariates(
@@ -286,33 +287,6 @@ def part_seed(seed: list[int], number: int) -> int:
     return int(np.random.default_rng([*seed, number]).integers(2**31))
 
 
-class _Parts(Dataset):
-    """The parts of an epoch that one device computes, each augmented with its own seed."""
-
-    def __init__(
-        self,
-        fold: Fold,
-        params: StudyParams,
-        parts: list[tuple[int, np.ndarray]],
-        seed: list[int],
-        augment: Augment,
-    ) -> None:
-        self.fold, self.params, self.parts, self.seed, self.augment = fold, params, parts, seed, augment
-        self.scans = fold.scans
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __getitem__(self, index: int) -> Batch:
-        number, rows = self.parts[index]
-        fold, generator = self.fold, torch.Generator().manual_seed(part_seed(self.seed, number))
-        x = torch.from_numpy(fold.slices[rows].astype(np.float32))  # (B, 3, H, W)
-        x = self.augment(x, generator, self.params)
-        covariates = fold.covariates[rows] if len(fold.covariates) else np.zeros((len(rows), 0), np.float32)
-        others = (fold.targets[rows], fold.auxiliary[rows], covariates, self.scans[rows])
-        return Batch(number, x, *map(torch.from_numpy, others))
-
-
 def load_parts(
     fold: Fold,
     params: StudyParams,
@@ -350,5 +324,16 @@ def load_parts(
         for step, parts in enumerate(steps)
         for k, rows in list(enumerate(parts))[rank * share : (rank + 1) * share]
     ]
+    make = partial(_batch, fold=fold, scans=fold.scans, params=params, seed=seed, augment=augment)
     workers = LOADERS if params.train.augment == "mri" else 0
-    return DataLoader(_Parts(fold, params, numbered, seed, augment), batch_size=None, num_workers=workers)
+    return DataLoader(numbered, batch_size=None, collate_fn=make, num_workers=workers)
+
+
+def _batch(
+    part: tuple[int, np.ndarray], fold: Fold, scans: np.ndarray, params: StudyParams, seed: list[int], augment: Augment
+) -> Batch:
+    number, rows = part
+    x = torch.from_numpy(fold.slices[rows].astype(np.float32))  # (B, 3, H, W)
+    x = augment(x, torch.Generator().manual_seed(part_seed(seed, number)), params)
+    others = (fold.targets[rows], fold.auxiliary[rows], fold.covariates[rows], scans[rows])
+    return Batch(number, x, *map(torch.from_numpy, others))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import linecache
 import os
+import runpy
 import symtable
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -153,22 +153,6 @@ def importable_name(function: Callable[..., Any]) -> str | None:
     return _name(function) if same is function else None
 
 
-def import_name(name: str) -> Any:
-    """Import a function or class by the name from `importable_name`.
-
-    Parameters
-    ----------
-    name : str
-        ``module:name``.
-
-    Returns
-    -------
-    function or class
-    """
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
 def _code(function: Callable[..., Any]) -> str:
     """Digest of the code of a callable: of its whole module or, for one of a notebook, of all that it needs."""
     if importable_name(function):
@@ -194,36 +178,29 @@ def written_source(function: Callable[..., Any]) -> str:
     StudyError
         If it has no source, or uses something that cannot be written as source, such as a table.
     """
-    if name := importable_name(function):
-        module, _, attribute = name.partition(":")
-        return f"from {module} import {attribute}\n"
     pieces: dict[str, str] = {}
-    _collect(function, pieces)
+    _collect(function.__qualname__, function, function, pieces)
     imports = sorted(piece for piece in pieces.values() if piece.startswith(("import ", "from ")))
     return "\n\n".join(["\n".join(imports), *(piece for piece in pieces.values() if piece not in imports)]) + "\n"
 
 
-def _collect(function: Callable[..., Any], pieces: dict[str, str]) -> None:
-    """Add the source of a function or class, after that of all it uses."""
-    source, space = _definition(function)
-    pieces.setdefault(function.__qualname__, "")
-    for name in sorted(_globals_used(symtable.symtable(source, "notebook", "exec"))):
-        if name in pieces or name not in space:
-            continue
-        value = space[name]
-        if isinstance(value, ModuleType):
-            pieces[name] = f"import {value.__name__} as {name}"
-        elif callable(value) and hasattr(value, "__qualname__"):
-            found = importable_name(value)
-            if found is None:
-                _collect(value, pieces)
-            else:
-                module, _, attribute = found.partition(":")
-                pieces[name] = f"from {module} import {attribute} as {name}"
-        else:
-            pieces[name] = f"{name} = {_literal(name, value, function)}"
-    pieces.pop(function.__qualname__)
-    pieces[function.__qualname__] = source
+def _collect(name: str, value: Any, user: Callable[..., Any], pieces: dict[str, str]) -> None:
+    """Add the source that defines a name which a callable uses, after that of all it uses itself."""
+    if isinstance(value, ModuleType):
+        pieces[name] = f"import {value.__name__} as {name}"
+    elif not hasattr(value, "__qualname__"):
+        pieces[name] = f"{name} = {_literal(name, value, user)}"
+    elif importable := importable_name(value):
+        module, _, attribute = importable.partition(":")
+        pieces[name] = f"from {module} import {attribute} as {name}"
+    else:
+        source, space = _definition(value)
+        pieces[name] = ""  # so that a function that calls itself ends
+        for other in sorted(_globals_used(symtable.symtable(source, "notebook", "exec"))):
+            if other not in pieces and other in space:
+                _collect(other, space[other], value, pieces)
+        del pieces[name]
+        pieces[name] = source
 
 
 def _literal(name: str, value: Any, function: Callable[..., Any]) -> str:
@@ -253,13 +230,12 @@ def _definition(function: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(function, type):
         methods = [value for value in vars(function).values() if hasattr(value, "__code__")]
         inner = methods[0] if methods else function
-    if hasattr(inner, "__code__") and (isinstance(function, type) or not inner.__closure__):
+    if hasattr(inner, "__code__"):
         text = "".join(linecache.getlines(inner.__code__.co_filename))
         for node in ast.parse(text).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == function.__qualname__:
                 first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-                lines = text.splitlines()[first - 1 : node.end_lineno]
-                return "\n".join(lines), inner.__globals__
+                return "\n".join(text.splitlines()[first - 1 : node.end_lineno]), inner.__globals__
     raise StudyError(
         f"{_name(function)} has no source to store with the model; write it with def or class in a cell, "
         "or put it into a module and import it"
@@ -285,25 +261,25 @@ def describe(recipe: Recipe, network: nn.Module, origin: str, params: StudyParam
         its ``source`` and ``sha256``; ``network`` also has its ``title`` and number of ``parameters``; ``weights``,
         the origin of the first weights; ``classes`` and ``seed``; every setting of `SECTIONS`.
     """
-    parts = {}
-    for name, part in recipe.parts().items():
-        own = name in recipe.changed()
-        source = written_source(part) if own else ""
-        parts[name.removeprefix("build_")] = {"name": _name(part)} | (
-            {"source": source, "sha256": digest(source)} if own else {}
-        )
-    parts["network"] |= {
-        "title": type(network).__name__,
-        "parameters": sum(value.numel() for value in network.parameters()),
-    }
+    parts = _part_names(recipe)
+    for name, part in recipe.changed().items():
+        source = written_source(part)
+        parts[name.removeprefix("build_")] |= {"source": source, "sha256": digest(source)}
+    parameters = sum(value.numel() for value in network.parameters())
+    parts["network"] |= {"title": type(network).__name__, "parameters": parameters}
+    return {**parts, "weights": origin, **_settings(params)}
+
+
+def _part_names(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    return {name.removeprefix("build_"): {"name": _name(part)} for name, part in recipe.parts().items()}
+
+
+def _settings(params: StudyParams) -> dict[str, Any]:
     settings = {name: getattr(params, name).model_dump(mode="json") for name in SECTIONS}
-    settings["train"]["weights"] = _without_folder(params.train.weights)
-    return {**parts, "weights": origin, "classes": list(params.classes), "seed": params.training_seed, **settings}
-
-
-def _without_folder(weights: str) -> str:
-    kind, colon, path = weights.partition(":")
-    return f"{kind}:{Path(path).name}" if colon else weights
+    kind, colon, path = params.train.weights.partition(":")
+    if colon:
+        settings["train"]["weights"] = f"{kind}:{Path(path).name}"  # without the folder of this computer
+    return settings | {"classes": list(params.classes), "seed": params.training_seed}
 
 
 def training_record(folder: Path) -> dict[str, Any]:
@@ -339,10 +315,8 @@ def record_differences(record: dict[str, Any], params: StudyParams) -> dict[str,
     """
     if not record:
         return {}
-    stated = {name: getattr(params, name).model_dump(mode="json") for name in SECTIONS}
-    stated["train"] |= {"weights": _without_folder(params.train.weights), "controls": sorted(params.train.controls)}
-    stated |= {"classes": list(params.classes), "seed": params.training_seed}
-    stated |= {name.removeprefix("build_"): {"name": _name(part)} for name, part in Recipe().parts().items()}
+    stated = _settings(params) | _part_names(Recipe())
+    stated["train"]["controls"] = sorted(params.train.controls)
     before, after = flat(stated), flat(record)
     runs = record.get("runs", record["train"]["controls"])
     after["train.controls"] = sorted(run for run in runs if run != NETWORK)
@@ -371,8 +345,7 @@ def write_network(recipe: Recipe, folder: Path) -> None:
     if "build_network" not in recipe.changed():
         path.unlink(missing_ok=True)
         return
-    source = written_source(recipe.build_network)
-    write_text(_file_text(source), path)
+    write_text(_file_text(written_source(recipe.build_network)), path)
 
 
 def _file_text(source: str) -> str:
@@ -404,9 +377,4 @@ def read_network(path: Path, stated: dict[str, Any]) -> BuildNetwork:
         raise StudyError(f"{path} is not the file that the training of {name} wrote; run step 03 again")
     if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
         raise StudyError(f"{path} belongs to another user, so its code is not run; give load(..., build_network=...)")
-    spec = importlib.util.spec_from_file_location(f"adlib_network_{stated['sha256'][:12]}", path)
-    if spec is None or spec.loader is None:
-        raise StudyError(f"{path} cannot be imported; run step 03 again")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, name)
+    return runpy.run_path(str(path))[name]

@@ -26,7 +26,6 @@ from adlib.study.records import (
     write_json,
     write_table,
 )
-from adlib.training.calibration import fit_calibration
 from adlib.training.cohort_reference import make_reference
 from adlib.training.controls import control_fold
 from adlib.training.devices import is_worker, launch, make_fabric
@@ -34,7 +33,7 @@ from adlib.training.folds import Fold, make_fold
 from adlib.training.loop import OnEpoch, fit, prediction_table
 from adlib.training.model_file import Classifier, ModelCard, save
 from adlib.training.network import slice_outputs, softmax
-from adlib.training.pooling import ATTENTION
+from adlib.training.pooling import ATTENTION, fit_calibration
 from adlib.training.recipe import RECORD, Recipe, describe, training_record, write_network
 from adlib.training.slices import load_slices
 from adlib.training.splits import check_disjoint, fold_numbers
@@ -222,8 +221,8 @@ def predict_fold(fold: Fold, networks: list[nn.Module], params: StudyParams) -> 
         Schema `records.PREDICTIONS`; ``p_<class>`` uncalibrated, the fold's ``temperature`` and ``bias_<class>``.
     """
     rows = np.concatenate([fold.rows("validation"), fold.rows("test")])
-    covariates = fold.covariates[rows] if len(fold.covariates) else None
-    values = _mean_outputs([slice_outputs(network, fold.slices[rows], covariates) for network in networks], params)
+    inputs = fold.slices[rows], fold.covariates[rows]
+    values = _mean_outputs([slice_outputs(network, *inputs) for network in networks], params)
     table = prediction_table(fold, rows, values, params)
     held_out = (table["split"] == "validation").to_numpy()
     logits, y = values[held_out, : len(params.classes)], fold.targets[rows][held_out]
