@@ -143,15 +143,13 @@ def coordinates(values: np.ndarray, fitted: FeatureDistribution) -> np.ndarray:
     return _single(along / np.sqrt(fitted.variances))
 
 
-def farthest(values: np.ndarray, fitted: FeatureDistribution, count: int = 3) -> list[tuple[str, float, float, float]]:
-    """The most extreme values of a scan: those more than two standard deviations from the training mean.
+def farthest(values: np.ndarray, fitted: FeatureDistribution) -> list[tuple[str, float, float, float]]:
+    """The most extreme values of a scan: at most three more than two standard deviations from the training mean.
 
     Parameters
     ----------
     values : (p,) float
     fitted : FeatureDistribution
-    count : int
-        Largest number of values returned.
 
     Returns
     -------
@@ -159,7 +157,7 @@ def farthest(values: np.ndarray, fitted: FeatureDistribution, count: int = 3) ->
         Name, value, training mean and training standard deviation, the most extreme first.
     """
     off = np.abs(_scaled(values[None], fitted.mean, fitted.sd)[0])
-    order = [int(k) for k in np.argsort(-off)[:count] if off[k] > 2]
+    order = [int(k) for k in np.argsort(-off)[:3] if off[k] > 2]
     return [(fitted.names[k], float(values[k]), float(fitted.mean[k]), float(fitted.sd[k])) for k in order]
 
 
@@ -204,15 +202,12 @@ def make_reference(
     """
     trained = fold.table.loc[fold.rows("train"), "scan_id"].unique()
     held_out = fold.table.loc[fold.rows("validation"), "scan_id"].unique()
-    values = scan_values(fold, network, features)
+    values = _scan_values(fold, network, features)
     distributions = {name: _distribution(name, table.loc[trained]) for name, table in values.items() if table.shape[1]}
     people = fold.table.drop_duplicates("scan_id").set_index("scan_id")["participant_id"]
-    off = pd.DataFrame(
-        {
-            name: mahalanobis_distances(values[name].loc[held_out].to_numpy(), distributions[name])
-            for name in distributions
-        }
-    )
+    off = pd.DataFrame(index=held_out)
+    for name, fitted in distributions.items():
+        off[name] = mahalanobis_distances(values[name].loc[held_out].to_numpy(), fitted)
     reference = {
         "sets": set_bounds(predictions, classes, params.pooling),
         "norms": healthy_norms(manifest.loc[trained], features.loc[trained]),
@@ -222,22 +217,8 @@ def make_reference(
     return reference, distributions
 
 
-def scan_values(fold: Fold, network: nn.Module, features: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Image features, volumes and quality of each training and validation scan.
-
-    Parameters
-    ----------
-    fold : Fold
-    network : nn.Module
-        The trained one.
-    features : DataFrame
-        Of the study, indexed by scan_id.
-
-    Returns
-    -------
-    dict of str to DataFrame
-        One table for each distribution, ``image``, ``volumes`` and ``quality``, with a row per scan_id.
-    """
+def _scan_values(fold: Fold, network: nn.Module, features: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Image features, volumes and quality of each training and validation scan."""
     rows = np.concatenate([fold.rows("train"), fold.rows("validation")])
     slice_features = image_features(network, fold.slices[rows])
     image = pd.DataFrame(slice_features).groupby(fold.table["scan_id"].iloc[rows].to_numpy()).mean()

@@ -31,18 +31,8 @@ KEPT_LINES = 12
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG, linux/prctl.h
 
 
-def pick_device(name: str) -> torch.device:
-    """The device to train on.
-
-    Parameters
-    ----------
-    name : str
-        As ``exec.device``; ``auto`` takes CUDA or MPS where there is one.
-
-    Returns
-    -------
-    torch.device
-    """
+def _pick_device(name: str) -> torch.device:
+    """The device to train on."""
     if name != "auto":
         return torch.device(name)
     if torch.cuda.is_available():
@@ -90,7 +80,7 @@ def make_fabric(params: StudyParams) -> Fabric:
     Fabric
         Launched.
     """
-    device = pick_device(params.exec.device)
+    device = _pick_device(params.exec.device)
     together = {}
     if is_worker():
         together = {"strategy": DDPStrategy(broadcast_buffers=False), "num_nodes": params.exec.nodes}

@@ -21,15 +21,7 @@ from adlib.study.records import StudyError, atomic_path, write_json, write_text
 from adlib.training.devices import takes_bf16
 from adlib.training.folds import Batch, Fold, epoch_rows, load_parts, part_seed
 from adlib.training.model_file import continue_from, outputs
-from adlib.training.network import (
-    check_network,
-    freeze,
-    keep_outputs,
-    load_initial_weights,
-    slice_outputs,
-    softmax,
-    train_mode,
-)
+from adlib.training.network import check_network, frozen, keep_outputs, load_initial_weights, slice_outputs, softmax
 from adlib.training.pooling import ATTENTION, arrays, pool_level, within_scan
 from adlib.training.recipe import Loss, Recipe
 
@@ -55,6 +47,11 @@ class Progress:
         """The network that predicts: the moving average where there is one."""
         return self.network if self.average is None else self.average.module
 
+    @property
+    def _parts(self) -> dict[str, Any]:
+        parts = {"network": self.network, "optimizer": self.optimizer, "schedule": self.schedule}
+        return parts if self.average is None else parts | {"average": self.average}
+
     def save(self, path: Path, key: str) -> None:
         """Write a checkpoint, whole or not at all.
 
@@ -64,13 +61,9 @@ class Progress:
         key : str
             Name of the training, see `training_key`.
         """
-        parts = {"network": self.network, "optimizer": self.optimizer, "schedule": self.schedule}
-        states = {name: part.state_dict() for name, part in parts.items()}
-        average = None if self.average is None else self.average.state_dict()
+        states = {name: part.state_dict() for name, part in self._parts.items()}
         with atomic_path(path) as temporary:
-            torch.save(
-                {"key": key, "history": self.history, "best": self.best, "average": average, **states}, temporary
-            )
+            torch.save({"key": key, "history": self.history, "best": self.best, **states}, temporary)
 
     def load(self, path: Path, key: str, device: torch.device) -> bool:
         """Continue from a checkpoint of the same key.
@@ -87,15 +80,11 @@ class Progress:
         bool
             Whether there is such a checkpoint.
         """
-        stored: dict[str, Any] = {"key": None}
-        if path.is_file():
-            stored = torch.load(path, map_location=device, weights_only=True)
+        stored = torch.load(path, map_location=device, weights_only=True) if path.is_file() else {"key": None}
         if stored["key"] != key:
             return False
-        for name in ("network", "optimizer", "schedule"):
-            getattr(self, name).load_state_dict(stored[name])
-        if self.average is not None:
-            self.average.load_state_dict(stored["average"])
+        for name, part in self._parts.items():
+            part.load_state_dict(stored[name])
         self.best, self.history = stored["best"], stored["history"]
         return True
 
@@ -156,7 +145,7 @@ def fit(
         kind = "bf16" if takes_bf16(settings.precision, fabric.device) else "fp32"
         where = f"{fabric.world_size} × {fabric.device.type}" if fabric.world_size > 1 else str(fabric.device)
         print(f"{title}: {len(fold.rows('train'))} slices, {origin}, {kind} on {where}", flush=True)
-    while len(progress.history) < settings.epochs and not stalled(progress.history, settings.patience):
+    while len(progress.history) < settings.epochs and not _stalled(progress.history, settings.patience):
         started = time.monotonic()
         seed = [params.training_seed, fold.number, member, len(progress.history)]
         loss, waited = train_epoch(fold, progress, trained, optimizer, params, recipe, seed, fabric)
@@ -224,7 +213,8 @@ def initial_network(fold: Fold, params: StudyParams, recipe: Recipe) -> tuple[nn
         origin = f"weights as {recipe.build_network.__qualname__} makes them"
     else:
         origin = load_initial_weights(network, settings.weights)
-    freeze(network, settings.frozen_stages)
+    for part in frozen(network, settings.frozen_stages):
+        part.requires_grad_(False)
     return network, origin
 
 
@@ -296,8 +286,10 @@ def train_epoch(
     steps = epoch_rows(fold, params, np.random.default_rng(seed))
     parts = iter(load_parts(fold, params, steps, seed, recipe.augment, fabric.global_rank, fabric.world_size))
     share = settings.micro_batches // fabric.world_size
-    weights = class_weights(fold, len(params.classes)).to(fabric.device) if settings.balance == "weights" else None
-    train_mode(progress.network, settings.frozen_stages)
+    weights = _class_weights(fold, len(params.classes)).to(fabric.device) if settings.balance == "weights" else None
+    progress.network.train()
+    for part in frozen(progress.network, settings.frozen_stages):
+        part.eval()
     losses, waited, started = [], 0.0, time.monotonic()
     for _ in range(len(steps)):
         for k in range(share):
@@ -352,20 +344,8 @@ def _attended(logits: torch.Tensor, score: torch.Tensor, batch: Batch) -> tuple[
     return weights @ logits, batch.y[first]
 
 
-def class_weights(fold: Fold, classes: int) -> torch.Tensor:
-    """Inverse class frequencies of the training slices.
-
-    Parameters
-    ----------
-    fold : Fold
-    classes : int
-        Number of classes, K.
-
-    Returns
-    -------
-    (K,) float32
-        Mean 1 over slices.
-    """
+def _class_weights(fold: Fold, classes: int) -> torch.Tensor:
+    """Inverse class frequencies of the training slices."""
     counts = np.bincount(fold.targets[fold.rows("train")], minlength=classes)
     return torch.from_numpy(counts.sum() / (classes * np.maximum(counts, 1))).float()
 
@@ -419,20 +399,8 @@ def best_epoch(history: list[dict[str, float]]) -> int:
     return int(np.argmax([row["validation_balanced_accuracy"] for row in history]))
 
 
-def stalled(history: list[dict[str, float]], patience: int) -> bool:
-    """Whether the last epochs did not improve on the best one before them.
-
-    Parameters
-    ----------
-    history : list of dict
-        Curves, one row per epoch.
-    patience : int
-        Number of epochs; 0 never stops a training.
-
-    Returns
-    -------
-    bool
-    """
+def _stalled(history: list[dict[str, float]], patience: int) -> bool:
+    """Whether the last epochs did not improve on the best one before them."""
     return bool(patience and history and len(history) - 1 - best_epoch(history) >= patience)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from scipy import special
 from torch import nn
 from torchvision.models import ResNet50_Weights
 from torchvision.models.resnet import Bottleneck, ResNet
@@ -247,46 +248,24 @@ def stages(network: nn.Module) -> dict[str, list[nn.Module]]:
     return {title: [network.get_submodule(name) for name in names] for title, names in named.items()}
 
 
-def freeze(network: nn.Module, count: int) -> None:
-    """Exclude the first stage and those after it from training; `train_mode` fixes their batch statistics.
+def frozen(network: nn.Module, count: int) -> list[nn.Module]:
+    """Layers of the first stage and those after it, which are not trained and keep their batch statistics.
 
     Parameters
     ----------
     network : nn.Module
-        Changed in place.
     count : int
         Number of frozen stages after the first; 0 freezes none.
+
+    Returns
+    -------
+    list of nn.Module
 
     Raises
     ------
     StudyError
         If no stage would be left to train.
     """
-    for part in _frozen(network, count):
-        part.requires_grad_(False)
-
-
-def train_mode(network: nn.Module, count: int) -> None:
-    """Set a network to training, and its frozen stages to evaluation.
-
-    Parameters
-    ----------
-    network : nn.Module
-        Changed in place.
-    count : int
-        As in `freeze`.
-
-    Raises
-    ------
-    StudyError
-        As `freeze`.
-    """
-    network.train()
-    for part in _frozen(network, count):
-        part.eval()
-
-
-def _frozen(network: nn.Module, count: int) -> list[nn.Module]:
     parts = list(stages(network).values())
     if count >= max(len(parts) - 1, 1):
         raise StudyError(f"train.frozen_stages is {count}, but {type(network).__name__} has {len(parts)} stages in all")
@@ -317,33 +296,28 @@ def load_initial_weights(network: nn.Module, weights: str) -> str:
     if weights == "random":
         return "random initialisation"
     if weights == "imagenet":
-        return _load_imagenet(network)
+        load_body(network, _imagenet(network), "ImageNet weights")
+        return "ImageNet (torchvision IMAGENET1K_V2)"
     if kind == "path" and path:
-        return _load_backbone(network, Path(path))
+        state = read_state(Path(path))[0] if path.endswith(".safetensors") else _read_pickled(Path(path))
+        load_body(network, _without_prefix(state, next(iter(network.state_dict()))), path)
+        return f"weights of {Path(path).name}"
     raise StudyError(f"train.weights is {weights!r}; expected random, imagenet, path:FILE or adlib:FILE")
 
 
-def _load_imagenet(network: nn.Module) -> str:
+def _imagenet(network: nn.Module) -> dict[str, torch.Tensor]:
     if not isinstance(network, ResNet50):
         raise StudyError(
             f"train.weights is imagenet, which are weights of ResNet50, and the network is {type(network).__name__}; "
             "set train.weights to random or path:FILE"
         )
     try:
-        state = ResNet50_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True)
+        return ResNet50_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # no network, no cache, a broken download: all mean that there are no weights
         raise StudyError(
             f"train.weights is imagenet, but the weights cannot be downloaded ({type(error).__name__}); set it to "
             f"random, or copy {ResNet50_Weights.IMAGENET1K_V2.url} to this computer and set it to path:FILE"
         ) from None
-    load_body(network, state, "ImageNet weights")
-    return "ImageNet (torchvision IMAGENET1K_V2)"
-
-
-def _load_backbone(network: nn.Module, path: Path) -> str:
-    state = read_state(path)[0] if path.suffix == ".safetensors" else _read_pickled(path)
-    load_body(network, _without_prefix(state, next(iter(network.state_dict()))), str(path))
-    return f"weights of {path.name}"
 
 
 def load_body(network: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
@@ -435,7 +409,6 @@ def _check_finite(state: dict[str, torch.Tensor], path: Path) -> None:
         raise StudyError(f"{path} holds values that are not finite, first in {broken[0]!r}; it is damaged")
 
 
-@torch.inference_mode()
 def slice_outputs(
     network: nn.Module, slices: np.ndarray, covariates: np.ndarray | None = None, batch: int = 64
 ) -> np.ndarray:
@@ -454,18 +427,10 @@ def slice_outputs(
     -------
     (n, outputs) float64
     """
-    device = next(network.parameters()).device
-    network.eval()
-
-    def part(values: np.ndarray, start: int) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(values[start : start + batch], dtype=np.float32)).to(device)
-
     inputs = [slices] if covariates is None or covariates.shape[1] == 0 else [slices, covariates]
-    parts = [network(*(part(values, k) for values in inputs)).double().cpu() for k in range(0, len(slices), batch)]
-    return torch.cat(parts).numpy()
+    return _in_batches(network, network, inputs, batch).astype(np.float64)
 
 
-@torch.inference_mode()
 def image_features(network: nn.Module, slices: np.ndarray, batch: int = 64) -> np.ndarray:
     """Image features of slices, without covariates; see `ImageNetwork`.
 
@@ -480,12 +445,19 @@ def image_features(network: nn.Module, slices: np.ndarray, batch: int = 64) -> n
     -------
     (n, F) float32
     """
+    return _in_batches(network, network.features, [slices], batch)
+
+
+@torch.inference_mode()
+def _in_batches(
+    network: nn.Module, function: Callable[..., torch.Tensor], inputs: list[np.ndarray], batch: int
+) -> np.ndarray:
     device = next(network.parameters()).device
     network.eval()
-    parts = [
-        network.features(torch.from_numpy(np.asarray(slices[k : k + batch], dtype=np.float32)).to(device)).float().cpu()
-        for k in range(0, len(slices), batch)
-    ]
+    parts = []
+    for start in range(0, len(inputs[0]), batch):
+        values = (np.asarray(array[start : start + batch], dtype=np.float32) for array in inputs)
+        parts.append(function(*(torch.from_numpy(value).to(device) for value in values)).float().cpu())
     return torch.cat(parts).numpy()
 
 
@@ -505,5 +477,4 @@ def softmax(logits: np.ndarray, temperature: float = 1.0, bias: Sequence[float] 
         Rows sum to 1.
     """
     scaled = logits / temperature + (np.asarray(bias) if len(bias) else 0.0)
-    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
+    return special.softmax(scaled, axis=1)

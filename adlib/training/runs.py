@@ -274,7 +274,7 @@ def _classifier(
         spaces=tuple(sorted(manifest["space"].dropna().unique())) if "space" in manifest else (),
         cohort={
             "participants": manifest.groupby("diagnosis")["participant_id"].nunique().to_dict(),
-            "volumes": volume_summary(features, manifest["diagnosis"]),
+            "volumes": _volume_summary(features, manifest["diagnosis"]),
         },
         weights_origin=about["weights"],
         splits_sha256=file_digest(params.folder / "splits.tsv"),
@@ -286,23 +286,9 @@ def _classifier(
     return Classifier(network, card, distributions)
 
 
-def volume_summary(features: pd.DataFrame, diagnosis: pd.Series) -> dict[str, dict[str, list[float]]]:
-    """Mean and standard deviation of every volume by class: aggregates that may travel with a model.
-
-    Parameters
-    ----------
-    features : DataFrame
-        Schema `records.FEATURES`; volumes in ml, ``nbv`` a fraction.
-    diagnosis : Series
-        Class of each scan, indexed as `features`.
-
-    Returns
-    -------
-    dict of str to (dict of str to (mean, sd))
-        By volume, then class.
-    """
-    names = [n for n in features.columns if n.endswith("_ml") and not n.startswith("qc_")]
-    names += [n for n in features.columns if n == "nbv"]
+def _volume_summary(features: pd.DataFrame, diagnosis: pd.Series) -> dict[str, dict[str, list[float]]]:
+    """Mean and standard deviation of every volume by class: aggregates that may travel with a model."""
+    names = features.filter(regex="^(?!qc_).*_ml$|^nbv$").columns
     grouped = features[names].astype(float).groupby(diagnosis)
     mean, sd = grouped.mean(), grouped.std().fillna(0.0)
     return {n: {str(c): [float(mean.loc[c, n]), float(sd.loc[c, n])] for c in mean.index} for n in names}

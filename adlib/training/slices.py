@@ -123,16 +123,10 @@ def build_slices(params: StudyParams) -> pd.DataFrame:
     scans = usable.to_dict("records")
     positions = params.input.positions_mm if params.input.plane in PLANES else [None]
     _write_slices(scans, len(positions), params)
-    rows = [
-        {
-            "slice": k,
-            "position_mm": mm,
-            **{n: scan[n] for n in ("participant_id", "session_id", "scan_id", "diagnosis")},
-        }
-        for scan in scans
-        for k, mm in enumerate(positions)
-    ]
-    table = pd.DataFrame(rows).assign(row=np.arange(len(rows)))
+    table = pd.DataFrame(list(enumerate(positions)) * len(scans), columns=["slice", "position_mm"])
+    names = usable[["participant_id", "session_id", "scan_id", "diagnosis"]]
+    table = table.join(names.loc[names.index.repeat(len(positions))].reset_index(drop=True))
+    table["row"] = np.arange(len(table))
     return write_table(table, params.folder / "slices.tsv", SLICES)
 
 
