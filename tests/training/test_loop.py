@@ -24,18 +24,17 @@ def test_a_planted_signal_is_learnt_with_every_option(tmp_path, option):
 def test_resume_with_all_options(tmp_path, monkeypatch):
     whole, cut = (make_study(tmp_path / name, *ALL) for name in ("whole", "cut"))
     predictions = train_study(whole)
-    save_progress, saved = fit.Progress.save, []
+    validate, epochs = fit._validate, []
 
-    def stop_after_second(self, path, key):
-        save_progress(self, path, key)
-        saved.append(path)
-        if len(saved) == 2:
+    def stop_in_the_third(*args):
+        epochs.append(args)
+        if len(epochs) == 3:
             raise KeyboardInterrupt
+        return validate(*args)
 
-    monkeypatch.setattr(fit.Progress, "save", stop_after_second)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+        interrupted.setattr(fit, "_validate", stop_in_the_third)
         train_study(cut)
-    monkeypatch.setattr(fit.Progress, "save", save_progress)
     pd.testing.assert_frame_equal(train_study(cut), predictions)
     first, second = (load(one.folder / "model.safetensors").network.state_dict() for one in (whole, cut))
     assert all(torch.equal(first[name], second[name]) for name in first)

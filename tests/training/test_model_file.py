@@ -1,5 +1,7 @@
 """The model file: what it keeps, and what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -40,40 +42,33 @@ def test_the_same_classifier_makes_the_same_file(classifier, tmp_path):
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
-def damaged(kind, classifier, path):
-    save(classifier, path)
-    state = {k: v.clone() for k, v in classifier.network.state_dict().items()}
-    if kind == "truncated":
-        path.write_bytes(path.read_bytes()[:-1000])
-    elif kind == "pickle":
-        torch.save(state, path)
-    elif kind == "foreign":
-        save_file(state, path)
-    elif kind == "nan":
-        classifier.network.fc.weight.data[0, 0] = float("nan")
-        save(classifier, path)
-    elif kind == "classes":
-        fields = {**classifier.card.__dict__, "classes": ("CN", "MCI", "AD")}
-        save(Classifier(classifier.network, ModelCard(**fields)), path)
-    elif kind == "missing":
-        path.unlink()
+def with_other_classes(classifier):
+    return Classifier(classifier.network, replace(classifier.card, classes=("CN", "MCI", "AD")))
+
+
+def with_nan(classifier):
+    classifier.network.fc.weight.data[0, 0] = float("nan")
+    return classifier
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("damage", "words"),
     [
-        ("truncated", "not a whole safetensors file"),
-        ("pickle", "not a whole safetensors file"),
-        ("foreign", "use a file that adlib wrote"),
-        ("nan", "not finite"),
-        ("classes", "does not fit ResNet50"),
-        ("missing", "does not exist"),
+        (lambda path, c: path.write_bytes(path.read_bytes()[:-1000]), "not a whole safetensors file"),
+        (lambda path, c: torch.save(c.network.state_dict(), path), "not a whole safetensors file"),
+        (lambda path, c: save_file(c.network.state_dict(), path), "use a file that adlib wrote"),
+        (lambda path, c: save(with_nan(c), path), "not finite"),
+        (lambda path, c: save(with_other_classes(c), path), "does not fit ResNet50"),
+        (lambda path, c: path.unlink(), "does not exist"),
     ],
+    ids=["truncated", "pickle", "foreign", "nan", "classes", "missing"],
 )
-def test_a_wrong_model_file_is_refused(kind, words, classifier, tmp_path):
-    damaged(kind, classifier, tmp_path / "m.safetensors")
+def test_a_wrong_model_file_is_refused(damage, words, classifier, tmp_path):
+    path = tmp_path / "m.safetensors"
+    save(classifier, path)
+    damage(path, classifier)
     with pytest.raises(StudyError, match=words):
-        load(tmp_path / "m.safetensors")
+        load(path)
 
 
 def test_continuing_from_a_model_needs_the_same_input(tmp_path, monkeypatch):

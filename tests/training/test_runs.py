@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from tiny_study import CLASSES, TINY, accuracy, fold_of, load, make_study, train_study
 
 from adlib.preprocess.intensity import LANDMARKS, fit_landmarks, standard_slices
@@ -60,32 +59,6 @@ def test_model_file_does_not_depend_on_the_folder(study, tmp_path):
     train_study(other)
     first, second = ((one.folder / "model.safetensors").read_bytes() for one in (study, other))
     assert first == second
-
-
-def test_resumed_training_ends_with_the_same_weights(study, monkeypatch, tmp_path):
-    whole = train_study(study)
-    whole_weights = load(study.folder / "model.safetensors").network.state_dict()
-    other = study.model_copy(update={"exec": study.exec.model_copy(update={"outputs": tmp_path / "second"})})
-    other.folder.mkdir(parents=True)
-    for path in study.folder.glob("*.*"):
-        if path.name not in ("predictions.parquet", "model.safetensors"):
-            (other.folder / path.name).write_bytes(path.read_bytes())
-    validate, calls = fit._validate, []
-
-    def stop_at_third(*args):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return validate(*args)
-
-    monkeypatch.setattr(fit, "_validate", stop_at_third)
-    with pytest.raises(KeyboardInterrupt):
-        train_study(other)
-    monkeypatch.setattr(fit, "_validate", validate)
-    resumed = train_study(other)
-    pd.testing.assert_frame_equal(resumed, whole)
-    for name, value in load(other.folder / "model.safetensors").network.state_dict().items():
-        assert torch.equal(value, whole_weights[name]), name
 
 
 def test_covariates_are_standardised_and_stored(tmp_path):
