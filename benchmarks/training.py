@@ -161,8 +161,8 @@ def study_epoch(fold: Fold, args: argparse.Namespace, augment: str = "none") -> 
     network, _ = fit.initial_network(fold, params, recipe)
     network = network.to(fabric.device, memory_format=torch.channels_last)
     progress = fit.start(network, params, recipe, args.steps * 100)
-    trained, optimizer = fabric.setup(progress.network, progress.optimizer)
-    return lambda: fit.train_epoch(fold, progress, trained, optimizer, params, recipe, [0, 0, 0, 0], fabric)
+    progress.wrapped = fabric.setup(progress.network, progress.optimizer)
+    return lambda: fit.train_epoch(fold, progress, params, recipe, [0, 0, 0, 0], fabric)
 
 
 def waiting(args: argparse.Namespace, augment: str) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import nn
 
 from adlib.preprocess.quality import INFINITE, LIMITS, OF_SIZE
-from adlib.study.params import InputParams
+from adlib.study.params import StudyParams
 from adlib.training.folds import Fold, as_numbers
 from adlib.training.network import image_features
 from adlib.training.pooling import arrays, lowest_probability, pool_level
@@ -175,8 +175,7 @@ def make_reference(
     predictions: pd.DataFrame,
     manifest: pd.DataFrame,
     features: pd.DataFrame,
-    classes: tuple[str, ...],
-    params: InputParams,
+    params: StudyParams,
 ) -> tuple[dict[str, Any], dict[str, FeatureDistribution]]:
     """The reference with which a single scan is compared.
 
@@ -189,8 +188,7 @@ def make_reference(
         Of this network, uncalibrated with its calibration, as `records.PREDICTIONS`.
     manifest, features : DataFrame
         Of the study, indexed by scan_id.
-    classes : tuple of str
-    params : InputParams
+    params : StudyParams
 
     Returns
     -------
@@ -209,7 +207,7 @@ def make_reference(
     for name, fitted in distributions.items():
         off[name] = mahalanobis_distances(values[name].loc[held_out].to_numpy(), fitted)
     reference = {
-        "sets": set_bounds(predictions, classes, params.pooling),
+        "sets": set_bounds(predictions, params.classes, params.input.pooling),
         "norms": healthy_norms(manifest.loc[trained], features.loc[trained]),
         "gate": gate_bounds(off, people.loc[held_out].to_numpy()) if len(held_out) else {},
         "names": {name: list(distribution.names) for name, distribution in distributions.items()},
@@ -320,7 +318,7 @@ def healthy_norms(manifest: pd.DataFrame, features: pd.DataFrame) -> dict[str, A
     table = features.assign(
         age=manifest["age"].to_numpy(float), female=as_numbers("sex", manifest["sex"]), who=manifest["participant_id"]
     )
-    needed = ["age", "female", *(name for name in ("icv_ml",) if name in table)]
+    needed = list(table.columns.intersection(["age", "female", "icv_ml"]))
     table = table[(manifest["diagnosis"] == HEALTHY).to_numpy()].dropna(subset=needed).drop_duplicates("who")
     if len(table) < FEWEST_HEALTHY or "icv_ml" not in table:
         return {}

@@ -41,6 +41,7 @@ class Progress:
     average: AveragedModel | None
     best: dict[str, torch.Tensor] | None = None
     history: list[dict[str, float]] = field(default_factory=list)
+    wrapped: Any = None  # network and optimizer as Fabric has set them up
 
     @property
     def used(self) -> nn.Module:
@@ -139,7 +140,7 @@ def fit(
     progress = start(network.to(fabric.device, memory_format=torch.channels_last), params, recipe, steps)
     if progress.load(folder / "checkpoint.pt", key, fabric.device) and fabric.is_global_zero:
         print(f"resuming after epoch {len(progress.history)} of {folder / 'checkpoint.pt'}")
-    trained, optimizer = fabric.setup(progress.network, progress.optimizer)
+    progress.wrapped = fabric.setup(progress.network, progress.optimizer)
     title = f"{fold.run}, fold {fold.number}" + (f", member {member}" if settings.members > 1 else "")
     if fabric.is_global_zero:
         kind = "bf16" if takes_bf16(settings.precision, fabric.device) else "fp32"
@@ -148,7 +149,7 @@ def fit(
     while len(progress.history) < settings.epochs and not _stalled(progress.history, settings.patience):
         started = time.monotonic()
         seed = [params.training_seed, fold.number, member, len(progress.history)]
-        loss, waited = train_epoch(fold, progress, trained, optimizer, params, recipe, seed, fabric)
+        loss, waited = train_epoch(fold, progress, params, recipe, seed, fabric)
         row = {"epoch": len(progress.history) + 1, "train_loss": loss}
         scores = _validate(fold, progress.used, params) if fabric.is_global_zero else {}
         progress.history.append(row | fabric.broadcast(scores))
@@ -244,14 +245,7 @@ def start(network: nn.Module, params: StudyParams, recipe: Recipe, steps: int) -
 
 
 def train_epoch(
-    fold: Fold,
-    progress: Progress,
-    trained: nn.Module,
-    optimizer: Any,
-    params: StudyParams,
-    recipe: Recipe,
-    seed: list[int],
-    fabric: Fabric,
+    fold: Fold, progress: Progress, params: StudyParams, recipe: Recipe, seed: list[int], fabric: Fabric
 ) -> tuple[float, float]:
     """Train for one epoch.
 
@@ -260,10 +254,6 @@ def train_epoch(
     fold : Fold
     progress : Progress
         Its schedule and moving average advance with each step.
-    trained : nn.Module
-        The network of `progress`, set up by Fabric.
-    optimizer : optimizer
-        That of `progress`, set up by Fabric.
     params : StudyParams
     recipe : Recipe
     seed : list of int
@@ -282,7 +272,7 @@ def train_epoch(
     StudyError
         If the loss is not finite.
     """
-    settings = params.train
+    settings, (trained, optimizer) = params.train, progress.wrapped
     steps = epoch_rows(fold, params, np.random.default_rng(seed))
     parts = iter(load_parts(fold, params, steps, seed, recipe.augment, fabric.global_rank, fabric.world_size))
     share = settings.micro_batches // fabric.world_size

@@ -247,18 +247,11 @@ def _mean_outputs(values: list[np.ndarray], params: StudyParams) -> np.ndarray:
 
 
 def _classifier(
-    fold: Fold,
-    network: nn.Module,
-    params: StudyParams,
-    predictions: pd.DataFrame,
-    about: dict[str, Any],
-    key: str,
+    fold: Fold, network: nn.Module, params: StudyParams, predictions: pd.DataFrame, about: dict[str, Any], key: str
 ) -> Classifier:
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id")
     features = read_table(params.folder / "features.tsv", FEATURES).set_index("scan_id")
-    reference, distributions = make_reference(
-        fold, network, predictions, manifest, features, params.classes, params.input
-    )
+    reference, distributions = make_reference(fold, network, predictions, manifest, features, params)
     trained = fold.table.loc[fold.rows("train"), "scan_id"].unique()
     manifest, features = manifest.loc[trained], features.loc[trained]
     card = ModelCard(
