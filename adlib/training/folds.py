@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -192,8 +193,7 @@ def auxiliary_targets(
     return np.nan_to_num((values - mean) / np.where(spread > 0, spread, 1)).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """A part of a step: number, slices (B, 3, H, W), targets (B,), auxiliary (B, M), covariates (B, C), scans (B,)."""
 
     number: int
@@ -215,9 +215,7 @@ class Batch:
         Batch
         """
         x = self.x.to(device, memory_format=torch.channels_last)
-        return Batch(
-            self.number, x, *(part.to(device) for part in (self.y, self.auxiliary, self.covariates, self.scan))
-        )
+        return Batch(self.number, x, *(part.to(device) for part in self[2:]))
 
 
 def epoch_rows(fold: Fold, params: StudyParams, rng: np.random.Generator) -> list[list[np.ndarray]]:
