@@ -100,7 +100,7 @@ def test_repeats_are_different_splits():
         (cohort(7), SplitParams(validation_fraction=0.05), "leave 1 for validation, which needs one for each of 2"),
         (multicentre(), SplitParams(protocol="external"), "external needs some, not all, of the sites"),
         (multicentre(), SplitParams(protocol="external", test_sites=("s9",)), "external needs some, not all"),
-        (multicentre(1), SplitParams(protocol="external", test_sites=("s0",)), "external needs some, not all"),
+        (multicentre(2), SplitParams(protocol="external", test_sites=("s0", "s1")), "external needs some, not all"),
         (cohort(), SplitParams(protocol="leave_one_site_out"), "the site of sub-AD0 is missing"),
         (cohort(), SplitParams(balance_sites=True), "the site of sub-AD0 is missing"),
         (cohort().assign(site="one"), SplitParams(protocol="leave_one_site_out"), "needs two sites, got only 'one'"),
