@@ -359,8 +359,7 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
         raise StudyError(
             f"{path} is not a file of tensors alone ({str(error).splitlines()[0]}); save its state dict as safetensors"
         ) from None
-    inner = [content[name] for name in ("state_dict", "model") if isinstance(content, dict) and name in content]
-    state = inner[0] if inner else content
+    state = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise StudyError(f"{path} holds no state dict; expected names with tensors, as network.state_dict() gives them")
     _check_finite(state, path)

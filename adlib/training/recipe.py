@@ -9,6 +9,7 @@ import os
 import runpy
 import symtable
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -204,11 +205,9 @@ def _collect(name: str, value: Any, user: Callable[..., Any], pieces: dict[str, 
 
 
 def _literal(name: str, value: Any, function: Callable[..., Any]) -> str:
-    try:
+    with suppress(ValueError, SyntaxError, TypeError):
         if ast.literal_eval(repr(value)) == value:
             return repr(value)
-    except (ValueError, SyntaxError, TypeError):
-        pass
     raise StudyError(
         f"{function.__qualname__} uses {name!r} of the notebook, a {type(value).__name__}, which cannot be stored with "
         "the model; pass plain numbers, or put the function into a module and import it"
@@ -226,11 +225,9 @@ def _globals_used(table: symtable.SymbolTable) -> Iterator[str]:
 
 def _definition(function: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
     """Source of a function or class as it is written, and the names around it."""
-    inner = function
-    if isinstance(function, type):
-        methods = [value for value in vars(function).values() if hasattr(value, "__code__")]
-        inner = methods[0] if methods else function
-    if hasattr(inner, "__code__"):
+    candidates = vars(function).values() if isinstance(function, type) else [function]
+    inner = next((value for value in candidates if hasattr(value, "__code__")), None)
+    if inner is not None:
         text = "".join(linecache.getlines(inner.__code__.co_filename))
         for node in ast.parse(text).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == function.__qualname__:
