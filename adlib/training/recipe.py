@@ -193,7 +193,7 @@ def _collect(name: str, value: Any, user: Callable[..., Any], pieces: dict[str, 
         pieces[name] = f"{name} = {_literal(name, value, user)}"
     elif importable := importable_name(value):
         module, _, attribute = importable.partition(":")
-        pieces[name] = f"from {module} import {attribute} as {name}"
+        pieces[name] = f"from {module} import {attribute}" + (f" as {name}" if name != attribute else "")
     else:
         source, space = _definition(value)
         pieces[name] = ""  # so that a function that calls itself ends

@@ -113,7 +113,7 @@ def test_source_of_a_cell_holds_all_it_uses(cells):
     exec(source, space)
     assert isinstance(space["small"](2, 0, 0.0), ImageNetwork)
     assert "class Own" in written_source(cells["Own"])
-    assert written_source(ResNet50) == "from adlib.training.network import ResNet50 as ResNet50\n"
+    assert written_source(ResNet50) == "from adlib.training.network import ResNet50\n"
     with pytest.raises(StudyError, match="uses 'table' of the notebook, a ndarray"):
         written_source(cells["uses_table"])
 
