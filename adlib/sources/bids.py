@@ -1,7 +1,12 @@
-"""A BIDS dataset becomes a listing: labels from participants.tsv or sessions.tsv, scanner facts from sidecars."""
+"""A BIDS dataset, or Clinica's CAPS folder of one, becomes a listing.
+
+BIDS has labels in participants.tsv or sessions.tsv and facts of the scanner in sidecars. The images of a CAPS folder
+after t1-linear are registered already; their labels come from a table of the user's.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +15,19 @@ import pyarrow as pa
 from bids2table import index_dataset, load_bids_metadata
 
 from adlib.sources.image_files import image_facts, sidecar_facts
-from adlib.sources.participant_table import indexed
-from adlib.study.records import StudyError
-from adlib.study.source_params import BidsSource
+from adlib.sources.participant_table import ParticipantTable, indexed
+from adlib.study.records import REGISTERED, StudyError
+from adlib.study.source_params import BidsSource, CapsSource
 from adlib.study.user_tables import read_user_table
 
 _ENTITIES = ("sub", "ses", "space", "desc", "part", "suffix", "ext", "path")
+_CAPS_NAME = re.compile(
+    r"(?P<participant>sub-[A-Za-z0-9]+)_(?P<session>ses-[A-Za-z0-9]+)_space-MNI152NLin2009cSym(?P<crop>_desc-Crop)?"
+    r"_res-1x1x1_T1w\.nii(\.gz)?$"
+)
 
 
-def list_scans(source: BidsSource) -> list[dict[str, Any]]:
+def list_bids(source: BidsSource) -> list[dict[str, Any]]:
     """List every T1w scan of a BIDS dataset with its label, one row per scan.
 
     Rows without a label have an empty diagnosis; the audit reports and drops them. A file that nibabel cannot open
@@ -54,6 +63,49 @@ def list_scans(source: BidsSource) -> list[dict[str, Any]]:
             f"no scan under {root} has a value in column {source.label_column!r} of participants.tsv "
             f"(columns {list(people.columns)}) or sessions.tsv; set source.label_column"
         )
+    return rows
+
+
+def list_caps(source: CapsSource) -> list[dict[str, Any]]:
+    """List the t1-linear output of every session; of a cropped and an uncropped one the uncropped is used.
+
+    Parameters
+    ----------
+    source : CapsSource
+
+    Returns
+    -------
+    list of dict
+        Rows by `records.LISTING`.
+
+    Raises
+    ------
+    StudyError
+        If the folder holds no t1-linear output or the table cannot be read.
+
+    References
+    ----------
+    Routier et al. 2021, doi:10.3389/fninf.2021.689675 (Clinica and its CAPS layout).
+    """
+    root = Path(source.root)
+    images = sorted(root.glob("subjects/sub-*/ses-*/t1_linear/*_T1w.nii*"), key=Path.as_posix)
+    named = [(path, match) for path in images if (match := _CAPS_NAME.search(path.name))]
+    if not named:
+        raise StudyError(
+            f"no subjects/sub-*/ses-*/t1_linear/*_space-MNI152NLin2009cSym*_res-1x1x1_T1w.nii.gz under {root}; "
+            "run clinica's t1-linear pipeline first and give its CAPS folder"
+        )
+    table = ParticipantTable(source.table, label_column=source.label_column, labels=source.labels)
+    uncropped = {match.group("participant", "session") for _, match in named if not match["crop"]}
+    rows = []
+    for path, match in named:
+        participant, session = match.group("participant", "session")
+        row = {"participant_id": participant, "session_id": session, "scan_id": f"{participant}_{session}_T1w"}
+        row = table.about(row["scan_id"], str(path), participant, session) | row
+        if match["crop"] and (participant, session) in uncropped:
+            row["scan_id"] += "_desc-Crop"
+            row["excluded"] = "the uncropped image of the session is used"
+        rows.append(row | {"path": str(path), "space": REGISTERED})
     return rows
 
 

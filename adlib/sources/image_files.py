@@ -8,7 +8,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from adlib.study.records import StudyError, digest, file_digest
 
@@ -111,23 +111,15 @@ def sidecar_facts(sidecar: dict[str, Any]) -> dict[str, Any]:
     return facts | times | ({"image_type": "/".join(map(str, kind))} if isinstance(kind, list) else {})
 
 
-def _dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files of a folder that is one image."""
-    files = (path for path in folder.iterdir() if path.suffix.lower() == ".dcm" and not path.name.startswith("."))
-    return sorted(files)
-
-
 def _file_facts(path: Path) -> dict[str, Any]:
     if path.is_dir():
-        return {"sha256": digest(sorted(file_digest(file) for file in _dicom_files(path))), "shape": None}
+        slices = [file for file in path.iterdir() if file.suffix.lower() == ".dcm" and not file.name.startswith(".")]
+        return {"sha256": digest(sorted(map(file_digest, slices))), "shape": None}
     facts: dict[str, Any] = {"sha256": file_digest(path), "shape": None}
-    if path.suffix.lower() in PICTURES:
-        try:
+    try:
+        if path.suffix.lower() in PICTURES:
             with Image.open(path) as picture:
                 return facts | {"shape": f"{picture.width}x{picture.height}"}
-        except (UnidentifiedImageError, OSError, ValueError):
-            return facts
-    try:
         image = nib.load(path)
     except Exception:  # whatever the fault, preprocessing reports it
         return facts

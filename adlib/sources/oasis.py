@@ -36,7 +36,7 @@ ACKNOWLEDGEMENT = (
 )
 PLANES = ("axl", "cor", "sag")  # folders and suffixes of the OASIS-2 mid-slices, in the order of a scan's files
 _TABLES = {"1": ("*cross-sectional*.csv", "id"), "2": ("*longitudinal*.csv", "mriid")}  # file, column of the session
-_SESSION = re.compile(r"OAS(?P<release>[12])_(?P<number>\d{4})_MR(?P<visit>\d+)$")
+_SESSION = re.compile(r"OAS[12]_\d{4}_MR\d+$")
 _RANKS = ("SUBJ_111", "_mpr-1", "mpr-1", "_mpr-2", "mpr-2", "_mpr-3", "mpr-3", "_mpr-4", "mpr-4")
 _NUMBERS = ("age", "cdr", "etiv", "nwbv")
 _OASIS3_SCAN = re.compile(
@@ -152,20 +152,16 @@ def list_tissue_maps(source: OasisVbmSource) -> Rows:
     rows = []
     for grey, white in zip(fetched.gray_matter_maps, fetched.white_matter_maps, strict=True):
         session = Path(grey).parent.name
-        participant, _, visit = session.partition("_MR")
-        bare = participant.replace("_", "")
-        rows.append(
-            {
-                "participant_id": f"sub-{bare}",
-                "session_id": f"ses-MR{visit}",
-                "scan_id": f"sub-{bare}_ses-MR{visit}_T1w",
-                "path": f"{grey}{SEPARATOR}{white}",
-                "space": TISSUE_MAPS,
-                "site": "OASIS",
-                **_visit_facts(table.loc[session], source.cdr_labels),
-            }
-        )
+        maps = {"path": f"{grey}{SEPARATOR}{white}", "space": TISSUE_MAPS}
+        rows.append(_names(session) | maps | _visit_facts(table.loc[session], source.cdr_labels))
     return rows
+
+
+def _names(session: str) -> dict[str, Any]:
+    """Names as BIDS has them for a session such as OAS1_0001_MR1."""
+    participant, visit = session.replace("_", "").split("MR")
+    names = {"participant_id": f"sub-{participant}", "session_id": f"ses-MR{visit}", "site": "OASIS"}
+    return names | {"scan_id": f"sub-{participant}_ses-MR{visit}_T1w"}
 
 
 def list_oasis3(source: Oasis3Source) -> Rows:
@@ -206,27 +202,21 @@ def list_oasis3(source: Oasis3Source) -> Rows:
 
 
 def _session_rows(session: Path, table: pd.DataFrame, labels: dict[str, str]) -> Rows:
-    named = _SESSION.match(session.name)
-    participant = f"sub-OAS{named['release']}{named['number']}"
-    about = {"participant_id": participant, "session_id": f"ses-MR{named['visit']}", "site": "OASIS"}
+    facts = _names(session.name)
     if session.name in table.index:
-        about |= _visit_facts(table.loc[session.name], labels)
+        facts |= _visit_facts(table.loc[session.name], labels)
     images = sorted(_images(session), key=_rank)
-    rows = []
-    for number, image in enumerate(images):
-        reason: dict[str, str | None] = {}
-        if number:
-            reason = {"excluded": f"{_kind(images[0])} of the session is used", "sha256": None}
-        name = f"{participant}_{about['session_id']}" + (f"_run-{number + 1}" if number else "") + "_T1w"
-        series = {"series_description": f"MPRAGE, {_kind(image)}", "scan_id": name, "path": str(image)}
-        rows.append(about | series | reason)
+    rows = [facts | {"series_description": f"MPRAGE, {_kind(image)}", "path": str(image)} for image in images]
+    for number, row in enumerate(rows[1:], 2):
+        row["scan_id"] = row["scan_id"].replace("_T1w", f"_run-{number}_T1w")
+        row |= {"excluded": f"{_kind(images[0])} of the session is used", "sha256": None}
     return rows
 
 
 def _images(session: Path) -> list[Path]:
     """Native images: those already forced into Talairach space (T88_111) and segmentations are no scans."""
-    found = [path for path in session.rglob("*") if path.name.endswith((".hdr", ".nii", ".nii.gz"))]
-    return [path for path in found if not {"T88_111", "FSL_SEG"} & set(path.parts)]
+    paths = [path for path in session.rglob("*") if path.name.endswith((".hdr", ".nii", ".nii.gz"))]
+    return [path for path in paths if not {"T88_111", "FSL_SEG"} & set(path.parts)]
 
 
 def _rank(image: Path) -> tuple[int, str]:

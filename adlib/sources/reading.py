@@ -10,7 +10,7 @@ import pandas as pd
 
 from adlib.parallel.mapping import map_scans
 from adlib.phantom import cohort as phantom
-from adlib.sources import adni, bids, caps, dicom_tree, folders, oasis
+from adlib.sources import adni, bids, dicom_tree, folders, oasis
 from adlib.sources.image_files import image_facts
 from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.params import StudyParams
@@ -21,8 +21,8 @@ _Reader = Callable[..., list[dict[str, Any]]]
 # Each takes the source's params and returns the rows of `records.LISTING`.
 READERS: dict[str, _Reader] = {
     "adni": adni.list_scans,
-    "bids": bids.list_scans,
-    "caps": caps.list_scans,
+    "bids": bids.list_bids,
+    "caps": bids.list_caps,
     "folders": folders.list_scans,
     "oasis3": oasis.list_oasis3,
     "oasis_vbm": oasis.list_tissue_maps,
