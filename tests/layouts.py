@@ -26,6 +26,7 @@ Row = dict[str, Any]
 
 _SITE_NUMBERS = {"north": "002", "east": "011", "south": "023", "west": "041"}
 _RATINGS = {"CN": 0.0, "SMC": 0.0, "EMCI": 0.5, "MCI": 0.5, "LMCI": 0.5, "AD": 1.0}
+_OASIS_COLUMNS = {"sex": "M/F", "age": "Age", "cdr": "CDR", "unknown": "eTIV", "unmeasured": "nWBV"}
 _OASIS_AXES = ("A", "S", "L")  # the order in which OASIS-1 stores its voxels, see adlib.sources.oasis
 
 
@@ -73,9 +74,18 @@ def _renamed(row: Row) -> Row:
         "flat": f"ADNI_{subject}_MR_MPRAGE_Br_{date}101500000_S{number}_{image_id}",
         "adni": f"sub-ADNI{subject.replace('_', '')}",
         "date": date,
+        "american_date": f"{int(date[4:6])}/{int(date[6:])}/{date[:4]}",
         "site_number": site,
+        "viscode": "bl" if visit == 1 else f"m{12 * (visit - 1):02d}",
+        "modality": "MRI",
+        "description": "MPRAGE",
         "days": 365 * (visit - 1) + number % 30,
         "cdr": _RATINGS[row["diagnosis"]],
+        "oasis1": f"OAS1_{number:04d}_MR{visit}",
+        "oasis2": f"OAS2_{number:04d}_MR{visit}",
+        "oasis3": f"OAS3{number:04d}",
+        "unknown": None,
+        "unmeasured": None,
     }
 
 
@@ -90,8 +100,9 @@ def _save(row: Row, path: Path) -> None:
         nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine), temporary)
 
 
-def _csv(rows: list[Row], columns: dict[str, Callable[[Row], Any]], path: Path, separator: str = ",") -> None:
-    table = pd.DataFrame({name: [value(row) for row in rows] for name, value in columns.items()})
+def _csv(rows: list[Row], columns: dict[str, str] | list[str], path: Path, separator: str = ",") -> None:
+    """Write columns of the rows; `columns` may give them other names."""
+    table = pd.DataFrame(rows)[list(columns)].rename(columns=columns if isinstance(columns, dict) else {})
     decimal = "," if separator == ";" else "."
     write_text(table.to_csv(index=False, sep=separator, decimal=decimal, lineterminator="\n"), path)
 
@@ -105,14 +116,13 @@ def _place_bids(row: Row, root: Path) -> None:
 
 def _tables_bids(rows: list[Row], root: Path) -> None:
     write_json({"Name": "adlib phantom cohort", "BIDSVersion": "1.9.0"}, root / "dataset_description.json")
-    facts = {"diagnosis": lambda r: r["diagnosis"], "age": lambda r: r["age"], "sex": lambda r: r["sex"]}
+    facts = {"diagnosis": "diagnosis", "age": "age", "sex": "sex"}
     firsts = [row for row in rows if row["visit"] == 1]
-    people = {"participant_id": lambda r: r["adni"], "site": lambda r: r["site_number"], **facts}
-    _csv(firsts, people, root / "participants.tsv", "\t")
-    visit = {"session_id": lambda r: f"ses-{r['date']}", "acq_time": lambda r: r["acquisition_date"], **facts}
+    _csv(firsts, {"adni": "participant_id", "site_number": "site", **facts}, root / "participants.tsv", "\t")
     for name in sorted({row["adni"] for row in rows}):
-        own = [row for row in rows if row["adni"] == name]
-        _csv(own, visit, root / name / f"{name}_sessions.tsv", "\t")
+        visits = [row | {"session_id": f"ses-{row['date']}"} for row in rows if row["adni"] == name]
+        columns = {"session_id": "session_id", "acquisition_date": "acq_time", **facts}
+        _csv(visits, columns, root / name / f"{name}_sessions.tsv", "\t")
 
 
 def _place_adni(row: Row, root: Path) -> None:
@@ -126,18 +136,15 @@ def _place_adni_flat(row: Row, root: Path) -> None:
 
 def _collection(rows: list[Row], root: Path) -> None:
     columns = {
-        "Image Data ID": lambda r: r["image_id"],
-        "Subject": lambda r: r["subject"],
-        "Group": lambda r: r["diagnosis"],
-        "Sex": lambda r: r["sex"],
-        "Age": lambda r: r["age"],
-        "Visit": lambda r: "bl" if r["visit"] == 1 else f"m{12 * (r['visit'] - 1):02d}",
-        "Modality": lambda r: "MRI",
-        "Description": lambda r: "MPRAGE",
-        "Type": lambda r: "Original",
-        "Acq Date": lambda r: f"{int(r['date'][4:6])}/{int(r['date'][6:])}/{r['date'][:4]}",
-        "Format": lambda r: "NiFTI",
-        "Downloaded": lambda r: "1/02/2026",
+        "image_id": "Image Data ID",
+        "subject": "Subject",
+        "diagnosis": "Group",
+        "sex": "Sex",
+        "age": "Age",
+        "viscode": "Visit",
+        "modality": "Modality",
+        "description": "Description",
+        "american_date": "Acq Date",
     }
     _csv(rows, columns, root / "phantom_1_02_2026.csv")
 
@@ -153,8 +160,8 @@ def _place_dicom(row: Row, root: Path) -> None:
 
 
 def _people(rows: list[Row], root: Path) -> None:
-    names = ("participant_id", "session_id", "diagnosis", "age", "sex", "acquisition_date")
-    _csv(rows, {name: lambda r, name=name: r[name] for name in names}, root / "people.csv")
+    columns = ["participant_id", "session_id", "diagnosis", "age", "sex", "acquisition_date"]
+    _csv(rows, columns, root / "people.csv")
 
 
 def _place_caps(row: Row, root: Path) -> None:
@@ -190,12 +197,11 @@ def _picture(row: Row, index: int) -> str:
 def _table_images(rows: list[Row], root: Path) -> None:
     """The key to whose picture is which; who does not give it to the source knows no participants."""
     pictures = [row | {"path": _picture(row, index)} for row in rows for index in range(3)]
-    names = ("path", "participant_id", "session_id", "age", "sex")
-    _csv(pictures, {name: lambda r, name=name: r[name] for name in names}, root / "pictures.csv")
+    _csv(pictures, ["path", "participant_id", "session_id", "age", "sex"], root / "pictures.csv")
 
 
 def _place_oasis1(row: Row, root: Path) -> None:
-    name = f"OAS1_{row['number']:04d}_MR{row['visit']}"
+    name = row["oasis1"]
     folder = root / f"disc{1 + row['number'] % 12}" / name / "PROCESSED" / "MPRAGE" / "SUBJ_111"
     image = _turned(nib.load(row["path"]), _OASIS_AXES)
     folder.mkdir(parents=True, exist_ok=True)
@@ -205,55 +211,31 @@ def _place_oasis1(row: Row, root: Path) -> None:
 
 
 def _tables_oasis1(rows: list[Row], root: Path) -> None:
-    columns = _oasis_columns(lambda r: f"OAS1_{r['number']:04d}_MR{r['visit']}", "ID")
-    _csv(rows, columns, root / "oasis_cross-sectional.csv")
-
-
-def _oasis_columns(name: Callable[[Row], str], key: str) -> dict[str, Callable[[Row], Any]]:
-    return {
-        key: name,
-        "M/F": lambda r: r["sex"],
-        "Age": lambda r: r["age"],
-        "CDR": lambda r: r["cdr"],
-        "eTIV": lambda r: None,
-        "nWBV": lambda r: None,
-    }
+    _csv(rows, {"oasis1": "ID", **_OASIS_COLUMNS}, root / "oasis_cross-sectional.csv")
 
 
 def _place_oasis2(row: Row, root: Path) -> None:
-    name = f"OAS2_{row['number']:04d}_MR{row['visit']}"
-    path = root / "OAS2_RAW_PART1" / name / "RAW" / "mpr-1.nifti.img"
+    path = root / "OAS2_RAW_PART1" / row["oasis2"] / "RAW" / "mpr-1.nifti.img"
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.load(row["path"])
     nib.save(nib.Nifti1Pair(np.asanyarray(image.dataobj), image.affine), path)
 
 
 def _tables_oasis2(rows: list[Row], root: Path) -> None:
-    columns = _oasis_columns(lambda r: f"OAS2_{r['number']:04d}_MR{r['visit']}", "MRI ID")
-    _csv(rows, columns, root / "oasis_longitudinal_demographics.csv", ";")
+    _csv(rows, {"oasis2": "MRI ID", **_OASIS_COLUMNS}, root / "oasis_longitudinal_demographics.csv", ";")
 
 
 def _place_oasis3(row: Row, root: Path) -> None:
-    subject, day = f"OAS3{row['number']:04d}", f"d{row['days']:04d}"
+    subject, day = row["oasis3"], f"d{row['days']:04d}"
     _save(row, root / f"{subject}_MR_{day}" / "anat2" / "NIFTI" / f"sub-{subject}_ses-{day}_T1w.nii.gz")
 
 
 def _tables_oasis3(rows: list[Row], root: Path) -> None:
-    visits = {
-        "OASISID": lambda r: f"OAS3{r['number']:04d}",
-        "OASIS_session_label": lambda r: f"OAS3{r['number']:04d}_UDSb4_d{r['days'] + 20:04d}",
-        "days_to_visit": lambda r: r["days"] + 20,
-        "age at visit": lambda r: r["age"],
-        "CDRTOT": lambda r: r["cdr"],
-    }
-    _csv(rows, visits, root / "OASIS3_UDSb4_cdr.csv")
-    firsts = [row for row in rows if row["visit"] == 1]
-    entry = {
-        "OASISID": lambda r: f"OAS3{r['number']:04d}",
-        "AgeatEntry": lambda r: r["age"],
-        "GENDER": lambda r: {"M": 1, "F": 2}[r["sex"]],
-    }
-    _csv(firsts, entry, root / "OASIS3_demographics.csv")
+    later = [row | {"days": row["days"] + 20} for row in rows]
+    visits = {"oasis3": "OASISID", "days": "days_to_visit", "age": "age at visit", "cdr": "CDRTOT"}
+    _csv(later, visits, root / "OASIS3_UDSb4_cdr.csv")
+    firsts = [row | {"sex": {"M": 1, "F": 2}[row["sex"]]} for row in rows if row["visit"] == 1]
+    _csv(firsts, {"oasis3": "OASISID", "age": "AgeatEntry", "sex": "GENDER"}, root / "OASIS3_demographics.csv")
 
 
 LAYOUTS: dict[str, tuple[Callable[..., None], Callable[[list[Row], Path], None]]] = {

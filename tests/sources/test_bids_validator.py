@@ -12,7 +12,7 @@ from deno import find_deno_bin
 from adlib.phantom import cohort as phantom
 from adlib.sources.reading import list_source
 from adlib.study.exec_params import HERE
-from adlib.study.records import read_json, read_table, write_json
+from adlib.study.records import read_table
 from adlib.study.source_params import BidsSource, PhantomSource
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")
@@ -66,42 +66,12 @@ def test_missing_values_are_read_back_as_empty(cohort):
     assert (listed.loc["sub-0003", "age"].astype(float) == 93.0).all() and listed.loc["sub-0004", "age"].notna().all()
 
 
-def misnamed(root):
-    scan = next(root.rglob("*_T1w.nii.gz"))
-    scan.rename(scan.with_name(scan.name.replace("_T1w", "_T1")))
-
-
-def unnamed(root):
-    path = root / "dataset_description.json"
-    write_json({key: value for key, value in read_json(path).items() if key != "Name"}, path)
-
-
-def without_somebody(root):
-    path = root / "participants.tsv"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-
-
-def uneven(root):
-    path = root / "participants.tsv"
-    path.write_text(path.read_text().replace("\tCN\t", "\t"))
-
-
-def cut_short(root):
-    scan = next(root.rglob("*_T1w.nii.gz"))
-    scan.write_bytes(scan.read_bytes()[:20])
-
-
-@pytest.mark.parametrize(
-    ("spoil", "code"),
-    [
-        (misnamed, "NOT_INCLUDED"),
-        (unnamed, ("JSON_KEY_REQUIRED", "Name")),
-        (without_somebody, "PARTICIPANT_ID_MISMATCH"),
-        (uneven, "TSV_EQUAL_ROWS"),
-        (cut_short, "NIFTI_HEADER_UNREADABLE"),
-    ],
-)
-def test_validator_finds_planted_errors(cohort, tmp_path, spoil, code):
-    shutil.copytree(cohort, tmp_path / "bids")
-    spoil(tmp_path / "bids")
-    assert code in issues(tmp_path / "bids")["error"]
+def test_validator_finds_planted_errors(cohort, tmp_path):
+    root = tmp_path / "bids"
+    shutil.copytree(cohort, root)
+    first, second, *_ = sorted(root.rglob("*_T1w.nii.gz"))
+    first.rename(first.with_name(first.name.replace("_T1w", "_T1")))
+    second.write_bytes(second.read_bytes()[:20])
+    people = root / "participants.tsv"
+    people.write_text("".join(people.read_text().splitlines(keepends=True)[:-1]))
+    assert {"NOT_INCLUDED", "NIFTI_HEADER_UNREADABLE", "PARTICIPANT_ID_MISMATCH"} <= issues(root)["error"]

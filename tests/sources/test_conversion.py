@@ -51,6 +51,7 @@ def pixels(row):
     ("line", "words"),
     [
         ("kill -9 $$", "signal 9"),
+        (f'"{dicom.dcm2niix.bin}" "$@"; kill -9 $$', "signal 9"),
         ("exit 5", "code 5"),
         ("exit 6", "code 6"),
         ("exit 7", "code 7"),
@@ -78,25 +79,6 @@ def test_crash_or_hang_excludes_the_session_until_next_run(session, tmp_path, mo
     assert re.search(words, row["excluded"]) and row["participant_id"] == "sub-1"
     (row,) = dicom_tree.convert_session(session, tmp_path / "out")
     assert "excluded" not in row
-
-
-def test_half_of_an_analyze_pair_is_excluded(tmp_path):
-    session = tmp_path / "OAS1_0001_MR1" / "RAW"
-    session.mkdir(parents=True)
-    image = nib.Spm99AnalyzeImage(VOLUME, AFFINE)
-    nib.save(image, session / "OAS1_0001_MR1_mpr-1.img")
-    (session / "OAS1_0001_MR1_mpr-1.img").rename(tmp_path / "away")
-    row = {"scan_id": "one", "path": str(session / "OAS1_0001_MR1_mpr-1.hdr")}
-    assert "half of a pair" in oasis._converted(row, tmp_path / "out")["excluded"]
-    (tmp_path / "away").rename(session / "OAS1_0001_MR1_mpr-1.img")
-    assert "excluded" not in oasis._converted(row, tmp_path / "out")
-
-
-def test_output_of_a_killed_converter_is_refused(session, tmp_path, monkeypatch):
-    whole = dicom.dcm2niix.bin
-    converter(monkeypatch, tmp_path / "converter", f'"{whole}" "$@"; kill -9 $$')
-    with pytest.raises(StudyError, match="signal 9"):
-        dicom_tree.convert_session(session, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("code", "lists"), [(2, False), (1, True), (4, True), (8, True)])
@@ -195,16 +177,11 @@ def test_unreadable_replacement_removes_the_old_image(tmp_path):
     oasis._converted(row, tmp_path / "out")
     (tmp_path / "in" / "image.img").write_bytes(b"short")
     assert "cannot be read" in oasis._converted(row, tmp_path / "out")["excluded"]
+    (tmp_path / "in" / "image.img").unlink()
+    assert "half of a pair" in oasis._converted(row, tmp_path / "out")["excluded"]
     oasis_row(tmp_path / "in", np.stack([VOLUME, VOLUME], axis=3))
     assert "not one volume" in oasis._converted(row, tmp_path / "out")["excluded"]
     assert not list((tmp_path / "out").glob("*.nii.gz"))
-
-
-def test_damaged_oasis_target_is_converted_again(tmp_path):
-    row = oasis_row(tmp_path / "in")
-    first = oasis._converted(row, tmp_path / "out")
-    (tmp_path / "out" / "sub-1_ses-1_T1w.nii.gz").write_bytes(b"damaged")
-    assert oasis._converted(row, tmp_path / "out") == first
 
 
 @pytest.mark.parametrize("part", ["load", "save"])
@@ -218,41 +195,32 @@ def test_system_error_excludes_no_oasis_image(tmp_path, monkeypatch, error, part
     assert "excluded" not in oasis._converted(row, tmp_path / "out")
 
 
-@pytest.fixture
-def slices(tmp_path):
-    """A root of OASIS-2 mid-slices in a zip; call to write it with slices of one value."""
-    head = "Subject ID,MRI ID,Group,Visit,MR Delay,M/F,Hand,Age,EDUC,SES,MMSE,CDR,eTIV,nWBV,ASF"
-    line = "OAS2_0001,OAS2_0001_MR1,Nondemented,1,0,M,R,87,14,2,27,0,1987,0.696,0.883"
+def test_zip_of_slices_is_unpacked_once_and_again_if_changed(tmp_path):
     root = tmp_path / "root"
     root.mkdir()
-    (root / "oasis_longitudinal.csv").write_text(f"{head}\n{line}\n")
+    header = "Subject ID,MRI ID,Group,Visit,MR Delay,M/F,Hand,Age,EDUC,SES,MMSE,CDR,eTIV,nWBV,ASF"
+    line = "OAS2_0001,OAS2_0001_MR1,Nondemented,1,0,M,R,87,14,2,27,0,1987,0.696,0.883"
+    (root / "oasis_longitudinal.csv").write_text(f"{header}\n{line}\n")
 
-    def write(value):
+    def pack(value):
         with zipfile.ZipFile(root / "slices.zip", "w") as archive:
             for plane in oasis.PLANES:
-                image = nib.Nifti1Image(np.full((8, 9), value, np.uint8), np.eye(4))
-                nib.save(image, tmp_path / "plane.nii.gz")
+                nib.save(nib.Nifti1Image(np.full((8, 9), value, np.uint8), np.eye(4)), tmp_path / "plane.nii.gz")
                 archive.write(tmp_path / "plane.nii.gz", f"{plane}/OAS2_0001_MR1_{plane}.nii.gz")
-        return root
 
-    return write
-
-
-def test_damaged_zip_of_slices_is_refused(tmp_path):
-    (tmp_path / "slices.zip").write_bytes(b"no zip")
-    with pytest.raises(StudyError, match=r"slices.zip is not a readable zip of slices \(.*fetch it again"):
-        oasis._slice_folder(tmp_path, tmp_path / "out")
-
-
-def test_changed_zip_or_slices_are_unpacked_again(slices, tmp_path):
-    def values(root):
+    def listed():
         source = Oasis2SlicesSource(kind="oasis2_slices", root=root)
         paths = oasis.list_oasis2_slices(source, tmp_path / "out", HERE)[0]["path"].split("|")
         return paths, [int(np.asarray(nib.load(path).dataobj).mean()) for path in paths]
 
-    paths, first = values(slices(1))
+    pack(1)
+    paths, values = listed()
     stamp = Path(paths[0]).stat().st_mtime_ns
-    assert first == [1, 1, 1] and values(tmp_path / "root")[1] == first and Path(paths[0]).stat().st_mtime_ns == stamp
+    assert values == listed()[1] == [1, 1, 1] and Path(paths[0]).stat().st_mtime_ns == stamp
     Path(paths[2]).unlink()
-    assert values(tmp_path / "root")[1] == [1, 1, 1]
-    assert values(slices(2))[1] == [2, 2, 2]
+    assert listed()[1] == [1, 1, 1]
+    pack(2)
+    assert listed()[1] == [2, 2, 2]
+    (root / "slices.zip").write_bytes(b"no zip")
+    with pytest.raises(StudyError, match=r"slices.zip is not a readable zip of slices \(.*fetch it again"):
+        listed()

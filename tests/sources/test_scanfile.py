@@ -1,14 +1,14 @@
 """Reading scans: the values and the geometry survive, and every broken input is refused in words."""
 
-import gzip
 import os
-import stat
+import re
 import zipfile
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from bad_uploads import archives, arrays, damaged, packed
 from dicom_writer import PATIENT, write_series
 
 from adlib.sources import dicom
@@ -71,49 +71,18 @@ def test_header_without_orientation_is_noted(tmp_path, volume):
     assert "no orientation" in open_scan(tmp_path / "a.nii").notes[0]
 
 
-def broken(folder: Path, volume: np.ndarray) -> dict[str, Path]:
-    """Broken inputs by the words that the message must hold."""
-    good = folder / "good.nii.gz"
-    nib.Nifti1Image(volume, AFFINE).to_filename(good)
-    raw, plain = good.read_bytes(), gzip.decompress(good.read_bytes())
-    flipped = bytearray(raw)
-    flipped[len(raw) // 2] ^= 0xFF
-    contents = {
-        "cut short": ("cut.nii.gz", raw[: len(raw) // 2]),
-        "damaged": ("flipped.nii.gz", bytes(flipped)),
-        "not a readable Nifti1": ("text.nii", b"This is a letter, not a scan.\n" * 40),
-        "not a readable MGH": ("text.mgz", gzip.compress(b"no scan either")),
-        "0 bytes": ("empty.nii", b""),
-        "unknown kind of file": ("scan.jpg", b"\xff\xd8\xff"),
-        "copy it again": ("short.nii", plain[: len(plain) // 2]),
-        "at most 1 are read": ("huge.nii", plain[:42] + b"\x7f\x7f\x7f\x7f" + plain[46:]),
-        "readable zip": ("cut.zip", b"PK\x03\x04 and no more"),
-    }
-    for name, content in contents.values():
-        (folder / name).write_bytes(content)
-    return {words: folder / name for words, (name, _) in contents.items()}
-
-
-def test_broken_files_are_refused(tmp_path, volume):
-    for words, path in broken(tmp_path, volume).items():
-        with pytest.raises(StudyError, match=words) as caught:
+def test_bad_uploads_are_refused_with_their_message(tmp_path):
+    by_classifier = ("expected a T1-weighted", "a whole head is needed", "check the units")
+    uploads = damaged() | archives(tmp_path) | arrays()
+    refused = {kind: upload for kind, upload in uploads.items() if upload[2] not in by_classifier}
+    assert len(refused) > 35
+    for kind, (name, content, expected) in refused.items():
+        path = tmp_path / kind / name
+        path.parent.mkdir()
+        path.write_bytes(content)
+        with pytest.raises(StudyError, match=re.escape(expected)) as caught:
             open_scan(path)
-        assert path.name in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("array", "words"),
-    [
-        (np.zeros(SHAPE, np.float32), "one and the same value"),
-        (np.full(SHAPE, np.nan, np.float32), "one and the same value"),
-        (np.ones((9, 9), np.float32), "expected one volume"),
-        (np.ones((9, 9, 9, 4), np.float32), "expected one volume"),
-    ],
-)
-def test_non_volumes_are_refused(tmp_path, array, words):
-    nib.Nifti1Image(array, AFFINE).to_filename(tmp_path / "a.nii")
-    with pytest.raises(StudyError, match=words):
-        open_scan(tmp_path / "a.nii")
+        assert name in str(caught.value), kind
 
 
 def test_missing_and_empty_folder(tmp_path):
@@ -164,58 +133,21 @@ def test_several_unnamed_series_are_refused(tmp_path, volume):
         open_scan(folder)
 
 
-def test_missing_slices_are_refused(tmp_path, volume):
-    folder = write_series(np.concatenate([volume, volume], axis=2), AFFINE, tmp_path / "s", "T1w", number=3)
-    for index in range(30, 36):
-        (folder / f"03-{index + 1:04d}.dcm").unlink()
-    with pytest.raises(StudyError, match="slices are missing"):
-        open_scan(folder)
-
-
 def test_folder_of_nifti_is_refused(tmp_path, volume):
     nib.Nifti1Image(volume, AFFINE).to_filename(tmp_path / "sub-1_T1w.nii.gz")
     with pytest.raises(StudyError, match=r"give the file sub-1_T1w\.nii\.gz itself"):
         open_scan(tmp_path)
 
 
-def zip_of(path: Path, name: str, content: bytes = b"x", mode: int = 0) -> Path:
-    member = zipfile.ZipInfo(name)
-    member.external_attr = mode << 16
-    member.compress_type = zipfile.ZIP_DEFLATED
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(member, content)
+def zip_of(path: Path, name: str, content: bytes = b"x") -> Path:
+    path.write_bytes(packed({name: content}))
     return path
 
 
-@pytest.mark.parametrize("name", ["../evil.dcm", "a/../../evil.dcm", "/etc/evil.dcm", "..\\evil.dcm", "C:\\evil.dcm"])
-def test_traversal_names_are_refused(tmp_path, name):
-    inside = tmp_path / "inside"
-    inside.mkdir()
-    archive = zip_of(inside / "a.zip", name)
-    with pytest.raises(StudyError, match="leaves its folder"):
-        open_scan(archive)
-    assert not list(tmp_path.rglob("evil*"))
-
-
-def test_links_are_refused(tmp_path):
-    with pytest.raises(StudyError, match="link"):
-        open_scan(zip_of(tmp_path / "a.zip", "a.dcm", b"/etc/passwd", stat.S_IFLNK | 0o777))
-
-
-def test_bombs_are_refused(tmp_path, monkeypatch):
-    bomb = zip_of(tmp_path / "bomb.zip", "a.dcm", bytes(50_000_000))
-    with pytest.raises(StudyError, match="times its size"):
-        open_scan(bomb)
-    monkeypatch.setattr(dicom, "MAX_BYTES", 1_000_000)
+def test_zip_larger_than_the_limit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom, "MAX_BYTES", 1_000)
     with pytest.raises(StudyError, match="unpacks to"):
-        open_scan(bomb)
-
-
-def test_too_many_files_are_refused(tmp_path, monkeypatch, volume):
-    monkeypatch.setattr(dicom, "MAX_FILES", 40)
-    archive = zip_folder(write_series(volume, AFFINE, tmp_path / "s", "T1w", number=3), tmp_path / "s.zip")
-    with pytest.raises(StudyError, match="holds 42 files, at most 40"):
-        open_scan(archive)
+        open_scan(zip_of(tmp_path / "a.zip", "a.dcm", bytes(2_000)))
 
 
 def test_damaged_zip_is_refused(tmp_path):
@@ -243,12 +175,6 @@ def test_zip_with_undecodable_names_is_refused(tmp_path):
     path.write_bytes(path.read_bytes().replace(name.encode(), b"\xff" + name.encode()[1:], 1))
     with pytest.raises(StudyError, match=r"names.zip is not a readable zip \(.*0xff"):
         open_scan(path)
-
-
-def test_empty_zip_is_refused(tmp_path):
-    zipfile.ZipFile(tmp_path / "a.zip", "w").close()
-    with pytest.raises(StudyError, match="empty zip"):
-        open_scan(tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize(("path", "name"), [("a/sub-1_T1w.nii.gz", "sub-1_T1w"), ("b.x/scan.zip", "scan"), ("f", "f")])
