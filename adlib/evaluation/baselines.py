@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
+from nilearn.image import index_img, resample_img
+from nilearn.maskers import NiftiMasker
 from sklearn.base import BaseEstimator
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.decomposition import PCA
@@ -19,7 +23,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from adlib.audit.acquisition import acquisition_encoder, acquisition_facts, with_facts
-from adlib.evaluation.grey_matter import grey_matter_rows, has_maps
+from adlib.imaging import atlas
+from adlib.parallel.mapping import map_scans
+from adlib.preprocess.derivatives import file_names
+from adlib.study.exec_params import Pool
 from adlib.study.params import StudyParams
 from adlib.study.records import PREDICTIONS, check_table
 from adlib.training.splits import fold_numbers
@@ -27,30 +34,19 @@ from adlib.training.splits import fold_numbers
 AGE_SEX = ("age", "female")
 COMPONENTS = 50  # of the grey-matter maps
 CALIBRATION_FOLDS = 3
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A classifier without a network.
-
-    Attributes
-    ----------
-    name : str
-    inputs : DataFrame
-        One row per scan, in the order of the scans.
-    model : callable
-        Makes an unfitted scikit-learn classifier from the training scans' participants and labels.
-    """
-
-    name: str
-    inputs: pd.DataFrame
-    model: Callable[[pd.DataFrame], BaseEstimator]
+VOXEL_MM = 4.0
+SMOOTHING_MM = 8.0  # full width at half maximum, as is usual: Klöppel et al. 2008, doi:10.1093/brain/awm319
+LEAST_GREY = 0.2  # of the template's map, where a voxel is taken
 
 
 def predict_baselines(
     manifest: pd.DataFrame, features: pd.DataFrame, splits: pd.DataFrame, params: StudyParams
 ) -> pd.DataFrame:
     """Fit every baseline on the training scans of each fold and predict the others.
+
+    Volumes enter a logistic regression as they are and as shares of the intracranial volume; metadata, the facts about
+    an acquisition that no brain is needed for, enter one as categories and numbers. Grey-matter maps, where the study
+    has them, are reduced by principal components and separated by a linear support vector machine.
 
     Parameters
     ----------
@@ -62,49 +58,32 @@ def predict_baselines(
     -------
     DataFrame
         Schema `records.PREDICTIONS`, one row per validation or test scan, fold and baseline (``run``).
-    """
-    scans = _joined(manifest, features)
-    baselines = make_baselines(scans, params)
-    parts = []
-    for number in fold_numbers(splits):
-        split = splits[splits["fold"] == number].set_index("participant_id")["split"]
-        table = scans.assign(split=scans["participant_id"].map(split)).dropna(subset=["split"])
-        parts += [_predicted(one, number, table, params) for one in baselines]
-    return check_table(pd.concat(parts, ignore_index=True), PREDICTIONS, "baselines")
-
-
-def make_baselines(scans: pd.DataFrame, params: StudyParams) -> list[Baseline]:
-    """The baselines that this study has inputs for.
-
-    Volumes enter a logistic regression as they are and as shares of the intracranial volume; metadata, the facts about
-    an acquisition that no brain is needed for, enter one as categories and numbers. Grey-matter maps, where the study
-    has them, are reduced by principal components and separated by a linear support vector machine.
-
-    Parameters
-    ----------
-    scans : DataFrame
-        One row per scan: manifest, features and acquisition facts.
-    params : StudyParams
-
-    Returns
-    -------
-    list of Baseline
 
     References
     ----------
     Klöppel et al. 2008, doi:10.1093/brain/awm319 (support vector machine on grey-matter maps).
     """
-    found = [Baseline("majority", scans[["scan_id"]], lambda _: DummyClassifier(strategy="prior"))]
+    scans = _joined(manifest, features)
+    inputs, parts = _inputs(scans, params), []
+    for number in fold_numbers(splits):
+        split = splits[splits["fold"] == number].set_index("participant_id")["split"]
+        table = scans.assign(split=scans["participant_id"].map(split)).dropna(subset=["split"])
+        parts += [_predicted(run, inputs[run], number, table, params) for run in inputs]
+    return check_table(pd.concat(parts, ignore_index=True), PREDICTIONS, "baselines")
+
+
+def _inputs(scans: pd.DataFrame, params: StudyParams) -> dict[str, pd.DataFrame]:
+    """Inputs of the baselines that this study has any for, one row per scan in the order of the scans."""
+    inputs = {"majority": scans[["scan_id"]]}
     facts = acquisition_facts(scans)
     if facts.shape[1]:
-        found.append(Baseline("metadata", facts, _metadata_model))
-    for name, columns in feature_sets(scans).items():
-        found.append(Baseline(name, scans[list(columns)], _regression))
+        inputs["metadata"] = facts
+    inputs |= {name: scans[list(columns)] for name, columns in feature_sets(scans).items()}
     derivatives = params.folder / "derivatives"
     if not params.input.flat and has_maps(scans, derivatives):
-        maps = pd.DataFrame(grey_matter_rows(scans, derivatives, params.pool), index=scans.index)
-        found.append(Baseline("grey_matter_svm", maps, _map_model))
-    return found
+        maps = grey_matter_rows(scans, derivatives, params.pool)
+        inputs["grey_matter_svm"] = pd.DataFrame(maps, index=scans.index)
+    return inputs
 
 
 def feature_sets(scans: pd.DataFrame) -> dict[str, tuple[str, ...]]:
@@ -127,16 +106,15 @@ def feature_sets(scans: pd.DataFrame) -> dict[str, tuple[str, ...]]:
         "volumes": volumes,
         "age_sex_volumes": AGE_SEX + volumes,
     }
-    usable = {
-        name: tuple(c for c in columns if c in scans and scans[c].nunique() > 1) for name, columns in sets.items()
-    }
+    varying = {c for c in (*AGE_SEX, *volumes, "nbv") if c in scans and scans[c].nunique() > 1}
+    usable = {name: tuple(c for c in columns if c in varying) for name, columns in sets.items()}
     return {name: columns for name, columns in usable.items() if columns}
 
 
 def _joined(manifest: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:
     usable = features[features["qc_verdict"] != "fail"]
-    own = manifest.columns.difference(features.columns).tolist()
-    scans = with_facts(usable.merge(manifest[["scan_id", *own]], on="scan_id"))
+    facts = manifest.columns.difference(features.columns).tolist()
+    scans = with_facts(usable.merge(manifest[["scan_id", *facts]], on="scan_id"))
     scans["female"] = scans["sex"].str.upper().str.startswith("F").astype(float)
     if "icv_ml" in scans:
         parts = [n for n in scans.columns if n.endswith("_ml") and n not in ("icv_ml", "brain_ml") and n[:3] != "qc_"]
@@ -145,13 +123,16 @@ def _joined(manifest: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:
     return scans
 
 
-def _regression(_: pd.DataFrame) -> BaseEstimator:
+def _model(run: str, train: pd.DataFrame) -> BaseEstimator:
+    """The unfitted classifier of a baseline, for its training scans."""
+    if run == "majority":
+        return DummyClassifier(strategy="prior")
+    if run == "metadata":
+        return make_pipeline(acquisition_encoder(), LogisticRegression(max_iter=5000, class_weight="balanced"))
+    if run == "grey_matter_svm":
+        return _map_model(train)
     regression = LogisticRegression(max_iter=5000, class_weight="balanced", C=0.3)
     return make_pipeline(SimpleImputer(strategy="median"), StandardScaler(), regression)
-
-
-def _metadata_model(_: pd.DataFrame) -> BaseEstimator:
-    return make_pipeline(acquisition_encoder(), LogisticRegression(max_iter=5000, class_weight="balanced"))
 
 
 def _map_model(train: pd.DataFrame) -> BaseEstimator:
@@ -165,12 +146,58 @@ def _map_model(train: pd.DataFrame) -> BaseEstimator:
     return CalibratedClassifierCV(machine, cv=folds, ensemble=False)
 
 
-def _predicted(baseline: Baseline, fold: int, table: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
+def _predicted(run: str, inputs: pd.DataFrame, fold: int, table: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     train, rest = table[table["split"] == "train"], table[table["split"] != "train"]
-    model = baseline.model(train).fit(baseline.inputs.loc[train.index], train["diagnosis"])
-    p = pd.DataFrame(
-        np.asarray(model.predict_proba(baseline.inputs.loc[rest.index])), columns=list(model.classes_), index=rest.index
-    )
+    model = _model(run, train).fit(inputs.loc[train.index], train["diagnosis"])
+    p = pd.DataFrame(model.predict_proba(inputs.loc[rest.index]), columns=list(model.classes_), index=rest.index)
     p = p.reindex(columns=params.classes, fill_value=0.0).add_prefix("p_")
-    known = rest[["participant_id", "session_id", "scan_id", "split"]]
-    return known.assign(run=baseline.name, fold=fold, slice=0, truth=rest["diagnosis"], temperature=1.0).join(p)
+    scans = rest[["participant_id", "session_id", "scan_id", "split"]]
+    return scans.assign(run=run, fold=fold, slice=0, truth=rest["diagnosis"], temperature=1.0).join(p)
+
+
+def grey_matter_rows(scans: pd.DataFrame, derivatives: Path, pool: Pool) -> np.ndarray:
+    """The grey-matter fractions of each scan in MNI152 space, smoothed, at the template's grey voxels.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Columns participant_id, session_id and scan_id; each preprocessed to `derivatives`.
+    derivatives : path
+    pool : Pool
+
+    Returns
+    -------
+    (scans, voxels) float32
+    """
+    names = scans[["participant_id", "session_id", "scan_id"]].to_dict("records")
+    row = partial(_row, derivatives=derivatives)
+    return np.stack(map_scans(row, names, pool=pool, label="reading grey-matter maps"))
+
+
+def has_maps(scans: pd.DataFrame, derivatives: Path) -> bool:
+    """Whether every scan has tissue maps, which scans of 2-D slices do not.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Columns participant_id, session_id and scan_id.
+    derivatives : path
+
+    Returns
+    -------
+    bool
+    """
+    return all(file_names(scan, derivatives)["tissues"].is_file() for scan in scans.to_dict("records"))
+
+
+def _row(scan: dict[str, Any], derivatives: Path) -> np.ndarray:
+    grey, base = index_img(nib.load(file_names(scan, derivatives)["tissues"]), 0), atlas.template(VOXEL_MM)
+    coarse = resample_img(grey, base.affine, base.gm.shape, force_resample=True, copy_header=True)
+    return _masker().transform(coarse).ravel().astype(np.float32)
+
+
+@cache
+def _masker() -> NiftiMasker:
+    base = atlas.template(VOXEL_MM)
+    grey = nib.Nifti1Image((base.gm > LEAST_GREY).astype(np.uint8), base.affine)
+    return NiftiMasker(grey, smoothing_fwhm=SMOOTHING_MM, standardize=None).fit()

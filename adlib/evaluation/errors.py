@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 
 from adlib.study.params import StudyParams
 from adlib.study.records import FEATURES, read_table
 from adlib.training.slices import load_slices
-
-
-@dataclass(frozen=True, eq=False)
-class Failures:
-    """Confident errors, the most confident first.
-
-    Attributes
-    ----------
-    table : DataFrame
-        participant_id, scan_id (first session), truth, answer (predicted class), probability (of it),
-        qc_verdict, qc_reasons.
-    images : (n, size, size) float32
-        The middle channel of the middle slice of each.
-    """
-
-    table: pd.DataFrame
-    images: np.ndarray
 
 
 def may_show_participants(params: StudyParams) -> bool:
@@ -68,7 +49,7 @@ def most_confident_errors(pooled: pd.DataFrame, classes: tuple[str, ...], count:
     return wrong.sort_values(["probability", "participant_id"], ascending=[False, True]).head(count)
 
 
-def study_failures(params: StudyParams, pooled: pd.DataFrame, count: int = 8) -> Failures:
+def study_failures(params: StudyParams, pooled: pd.DataFrame, count: int = 8) -> tuple[pd.DataFrame, np.ndarray]:
     """The confident errors of a study with a slice of each.
 
     Parameters
@@ -81,17 +62,17 @@ def study_failures(params: StudyParams, pooled: pd.DataFrame, count: int = 8) ->
 
     Returns
     -------
-    Failures
+    table : DataFrame
+        As from `most_confident_errors`, with scan_id (first session), qc_verdict and qc_reasons.
+    images : (n, size, size) float32
+        The middle channel of the middle slice of each.
     """
-    wrong = most_confident_errors(pooled, params.classes, count)
-    slices, table = load_slices(params)
-    table = table.sort_values(["participant_id", "session_id", "scan_id", "slice"])
-    features = read_table(params.folder / "features.tsv", FEATURES).set_index("scan_id")
-    rows, images = [], []
-    for person in wrong.to_dict("records"):
-        own = table[table["participant_id"] == person["participant_id"]]
-        own = own[own["scan_id"] == own["scan_id"].iloc[0]]
-        scan = own["scan_id"].iloc[0]
-        rows.append({**person, "scan_id": scan, **features.loc[scan, ["qc_verdict", "qc_reasons"]]})
-        images.append(np.asarray(slices[own["row"].iloc[len(own) // 2], 1], dtype=np.float32))
-    return Failures(pd.DataFrame(rows), np.array(images))
+    slices, rows = load_slices(params)
+    rows = rows.sort_values(["participant_id", "session_id", "scan_id", "slice"])
+    rows = rows[rows["scan_id"].isin(rows.drop_duplicates("participant_id")["scan_id"])]
+    middle = rows[rows.groupby("scan_id").cumcount() == rows.groupby("scan_id")["row"].transform("size") // 2]
+    features = read_table(params.folder / "features.tsv", FEATURES)
+    table = most_confident_errors(pooled, params.classes, count)
+    table = table.merge(middle[["participant_id", "scan_id", "row"]], on="participant_id")
+    table = table.merge(features[["scan_id", "qc_verdict", "qc_reasons"]], on="scan_id")
+    return table, np.asarray(slices[table.pop("row").to_numpy(), 1], dtype=np.float32)

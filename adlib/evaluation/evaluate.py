@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ import pandas as pd
 from adlib.evaluation import scores
 from adlib.evaluation.baselines import predict_baselines
 from adlib.evaluation.prediction_sets import prediction_sets, set_scores
-from adlib.evaluation.subgroups import participant_groups, subgroups
 from adlib.phantom.cohort import TRUTH, bayes_probabilities
 from adlib.study.metrics import CEILING, NETWORK
 from adlib.study.params import EvaluateParams, StudyParams
@@ -229,6 +229,64 @@ def _subgroup_scores(y: np.ndarray, p: np.ndarray, weights: np.ndarray, params: 
     return {name: np.where(kept, values[name], np.nan) for name, kept in zip(values, valid, strict=True)}
 
 
+def participant_groups(manifest: pd.DataFrame, age_bands: tuple[float, ...]) -> pd.DataFrame:
+    """Group names of each participant, by the facts of the first session.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+        As `records.MANIFEST`.
+    age_bands : tuple of float
+        Rising ages that divide bands, years.
+
+    Returns
+    -------
+    DataFrame
+        Index participant_id; columns sex, age, site, manufacturer, field strength (text, missing where unknown), and
+        only those in which participants differ.
+    """
+    first = manifest.sort_values(["participant_id", "session_id"]).drop_duplicates("participant_id")
+    first = first.set_index("participant_id")
+    groups = pd.DataFrame(
+        {
+            "sex": first["sex"].astype("string").str.upper().str[0],
+            "age": _bands(first["age"], age_bands),
+            "site": first["site"].astype("string"),
+            "manufacturer": first["manufacturer"].astype("string").str.strip(),
+            "field strength": first["field_strength_T"].map("{:g} T".format, na_action="ignore").astype("string"),
+        }
+    )
+    return groups.loc[:, groups.nunique() > 1]
+
+
+def _bands(age: pd.Series, edges: tuple[float, ...]) -> pd.Series:
+    names = [f"under {edges[0]:g}", *(f"{low:g} to under {high:g}" for low, high in pairwise(edges))]
+    names.append(f"{edges[-1]:g} and over")
+    return pd.cut(age, [-np.inf, *edges, np.inf], right=False, labels=names, ordered=True)
+
+
+def subgroups(pooled: pd.DataFrame, groups: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Rows of each group of each column; age bands rise.
+
+    Parameters
+    ----------
+    pooled : DataFrame
+        Participants, from `adlib.training.pooling.pool_level`.
+    groups : DataFrame
+        From `participant_groups`.
+
+    Yields
+    ------
+    name : str
+        Such as ``sex F``.
+    rows : DataFrame
+        Of `pooled`; never empty.
+    """
+    for column in groups:
+        for name, rows in pooled.groupby(pooled["participant_id"].map(groups[column]), observed=True):
+            yield f"{column} {name}", rows
+
+
 def _score_subgroups(
     tested: pd.DataFrame, manifest: pd.DataFrame, params: StudyParams
 ) -> tuple[list[dict[str, Any]], list[str]]:
@@ -265,9 +323,9 @@ def _against_baselines(tested: dict[str, pd.DataFrame], params: StudyParams) -> 
         if run == NETWORK or list(other["participant_id"]) != list(network["participant_id"]):
             continue
         name = f"{NETWORK} - {run}"
-        mine, theirs = (_resampled(_two_scores, table, params) for table in (network, other))
-        for metric, label in mine:
-            difference = mine[metric, label] - theirs[metric, label]
+        values, others = (_resampled(_two_scores, table, params) for table in (network, other))
+        for metric, label in values:
+            difference = values[metric, label] - others[metric, label]
             entries.append(_entry(name, "subject", f"{metric}_difference", label, n, difference))
         right = [p.argmax(1) == y for y, p, _ in (arrays(table, params.classes) for table in (network, other))]
         entries.append(_entry(name, "subject", "mcnemar_p", None, n, np.array([scores.mcnemar(*right)])))

@@ -32,8 +32,8 @@ def prediction_sets(
     _, p, _ = arrays(tested, classes)
     lowest = np.zeros(len(tested))
     for fold, part in validation.groupby("fold"):
-        y, known, _ = arrays(part, classes)
-        lowest[tested["fold"] == fold] = lowest_probability(y, known, coverage)
+        y, p_validation, _ = arrays(part, classes)
+        lowest[tested["fold"] == fold] = lowest_probability(y, p_validation, coverage)
     return (p >= lowest[:, None]) | (np.arange(len(classes)) == p.argmax(1)[:, None])
 
 

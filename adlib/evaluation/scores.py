@@ -252,12 +252,12 @@ def calibration_error(y: np.ndarray, p: np.ndarray, weights: np.ndarray, bins: i
     return np.abs(gaps).sum(1) / weights.sum(1)
 
 
-def mcnemar(mine: np.ndarray, theirs: np.ndarray) -> float:
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """Exact two-sided p value that two classifiers are right equally often.
 
     Parameters
     ----------
-    mine, theirs : (n,) bool
+    first, second : (n,) bool
         Whether each is right about each participant.
 
     Returns
@@ -269,9 +269,9 @@ def mcnemar(mine: np.ndarray, theirs: np.ndarray) -> float:
     ----------
     McNemar 1947, doi:10.1007/BF02295996.
     """
-    only_mine, only_theirs = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
-    differ = only_mine + only_theirs
-    return float(binomtest(only_mine, differ).pvalue) if differ else 1.0
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    differ = only_first + only_second
+    return float(binomtest(only_first, differ).pvalue) if differ else 1.0
 
 
 def permutation_p(y: np.ndarray, p: np.ndarray, permutations: int, seed: int) -> float:
@@ -299,8 +299,8 @@ def permutation_p(y: np.ndarray, p: np.ndarray, permutations: int, seed: int) ->
     share = truth / np.maximum(truth.sum(0), 1)  # (n, K), so that recalls add up by class
     decided = np.eye(p.shape[1])[p.argmax(1)]
     observed = (share * decided).sum()
-    dealt = [(share[rng.permutation(len(y))] * decided).sum() for _ in range(permutations)]
-    return float((1 + np.sum(np.array(dealt) >= observed - 1e-9)) / (1 + permutations))
+    permuted = [(share[rng.permutation(len(y))] * decided).sum() for _ in range(permutations)]
+    return float((1 + np.sum(np.array(permuted) >= observed - 1e-9)) / (1 + permutations))
 
 
 def cluster_weights(groups: np.ndarray, resamples: int, seed: int) -> np.ndarray:

@@ -13,7 +13,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from adlib.evaluation.errors import Failures
 from adlib.evaluation.evaluate import LEAK
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL
 from adlib.study.metrics import CEILING, NETWORK, format_score, get_score
@@ -191,20 +190,20 @@ def plot_subgroups(metrics: pd.DataFrame, classes: tuple[str, ...], binary: str)
     return figure
 
 
-def plot_failures(failures: Failures) -> Figure:
+def plot_failures(table: pd.DataFrame, images: np.ndarray) -> Figure:
     """The middle slice of each misclassification with true and predicted class, probability and quality verdict.
 
     Parameters
     ----------
-    failures : Failures
-        See `adlib.evaluation.errors`.
+    table, images
+        From `adlib.evaluation.errors.study_failures`.
     """
-    count = len(failures.table)
+    count = len(table)
     columns, rows = 4, max(1, -(-count // 4))
     figure, axes = plt.subplots(rows, columns, figsize=(COLUMN_WIDTH, 2.15 * rows + 0.3), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, row, image in zip(axes.flat, failures.table.to_dict("records"), failures.images, strict=False):
+    for axis, row, image in zip(axes.flat, table.to_dict("records"), images, strict=False):
         axis.imshow(image, cmap="gray", vmin=np.percentile(image, 1), vmax=np.percentile(image, 99.5))
         reasons = "" if pd.isna(row["qc_reasons"]) else f" ({row['qc_reasons']})"
         quality = textwrap.fill(f"quality: {row['qc_verdict']}{reasons}", 30)

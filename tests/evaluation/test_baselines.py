@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from adlib.evaluation.baselines import feature_sets, predict_baselines
-from adlib.evaluation.grey_matter import grey_matter_rows, has_maps
+from adlib.evaluation.baselines import feature_sets, grey_matter_rows, has_maps, predict_baselines
 from adlib.imaging.atlas import template
 from adlib.preprocess.derivatives import file_names
 from adlib.study.exec_params import HERE

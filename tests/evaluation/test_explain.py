@@ -14,13 +14,13 @@ from tiny_study import Tiny, make_study
 
 from adlib.evaluation.explain import regions, sanity
 from adlib.evaluation.explain.attribution import TITLES, ScanMaps, attribute, class_means
-from adlib.evaluation.explain.sanity import FRACTIONS, _entry, cascade, perturbation_curves
+from adlib.evaluation.explain.sanity import FRACTIONS, _entry, cascade, gain, perturbation_curves
 from adlib.evaluation.scores import resampled_means
 from adlib.imaging import atlas
 from adlib.imaging.volume import resample
 from adlib.phantom.cohort import SCANNERS
 from adlib.phantom.head import FIELD_MM, REFERENCE_AGE, Subject, anatomy, image_head, warp
-from adlib.study.params import EvaluateParams, InputParams, PreprocessParams
+from adlib.study.params import EvaluateParams, InputParams, PreprocessParams, load_params
 from adlib.study.records import StudyError, read_table
 from adlib.training.model_file import ModelCard
 from adlib.training.network import ResNet50, slice_outputs
@@ -278,20 +278,20 @@ def test_deletion_falls_and_insertion_rises_faster_than_at_random_where_the_evid
     curves = perturbation_curves(network, x, maps, 1, 0)
     intact, blank = slice_outputs(network, x)[:, 1], slice_outputs(network, np.zeros_like(x))[:, 1]
     for name in ("deletion", "random_deletion"):
-        np.testing.assert_allclose(getattr(curves, name)[:, [0, -1]], np.stack([intact, blank], 1), atol=1e-6)
+        np.testing.assert_allclose(curves[name][:, [0, -1]], np.stack([intact, blank], 1), atol=1e-6)
     for name in ("insertion", "random_insertion"):
-        np.testing.assert_allclose(getattr(curves, name)[:, [0, -1]], np.stack([blank, intact], 1), atol=1e-6)
+        np.testing.assert_allclose(curves[name][:, [0, -1]], np.stack([blank, intact], 1), atol=1e-6)
     early = FRACTIONS.tolist().index(0.5)
-    assert (curves.deletion[:, early] < 0.1 * intact).all() and (curves.insertion[:, early] > 0.9 * intact).all()
-    assert (curves.gain("deletion") > 0.1).all() and (curves.gain("insertion") > 0.1).all()
+    assert (curves["deletion"][:, early] < 0.1 * intact).all() and (curves["insertion"][:, early] > 0.9 * intact).all()
+    assert (gain(curves, "deletion") > 0.1).all() and (gain(curves, "insertion") > 0.1).all()
     wrong = perturbation_curves(network, x, -maps, 1, 0)
-    assert (wrong.gain("deletion") < 0).all() and (wrong.gain("insertion") < 0).all()
+    assert (gain(wrong, "deletion") < 0).all() and (gain(wrong, "insertion") < 0).all()
 
 
 def test_deletion_in_a_meaningless_order_gains_nothing_on_average():
     network, x = Corner(), squares(200)
     noise = np.random.default_rng(5).normal(size=(200, 32, 32))
-    gains = perturbation_curves(network, x, noise, 1, 0).gain("deletion")
+    gains = gain(perturbation_curves(network, x, noise, 1, 0), "deletion")
     assert abs(gains.mean()) < 3 * gains.std() / np.sqrt(len(gains))
 
 
@@ -341,7 +341,8 @@ def test_the_image_change_is_that_of_the_images():
 def test_entries_are_means_with_intervals_over_participants():
     values = np.array([1.0, 1.0, 1.0, 5.0])
     scans = pd.DataFrame({"participant_id": ["a", "a", "a", "b"]})
-    found = _entry(values, scans, 400, 1, check="c", of="x", metric="m")
+    params = load_params("params/phantom.yaml", ("evaluate.bootstrap=400",))
+    found = _entry(values, scans, params, check="c", of="x", metric="m")
     assert (found["point"], found["n"], found["participants"]) == (2.0, 4, 2)
     assert found["ci95"] == [1.0, 5.0]  # one person alone is drawn in more than 1 of 40 resamples
     assert resampled_means(np.ones((4, 3)), scans, 10, 1).shape == (11, 3)

@@ -67,21 +67,6 @@ def test_permutation_p_is_small_for_skill_and_uniform_without():
     assert np.mean(np.array(chance) <= 0.05) < 0.1
 
 
-def test_brier_and_specificity_against_their_definitions(sample):
-    y, p, weights = sample
-    by_hand = sum((p[i, k] - (y[i] == k)) ** 2 for i in range(len(y)) for k in range(3)) / len(y)
-    assert scores.brier(y, p, weights)[0] == pytest.approx(by_hand, abs=1e-12)
-    found = scores.from_confusion(scores.confusion(y, p, weights), CLASSES)
-    decided = p.argmax(1)
-    assert found["specificity", "b"][0] == pytest.approx(sk.recall_score(y != 1, decided != 1), abs=1e-12)
-
-
-def test_calibration_error_of_known_miscalibration():
-    p = np.tile([0.8, 0.2], (100, 1))
-    y = np.r_[np.zeros(60, int), np.ones(40, int)]
-    assert scores.calibration_error(y, p, np.ones((1, 100)), 10)[0] == pytest.approx(0.2)
-
-
 def test_an_absent_class_gives_no_recall_and_is_left_out_of_the_mean():
     y, p = np.array([0, 0, 1]), np.eye(3)[[0, 1, 1]]
     found = scores.from_confusion(scores.confusion(y, p, np.ones((1, 3))), CLASSES)
@@ -111,19 +96,3 @@ def test_weights_held_in_blocks_give_the_same_scores(monkeypatch):
     assert whole["rows"].max() == 201 and parts["rows"].max() == 7
     np.testing.assert_array_equal(parts["auc"], whole["auc"])
     np.testing.assert_array_equal(scores.roc_auc(truth, score, scores.cluster_weights(groups, 200, 5)), whole["auc"])
-
-
-def test_cluster_bootstrap_covers_the_truth_where_scans_repeat():
-    """With five identical scans each, intervals over participants cover the true 0.7; intervals over scans do not."""
-    rng, hits, naive_hits = np.random.default_rng(0), 0, 0
-    for trial in range(200):
-        right = np.repeat(rng.random(80) < 0.7, 5)
-        y, p = np.ones(400, int), np.stack([~right, right], 1).astype(float)
-        for groups, counter in ((np.repeat(np.arange(80), 5), "clustered"), (np.arange(400), "naive")):
-            weights = scores.cluster_weights(groups, 300, trial)
-            accuracy = scores.from_confusion(scores.confusion(y, p, weights), ("a", "b"))["accuracy", None]
-            low, high = np.percentile(accuracy[1:], [2.5, 97.5])
-            hits += counter == "clustered" and low <= 0.7 <= high
-            naive_hits += counter == "naive" and low <= 0.7 <= high
-    assert hits / 200 > 0.9
-    assert naive_hits / 200 < 0.75

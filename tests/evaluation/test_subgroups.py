@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from adlib.evaluation.evaluate import _score_subgroups
-from adlib.evaluation.subgroups import participant_groups, subgroups
+from adlib.evaluation.evaluate import _score_subgroups, participant_groups, subgroups
 from adlib.study.metrics import metrics_table, subgroup_table
 from adlib.study.params import load_params
 from adlib.study.records import MANIFEST, StudyError, check_table

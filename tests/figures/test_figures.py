@@ -72,11 +72,6 @@ def test_the_forest_shows_every_run_with_its_interval_and_skips_undefined_ones()
     assert "0.60 [0.20, 0.80]" in texts(figure)
 
 
-def test_the_sensitivity_of_a_perfect_score_is_one_everywhere():
-    positive = np.array([True, True, False, False])
-    assert (results._sensitivity(positive, np.array([0.9, 0.8, 0.2, 0.1]), np.ones(4)) == 1).all()
-
-
 def test_input_slices_have_a_row_per_class_and_a_column_per_channel():
     table = people(6).assign(row=range(6), slice=0, position_mm=-20.0)
     figure = cohort.plot_input_slices(np.random.default_rng(0).random((6, 3, 8, 8)), table, CLASSES)

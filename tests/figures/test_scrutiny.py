@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from adlib.evaluation.errors import Failures, may_show_participants, most_confident_errors, study_failures
+from adlib.evaluation.errors import may_show_participants, most_confident_errors, study_failures
 from adlib.evaluation.prediction_sets import LEVELS
 from adlib.figures import plot_results as results
 from adlib.figures import plot_scrutiny as scrutiny
@@ -59,18 +59,18 @@ def test_a_failure_is_shown_with_its_own_middle_slice_and_quality(tmp_path):
     reasons = scans["session_id"].map({"ses-1": "blurred", "ses-2": "other scan"})
     quality = scans[["participant_id", "session_id", "scan_id"]].assign(qc_verdict="warn", qc_reasons=reasons)
     write_table(quality, params.folder / "features.tsv", FEATURES)
-    found = study_failures(params, POOLED, count=2)
-    assert found.table["scan_id"].tolist() == ["sub-2_ses-1", "sub-4_ses-1"]
-    middle = [table.query("scan_id == @scan and slice == 1").index[0] for scan in found.table["scan_id"]]
-    assert found.images[:, 0, 0].tolist() == [3 * row + 1 for row in middle]
-    shown = texts(scrutiny.plot_failures(found))
+    table_of_errors, images = study_failures(params, POOLED, count=2)
+    assert table_of_errors["scan_id"].tolist() == ["sub-2_ses-1", "sub-4_ses-1"]
+    middle = [table.query("scan_id == @scan and slice == 1").index[0] for scan in table_of_errors["scan_id"]]
+    assert images[:, 0, 0].tolist() == [3 * row + 1 for row in middle]
+    shown = texts(scrutiny.plot_failures(table_of_errors, images))
     assert "sub-2\ntrue AD, predicted MCI (0.80)\nquality: warn (blurred)" in shown
     assert "sub-1" not in shown
 
 
 def test_no_failure_is_said_to_be_none():
-    nobody = Failures(pd.DataFrame(columns=["participant_id"]), np.zeros((0, 4, 4)))
-    assert "no tested participant was misclassified" in texts(scrutiny.plot_failures(nobody))
+    nobody = pd.DataFrame(columns=["participant_id"])
+    assert "no tested participant was misclassified" in texts(scrutiny.plot_failures(nobody, np.zeros((0, 4, 4))))
 
 
 @pytest.mark.parametrize("study", ["adni", "bids", "oasis1", "oasis2_slices", "dicom"])

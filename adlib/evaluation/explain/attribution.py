@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +13,7 @@ from scipy import ndimage
 from torch import nn
 
 from adlib.study.params import StudyParams
-from adlib.study.records import SPLITS, StudyError, atomic_path, read_table
+from adlib.study.records import SPLITS, StudyError, read_table
 from adlib.training.model_file import Classifier
 from adlib.training.slices import load_slices, scan_percentiles, to_landmarks
 
@@ -79,11 +77,13 @@ def _integrated(network: nn.Module, x: torch.Tensor, target: int, apart: bool) -
 
 
 def _gradient_shap(network: nn.Module, x: torch.Tensor, target: int, apart: bool) -> torch.Tensor:
-    method, each = GradientShap(network), BATCH // STEPS
-    with _seeded():
-        parts = [
-            method.attribute(part, baselines=x, n_samples=STEPS, stdevs=0.0, target=target) for part in x.split(each)
-        ]
+    method, state = GradientShap(network), np.random.get_state()  # noqa: NPY002
+    options = {"baselines": x, "n_samples": STEPS, "stdevs": 0.0, "target": target}
+    with torch.random.fork_rng(devices=[]):  # Captum draws from the global generators, which are left as they were
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        parts = [method.attribute(part, **options) for part in x.split(BATCH // STEPS)]
+    np.random.set_state(state)  # noqa: NPY002
     return torch.cat(parts)
 
 
@@ -103,19 +103,6 @@ def _occlusion(network: nn.Module, x: torch.Tensor, target: int, apart: bool) ->
             for part in x.split(BATCH)
         ]
     return torch.cat(parts) / channels
-
-
-@contextmanager
-def _seeded(seed: int = 0) -> Iterator[None]:
-    """Hold the global generators that Captum draws from, and leave them afterwards as they were."""
-    state = np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            np.random.set_state(state)  # noqa: NPY002
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,11 +203,10 @@ def _evenly(table: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     """Rows of as many scans of each class as `evaluate.attribution_scans` has room for, by class, scan and slice."""
     each, parts = max(1, params.evaluate.attribution_scans // len(params.classes)), []
     for name in params.classes:
-        own = table[table["diagnosis"] == name]
-        scans = sorted(own["scan_id"].unique())[:each]
-        if not scans:
+        rows = table[table["diagnosis"] == name].sort_values(["scan_id", "slice"])
+        if rows.empty:
             raise StudyError(f"class {name} has no test scan to explain; lower splits.folds or add participants")
-        parts.append(own[own["scan_id"].isin(scans)].sort_values(["scan_id", "slice"]))
+        parts.append(rows[rows["scan_id"].isin(rows["scan_id"].unique()[:each])])
     return pd.concat(parts)
 
 
@@ -240,40 +226,13 @@ def class_means(maps: ScanMaps, classes: tuple[str, ...], plane: str) -> Attribu
     """
     means, images, counts = [], [], []
     for name in classes:
-        own = (maps.scans["diagnosis"] == name).to_numpy()
-        values, slices = maps.values[own].mean(0), maps.slices[own].mean(0)
+        inside = (maps.scans["diagnosis"] == name).to_numpy()
+        values, slices = maps.values[inside].mean(0), maps.slices[inside].mean(0)
         if plane in THREE_PLANES:
             means.append(values.reshape(-1, *values.shape[2:]))
             images.append(slices.reshape(means[-1].shape))
         else:
             means.append(values.sum(1))
             images.append(slices[:, 1])
-        counts.append(own.sum())
+        counts.append(inside.sum())
     return AttributionMaps(np.stack(means), np.stack(images), np.array(counts))
-
-
-def read_means(params: StudyParams) -> AttributionMaps:
-    """Read ``attribution.npz``.
-
-    Parameters
-    ----------
-    params : StudyParams
-
-    Returns
-    -------
-    AttributionMaps
-    """
-    with np.load(params.folder / "attribution.npz") as stored:
-        return AttributionMaps(**{name: stored[name] for name in ("attribution", "slices", "scans")})
-
-
-def write_means(params: StudyParams, means: AttributionMaps) -> None:
-    """Write ``attribution.npz``.
-
-    Parameters
-    ----------
-    params : StudyParams
-    means : AttributionMaps
-    """
-    with atomic_path(params.folder / "attribution.npz") as temporary:
-        np.savez_compressed(temporary, attribution=means.attribution, slices=means.slices, scans=means.scans)

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 import pandas as pd
 
-from adlib.evaluation.explain.attribution import AttributionMaps, class_means, read_means, scan_maps, write_means
+from adlib.evaluation.explain.attribution import AttributionMaps, class_means, scan_maps
 from adlib.evaluation.explain.regions import FOLDER, REGIONAL, class_images, read_images, regional_table, write_images
 from adlib.evaluation.explain.sanity import check_maps
 from adlib.study.code_digest import code_digest
 from adlib.study.params import StudyParams
-from adlib.study.records import digest, file_digest, read_json, read_table, write_json
+from adlib.study.records import atomic_path, digest, file_digest, read_json, read_table, write_json
 from adlib.training.model_file import Classifier
 
 READ = ("slices.npy", "slices.tsv", "splits.tsv")
@@ -61,41 +62,21 @@ def explain_study(params: StudyParams, classifier: Classifier) -> Explained:
     StudyError
         If a class has no test scan.
     """
-    key, done = _key(params, classifier), params.folder / FOLDER / "done.json"
-    if done.is_file() and read_json(done) == _proof(params, key):
-        return read_explained(params, classifier)
-    maps = scan_maps(params, classifier)
-    write_means(params, class_means(maps, params.classes, classifier.card.input.plane))
-    if not classifier.card.input.flat:
-        write_images(params, class_images(maps, classifier.card))
-        regional_table(params, maps, classifier.card)
-    check_maps(params, classifier, maps)
-    write_json(_proof(params, key), done)
-    return read_explained(params, classifier)
-
-
-def read_explained(params: StudyParams, classifier: Classifier) -> Explained:
-    """Read the results of `explain_study`.
-
-    Parameters
-    ----------
-    params : StudyParams
-    classifier : Classifier
-
-    Returns
-    -------
-    Explained
-
-    Raises
-    ------
-    StudyError
-        If a file is missing or cannot be read.
-    """
-    folder, means = params.folder / FOLDER, read_means(params)
-    sanity = read_json(folder / "sanity.json")
-    if classifier.card.input.flat:
-        return Explained(means, sanity, {}, None)
-    return Explained(means, sanity, read_images(params), read_table(folder / "regions.tsv", REGIONAL))
+    folder, flat = params.folder / FOLDER, classifier.card.input.flat
+    key, stored = _key(params, classifier), params.folder / "attribution.npz"
+    if not (folder / "done.json").is_file() or read_json(folder / "done.json") != _proof(params, key):
+        maps = scan_maps(params, classifier)
+        with atomic_path(stored) as temporary:
+            np.savez_compressed(temporary, **vars(class_means(maps, params.classes, classifier.card.input.plane)))
+        if not flat:
+            write_images(params, class_images(maps, classifier.card))
+            regional_table(params, maps, classifier.card)
+        check_maps(params, classifier, maps)
+        write_json(_proof(params, key), folder / "done.json")
+    with np.load(stored) as arrays:
+        means = AttributionMaps(**arrays)
+    images, regions = ({}, None) if flat else (read_images(params), read_table(folder / "regions.tsv", REGIONAL))
+    return Explained(means, read_json(folder / "sanity.json"), images, regions)
 
 
 def _key(params: StudyParams, classifier: Classifier) -> str:
@@ -103,17 +84,8 @@ def _key(params: StudyParams, classifier: Classifier) -> str:
     weights = hashlib.sha256(classifier.card.to_json().encode())
     for value in classifier.network.state_dict().values():
         weights.update(value.cpu().contiguous().numpy().tobytes())
-    return digest(
-        [
-            code_digest(explain_study),
-            weights.hexdigest(),
-            params.evaluate.model_dump(),
-            params.seed,
-            params.classes,
-            params.source.kind,
-            tables,
-        ]
-    )
+    settings = [params.evaluate.model_dump(), params.seed, params.classes, params.source.kind]
+    return digest([code_digest(explain_study), weights.hexdigest(), *settings, tables])
 
 
 def _proof(params: StudyParams, key: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from adlib.imaging import atlas
 from adlib.imaging.volume import NORMAL_AXIS, resample
 from adlib.phantom.cohort import SCANNERS
 from adlib.phantom.head import FIELD_MM, TISSUES, anatomy, velocity
+from adlib.study.metrics import format_score
 from adlib.study.params import StudyParams
 from adlib.study.records import Schema, atomic_path, write_table
 from adlib.training.model_file import ModelCard
@@ -26,20 +27,11 @@ from adlib.training.slices import scan_slices
 
 FOLDER = "attribution"
 UNIT = 2.0**-22  # of voxel numbers while they are cut like intensities: a power of two keeps them exact
-
-
 REST, BRAIN = "rest_of_brain", "brain"
 REGIONAL = Schema(
     "regional attribution",
-    {
-        "diagnosis": str,
-        "region": str,
-        "within": str,
-        "pixels": float,
-        "positive": float,
-        "absolute": float,
-    },
-    {"ratio": float, "ratio_low": float, "ratio_high": float},
+    dict.fromkeys(("diagnosis", "region", "within"), str) | dict.fromkeys(("pixels", "positive", "absolute"), float),
+    dict.fromkeys(("ratio", "ratio_low", "ratio_high"), float),
     ("diagnosis", "region"),
 )
 MOST_CHANGED = 0.1  # share of the brain's pixels
@@ -158,12 +150,10 @@ def write_images(params: StudyParams, images: dict[str, nib.Nifti1Image]) -> Non
     images : dict of str to NIfTI image
         From `class_images`.
     """
-    paths = {image_path(params, name): image for name, image in images.items()}
     for path in (params.folder / FOLDER).glob("*_attribution.nii.gz"):
-        if path not in paths:
-            path.unlink()
-    for path, image in paths.items():
-        with atomic_path(path) as temporary:
+        path.unlink()
+    for name, image in images.items():
+        with atomic_path(_image_path(params, name)) as temporary:
             nib.save(image, temporary)
 
 
@@ -179,22 +169,10 @@ def read_images(params: StudyParams) -> dict[str, nib.Nifti1Image]:
     dict of str to NIfTI image
         By class.
     """
-    return {name: nib.load(image_path(params, name)) for name in params.classes}
+    return {name: nib.load(_image_path(params, name)) for name in params.classes}
 
 
-def image_path(params: StudyParams, name: str) -> Path:
-    """Path of the image of a class.
-
-    Parameters
-    ----------
-    params : StudyParams
-    name : str
-        The class.
-
-    Returns
-    -------
-    path
-    """
+def _image_path(params: StudyParams, name: str) -> Path:
     return params.folder / FOLDER / f"space-{atlas.SPACE}_desc-{quote(name, safe='')}_attribution.nii.gz"
 
 
@@ -271,8 +249,8 @@ def regional_table(params: StudyParams, maps: ScanMaps, card: ModelCard) -> pd.D
 def _rows(
     params: StudyParams, maps: ScanMaps, regions: dict[str, np.ndarray], diagnosis: str
 ) -> Iterator[dict[str, Any]]:
-    own = np.full(len(maps.scans), True) if diagnosis == "all" else (maps.scans["diagnosis"] == diagnosis).to_numpy()
-    values, scans = maps.values[own], maps.scans[own]
+    chosen = (maps.scans["diagnosis"] == diagnosis).to_numpy() | (diagnosis == "all")
+    values, scans = maps.values[chosen], maps.scans[chosen]
     for region, inside in regions.items():
         whole = np.ones_like(inside) if region == BRAIN else regions[BRAIN]
         pixels = inside.sum() / whole.sum()
@@ -308,10 +286,8 @@ def written_table(table: pd.DataFrame) -> pd.DataFrame:
         Text; indexed by true class and region.
     """
     shares = table[["pixels", "positive", "absolute"]].map(lambda share: f"{share:.1%}")
-    ratio = [
-        "undefined" if np.isnan(row.ratio) else f"{row.ratio:.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]"
-        for row in table.itertuples()
-    ]
+    scores = table.rename(columns={"ratio": "point", "ratio_low": "low", "ratio_high": "high"}).assign(metric="ratio")
+    ratio = [format_score(row) for row in scores.itertuples()]
     return table[["diagnosis", "region", "within"]].join(shares).assign(ratio=ratio).set_index(["diagnosis", "region"])
 
 

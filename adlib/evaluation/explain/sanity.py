@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,22 +50,20 @@ def check_maps(params: StudyParams, classifier: Classifier, maps: ScanMaps) -> d
     ----------
     Adebayo et al. 2018, arXiv:1810.03292 (randomisation); Petsiuk et al. 2018, arXiv:1806.07421 (deletion, insertion).
     """
-    draws = params.evaluate.bootstrap, params.seed
     content: dict[str, Any] = {"study": params.study}
     content |= {"attribution": params.evaluate.attribution, "class": classifier.card.classes[-1]}
     entries, randomised = _randomisation(params, classifier, maps)
-    curves, found = _perturbation(classifier, maps, draws)
-    content |= {"curves": curves, "entries": entries + found}
+    content["curves"], gains = _perturbation(params, classifier, maps)
+    content["entries"] = entries + gains
     if params.source.kind == "phantom" and not classifier.card.input.flat:
-        plane, shown = classifier.card.input.plane, (maps.values, randomised, edges(maps.slices))
-        kinds = {
-            name: of_slices(values, plane) for name, values in zip((TRAINED, RANDOMISED, EDGES), shown, strict=True)
-        }
+        plane = classifier.card.input.plane
+        kinds = {TRAINED: maps.values, RANDOMISED: randomised, EDGES: edges(maps.slices)}
+        kinds = {name: of_slices(values, plane) for name, values in kinds.items()}
         content |= {"top_share": TOP, "changed": {}}
         for of, definition in DEFINITIONS.items():
             changed, brain = (of_slices(region, plane) for region in changed_pixels(classifier.card, of))
             ratios = {name: ratio_to_chance(values, changed, brain) for name, values in kinds.items()}
-            content["entries"] += _overlap(ratios, maps, of, draws)
+            content["entries"] += _overlap(params, ratios, maps, of)
             content["changed"][of] = {"definition": definition, "share_of_brain": float(changed[brain].mean())}
     write_json(content, params.folder / FOLDER / "sanity.json")
     return content
@@ -76,26 +73,17 @@ def _randomisation(
     params: StudyParams, classifier: Classifier, maps: ScanMaps
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Rank correlation with the maps of ever more random networks, and all maps of the wholly random one."""
-    method, draws = params.evaluate.attribution, (params.evaluate.bootstrap, params.seed)
-    middle = maps.slices.shape[1] // 2
-    x, entries, last = maps.slices[:, [middle]], [], None
-    for stage, network in cascade(classifier.network, _flat(maps.slices), params.seed):
-        last = attribute_positions(classifier, network, x, method)
+    method, middle, entries = params.evaluate.attribution, maps.slices.shape[1] // 2, []
+    x, all_slices = maps.slices[:, [middle]], maps.slices.reshape(-1, *maps.slices.shape[2:])
+    for stage, network in cascade(classifier.network, all_slices, params.seed):
+        other = attribute_positions(classifier, network, x, method)
         for metric, change in (("rank_correlation", np.asarray), ("rank_correlation_absolute", np.abs)):
             values = [
                 rank_correlation(change(a), change(b), seen != 0)
-                for a, b, seen in zip(maps.values[:, middle], last[:, 0], x[:, 0], strict=True)
+                for a, b, seen in zip(maps.values[:, middle], other[:, 0], x[:, 0], strict=True)
             ]
-            entries.append(_entry(np.array(values), maps.scans, *draws, check="randomisation", of=stage, metric=metric))
-    others = [k for k in range(maps.slices.shape[1]) if k != middle]
-    if not others:
-        return entries, last
-    rest = attribute_positions(classifier, network, maps.slices[:, others], method)
-    return entries, np.insert(rest, middle, last[:, 0], axis=1)
-
-
-def _flat(slices: np.ndarray) -> np.ndarray:
-    return slices.reshape(-1, *slices.shape[2:])
+            entries.append(_entry(np.array(values), maps.scans, params, check="randomisation", of=stage, metric=metric))
+    return entries, attribute_positions(classifier, network, maps.slices, method)
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
@@ -120,21 +108,18 @@ def rank_correlation(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
 
 
 def _perturbation(
-    classifier: Classifier, maps: ScanMaps, draws: tuple[int, int]
+    params: StudyParams, classifier: Classifier, maps: ScanMaps
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     middle, target = maps.slices.shape[1] // 2, len(classifier.card.classes) - 1
     evidence = maps.values[:, middle].sum(1)
-    curves = perturbation_curves(classifier.network, maps.slices[:, middle], evidence, target, draws[1])
+    curves = perturbation_curves(classifier.network, maps.slices[:, middle], evidence, target, params.seed)
     stored: dict[str, Any] = {"fraction": FRACTIONS.tolist()}
-    for name in ("deletion", "insertion", "random_deletion", "random_insertion"):
-        means = resampled_means(getattr(curves, name), maps.scans, *draws)
+    for name, values in curves.items():
+        means = resampled_means(values, maps.scans, params.evaluate.bootstrap, params.seed)
         low, high = np.percentile(means[1:], [2.5, 97.5], axis=0)
         stored[name] = {"point": means[0].tolist(), "low": low.tolist(), "high": high.tolist()}
-    entries = [
-        _entry(curves.gain(name), maps.scans, *draws, check="perturbation", of=name, metric="area_gained_over_random")
-        for name in ("deletion", "insertion")
-    ]
-    return stored, entries
+    names = {"check": "perturbation", "metric": "area_gained_over_random"}
+    return stored, [_entry(gain(curves, of), maps.scans, params, of=of, **names) for of in ("deletion", "insertion")]
 
 
 def of_slices(values: np.ndarray, plane: str) -> np.ndarray:
@@ -157,17 +142,14 @@ def of_slices(values: np.ndarray, plane: str) -> np.ndarray:
     return values[..., 1:2, :, :] if values.dtype == bool else values.sum(-3, keepdims=True)
 
 
-def _overlap(ratios: dict[str, np.ndarray], maps: ScanMaps, of: str, draws: tuple[int, int]) -> list[dict[str, Any]]:
+def _overlap(params: StudyParams, ratios: dict[str, np.ndarray], maps: ScanMaps, of: str) -> list[dict[str, Any]]:
     """Ratio to chance of the maps, of those of the random network and of the edges of the image, and differences."""
-    check = f"overlap_{of}"
-    entries = [
-        _entry(values, maps.scans, *draws, check=check, of=name, metric="ratio_to_chance")
-        for name, values in ratios.items()
+    differences = {f"{TRAINED} - {other}": ratios[TRAINED] - ratios[other] for other in (RANDOMISED, EDGES)}
+    return [
+        _entry(values, maps.scans, params, check=f"overlap_{of}", of=name, metric=metric)
+        for metric, kinds in (("ratio_to_chance", ratios), ("difference", differences))
+        for name, values in kinds.items()
     ]
-    for other in (RANDOMISED, EDGES):
-        values = ratios[TRAINED] - ratios[other]
-        entries.append(_entry(values, maps.scans, *draws, check=check, of=f"{TRAINED} - {other}", metric="difference"))
-    return entries
 
 
 def edges(slices: np.ndarray) -> np.ndarray:
@@ -231,42 +213,9 @@ def _renew_statistics(network: nn.Module, parts: list[nn.Module], slices: np.nda
     network.eval()
 
 
-@dataclass(frozen=True, eq=False)
-class Curves:
-    """The output for the last class while patches are blanked or shown, (n, len(FRACTIONS)) float64 each.
-
-    Attributes
-    ----------
-    deletion, insertion : array
-        The share `FRACTIONS` of the patches is blanked, or shown on a blank slice, those with most evidence first.
-    random_deletion, random_insertion : array
-        The same with the same patches in random order.
-    """
-
-    deletion: np.ndarray
-    insertion: np.ndarray
-    random_deletion: np.ndarray
-    random_insertion: np.ndarray
-
-    def gain(self, name: str) -> np.ndarray:
-        """Area between a curve and that of random order.
-
-        Parameters
-        ----------
-        name : str
-            ``deletion`` or ``insertion``.
-
-        Returns
-        -------
-        (n,) float64
-            In units of the output; positive where the map's order is the better one.
-        """
-        ordered, random = getattr(self, name), getattr(self, f"random_{name}")
-        sign = 1 if name == "insertion" else -1
-        return sign * trapezoid(ordered - random, FRACTIONS, axis=1)
-
-
-def perturbation_curves(network: nn.Module, slices: np.ndarray, maps: np.ndarray, target: int, seed: int) -> Curves:
+def perturbation_curves(
+    network: nn.Module, slices: np.ndarray, maps: np.ndarray, target: int, seed: int
+) -> dict[str, np.ndarray]:
     """Deletion and insertion curves of maps (Petsiuk et al. 2018, arXiv:1806.07421), in logits, by patches.
 
     Parameters
@@ -282,9 +231,11 @@ def perturbation_curves(network: nn.Module, slices: np.ndarray, maps: np.ndarray
 
     Returns
     -------
-    Curves
-        Only patches that show anything of the slice take part. Insertion in random order is deletion in the reverse
-        of that order, read backwards.
+    dict of str to (n, len(FRACTIONS)) float64
+        The output while the share `FRACTIONS` of the patches is blanked (``deletion``) or shown on a blank slice
+        (``insertion``), those with most evidence first, and with the same patches in random order
+        (``random_deletion``, ``random_insertion``). Only patches that show anything of the slice take part. Insertion
+        in random order is deletion in the reverse of that order, read backwards.
     """
     ranks = [
         _ranks(x, evidence, np.random.default_rng([seed, k]))
@@ -294,7 +245,27 @@ def perturbation_curves(network: nn.Module, slices: np.ndarray, maps: np.ndarray
     deletion = _outputs(network, slices, ordered, target)
     insertion = _outputs(network, slices, 1 - ordered, target)[:, ::-1]
     by_chance = _outputs(network, slices, random, target)
-    return Curves(deletion, insertion, by_chance, by_chance[:, ::-1])
+    by_chance = {"random_deletion": by_chance, "random_insertion": by_chance[:, ::-1]}
+    return {"deletion": deletion, "insertion": insertion, **by_chance}
+
+
+def gain(curves: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """Area between a curve and that of random order.
+
+    Parameters
+    ----------
+    curves : dict of str to array
+        From `perturbation_curves`.
+    name : str
+        ``deletion`` or ``insertion``.
+
+    Returns
+    -------
+    (n,) float64
+        In units of the output; positive where the map's order is the better one.
+    """
+    sign = 1 if name == "insertion" else -1
+    return sign * trapezoid(curves[name] - curves[f"random_{name}"], FRACTIONS, axis=1)
 
 
 def _ranks(x: np.ndarray, evidence: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -305,12 +276,12 @@ def _ranks(x: np.ndarray, evidence: np.ndarray, rng: np.random.Generator) -> tup
     if not len(shown):
         return np.ones(evidence.shape), np.ones(evidence.shape)
     sums = np.bincount(patches.ravel(), weights=evidence.ravel())[shown]
-    found = []
+    ranks = []
     for order in (np.argsort(-sums, kind="stable"), rng.permutation(len(shown))):
         place = np.ones(patches.max() + 1)
         place[shown[order]] = (np.arange(len(shown)) + 0.5) / len(shown)
-        found.append(place[patches])
-    return found[0], found[1]
+        ranks.append(place[patches])
+    return ranks[0], ranks[1]
 
 
 def _outputs(network: nn.Module, slices: np.ndarray, ranks: np.ndarray, target: int) -> np.ndarray:
@@ -321,18 +292,9 @@ def _outputs(network: nn.Module, slices: np.ndarray, ranks: np.ndarray, target: 
     return np.stack(values, axis=1)
 
 
-def _entry(values: np.ndarray, scans: pd.DataFrame, resamples: int, seed: int, **names: Any) -> dict[str, Any]:
-    """An entry with names, n (scans), participants, point and ci95 (2.5th and 97.5th percentile).
-
-    Parameters
-    ----------
-    values : (N,) float
-    scans, resamples, seed
-        See `resampled_means`.
-    **names
-        Identify the entry, such as ``check`` and ``stage``.
-    """
-    means = resampled_means(values, scans, resamples, seed)
+def _entry(values: np.ndarray, scans: pd.DataFrame, params: StudyParams, **names: str) -> dict[str, Any]:
+    """An entry with names, n (scans), participants, point and ci95 (2.5th and 97.5th percentile) of values by scan."""
+    means = resampled_means(values, scans, params.evaluate.bootstrap, params.seed)
     interval = np.percentile(means[1:], [2.5, 97.5]).tolist()
     counts = {"n": len(scans), "participants": int(scans["participant_id"].nunique())}
     return {**names, **counts, "point": float(means[0]), "ci95": interval}
