@@ -19,7 +19,7 @@ from adlib.phantom.head import Scanner, Subject, image_head
 from adlib.study.code_digest import code_digest
 from adlib.study.conversion import converted
 from adlib.study.exec_params import EVERY_CORE, Pool
-from adlib.study.records import Schema, StudyError, atomic_path, digest, read_json, write_json, write_table, write_text
+from adlib.study.records import Schema, atomic_path, digest, write_json, write_table, write_text
 from adlib.study.source_params import PhantomSource
 
 TRUTH = Schema(
@@ -247,22 +247,16 @@ def write_cohort(
     cohort = draw_cohort(source, classes, seed)
     cohort = cohort if only is None else cohort[cohort["participant_id"].isin(only)]
     key = digest([source.model_dump(), classes, seed, code_digest(write_cohort), sorted(only or ())])
-    if _stored_key(folder) != key:
+    stored = folder / "key.txt"
+    if not stored.is_file() or stored.read_bytes() != key.encode():
         shutil.rmtree(folder, ignore_errors=True)
-        write_json({"key": key}, folder / "key.json")
+        write_text(key, stored)
     write = partial(_write_scan, folder=folder, voxel_mm=source.voxel_mm)
     truths = map_scans(write, cohort.to_dict("records"), pool=pool, label="simulating heads")
     _write_tables(cohort, classes, folder / "bids")
     write_table(pd.DataFrame(truths), folder / "truth" / "truth.tsv", TRUTH)
     write_json(bayes_ceiling(source, classes), folder / "truth" / "ceiling.json")
     return folder / "bids"
-
-
-def _stored_key(folder: Path) -> str | None:
-    try:
-        return read_json(folder / "key.json").get("key")
-    except StudyError:
-        return None
 
 
 def _write_scan(row: dict[str, Any], folder: Path, voxel_mm: float) -> dict[str, Any]:
