@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -142,3 +143,20 @@ def run(project: Path, *arguments: str, **extra: str) -> subprocess.CompletedPro
     process = start(project, *arguments, **extra)
     output, errors = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that waits for its parent does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return state != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def soon(condition, *, seconds: float) -> bool:
+    """Wait until a condition holds, and return whether it does."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    return condition()

@@ -31,7 +31,7 @@ CONNECT_SECONDS = 30
 PATIENCE_SECONDS = 60.0  # how long a cluster may be without any worker
 START_SECONDS = 300.0  # the same on this computer, which may be too busy to start one sooner
 IDLE_SECONDS = 30.0  # how long workers are kept for the next map
-SAME_PACKAGES = ("scipy", "nibabel", "nilearn", "SimpleITK", "torch")  # beside those of Dask, numpy and pandas
+SAME_PACKAGES = ("scipy", "nibabel", "nilearn", "SimpleITK", "torch")  # in addition to those of Dask, numpy and pandas
 UNGUARDED = (
     "Workers import the script that starts them: in a script of your own, keep what calls adlib under "
     "`if __name__ == '__main__':`, or use one process (exec.workers: 1)"
@@ -103,19 +103,16 @@ class Cluster:
             if not self.pool.elsewhere and len(present) < self.size:
                 self._started.scale(self.size)  # Dask gives up for good on a worker that restarts slowly
             if self.pool.elsewhere and not present <= self._checked:
-                self._check_versions()
+                try:
+                    self.client.get_versions(check=True, packages=SAME_PACKAGES)
+                except ValueError as error:
+                    raise StudyError(f"{error}\nStart scheduler and workers from this installation") from None
                 self._checked |= present
         if present:
             self._seen = time.monotonic()
         elif self._patience and time.monotonic() - self._seen > self._patience:
             raise Gone(f"no worker for {self._patience:.0f} seconds")
         return len(present)
-
-    def _check_versions(self) -> None:
-        try:
-            self.client.get_versions(check=True, packages=SAME_PACKAGES)
-        except ValueError as error:
-            raise StudyError(f"{error}\nStart scheduler and workers from the installation of this process") from None
 
     def result(self, future: Future) -> Any:
         """Return the result of a finished task, or raise its error.
@@ -234,10 +231,18 @@ def difference_from_here(pool: Pool) -> Iterator[Callable[[], str] | None]:
         data = pool.data.absolute() if pool.data is not None and pool.data.is_dir() else None
         if data and (some := next(data.iterdir(), None)):
             shared[data] = some
-        code_of = _code_digest()
+
+        def code_of() -> str:  # this and the next travel as their own code: the worker's adlib may be another version
+            if (package := find_spec("adlib")) is None:
+                return "not at all"
+            root, code = Path(str(package.origin)).parent, hashlib.sha256()
+            for file in sorted(root.rglob("*.py")):
+                code.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+            return code.hexdigest()[:12]
+
         here = code_of()
 
-        def difference() -> str:  # travels as its own code, since the worker's adlib may be another version
+        def difference() -> str:
             worker: Any = get_worker()
             if getattr(worker, "adlib_checked", "") == marker:
                 return ""
@@ -255,18 +260,6 @@ def difference_from_here(pool: Pool) -> Iterator[Callable[[], str] | None]:
             return ""
 
         yield difference
-
-
-def _code_digest() -> Callable[[], str]:
-    def code_digest() -> str:
-        if (package := find_spec("adlib")) is None:
-            return "not at all"
-        root, code = Path(str(package.origin)).parent, hashlib.sha256()
-        for file in sorted(root.rglob("*.py")):
-            code.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
-        return code.hexdigest()[:12]
-
-    return code_digest
 
 
 def _start(pool: Pool, size: int) -> Any:

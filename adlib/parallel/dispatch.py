@@ -144,8 +144,8 @@ def _work(folder: str, limit_s: float, difference: Callable[[], str] | None) -> 
     """Make what a worker does; it travels as its own code, since the worker's adlib may be another version."""
 
     def work(call: bytes) -> bytes | str:
-        if difference and (found := difference()):
-            return found
+        if difference and (text := difference()):
+            return text
         os.chdir(folder)
         function, items, label = pickle.loads(call)  # noqa: S301
         from adlib.parallel.mapping import results_of

@@ -343,7 +343,8 @@ class _Strip(ast.NodeTransformer):
 
     def visit_ClassDef(self, node: ast.ClassDef) -> Any:
         if any(isinstance(base, ast.Name) and base.id == "Section" for base in node.bases):
-            node.body = [part for part in node.body if isinstance(part, ast.FunctionDef) and not _validates(part)]
+            functions = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+            node.body = [part for part in functions if "validator" not in "".join(map(ast.dump, part.decorator_list))]
         return self._without_docstring(self.generic_visit(node))
 
     @staticmethod
@@ -380,10 +381,6 @@ class _Strip(ast.NodeTransformer):
 
 def _is_text(node: ast.expr) -> bool:
     return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
-
-
-def _validates(function: ast.FunctionDef) -> bool:
-    return any("validator" in ast.dump(decorator) for decorator in function.decorator_list)
 
 
 def _dumped(trees: Iterable[ast.AST]) -> str:

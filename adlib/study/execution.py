@@ -22,7 +22,7 @@ from papermill.iorw import load_notebook_node
 
 from adlib.study.records import DASHBOARD, StudyError, write_text
 
-logging.getLogger("papermill").addHandler(logging.NullHandler())  # failures are told by NotebookFailure
+logging.getLogger("papermill").addHandler(logging.NullHandler())  # NotebookFailure reports failures
 _PLAIN_ERRORS = ("StudyError", "AuditStop")  # raised in a notebook, they are shown without a traceback
 _OFFLINE_TEMPLATE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_requirejs %}{% endblock %}

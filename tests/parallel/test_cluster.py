@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_mapping import die_once, fail_on_two, hang_on_one, lost, matrix_product, soon
+from test_mapping import die_once, fail_on_two, hang_on_one, lost, matrix_product
+from throwaway import soon
 
 from adlib.parallel import cluster as cluster_module
 from adlib.parallel.cluster import close_clusters

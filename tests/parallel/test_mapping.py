@@ -13,6 +13,7 @@ import dask
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
+from throwaway import alive, soon
 
 from adlib.parallel.cluster import close_clusters
 from adlib.parallel.mapping import map_scans
@@ -233,18 +234,3 @@ def test_unguarded_script_is_refused(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode and "keep what calls adlib under `if __name__ ==" in ended.stderr.splitlines()[-1]
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        return state != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def soon(condition, *, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.1)
-    return condition()

@@ -41,25 +41,12 @@ def test_wrong_params_are_refused_with_what_to_do(setting, words):
     assert words in str(error.value)
 
 
-def test_the_choice_of_workers_is_handed_on_whole():
-    settings = (
-        "exec.workers=3",
-        "exec.scan_timeout_s=60",
-        "exec.memory_mb=2000",
-        "exec.retries=0",
-        "exec.outputs=here",
-    )
-    pool = load_params("params/phantom.yaml", settings).pool
-    assert pool == Pool(workers=3, scan_timeout_s=60, memory_mb=2000, retries=0, outputs=Path("here"), publish=True)
-    pool = load_params("params/phantom.yaml", ("exec.scheduler=tls://head-1.lab:8786",)).pool
-    assert pool.scheduler == "tls://head-1.lab:8786" and pool.elsewhere
-    assert load_params("params/phantom.yaml", ("exec.jobqueue.kind=pbs",)).pool.elsewhere
-
-
-def test_settings_change_only_what_they_name():
-    plain, changed = load_params("params/phantom.yaml"), load_params("params/phantom.yaml", ("train.epochs=3",))
-    assert changed.train.epochs == 3
-    assert changed.model_dump(exclude={"train"}) == plain.model_dump(exclude={"train"})
+def test_choice_of_workers_is_handed_on_whole():
+    chosen = {"workers": 3, "scan_timeout_s": 60, "memory_mb": 2000, "retries": 0, "publish": True}
+    pool = load_params("params/phantom.yaml", tuple(f"exec.{name}={value}" for name, value in chosen.items())).pool
+    assert pool == Pool(**chosen) and not pool.elsewhere
+    for setting in ("exec.scheduler=tls://head-1.lab:8786", "exec.jobqueue.kind=pbs"):
+        assert load_params("params/phantom.yaml", (setting,)).pool.elsewhere
 
 
 def test_a_missing_file_names_those_that_exist():

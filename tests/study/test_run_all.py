@@ -10,7 +10,7 @@ import time
 
 import nbformat
 import pytest
-from throwaway import CELLS, run, start, write_notebook
+from throwaway import CELLS, alive, run, soon, start, write_notebook
 
 import run_all
 from adlib.study.execution import strip_outputs, write_html
@@ -26,11 +26,8 @@ def ran(process):
     return re.findall(r"(\w+)  done in", process.stdout)
 
 
-def wait_for(path, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not path.exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    assert path.exists()
+def wait_for(path):
+    assert soon(path.exists, seconds=60)
 
 
 def children(pid):
@@ -38,16 +35,8 @@ def children(pid):
     return [int(line) for line in listing.stdout.split()]
 
 
-def alive(pid):
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
-    return bool(state) and not state.startswith("Z")
-
-
-def gone(pids, seconds=15.0):
-    end = time.monotonic() + seconds
-    while any(map(alive, pids)) and time.monotonic() < end:
-        time.sleep(0.1)
-    return not any(map(alive, pids))
+def gone(pids):
+    return soon(lambda: not any(map(alive, pids)), seconds=15)
 
 
 def test_a_first_run_makes_everything(first_run):
