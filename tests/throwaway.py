@@ -20,17 +20,16 @@ steps.STEPS = (
     Step("02_preprocessing", ("preprocess",), ("manifest.tsv",), ("features.tsv",), ("derivatives",)),
     Step("03_evaluation", ("evaluate",), ("features.tsv",), ("metrics.json",)),
 )
+import run_all, sys
+sys.exit(run_all.start())
 """
 CELLS = {
-    "01_data_audit": ["science.write(params, 'manifest.tsv', params.seed)", "science.figure(params, '01_cohort')"],
+    "01_data_audit": ["write(params, 'manifest.tsv', params.seed)", "figure(params, '01_cohort')"],
     "02_preprocessing": [
-        "science.slow(params, 'derivatives')",
-        "science.write(params, 'features.tsv', science.read(params, 'manifest.tsv') * 2)",
+        "slow(params, 'derivatives')",
+        "write(params, 'features.tsv', read(params, 'manifest.tsv') * 2)",
     ],
-    "03_evaluation": [
-        "science.figure(params, '03_scores')",
-        "science.metrics(params, science.read(params, 'features.tsv'))",
-    ],
+    "03_evaluation": ["figure(params, '03_scores')", "metrics(params, read(params, 'features.tsv'))"],
 }
 SCIENCE = r'''
 """Tiny science."""
@@ -80,24 +79,24 @@ def metrics(params, value):
     row = {"run": "tiny", "fold": 0, "split": "test", "participant_id": "a", "scan_id": "a", "diagnosis": "CN"}
     pd.DataFrame([row]).to_parquet(params.folder / "predictions.parquet")
 '''
-MODULES = {
-    "__init__": "",
-    "deep": "def scale(value):\n    return value\n",
-    "science": SCIENCE,
-    "training/recipe": """def training_record(folder):
-    return {}
-
-def record_differences(record, params):
-    return {}
-""",
-    "report/pages": """from adlib.study.records import write_text
+FILES = {
+    "tiny.py": STEPS,
+    "params/phantom.yaml": "study: tiny\nsource: {kind: phantom}\nexec: {publish: true, device: cpu}\n",
+    "adlib/__init__.py": "",
+    "adlib/deep.py": "def scale(value):\n    return value\n",
+    "adlib/science.py": SCIENCE,
+    "adlib/training/recipe.py": "def training_record(*_):\n    return {}\n\nrecord_differences = training_record\n",
+    "adlib/report/pages.py": """
+from adlib.study.records import write_text
 
 def write_report(params):
     return write_text("made", params.folder / "report" / "index.html")
 """,
 }
-PARAMS = "study: tiny\nsource: {kind: phantom}\nexec: {publish: true, device: cpu}\n"
-SETUP = "from adlib import science\nfrom adlib.study.params import open_study\n\nparams = open_study(params_file)"
+SETUP = """from adlib.science import AuditStop, StudyError, figure, metrics, read, slow, write
+from adlib.study.params import open_study
+
+params = open_study(params_file)"""
 
 
 def make_project(folder: Path) -> Path:
@@ -105,15 +104,9 @@ def make_project(folder: Path) -> Path:
     shutil.copytree(ROOT / "adlib" / "study", folder / "adlib" / "study", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("run_all.py", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
-    for name, code in MODULES.items():
-        path = folder / "adlib" / f"{name}.py"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(code)
-    (folder / "tiny.py").write_text(STEPS + "import run_all, sys\nsys.exit(run_all.start())\n")
-    (folder / "params").mkdir()
-    (folder / "params" / "phantom.yaml").write_text(
-        "study: tiny\nsource: {kind: phantom}\nexec: {publish: true, device: cpu}\n"
-    )
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
     (folder / "notebooks").mkdir()
     for name, lines in CELLS.items():
         write_notebook(folder / "notebooks" / f"{name}.ipynb", lines)

@@ -70,28 +70,20 @@ def make_study(folder, *sets, scans=1):
     """Write the tables and slices of the made cohort; participants are told apart by noise alone."""
     params = load_params("params/phantom.yaml", (*SETS, f"exec.outputs={folder}", *sets))
     rng = np.random.default_rng(0)
-    people = [f"sub-{k:02d}" for k in range(40)]
-    labels = [CLASSES[k % 2] for k in range(40)]
-    own = rng.normal(0, 0.3, (40, 3, 32, 32))
-    own[1::2, :, 8:24, 8:24] += 1.5
-    slices = np.concatenate([own + rng.normal(0, 0.05, own.shape) for _ in range(scans)]).astype(np.float16)
+    noise = rng.normal(0, 0.3, (40, 3, 32, 32))
+    noise[1::2, :, 8:24, 8:24] += 1.5
+    slices = np.concatenate([noise + rng.normal(0, 0.05, noise.shape) for _ in range(scans)]).astype(np.float16)
     params.folder.mkdir(parents=True)
     np.save(params.folder / "slices.npy", slices)
-    base = pd.DataFrame(
-        {
-            "participant_id": people * scans,
-            "session_id": [f"ses-{s + 1:02d}" for s in range(scans) for _ in people],
-            "diagnosis": labels * scans,
-        }
-    )
-    base.insert(2, "scan_id", base["participant_id"] + ("_" + base["session_id"] if scans > 1 else ""))
+    people = pd.DataFrame({"participant_id": [f"sub-{k:02d}" for k in range(40)], "diagnosis": CLASSES * 20})
+    parts = ["train"] * 24 + ["validation"] * 6 + ["test"] * 10
+    write_table(people.assign(fold=0, split=parts), params.folder / "splits.tsv", SPLITS)
+    base = pd.concat([people.assign(session_id=f"ses-{k + 1:02d}") for k in range(scans)], ignore_index=True)
+    base["scan_id"] = base["participant_id"] + ("_" + base["session_id"] if scans > 1 else "")
     write_table(base.assign(row=range(len(base)), slice=0), params.folder / "slices.tsv", SLICES)
     write_table(base.assign(path="p", sha256="s", age=70.0, sex="F"), params.folder / "manifest.tsv", MANIFEST)
     features = base.drop(columns="diagnosis").assign(qc_verdict="pass", gm_ml=600.0, nbv=0.75)
     write_table(features, params.folder / "features.tsv", FEATURES)
-    parts = ["train"] * 24 + ["validation"] * 6 + ["test"] * 10
-    splits = pd.DataFrame({"participant_id": people, "diagnosis": labels, "fold": 0, "split": parts})
-    write_table(splits, params.folder / "splits.tsv", SPLITS)
     return params
 
 

@@ -171,7 +171,7 @@ def test_failing_cell_is_named_and_next_run_resumes(finished):
 
 @pytest.mark.parametrize(("error", "code"), [("StudyError", 1), ("AuditStop", 2)])
 def test_study_error_is_shown_without_traceback(project, error, code):
-    write_notebook(project / "notebooks" / "01_data_audit.ipynb", [f"raise science.{error}('no scans in the folder')"])
+    write_notebook(project / "notebooks" / "01_data_audit.ipynb", [f"raise {error}('no scans in the folder')"])
     process = run(project)
     assert process.returncode == code
     assert process.stderr == "[1/3] 01_data_audit stopped\nno scans in the folder\n"
