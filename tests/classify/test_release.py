@@ -63,6 +63,7 @@ def folder(study, tmp_path_factory):
     return place
 
 
+@pytest.mark.studies
 def test_verify_reproduces_scores(folder):
     table = release.verify(folder)
     assert len(table) == len(release.INDEXED)

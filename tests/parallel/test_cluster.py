@@ -19,6 +19,7 @@ from adlib.study.exec_params import HERE, JobQueueParams, Pool
 from adlib.study.records import StudyError
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.studies
 
 
 class Elsewhere:

@@ -129,7 +129,7 @@ def test_one_thread_everywhere_and_only_while_mapping():
     assert (torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")) == before
 
 
-@pytest.mark.parametrize("patience", ["15s", "200ms"])
+@pytest.mark.parametrize("patience", ["15s", pytest.param("200ms", marks=pytest.mark.studies)])
 def test_killed_worker_costs_a_retry(tmp_path, patience):
     """Also where Dask gives up on a worker before it has restarted."""
     close_clusters()
@@ -151,6 +151,7 @@ def test_item_that_crashes_every_worker_is_lost_alone():
     assert "exec.workers=1" in str(caught.value) and "finished is kept" in str(caught.value)
 
 
+@pytest.mark.studies
 def test_item_that_crashes_in_a_chunk_is_lost_alone():
     pool = Pool(workers=2, retries=0)
     found = map_scans(crash_on_300, range(600), pool=pool, label="reading", lost=lost, chunksize=64)

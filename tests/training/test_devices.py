@@ -54,6 +54,7 @@ def kill_one(folder):
             process.kill()
 
 
+@pytest.mark.studies
 def test_killed_process_is_reported_and_resumed(tmp_path, capfd):
     study = make_study(tmp_path, *TOGETHER, "exec.devices=2", "train.epochs=12")
     watcher = threading.Thread(target=kill_one, args=(study.folder,))
