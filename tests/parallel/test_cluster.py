@@ -19,6 +19,7 @@ from adlib.study.exec_params import HERE, JobQueueParams, Pool
 from adlib.study.records import StudyError
 
 ROOT = Path(__file__).parents[2]
+TESTS = [str(ROOT / "tests"), str(ROOT / "tests" / "parallel")]  # of the functions that workers import
 pytestmark = pytest.mark.studies
 
 
@@ -38,7 +39,7 @@ class Elsewhere:
         self.start("worker", self.address, *settings, code=code, inside=inside)
 
     def start(self, *arguments, code: Path = ROOT, log=subprocess.DEVNULL, inside=()) -> subprocess.Popen:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code), str(Path(__file__).parent)])}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code), *TESTS])}
         environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "0"
         command = [*inside, sys.executable, "-m", "dask", *arguments]
         self.started.append(
@@ -164,7 +165,7 @@ def test_batch_jobs_work_and_are_cancelled(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text.format(folder=tmp_path))
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{Path(__file__).parent}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *TESTS]))
     jobs = JobQueueParams(
         kind="slurm", queue="short", cores=2, memory="4GB", interface="lo", directives=("--account=lab",)
     )
