@@ -28,7 +28,8 @@ from adlib.release import load_without_reference
 from adlib.study.exec_params import Pool
 from adlib.study.params import load_params
 from adlib.training import model_file
-from adlib.training.pooling import arrays, fit_calibration, pool_level
+from adlib.training.calibration import fit_calibration
+from adlib.training.pooling import arrays, pool_level
 
 SPLITS, VALIDATION, COVERAGE, TOLERANCE = 50, 34, 0.9, 0.02
 

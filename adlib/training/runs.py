@@ -26,6 +26,7 @@ from adlib.study.records import (
     write_json,
     write_table,
 )
+from adlib.training.calibration import fit_calibration
 from adlib.training.cohort_reference import make_reference
 from adlib.training.controls import control_fold
 from adlib.training.devices import is_worker, launch, make_fabric
@@ -33,7 +34,7 @@ from adlib.training.folds import Fold, make_fold
 from adlib.training.loop import OnEpoch, fit, prediction_table
 from adlib.training.model_file import Classifier, ModelCard, save
 from adlib.training.network import slice_outputs, softmax
-from adlib.training.pooling import ATTENTION, fit_calibration
+from adlib.training.pooling import ATTENTION
 from adlib.training.recipe import RECORD, Recipe, describe, training_record, write_network
 from adlib.training.slices import load_slices
 from adlib.training.splits import check_disjoint, fold_numbers

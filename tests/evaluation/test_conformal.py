@@ -6,8 +6,8 @@ import pytest
 from scipy.stats import betabinom, norm
 
 from adlib.evaluation.prediction_sets import LEVELS, coverage_curve, lowest_probability, prediction_sets, set_scores
+from adlib.training.calibration import fit_calibration
 from adlib.training.network import softmax
-from adlib.training.pooling import fit_calibration
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")
 MEANS = np.array([0.1, 0.4, 0.65, 1.0])

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from adlib.training import loop as fit
+from adlib.training.calibration import fit_calibration
 from adlib.training.folds import Batch
 from adlib.training.network import softmax
-from adlib.training.pooling import fit_calibration, pool_level, pool_slices, within_scan
+from adlib.training.pooling import pool_level, pool_slices, within_scan
 
 
 def test_attention_pooling_equals_the_trained_softmax():
