@@ -76,7 +76,7 @@ def metrics(params, value):
     write_json({"study": params.study, "entries": [{**entry, "point": point, "ci95": [0.01, 0.09]}]},
                params.folder / "metrics.json")
     write_text("participant_id\tfold\tsplit\na\t0\ttrain\n", params.folder / "splits.tsv")
-    row = {"run": "tiny", "fold": 0, "split": "test", "participant_id": "a", "scan_id": "a", "diagnosis": "CN"}
+    row = {"run": "tiny", "fold": 0, "split": "test", "participant_id": "a", "scan_id": "a", "truth": "CN"}
     pd.DataFrame([row]).to_parquet(params.folder / "predictions.parquet")
 '''
 FILES = {

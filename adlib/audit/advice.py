@@ -214,7 +214,14 @@ def findings_of(
     Returns
     -------
     list of dict
+
+    Raises
+    ------
+    ValueError
+        If the check has no such severity.
     """
+    if severity not in CHECKS[check].severities.split(", "):
+        raise ValueError(f"{check} is never {severity!r}, only {CHECKS[check].severities}")
     if not len(subjects):
         return []
     names = sorted({str(name) for name in subjects})

@@ -80,7 +80,7 @@ def check_copies(scans: pd.DataFrame, pixels: pd.DataFrame, params: AuditParams)
     scans : DataFrame
         Schema `records.LISTING`.
     pixels : DataFrame
-        See `similarity.pixel_facts`, indexed as `scans`.
+        See `similarity.pixel_facts`, with a row for each of `scans`.
     params : AuditParams
     """
     scans = scans.drop(index=_contradicted(scans, ["image_id"]).index)
@@ -172,7 +172,7 @@ def assign_participants(
     scans : DataFrame
         Schema `records.LISTING`.
     pixels : DataFrame
-        See `similarity.pixel_facts`, indexed as `scans`; a scan without a thumbnail becomes one participant.
+        See `similarity.pixel_facts`, with a row for each of `scans`; a scan without a thumbnail becomes a participant.
     params : AuditParams
     seed : int
 

@@ -123,7 +123,8 @@ def check_confounds(manifest: pd.DataFrame, params: AuditParams, seed: int) -> l
         Of the folds.
     """
     people = first_scans(manifest)
-    findings, rest = [], ACQUISITION
+    findings: list[Finding] = []
+    rest: tuple[str, ...] = ACQUISITION
     for check, columns in _SINGLE.items():
         for scored in _confound(check, people, columns, params, seed):
             if scored["severity"] == "stop":

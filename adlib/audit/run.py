@@ -36,7 +36,7 @@ class Audit:
     flow : DataFrame
         Columns step, scans, participants: scans left after each exclusion.
     confounds : DataFrame
-        See `associations.associations`: association of each fact about a scan with its label.
+        See `confounds.associations`: association of each fact about a scan with its label.
     """
 
     manifest: pd.DataFrame

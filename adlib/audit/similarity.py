@@ -167,7 +167,7 @@ def near_duplicates(thumbnails: np.ndarray, limit: float) -> pd.DataFrame:
     Parameters
     ----------
     thumbnails : (N, P, E, E) or (N, P, E, E, E) float array
-        See `fingerprint.thumbnail`; P planes.
+        See `thumbnail`; P planes.
     limit : float
         Least correlation.
 

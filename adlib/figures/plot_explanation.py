@@ -77,8 +77,8 @@ def plot_attribution_mni(
     limit = float(np.percentile(np.abs(values[values != 0]), 99.5)) if values.any() else 1.0
     where = coordinates if mode == "ortho" else list(coordinates)
     for axis, (name, image) in zip(axes.flat, images.items(), strict=False):
-        look = {"transparency": image, "transparency_range": [0, limit]}
-        look = look if image.get_fdata().any() else {"transparency": 0}
+        shown = {"transparency": image, "transparency_range": [0, limit]}
+        look = shown if image.get_fdata().any() else {"transparency": 0}
         plot_stat_map(
             image, bg_img=background, display_mode=mode, cut_coords=where, axes=axis, colorbar=False, cmap="RdBu_r",
             vmin=-limit, vmax=limit, black_bg=False, draw_cross=False, annotate=False,

@@ -297,7 +297,7 @@ def _write_tables(cohort: pd.DataFrame, classes: tuple[str, ...], root: Path) ->
     write_text(_README, root / "README")
     people = cohort.drop_duplicates("participant_id")
     _write_tsv(people[["participant_id", "age", "sex", "diagnosis", "site", "mmse"]], root / "participants.tsv")
-    described = {
+    described: dict[str, dict[str, Any]] = {
         "age": {"Description": "Age at the first session", "Units": "year"},
         "sex": {"Description": "Sex", "Levels": {"F": "female", "M": "male"}},
         "diagnosis": {"Description": "Simulated diagnosis", "Levels": {name: name for name in classes}},

@@ -161,7 +161,8 @@ def scores(a: Side, b: Side, caption: str, *, main_only: bool = False) -> Table:
         title = " minus ".join(run_of(part).title for part in run.split(" - "))
         change = "-" if left is None or right is None else f"{right['point'] - left['point']:+.3f}"
         cells = written(left, 3), written(right, 3), change.replace("+nan", "-"), verdict(left, right)
-        rows.append((title, *(() if main_only else (LEVELS[level].lower(),)), metric_title(metric, label), *cells))
+        levels = () if main_only else (LEVELS.get(level, level).lower(),)
+        rows.append((title, *levels, metric_title(metric, label), *cells))
     header = ("Run", *(() if main_only else ("Level",)), "Score", "A", "B", "B minus A", "Verdict")
     return table(caption, header, rows)
 

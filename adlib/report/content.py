@@ -189,9 +189,10 @@ def read_study(params: StudyParams) -> Study:
         )
     path = folder / "model.safetensors"
     header = read_state(path)[1]
-    if FORMAT not in header:
-        raise StudyError(f"{path} has no model card; run 03_training_resnet50 again")
-    card = json.loads(header[FORMAT])
+    try:
+        card = json.loads(header[FORMAT])
+    except (KeyError, ValueError):
+        raise StudyError(f"{path} has no readable model card; run 03_training_resnet50 again") from None
     figures = read_table(folder / "figures" / "figures.tsv", FIGURES)
     record = training_record(folder) or card.get("training", {})
     provenance = read_json(folder / "provenance.json")

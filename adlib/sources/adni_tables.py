@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from adlib.study.records import StudyError
-from adlib.study.user_tables import bare_name, read_user_table, table_columns
+from adlib.study.user_tables import NUMBER, bare_name, read_user_table, table_columns
 
 # Data dictionary of the diagnostic summary (DXSUM): DXCURREN in ADNI1, DXCHANGE (conversions count as what a person
 # became) in ADNIGO and ADNI2, DIAGNOSIS since ADNI3; adni.loni.usc.edu, Study Data. The first that a row has counts.
@@ -206,7 +206,7 @@ def _date(cell: str | None) -> date | None:
 
 
 def _years(cell: str | None) -> float | None:
-    if not re.fullmatch(r"-?\d+([.,]\d*)?", cell or "-1"):
+    if not NUMBER.fullmatch(cell or "-1"):
         raise ValueError("a number such as 74.5")
     years = float((cell or "-1").replace(",", "."))
     return years if years >= 0 else None

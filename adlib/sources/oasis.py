@@ -356,14 +356,16 @@ def _rating_label(rating: float, labels: dict[str, str]) -> str | None:
 
 def _oasis3_tables(root: Path) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
     """Clinical visits (subject, days, cdr, age), and sex and age at entry by subject, recognised by their columns."""
-    visits, people = [], {}
+    visits: list[pd.DataFrame] = []
+    people: dict[str, dict[str, Any]] = {}
     for path in sorted(root.rglob("*.csv")):
         names = {"oasisid": "subject", "cdrtot": "cdr", "gender": "sex", "mf": "sex"}
         table = _with_bare_names(path).rename(columns=names)
         if {"subject", "cdr"} <= set(table):
             visits.append(_oasis3_visits(table, path))
         if {"subject", "sex"} <= set(table):
-            entry = numbers(table.reindex(columns=["ageatentry"]), "ageatentry", path)
+            known = "ageatentry" in table
+            entry = numbers(table, "ageatentry", path) if known else [None] * len(table)
             for subject, sex, age in zip(table["subject"], table["sex"].replace(_SEXES), entry, strict=True):
                 people.setdefault(subject, {"sex": sex, "entry": age})
     if not visits:

@@ -100,7 +100,7 @@ def module_digests(names: Iterable[str], root: Path = ROOT, *, texts: bool = Fal
     queue = [_resolved(name, root, texts) for name in names]
     while queue:
         module, name = queue.pop()
-        if (module.startswith(BOOKKEEPING) and module != _COUNTED) or name in needed.get(module, ()):
+        if (f"{module}.{name}".startswith(BOOKKEEPING) and module != _COUNTED) or name in needed.get(module, ()):
             continue
         for parent in _parents(module):  # importing a module runs what stands at its top
             if parent not in needed:

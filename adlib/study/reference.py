@@ -44,7 +44,7 @@ FIXED = {  # table: (columns that name a row, columns left out because they hold
     "features.tsv": (["scan_id"], ["qc_reasons"]),
     "audit.tsv": (["check", "subject"], ["value", "limit", "meaning"]),
     "flow.tsv": (["step"], []),
-    "confounds.tsv": (["fact"], []),
+    "confounds.tsv": (["column", "measure"], []),
 }
 ROUNDING = (
     0.05  # standard deviations of a column; 0.008 is the largest difference between AVX-512 and AVX2 instructions
@@ -270,9 +270,9 @@ def _tested(folder: Path) -> tuple[str, bool]:
     """Whether the network predicted the held-out participants of the splits, with the labels of the manifest."""
     predictions = pd.read_parquet(folder / "predictions.parquet")
     names = ["fold", "split", "participant_id"]
-    predicted = predictions.loc[predictions["run"] == NETWORK, [*names, "scan_id", "diagnosis"]].drop_duplicates()
+    predicted = predictions.loc[predictions["run"] == NETWORK, [*names, "scan_id", "truth"]].drop_duplicates()
     labels = _read(folder / "manifest.tsv").set_index("scan_id")["diagnosis"].reindex(predicted["scan_id"])
-    other = set(predicted.loc[predicted["diagnosis"].to_numpy() != labels.to_numpy(), "participant_id"])
+    other = set(predicted.loc[predicted["truth"].to_numpy() != labels.to_numpy(), "participant_id"])
     held_out = _read(folder / "splits.tsv").query("split != 'train'")[names]
     rows = predicted[names].drop_duplicates().merge(held_out, how="outer", indicator="where")
     other |= set(rows.loc[rows["where"] != "both", "participant_id"])

@@ -275,7 +275,7 @@ def expected_bytes(params: StudyParams) -> dict[str, float]:
     """
     manifest, source, cut = params.folder / "manifest.tsv", params.source, params.input
     if manifest.is_file():
-        scans = len(manifest.read_text(encoding="utf-8").splitlines()) - 1
+        scans = len(manifest.read_bytes().splitlines()) - 1
     elif source.kind == "phantom":
         scans = round(source.participants_per_class * len(params.classes) * (1 + source.followup_fraction))
     else:

@@ -22,7 +22,7 @@ MISSING = frozenset(("", ".", "n/a", "na", "nan", "null", "#n/a", "<na>"))
 
 _PROBED_RECORDS = 20
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+[.,]?[0-9]*|[.,][0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+NUMBER = re.compile(r"[+-]?(?:[0-9]+[.,]?[0-9]*|[.,][0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 
 
 def read_user_table(path: Path | str, *, required: Iterable[str] = ()) -> pd.DataFrame:
@@ -138,7 +138,7 @@ def numbers(table: pd.DataFrame, column: str, path: Path | str) -> pd.Series:
         If a cell is not a number; file, line and column are named.
     """
     cells = table[column]
-    wrong = ~cells.isna() & ~cells.map(lambda cell: bool(_NUMBER.fullmatch(str(cell))))
+    wrong = ~cells.isna() & ~cells.map(lambda cell: bool(NUMBER.fullmatch(str(cell))))
     if wrong.any():
         raise StudyError(
             f"{path}, line {cells.index[wrong][0]}, column {column!r}: {cells[wrong].iloc[0]!r:.80} is no number; "
@@ -239,7 +239,8 @@ def _records(text: str, separator: str, path: Path) -> Iterator[tuple[int, list[
                 yield line, cells
             line = reader.line_num + 1
     except csv.Error as error:
-        fault = "a quote is opened and never closed" if "end of data" in str(error) else str(error)
+        open_quote = "end of data" in str(error) or "field limit" in str(error)
+        fault = "a quote is opened and never closed" if open_quote else str(error)
         raise StudyError(f'{path}, line {line}: {fault}; quote cells as in "a ""quoted"" cell"') from None
 
 

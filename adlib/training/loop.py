@@ -81,7 +81,9 @@ class Progress:
         bool
             Whether there is such a checkpoint.
         """
-        stored = torch.load(path, map_location=device, weights_only=True) if path.is_file() else {"key": None}
+        if not path.is_file():
+            return False
+        stored = torch.load(path, map_location=device, weights_only=True)
         if stored["key"] != key:
             return False
         for name, part in self._parts.items():

@@ -70,6 +70,15 @@ def test_seed_changes_the_cohort():
     assert first.equals(again) and not first.equals(other)
 
 
+def test_another_seed_replaces_the_cohort(tmp_path):
+    source = SOURCE.model_copy(update={"participants_per_class": 1})
+    for seed in (5, 6):
+        phantom.write_cohort(source, CLASSES, seed, tmp_path, pool=HERE)
+    truth = read_table(tmp_path / "truth" / "truth.tsv", phantom.TRUTH)
+    expected = phantom.draw_cohort(source, CLASSES, 6)
+    assert sorted(truth["severity"].round(6)) == sorted(expected["severity"].round(6))
+
+
 def test_orientation_by_site_and_true_affine_to_mni(cohort):
     truth = read_table(cohort / "truth" / "truth.tsv", phantom.TRUTH)
     codes = {s.site: s.orientation for s in phantom.SCANNERS}

@@ -120,6 +120,11 @@ def test_a_computation_changes_its_step(tree, before, function, expected):
     assert expected <= found and found & set(WORK) == expected & set(WORK)
 
 
+def test_the_record_of_a_training_changes_no_work(tree, before):
+    path = tree / "adlib" / "training" / "recipe.py"
+    assert not changed(tree, before, [path], lambda parsed: with_statement(parsed, "describe")) & set(WORK)
+
+
 @pytest.fixture
 def package(tmp_path):
     (tmp_path / "adlib" / "room").mkdir(parents=True)

@@ -30,9 +30,11 @@ def study(tmp_path):
         "features.tsv": scans.assign(qc_verdict="pass", gm_ml=rng.normal(600, 50, 40)),
         "audit.tsv": pd.DataFrame({"check": ["sites"], "severity": ["info"], "subject": ["CN"], "meaning": ["words"]}),
     }
+    facts = pd.DataFrame({"column": ["age", "site"], "measure": ["eta", "Cramér's V"]})
+    tables["confounds.tsv"] = facts.assign(association=rng.random(2), p_holm=rng.random(2))
     for name, table in tables.items():
         table.to_csv(folder / name, sep="\t", index=False)
-    tested = tables["splits.tsv"].merge(scans).query("split == 'test'")
+    tested = tables["splits.tsv"].merge(scans).query("split == 'test'").rename(columns={"diagnosis": "truth"})
     predictions = pd.concat([tested.assign(run=run) for run in ("resnet50", "shuffled_labels")])
     predictions.to_parquet(folder / "predictions.parquet")
     scores = [
@@ -117,7 +119,7 @@ def test_tables_before_training_are_equal(study, name, column, change, words):
 
 @pytest.mark.parametrize(
     "change",
-    [lambda table: table.iloc[::2], lambda table: table.assign(diagnosis="CN")],
+    [lambda table: table.iloc[::2], lambda table: table.assign(truth="CN")],
     ids=["participants", "labels"],
 )
 def test_predictions_are_of_held_out_participants(study, change):

@@ -245,8 +245,8 @@ def perturbation_curves(
     deletion = _outputs(network, slices, ordered, target)
     insertion = _outputs(network, slices, 1 - ordered, target)[:, ::-1]
     by_chance = _outputs(network, slices, random, target)
-    by_chance = {"random_deletion": by_chance, "random_insertion": by_chance[:, ::-1]}
-    return {"deletion": deletion, "insertion": insertion, **by_chance}
+    curves = {"random_deletion": by_chance, "random_insertion": by_chance[:, ::-1]}
+    return {"deletion": deletion, "insertion": insertion, **curves}
 
 
 def gain(curves: dict[str, np.ndarray], name: str) -> np.ndarray:
