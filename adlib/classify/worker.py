@@ -15,7 +15,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -79,6 +79,7 @@ def serve(pipe: Connection, model: Path, home: Path, coverage: float, method: st
     """
     if hasattr(os, "setsid"):
         os.setsid()  # an interrupted notebook does not interrupt it, and its children end with it
+    signal.signal(signal.SIGTERM, lambda *_: _end(home))  # of a kernel that shuts down
     jobs: queue.Queue[tuple[str, dict[str, float], bool]] = queue.Queue()
     threading.Thread(target=_listen, args=(pipe, jobs, home), daemon=True).start()
     for output in (1, 2):
@@ -119,10 +120,27 @@ def _listen(pipe: Connection, jobs: queue.Queue[Any], home: Path) -> None:
     with contextlib.suppress(EOFError, OSError):
         while True:
             jobs.put(pipe.recv())
+    _end(home)
+
+
+def _end(home: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
     with contextlib.suppress(OSError):
         os.killpg(0, signal.SIGKILL)
     os._exit(0)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Block the interrupt of a notebook, which reaches a new process until it has a session of its own."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _limit_memory(megabytes: int) -> None:
@@ -224,7 +242,7 @@ class Worker:
             self._pipe, end = spawn.Pipe()
             settings = (self.model.resolve(), self.home, self.coverage, self.method, self.limits.memory_mb)
             self._process = spawn.Process(target=self.target, args=(end, *settings), daemon=True)
-            with one_thread():  # the process inherits the variables
+            with _uninterrupted(), one_thread():  # the process inherits the variables and the mask
                 self._process.start()
             end.close()
 
@@ -264,9 +282,9 @@ class Worker:
                 self._pipe.send((str(path), person, explain))
             while True:
                 kind, *content = self._next(deadline)
-                self.expected[title], began = time.monotonic() - began, time.monotonic()
                 if kind == "error":
                     raise StudyError(*content)
+                self.expected[title], began = time.monotonic() - began, time.monotonic()
                 if kind == "result":
                     return Result(*content)
                 (title,) = content
@@ -302,16 +320,17 @@ class Worker:
 
     def _next(self, deadline: float) -> tuple[Any, ...]:
         """The next message of the process."""
+        process, pipe = self._process, self._pipe
         try:
-            if self._pipe.poll(max(deadline - time.monotonic(), 0)):
-                return self._pipe.recv()
+            if pipe.poll(max(deadline - time.monotonic(), 0)):
+                return pipe.recv()
         except (EOFError, OSError):
-            self._process.join()
-            self._kill()
+            process.join()
+            shutil.rmtree(self.home / "tmp", ignore_errors=True)
             if self._cancelled:
                 raise CancelledError from None
             raise StudyError(
-                f"the worker process ended unexpectedly (exit code {self._process.exitcode}), most often for lack of "
+                f"the worker process ended unexpectedly (exit code {process.exitcode}), most often for lack of "
                 f"memory: at most {self.limits.memory_mb} MiB are allowed (classify.memory_mb); resample the scan to "
                 "1 mm and try again"
             ) from None
