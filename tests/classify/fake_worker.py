@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def result(path, person, explain):
 
 def serve(pipe, model, home, *settings):
     """Takes the place of `adlib.classify.worker.serve`."""
+    os.setsid()
     while True:
         path, person, explain = pipe.recv()
         name = Path(path).name
@@ -37,6 +39,7 @@ def serve(pipe, model, home, *settings):
             os.abort()
         pipe.send(("stage", "classifying slices"))
         if "slow" in name:
-            (home / "tmp" / "half-done").write_text("somebody's head")
+            child = subprocess.Popen(["sleep", "60"])
+            (home / "tmp" / "half-done").write_text(str(child.pid))
             time.sleep(60)
         pipe.send(("result", *result(Path(path), person, explain)))

@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from throwaway import alive
 
 from adlib.classify import form, model_store
 from adlib.classify.input_checks import Check
@@ -234,13 +235,15 @@ def test_cancel_ends_process_and_waiting_scans(app, home):
     upload(app, "slow.nii", "later.nii")
     app.classify()
     deadline = time.monotonic() + 20
-    while not list(home.rglob("half-done")):
+    while not (found := list(home.rglob("half-done"))) or not found[0].read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    child = int(found[0].read_text())
     process, began = app.worker._process, time.monotonic()
     app.cancel.click()
     app._thread.join()
     assert time.monotonic() - began < 3 and process.exitcode == -signal.SIGKILL
+    assert not alive(child)
     assert "cancelled" in pages(app) and not app.results
     assert left_in(home) == [] and not app.button.disabled
     upload(app, "next.nii")
