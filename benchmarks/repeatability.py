@@ -121,8 +121,7 @@ def tolerances(copies: list[StudyParams]) -> pd.DataFrame:
     values = pd.concat([main_results(row, wanted) for row in rows]).groupby(["run", "metric", "class"])["point"]
     variances = values.var().groupby(["metric", "class"])
     spread = pd.DataFrame({"sd": np.sqrt(variances.mean()), "df": variances.count() * (n - 1)}).reset_index()
-    found = values.agg(["mean", "min", "max"]).reset_index()
-    table = MAIN_RESULTS.merge(found).merge(spread, on=["metric", "class"])
+    table = MAIN_RESULTS.merge(values.agg(["mean", "min", "max"]).reset_index()).merge(spread)
     quantile = student.ppf(1 - (1 - LEVEL) / len(table) / 2, table["df"])
     return table.assign(tolerance=quantile * table["sd"] * np.sqrt(1 + 1 / n), trainings=n)
 
