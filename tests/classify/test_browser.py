@@ -58,7 +58,7 @@ pytestmark = [
 
 def command(target: str, notebook: Path) -> list[str]:
     """Command of a Makefile target, with the programs of this environment."""
-    options = ["READY=Makefile", f"BIN={Path(sys.prefix) / 'bin'}", f"APP={notebook}"]
+    options = ["--assume-old=.venv/.ready", f"BIN={Path(sys.prefix) / 'bin'}", f"APP={notebook}"]
     printed = subprocess.run(
         ["make", "--dry-run", target, *options], cwd=ROOT, capture_output=True, text=True, check=True
     )
