@@ -89,20 +89,31 @@ def test_template_has_volumes_of_its_regions():
     assert half["hippocampus_percent"] == pytest.approx(sizes["hippocampus_percent"])
 
 
+def real_heads(realdata):
+    paths = [realdata / "t1w_head" / "t1_crop.nii.gz", *sorted((realdata / "t1w_cc0").glob("sub-*/anat/*.nii.gz"))]
+    assert len(paths) == 7
+    return paths
+
+
+@pytest.mark.realdata
+def test_real_scans_have_plausible_brains(realdata):
+    for path in real_heads(realdata):
+        result = preprocess_image(nib.load(path), PreprocessParams(resolution_mm=2.0), path.name)
+        assert result.verdict == "pass", result.reasons
+        assert 900 < result.features["brain_ml"] < 1600
+        assert 1100 < result.features["icv_ml"] < 2000
+        skipped = "brain extraction skipped: input is already brain-extracted" in result.steps
+        assert skipped == ("t1w_cc0" in str(path))
+
+
 @pytest.mark.realdata
 def test_real_scans_have_adult_volumes(realdata):
     """Mean manual volumes of one hippocampus are 2.7 ml (61 to 90 years) to 4.4 ml (18 to 54 years), see the docs.
 
     The bounds for single people are a quarter wider: two standard deviations of an eighth.
     """
-    paths = [realdata / "t1w_head" / "t1_crop.nii.gz", *sorted((realdata / "t1w_cc0").glob("sub-*/anat/*.nii.gz"))]
-    for path in paths:
-        result = preprocess_image(nib.load(path), PreprocessParams(), path.name)
-        sizes = result.features
-        assert result.verdict == "pass", result.reasons
-        skipped = "brain extraction skipped: input is already brain-extracted" in result.steps
-        assert skipped == ("t1w_cc0" in str(path))
-        assert 1100 < sizes["icv_ml"] < 2000, path
+    for path in real_heads(realdata):
+        sizes = preprocess_image(nib.load(path), PreprocessParams(), path.name).features
         assert 500 < sizes["gm_ml"] < 850, path
         assert 350 < sizes["wm_ml"] < 700, path
         assert 1.0 < sizes["gm_ml"] / sizes["wm_ml"] < 1.8, path
