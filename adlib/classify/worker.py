@@ -132,7 +132,7 @@ def _end(home: Path) -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Block the interrupt of a notebook, which reaches a new process until it has a session of its own."""
+    """Block the interrupt of a notebook, which reaches a new process before its `setsid`."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -24,7 +24,7 @@ ONE_MIB = 2**20
 
 @contextmanager
 def small_disk(folder, size=64 * ONE_MIB, *options):
-    """A file system of its own, of so many bytes."""
+    """A separate file system of so many bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     what = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *options]), "adlib-test", str(folder)]
     if subprocess.run(what, capture_output=True).returncode:
