@@ -212,4 +212,5 @@ def subgroup_table(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def _written(rows: pd.DataFrame, index: str, names: Sequence[str]) -> pd.DataFrame:
     texts = rows.assign(text=[format_score(row) for row in rows.itertuples()])
-    return texts.pivot(index=index, columns="metric", values="text").reindex(columns=list(names)).fillna("")
+    table = texts.pivot(index=index, columns="metric", values="text").reindex(columns=list(names))
+    return table.astype(object).fillna("")

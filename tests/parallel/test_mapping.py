@@ -92,6 +92,21 @@ def fail_on_two(index):
     return index
 
 
+def test_dashboard_is_named_once_and_answers(capsys):
+    pytest.importorskip("bokeh")
+    close_clusters()
+    lines = []
+    stream = LastLine(lines.append)
+    map_scans(abs, range(4), pool=TWO, label="counting")
+    stream.write(capsys.readouterr().err)
+    (line,) = lines
+    assert line.startswith("dashboard of the workers: http://127.0.0.1:")
+    with urllib.request.urlopen(line.split()[-1]) as page:
+        assert b"Dask" in page.read()
+    map_scans(abs, range(4), pool=TWO, label="counting")
+    assert "dashboard" not in capsys.readouterr().err
+
+
 def test_results_come_in_order_from_two_processes():
     results = map_scans(late_first, range(20), pool=TWO, label="counting")
     assert [index for index, _ in results] == list(range(20))
@@ -132,7 +147,8 @@ def test_one_thread_everywhere_and_only_while_mapping():
 @pytest.mark.parametrize("patience", ["15s", pytest.param("200ms", marks=pytest.mark.studies)])
 def test_killed_worker_costs_a_retry(tmp_path, patience):
     """Also where Dask gives up on a worker before it has restarted."""
-    close_clusters()
+    if patience != "15s":
+        close_clusters()
     with dask.config.set({"distributed.deploy.lost-worker-timeout": patience}):
         items = [(index, tmp_path) for index in range(10)]
         assert map_scans(die_once, items, pool=TWO, label="reading") == list(range(10))
@@ -169,29 +185,19 @@ def test_error_keeps_its_type_and_names_the_item(pool):
 @pytest.mark.parametrize(
     ("function", "limit", "reason"),
     [
-        (hang_on_one, {"scan_timeout_s": 8}, "it took longer than exec.scan_timeout_s, 8 seconds"),
-        (grow_on_one, {"memory_mb": 700}, "it needs more memory than a worker may take; its worker process died"),
+        (hang_on_one, {"scan_timeout_s": 4}, "it took longer than exec.scan_timeout_s, 4 seconds"),
+        pytest.param(
+            grow_on_one,
+            {"memory_mb": 700},
+            "it needs more memory than a worker may take; its worker process died",
+            marks=pytest.mark.studies,
+        ),
     ],
 )
 def test_limit_costs_only_the_item_that_breaks_it(function, limit, reason):
     pool = Pool(workers=2, retries=0, **limit)
     found = map_scans(function, range(6), pool=pool, label="reading", lost=lost)
     assert found == [0, ("lost", 1, reason), 2, 3, 4, 5]
-
-
-def test_dashboard_is_named_once_and_answers(capsys):
-    pytest.importorskip("bokeh")
-    close_clusters()
-    lines = []
-    stream = LastLine(lines.append)
-    map_scans(abs, range(4), pool=TWO, label="counting")
-    stream.write(capsys.readouterr().err)
-    (line,) = lines
-    assert line.startswith("dashboard of the workers: http://127.0.0.1:")
-    with urllib.request.urlopen(line.split()[-1]) as page:
-        assert b"Dask" in page.read()
-    map_scans(abs, range(4), pool=TWO, label="counting")
-    assert "dashboard" not in capsys.readouterr().err
 
 
 SLOW = """
@@ -209,7 +215,14 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("kind", "everyone"), [(signal.SIGKILL, False), (signal.SIGINT, False), (signal.SIGINT, True)])
+@pytest.mark.parametrize(
+    ("kind", "everyone"),
+    [
+        (signal.SIGKILL, False),
+        pytest.param(signal.SIGINT, False, marks=pytest.mark.studies),
+        pytest.param(signal.SIGINT, True, marks=pytest.mark.studies),
+    ],
+)
 def test_workers_end_with_the_parent(tmp_path, kind, everyone):
     """A terminal sends Ctrl-C to everyone in the foreground, a notebook only to the parent."""
     script, started = tmp_path / "slow.py", tmp_path / "started"

@@ -28,6 +28,7 @@ def files(folder):
     return {str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.studies
 def test_cohort_is_independent_of_workers(cohort, tmp_path):
     phantom.write_cohort(SOURCE, CLASSES, 5, tmp_path, pool=Pool(workers=2))
     assert files(tmp_path) == files(cohort)

@@ -155,6 +155,7 @@ def deadly_two(scan, **settings):
     return preprocess_scan(scan, **settings)
 
 
+@pytest.mark.studies
 def test_scan_of_a_killed_worker_is_tried_again(scan, study, monkeypatch):
     manifest = pd.DataFrame([scan, row(scan["path"], "02")])
     params = study(exec={"workers": 2, "retries": 0})

@@ -3,6 +3,7 @@
 import ast
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -88,6 +89,7 @@ def test_all_params_models_are_found():
     assert {"PhantomSource", "BidsSource", "TrainParams", "ExecParams"} <= {name for name, _ in FIELDS}
 
 
+@cache
 def attributes_read():
     """Names of all attributes that adlib (but for its params models), the notebooks and run_all.py read."""
     files = [path for path in (ROOT / "adlib").rglob("*.py") if path.name != "params.py"]

@@ -20,7 +20,10 @@ WIDTHS = {"phone": 390, "desk": 1280}
 PAGES = ["phantom", "people", "compare", *filter(None, [os.environ.get("ADLIB_PAGE")])]
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 PLAIN = ".scroll, .wide { background: none !important }"  # axe does not judge letters on a gradient
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the browser chromium (Debian: apt install chromium)")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs the browser chromium (Debian: apt install chromium)"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ def scored(results):
         ("folders", "folders", {"participant": NAMED}, None, READ, audited),
         ("caps", "caps", {"table": "people.csv"}, None, IN_ONE_SPACE, judged),
         ("dicom", "dicom", {"table": "people.csv"}, None, IN_ONE_SPACE, judged),
-        ("oasis1", "oasis1", {}, CDR, (), scored),
+        ("oasis1", "oasis1", {}, CDR, READ, audited),
         ("oasis2", "oasis2", {}, CDR, READ, audited),
         ("oasis3", "oasis3", {}, CDR, READ, audited),
     ],

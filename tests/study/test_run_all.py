@@ -183,7 +183,7 @@ def test_dead_kernel_names_its_cell(project):
     assert process.returncode == 1 and "the kernel died in cell In [4]: import os" in process.stderr
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("kind", [pytest.param(signal.SIGKILL, marks=pytest.mark.studies), signal.SIGINT])
 def test_resume_after_kill_gives_the_same_results(done, finished, kind):
     project = finished
     for name in ("derivatives", "features.tsv", "metrics.json"):

@@ -26,6 +26,7 @@ def history(study):
     return read_json(study.folder / "training" / "resnet50" / "fold-0" / "history.json")
 
 
+@pytest.mark.studies
 def test_two_processes_match_one(tmp_path, capfd):
     one = make_study(tmp_path / "one", *TOGETHER)
     two = make_study(tmp_path / "two", *TOGETHER, "exec.devices=2")
