@@ -1,7 +1,7 @@
 """A small study from every layout: the same simulated cohort, written as archives would have it.
 
-What follows the reading is the same for all of them, so only some layouts go on: to one space those whose images come
-otherwise prepared, to the report those of each kind of cohort.
+What follows the reading is the same for all of them, so only some layouts go on: some scans to one space where images
+come otherwise prepared, whole studies to the report where the kind of cohort is another one.
 """
 
 import json
@@ -20,8 +20,11 @@ import yaml
 from nilearn.datasets import fetch_oasis_vbm
 from nilearn.datasets.struct import oasis_missing_subjects
 
+from adlib.audit.run import AuditStop, enforce, run_audit
 from adlib.imaging.atlas import template
 from adlib.phantom import cohort as phantom
+from adlib.preprocess.cohort_run import preprocess_cohort
+from adlib.sources.reading import read_source
 from adlib.study.params import load_params
 
 pytestmark = [pytest.mark.studies, pytest.mark.timeout(1200)]
@@ -35,8 +38,7 @@ SMALL = {
 CDR = ["CN", "MCI", "AD"]
 NAMED = r"(?P<participant>sub-\d+)_(?P<session>ses-\d+)"
 PEOPLE, EACH = 40, 10
-READ = ("--only", "01")
-IN_ONE_SPACE = (*READ, "--only", "02")
+IN_ANOTHER_WAY = ("caps", "dicom")  # images that are prepared otherwise before they are in one space
 
 
 @pytest.fixture(scope="module")
@@ -46,38 +48,42 @@ def cohort(tmp_path_factory):
     return phantom.write_cohort(source, params.classes, params.seed, tmp_path_factory.mktemp("cohort"))
 
 
-def run_study(folder, source, *options, **sections):
-    """Exit code, printed text and results folder of a small study from a source."""
-    content = (
-        SMALL
-        | {"study": "small", "source": source, "exec": {"outputs": str(folder / "outputs"), "workers": 1}}
-        | sections
-    )
+def write_params(folder, source, **sections):
+    """A params file of a small study from a source."""
+    execution = {"outputs": str(folder / "outputs"), "workers": 1}
+    content = SMALL | {"study": "small", "source": source, "exec": execution} | sections
     (folder / "small.yaml").write_text(yaml.safe_dump(content))
-    command = [sys.executable, str(ROOT / "run_all.py"), "--params", str(folder / "small.yaml"), *options]
+    return folder / "small.yaml"
+
+
+def audited(folder, source, **sections):
+    """Params and audit of a small study from a source."""
+    params = load_params(write_params(folder, source, **sections))
+    return params, run_audit(read_source(params), params.classes, params.audit, params.seed)
+
+
+def stops(folder, source, **sections):
+    """Checks that stop a small study from a source."""
+    findings = audited(folder, source, **sections)[1].findings
+    with pytest.raises(AuditStop):
+        enforce(findings)
+    return findings.loc[findings["decision"] == "stop", "check"].tolist()
+
+
+def run_study(folder, source, **sections):
+    """Exit code, printed text and results folder of a small study from a source."""
+    path = write_params(folder, source, **sections)
+    command = [sys.executable, str(ROOT / "run_all.py"), "--params", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr, folder / "outputs" / "small"
 
 
-def audited(results):
-    """Scans of the manifest, after looking that each has a participant and a diagnosis."""
+def scored(results):
+    """Manifest, after looking that its scans were judged and some scored, and that the report names nobody."""
     manifest = pd.read_csv(results / "manifest.tsv", sep="\t")
-    assert manifest[["participant_id", "diagnosis"]].notna().all(axis=None)
-    return manifest
-
-
-def judged(results):
-    """Audited scans, after looking that all were brought into one space and judged."""
-    manifest = audited(results)
     features = pd.read_csv(results / "features.tsv", sep="\t")
     assert set(features["scan_id"]) == set(manifest["scan_id"])
     assert (features["qc_verdict"] != "fail").mean() > 0.9
-    return manifest
-
-
-def scored(results):
-    """Judged scans, after looking that some were scored, and that the report names nobody."""
-    manifest = judged(results)
     metrics = json.loads((results / "metrics.json").read_text())
     assert any(entry["run"] == "resnet50" and entry["level"] == "subject" for entry in metrics["entries"])
     page = (results / "report" / "index.html").read_text()
@@ -88,42 +94,46 @@ def scored(results):
 
 
 @pytest.mark.parametrize(
-    ("kind", "layout", "settings", "classes", "options", "look"),
+    ("layout", "settings", "classes"),
     [
-        ("bids", "bids", {}, None, (), scored),
-        ("adni", "adni", {}, None, READ, audited),
-        ("adni", "adni_flat", {}, None, READ, audited),
-        ("folders", "folders", {"participant": NAMED}, None, READ, audited),
-        ("caps", "caps", {"table": "people.csv"}, None, IN_ONE_SPACE, judged),
-        ("dicom", "dicom", {"table": "people.csv"}, None, IN_ONE_SPACE, judged),
-        ("oasis1", "oasis1", {}, CDR, READ, audited),
-        ("oasis2", "oasis2", {}, CDR, READ, audited),
-        ("oasis3", "oasis3", {}, CDR, READ, audited),
+        ("adni", {}, None),
+        ("adni_flat", {"kind": "adni"}, None),
+        ("folders", {"participant": NAMED}, None),
+        ("caps", {"table": "people.csv"}, None),
+        ("dicom", {"table": "people.csv"}, None),
+        ("oasis1", {}, CDR),
+        ("oasis2", {}, CDR),
+        ("oasis3", {}, CDR),
     ],
 )
-def test_a_study_from_each_layout(cohort, tmp_path, kind, layout, settings, classes, options, look):
+def test_each_layout_passes_the_audit(cohort, tmp_path, layout, settings, classes):
     root = layouts.write_layout(cohort, layout, tmp_path / "data")
     settings = {name: str(root / value) if name == "table" else value for name, value in settings.items()}
     sections = {"classes": classes} if classes else {}
-    sections |= {"audit": load_params(ROOT / "params" / "caps.yaml").audit.model_dump()} if kind == "caps" else {}
-    code, said, results = run_study(tmp_path, {"kind": kind, "root": str(root), **settings}, *options, **sections)
-    assert code == 0, said[-3000:]
-    assert look(results)["participant_id"].nunique() == PEOPLE
+    params, audit = audited(tmp_path, {"kind": layout, "root": str(root), **settings}, **sections)
+    enforce(audit.findings)
+    assert audit.manifest[["participant_id", "diagnosis"]].notna().all(axis=None)
+    assert audit.manifest["participant_id"].nunique() == PEOPLE
+    if layout in IN_ANOTHER_WAY:
+        features = preprocess_cohort(audit.manifest.iloc[::12], params)
+        assert len(features) > 2 and "fail" not in set(features["qc_verdict"])
     shutil.rmtree(tmp_path)
+
+
+def test_a_study_of_a_bids_dataset(cohort, tmp_path):
+    root = layouts.write_layout(cohort, "bids", tmp_path / "data")
+    code, said, results = run_study(tmp_path, {"kind": "bids", "root": str(root)})
+    assert code == 0, said[-3000:]
+    assert scored(results)["participant_id"].nunique() == PEOPLE
 
 
 def test_pictures_need_participants(cohort, tmp_path):
     root = layouts.write_layout(cohort, "images", tmp_path / "data")
     source = {"kind": "folders", "root": str(root), "contents": "images", "parts": ["train", "test"]}
     flat = {"input": {"plane": "images_2d", "size": 64}}
-    code, said, _ = run_study(tmp_path, source, **flat)
-    assert code == 2, said[-3000:]
-    assert "[participants-unknown]" in said
+    assert "participants-unknown" in stops(tmp_path, source, **flat)
     known = source | {"table": str(root / "pictures.csv")}
-    code, said, _ = run_study(tmp_path, known, **flat)
-    assert code == 2, said[-3000:]
-    assert "[given-split-leaks]" in said
-    assert "[participants-unknown]" not in said
+    assert stops(tmp_path, known, **flat) == ["given-split-leaks"]
     code, said, results = run_study(tmp_path, known, audit={"accept": ["given-split-leaks"]}, **flat)
     assert code == 0, said[-3000:]
     assert scored(results)["participant_id"].nunique() == PEOPLE

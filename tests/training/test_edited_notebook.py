@@ -28,7 +28,8 @@ def build_network(outputs, covariates, dropout):
 }
 SETS = (
     "classes=[CN, AD]", "source.severity_mean=[0.1, 1.0]", "source.participants_per_class=10",
-    "train.controls=[shuffled_labels]", "evaluate.bootstrap=100", "evaluate.attribution=grad_cam",
+    "source.followup_fraction=0", "train.controls=[shuffled_labels]", "evaluate.bootstrap=100",
+    "evaluate.attribution=grad_cam",
 )  # fmt: skip
 
 
