@@ -133,13 +133,15 @@ def _predict(scan: dict[str, Any], weights: str) -> dict[str, Any] | None:
     return names | {"truth": scan["diagnosis"], **{f"p_{k}": p for k, p in prediction.probabilities.items()}}
 
 
-def verify(folder: Path) -> pd.DataFrame:
+def verify(folder: Path, participants: int | None = None) -> pd.DataFrame:
     """Simulate the test participants of a released model again, classify their scans, and compare the scores.
 
     Parameters
     ----------
     folder : path
         Of the released model.
+    participants : int, optional
+        Simulate about so many; the others keep their stored predictions.
 
     Returns
     -------
@@ -155,11 +157,15 @@ def verify(folder: Path) -> pd.DataFrame:
     splits = make_splits(
         draw_cohort(cast(PhantomSource, params.source), params.classes, params.seed), params.splits, params.seed
     )
-    tested = set(splits.query("fold == 0 and split == 'test'")["participant_id"])
+    tested = sorted(splits.query("fold == 0 and split == 'test'")["participant_id"])
+    again = set(tested[:: max(1, len(tested) // participants) if participants else 1])
     with tempfile.TemporaryDirectory() as place:
-        scans = simulate_scans(params, Path(place), tested)
-        computed = _score_predictions(_predict_scans(folder / WEIGHTS, scans, params), params)
-    return _compare_scores(read_json(folder / SCORES)["entries"], computed)
+        scans = simulate_scans(params, Path(place), again)
+        predictions = _predict_scans(folder / WEIGHTS, scans, params)
+    if participants:
+        stored = read_table(folder / STORED, ANSWERS).assign(slice=0, temperature=1.0)
+        predictions = pd.concat([stored[~stored["participant_id"].isin(again)], predictions], ignore_index=True)
+    return _compare_scores(read_json(folder / SCORES)["entries"], _score_predictions(predictions, params))
 
 
 def _compare_scores(stored: Entries, computed: Entries) -> pd.DataFrame:
@@ -191,10 +197,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--params", type=Path, default=Path("params/phantom.yaml"), help="of the study to release")
     parser.add_argument("--model", type=Path, default=RELEASED / "phantom", help="folder of a released model")
     parser.add_argument("--verify", action="store_true", help="reproduce the scores of the released model")
+    parser.add_argument("--participants", type=int, help="to simulate again for --verify; all if left out")
     options = parser.parse_args(arguments)
     try:
         params = load_params(options.params)
-        table = verify(options.model) if options.verify else release(params, RELEASED / params.study)
+        table = (
+            verify(options.model, options.participants) if options.verify else release(params, RELEASED / params.study)
+        )
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

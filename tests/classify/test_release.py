@@ -15,7 +15,7 @@ from adlib.classify.nearest import read_examples
 from adlib.phantom.cohort import draw_cohort, write_cohort
 from adlib.study.exec_params import HERE
 from adlib.study.params import load_params
-from adlib.study.records import MANIFEST, SPLITS, StudyError, read_json, write_json, write_table
+from adlib.study.records import ANSWERS, MANIFEST, SPLITS, StudyError, read_json, read_table, write_json, write_table
 from adlib.training import model_file
 from adlib.training.model_file import Classifier, ModelCard
 from adlib.training.network import ResNet50
@@ -70,6 +70,17 @@ def test_verify_reproduces_scores(folder):
     assert set(table["n"]) == {4}
     assert table["difference"].abs().max() < 1e-9
     assert table["stored"].nunique() > 3
+
+
+@pytest.mark.studies
+def test_verify_simulates_some_and_keeps_stored_predictions_of_others(folder, tmp_path):
+    assert release.verify(folder, 2)["difference"].abs().max() < 1e-9
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    stored = read_table(changed / "answers.tsv", ANSWERS)
+    columns = [name for name in stored if name.startswith("p_")]
+    write_table(stored.assign(**{name: stored[other] for name, other in zip(columns, columns[::-1], strict=True)}),
+                changed / "answers.tsv", ANSWERS)  # fmt: skip
+    assert release.verify(changed, 2)["difference"].abs().max() > release.TOLERANCE
 
 
 def test_verify_fails_on_other_scores(folder, tmp_path, monkeypatch, capsys):
