@@ -1,7 +1,5 @@
-"""Speed and accuracy of preprocessing on heads whose truth is known.
+"""Accuracy of preprocessing on made heads, whose truth is known. Real ones are measured by ``real_heads.py``.
 
-    python benchmarks/preprocessing.py speed [--heads 3] [--workers 2]          # seconds, memory, pose error at 1 mm
-    python benchmarks/preprocessing.py peers [--heads 3] [--without NAME ...]   # the same beside other tools
     python benchmarks/preprocessing.py robustness [--heads 200] [--workers 2]   # poses, fields of view, sampling
     python benchmarks/preprocessing.py segmentation [--heads 8] [--more-heads 24]  # masks, tissues, volumes
     python benchmarks/preprocessing.py quality [--scans 100] [--workers 2]      # faults that quality control detects
@@ -13,27 +11,18 @@ The last line of each has the figures and their goals; the exit code is 1 where 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import importlib.util
-import os
 import re
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache, partial
+from functools import partial
 from itertools import permutations, product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
-import SimpleITK as sitk
-from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from made_head import CENTRE, FAULTS, MadeHead, add_noise, made_head, pose_error, rotation, spoil
@@ -41,22 +30,18 @@ from made_head import CENTRE, FAULTS, MadeHead, add_noise, made_head, pose_error
 from adlib.imaging import atlas
 from adlib.imaging.volume import resample
 from adlib.parallel.mapping import map_scans
-from adlib.parallel.threads import THREAD_VARIABLES, one_thread
+from adlib.parallel.threads import one_thread
 from adlib.phantom.cohort import SCANNERS, draw_cohort
 from adlib.phantom.head import MEASURED, Subject, image_head
 from adlib.preprocess import quality as qc
-from adlib.preprocess.cohort_run import preprocess_scan
 from adlib.preprocess.pipeline import preprocess_image
-from adlib.sources.scanfile import open_scan
 from adlib.study.exec_params import Pool
 from adlib.study.params import PreprocessParams
 from adlib.study.records import StudyError
 from adlib.study.source_params import PhantomSource
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")
-WITHIN_MM, OVERLAP = 2.0, 0.9  # a pose is right below this mean error or, on real scans, from this Dice with adlib
-REAL = ("t1w_head/t1_crop.nii.gz", "dicom_t1/t1w_dicom.zip", "t1w_cc0/sub-01/anat/sub-01_T1w.nii.gz")
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+WITHIN_MM = 2.0  # a pose is right below this mean error
 DICE = {"GM": 0.90, "WM": 0.92, "CSF": 0.85, "brain": 0.97}
 SIZES = {"GM": "gm_ml", "WM": "wm_ml", "CSF": "csf_ml", "ICV": "icv_ml"}
 REGIONS = ("hippocampus_ml", "ventricles_ml", "nbv")
@@ -84,8 +69,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     options = {
-        "speed": {"heads": 3, "first": 2000, "workers": 2},
-        "peers": {"heads": 3, "first": 2000, "workers": 2},
         "robustness": {"heads": 200, "first": 1000, "workers": 2},
         "segmentation": {"heads": 8, "more-heads": 24, "seed": 7},
         "quality": {"scans": 100, "workers": 2},
@@ -94,11 +77,9 @@ def main() -> int:
         command = commands.add_parser(name)
         for option, default in numbers.items():
             command.add_argument(f"--{option}", type=int, default=default)
-    commands.choices["peers"].add_argument("--without", nargs="*", default=[], choices=list(PEERS))
     commands.choices["quality"].add_argument("--learn", action="store_true", help="learn the limits")
     args = parser.parse_args()
-    functions = {"speed": speed, "peers": speed, "robustness": robustness, "segmentation": segmentation}
-    return functions.get(args.command, quality)(args)
+    return {"robustness": robustness, "segmentation": segmentation, "quality": quality}[args.command](args)
 
 
 def against_goals(*figures: tuple[str, float, str, float]) -> int:
@@ -112,8 +93,8 @@ def against_goals(*figures: tuple[str, float, str, float]) -> int:
     return 0 if all(met) else 1
 
 
-def drawn_setting(seed: int, *, easy: bool = False) -> dict[str, Any]:
-    """Setting of a head for `head_of` from the whole range that registration must cover, or as a clinic delivers it.
+def drawn_setting(seed: int) -> dict[str, Any]:
+    """Setting of a head for `head_of` from the whole range that registration must cover.
 
     Seeds in a row take all orientations. ``degrees`` and ``tilt`` (of the field of view) are about x, y, z; ``cut_mm``
     is the part of the brain's top outside the field of view (negative: room above), ``neck_mm`` the room below.
@@ -123,7 +104,7 @@ def drawn_setting(seed: int, *, easy: bool = False) -> dict[str, Any]:
     edges = [edge] * 3
     if rng.random() < 0.4:
         edges[rng.integers(3)] = float(rng.uniform(edge, 5.0))
-    setting = {
+    return {
         "seed": seed,
         "codes": RIGHT_HANDED[seed % len(RIGHT_HANDED)],
         "voxel_mm": edges,
@@ -139,10 +120,6 @@ def drawn_setting(seed: int, *, easy: bool = False) -> dict[str, Any]:
         "noise": rng.uniform(0.01, 0.09),
         "contrast": (rng.uniform(0.55, 0.72), 1.0, rng.uniform(0.15, 0.3)),
     }
-    if easy:
-        halved = {name: setting[name] / 2 for name in ("degrees", "shift_mm", "bias", "noise")}
-        setting |= halved | {"voxel_mm": [1.0] * 3, "tilt": np.zeros(3), "cut_mm": -abs(setting["cut_mm"])}
-    return setting
 
 
 def head_of(setting: dict[str, Any], resolution_mm: float = 2.0) -> MadeHead:
@@ -159,191 +136,6 @@ def head_of(setting: dict[str, Any], resolution_mm: float = 2.0) -> MadeHead:
     same = {name: setting[name] for name in ("seed", "codes", "voxel_mm", "bias", "noise", "contrast")}
     shells = {"resolution_mm": resolution_mm, "neck_mm": 140.0, "exact_bias": True}
     return made_head(**same, **shells, pose=pose, view=view, tilt=tilt)
-
-
-# --- speed and peers: each method in a process of its own with one thread, after a scan to warm up ---
-
-
-@dataclasses.dataclass
-class Measured:
-    """One method: seconds by the clock and of the processor for each scan, peak memory, MNI152-to-scan by scan."""
-
-    clock: list[float]
-    processor: list[float]
-    peak_mb: float
-    poses: dict[str, np.ndarray | None]
-
-
-def speed(args: argparse.Namespace) -> int:
-    """The whole pipeline to files and, for `peers`, the registration alone of other tools on the same scans."""
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    settings = {f"made-{seed}": drawn_setting(seed, easy=True) for seed in range(args.first, args.first + args.heads)}
-    methods = {"adlib": adlib_pose}
-    if args.command == "peers":
-        methods |= {name: method for name, (method, _) in PEERS.items() if name not in args.without}
-    with tempfile.TemporaryDirectory(prefix="adlib-preprocessing-") as name:
-        folder, results = Path(name), {}
-        scans, truths = apart(write_scans, folder, settings)
-        print(f"{'':16} s a scan  CPU s  peak MB  median mm  made ok  real ok")
-        for method, function in methods.items():
-            package = PEERS[method][1] if method in PEERS else "adlib"
-            if importlib.util.find_spec(package) is None:
-                print(f"{method:16} not installed (python -m pip install '.[benchmarks]')")
-                continue
-            found = results[method] = apart(measure, function, scans, folder)
-            errors = pose_errors(found, truths)
-            dice = [overlap(name, found, results["adlib"], folder) for name in found.poses if name not in truths]
-            print(
-                f"{method:16} {np.median(found.clock):8.1f} {np.median(found.processor):6.1f} {found.peak_mb:8.0f} "
-                f"{np.median(errors):10.2f} {sum(errors <= WITHIN_MM):6d}/{len(errors)} "
-                f"{sum(value >= OVERLAP for value in dice):6d}/{len(dice)}",
-                flush=True,
-            )
-        print(f"adlib with {args.workers} workers: {per_hour(scans, folder, args.workers):.0f} scans an hour")
-    error = float(np.median(pose_errors(results["adlib"], truths)))
-    figures = [("median error mm", error, "<=", 0.5), ("peak MB", results["adlib"].peak_mb, "<=", 1000.0)]
-    if "ANTsPy" in results:
-        ratio = np.array(results["ANTsPy"].processor) / np.array(results["adlib"].processor)
-        figures.append(("times as fast as ANTsPy", float(np.median(ratio)), ">=", 5.0))
-    return against_goals(*figures)
-
-
-def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call in a fresh process, so that memory and warm-up are the function's own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def write_scans(folder: Path, settings: dict[str, dict]) -> tuple[list[Path], dict[str, np.ndarray]]:
-    """Made heads and the real scans of ADLIB_REALDATA as files, the template for other tools, and the true poses."""
-    base = atlas.template(1.0)
-    near = ndimage.binary_dilation(base.mask, iterations=6).astype(np.uint8)
-    nib.save(nib.Nifti1Image(base.t1, base.affine), folder / "template.nii.gz")
-    nib.save(nib.Nifti1Image(near, base.affine), folder / "near.nii.gz")
-    heads = {name: head_of(setting, 1.0) for name, setting in settings.items()}
-    images = {name: head.image for name, head in heads.items()}
-    root = Path(os.environ.get("ADLIB_REALDATA") or "/nonexistent")
-    images |= {
-        f"real-{path.name.split('.')[0]}": open_scan(path).image for path in (root / n for n in REAL) if path.exists()
-    }
-    for name, image in images.items():
-        nib.save(image, folder / f"{name}.nii.gz")
-    return [folder / f"{name}.nii.gz" for name in images], {name: head.mni_to_scan for name, head in heads.items()}
-
-
-def measure(method: Callable[[Path, Path], np.ndarray], scans: list[Path], folder: Path) -> Measured:
-    """Time each scan with one thread in this process; its peak memory."""
-    result = Measured([], [], 0.0, {})
-    with one_thread():
-        with contextlib.suppress(Exception):
-            method(scans[0], folder)
-        for path in scans:
-            clock, processor = time.perf_counter(), time.process_time()
-            try:
-                pose = method(path, folder)
-            except Exception as error:
-                print(f"    {path.name}: {error}")
-                pose = None
-            result.poses[path.name.removesuffix(".nii.gz")] = pose
-            result.clock.append(time.perf_counter() - clock)
-            result.processor.append(time.process_time() - processor)
-    result.peak_mb = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-    return result
-
-
-def adlib_pose(path: Path, folder: Path) -> np.ndarray:
-    """Preprocess one scan to files, as a cohort run does."""
-    name = path.name.removesuffix(".nii.gz")
-    scan = {"participant_id": f"sub-{name}", "session_id": "ses-01", "scan_id": f"sub-{name}_ses-01_T1w"}
-    scan |= {"path": str(path), "sha256": str(time.perf_counter_ns()), "space": None}  # no result of an earlier call
-    sidecar = preprocess_scan(scan, folder, PreprocessParams())
-    if sidecar["scan_to_mni"] is None:
-        raise RuntimeError("; ".join(sidecar["reasons"]))
-    return np.linalg.inv(sidecar["scan_to_mni"])
-
-
-def per_hour(scans: list[Path], folder: Path, workers: int) -> float:
-    """Scans an hour of one-thread workers side by side, each on all the scans."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        folders = [folder / f"worker-{k}" for k in range(workers)]
-        slowest = max(sum(done.clock) for done in pool.map(partial(measure, adlib_pose, scans), folders))
-    return 3600 * workers * len(scans) / slowest
-
-
-def overlap(name: str, found: Measured, reference: Measured, folder: Path) -> float:
-    """Dice of adlib's brain mask with the template's brain at the pose of a method: agreement, not accuracy."""
-    mask, base = next(folder.glob(f"sub-{name}/ses-01/anat/*_mask.nii.gz"), None), atlas.template(2.0)
-    if mask is None or found.poses[name] is None or reference.poses[name] is None:
-        return 0.0
-    image, world = nib.load(mask), np.linalg.inv(reference.poses[name]) @ found.poses[name]
-    moved = resample(np.asarray(image.dataobj) > 0, image.affine, base.mask.shape, base.affine, world, "nearest")
-    return dice(moved, base.mask)
-
-
-def pose_errors(found: Measured, truths: dict[str, np.ndarray]) -> np.ndarray:
-    """Mean error over the brain, mm, of each made head; infinite where the method failed."""
-    pairs = [(found.poses[name], truth) for name, truth in truths.items()]
-    return np.array([np.inf if pose is None else pose_error(np.linalg.inv(pose), truth) for pose, truth in pairs])
-
-
-def ants_pose(scan: Path, folder: Path) -> np.ndarray:
-    """Clinica's t1-linear recipe (Wen et al. 2020, doi:10.1016/j.media.2020.101694): N4, then ANTs' quick affine."""
-    import ants
-
-    corrected = ants.n4_bias_field_correction(ants.image_read(str(scan)), spline_param=600)
-    fixed = ants.image_read(str(folder / "template.nii.gz"))
-    found = ants.registration(fixed, corrected, type_of_transform="antsRegistrationSyNQuick[a]", random_seed=1)
-    return from_itk(sitk.ReadTransform(found["fwdtransforms"][-1]))
-
-
-def mattes_pose(scan: Path, folder: Path) -> np.ndarray:
-    """SimpleITK: Mattes mutual information by regular-step descent from 8 to 2 mm, from the centres of the grids."""
-    fixed, moving = sitk_image(folder / "template.nii.gz"), sitk.ReadImage(str(scan), sitk.sitkFloat32)
-    centres = sitk.CenteredTransformInitializerFilter.GEOMETRY
-    start = sitk.CenteredTransformInitializer(fixed, moving, sitk.AffineTransform(3), centres)
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(50)
-    method.SetMetricSamplingStrategy(method.RANDOM)
-    method.SetMetricSamplingPercentage(0.1, 1)
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 200)
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([8, 4, 2])
-    method.SetSmoothingSigmasPerLevel([4, 2, 1])
-    method.SetInitialTransform(start, inPlace=True)
-    method.Execute(fixed, moving)
-    return from_itk(start)
-
-
-def greedy_pose(scan: Path, folder: Path) -> np.ndarray:
-    """greedy: normalised mutual information around the template's brain, from the centres of the grids."""
-    from picsl_greedy import Greedy3D
-
-    images = {name: sitk_image(folder / f"{name}.nii.gz") for name in ("template", "near")}
-    images["moving"] = sitk.ReadImage(str(scan), sitk.sitkFloat32)
-    tool = Greedy3D()
-    command = "-a -dof 12 -m NMI -n 100x50x10 -ia-image-centers -gm near -i template moving -o affine"
-    tool.execute(f"-V 0 -threads 1 {command}", **images, affine=None)
-    return np.asarray(tool["affine"], dtype=float)
-
-
-PEERS = {  # and the package that each needs
-    "ANTsPy": (ants_pose, "ants"),
-    "greedy": (greedy_pose, "picsl_greedy"),
-    "SimpleITK": (mattes_pose, "SimpleITK"),
-}
-
-
-@cache
-def sitk_image(path: Path) -> sitk.Image:
-    return sitk.ReadImage(str(path), sitk.sitkFloat32)
-
-
-def from_itk(transform: sitk.Transform) -> np.ndarray:
-    """The RAS matrix (4, 4) of an ITK affine between LPS worlds."""
-    points = np.vstack([np.zeros(3), np.eye(3)])
-    moved = np.array([transform.TransformPoint(point.tolist()) for point in points])
-    return LPS @ nib.affines.from_matvec((moved[1:] - moved[0]).T, moved[0]) @ LPS
 
 
 # --- robustness: the whole pipeline at 2 mm; seeds below 1000 are for tuning ---
@@ -479,7 +271,7 @@ def spoilt_verdict(item: tuple[str, int], kind: str) -> dict[str, Any]:
 
 
 def write_limits(table: pd.DataFrame) -> None:
-    """Write `LEARNT` and `SIMILARITY` into `adlib.preprocess.quality`.
+    """Write `LEARNT` into `adlib.preprocess.quality`.
 
     A limit is midway (ratios: in their logarithm) from the outermost clean head to the milder heads with the fault:
     the quartile next to the clean ones, of those that lie beyond all clean.
@@ -490,10 +282,9 @@ def write_limits(table: pd.DataFrame) -> None:
         ends = side * np.array([outermost, spoilt[spoilt > outermost].quantile(0.25)])
         limit = float(np.sqrt(ends.prod()) if ratio else ends.mean())
         lines.append(f'    "{name}": ({f"-INFINITE, {limit:.3g}" if side == HIGH else f"{limit:.3g}, INFINITE"}),')
-    points = ", ".join(f"{value:.3g}" for value in np.percentile(clean["qc_similarity"], np.arange(0, 101, 20)))
-    limits = "\n".join(["LEARNT = {", *lines, "}", f"SIMILARITY = ({points})"])
+    limits = "\n".join(["LEARNT = {", *lines, "}"])
     path = Path(qc.__file__)
-    path.write_text(re.sub(r"LEARNT = \{.*?\n\}\nSIMILARITY = \(.*?\)", limits, path.read_text(), flags=re.DOTALL))
+    path.write_text(re.sub(r"LEARNT = \{.*?\n\}", limits, path.read_text(), flags=re.DOTALL))
     print(limits)
 
 

@@ -105,7 +105,7 @@ def archives(folder: Path) -> dict[str, tuple[str, bytes, str]]:
         "zip cut short": ("cut.zip", packed(t1)[:5000], "not a readable zip"),
         "one-slice DICOM": ("slice.zip", packed({name: content}), "a 3-D scan has at least"),
         "DICOM with missing slices": ("gap.zip", packed(gap), "slices are missing"),
-        "T2w DICOM": ("t2.zip", packed(t2), "named 'T2', not T1w"),
+        "T2w DICOM": ("t2.zip", packed(t2), "named 't2', not T1w"),
         "CT DICOM": ("ct.zip", packed(ct), "not MR"),
         "mixed series": ("mixed.zip", packed(t1 | t2), "expected a T1-weighted"),
     }

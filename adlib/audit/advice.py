@@ -35,6 +35,11 @@ CHECKS: dict[str, Check] = {
     "source-left-out": Check(
         "info", "The source excludes these scans for the reason given.", "Check that the reason is right."
     ),
+    "source-note": Check(
+        "warn",
+        "A cell of a table or a sidecar is not as expected: it was read as said, or counts as unknown.",
+        "Correct the file where the reading is wrong.",
+    ),
     "label-missing": Check(
         "warn",
         "The scan has no diagnosis and is excluded.",
@@ -44,6 +49,11 @@ CHECKS: dict[str, Check] = {
         "warn",
         "The diagnosis is not among the study's classes; the scan is excluded.",
         "Map it in source.labels or add it to classes if it should count.",
+    ),
+    "too-young": Check(
+        "info",
+        "The person is younger than audit.min_age, or of unknown age; the scan is excluded, so that scores are no "
+        "contrast of ages.",
     ),
     "scan-two-labels": Check("stop", "One scan has several diagnoses.", "Keep one row per scan."),
     "image-two-labels": Check(

@@ -8,30 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import PurePath
 
 import numpy as np
 import pandas as pd
 
 from adlib.audit.advice import Finding, findings_of, share
 from adlib.audit.similarity import near_duplicates, recover_groups
-from adlib.sources.image_files import MAPS, NOT_T1W, REFORMATTED, SEPARATOR, T1W
+from adlib.sources.image_files import MAPS, REFORMATTED, SEPARATOR, unlike_timing
+from adlib.sources.sequence import Sequence, sequence_of, sequence_of_file
 from adlib.study.params import AuditParams
 
 _RECOVERED = "recovered by similarity"
 _NEAR_ML = 50  # of intracranial volume: within it, differences between two people are about equally frequent
-# T1 weighting needs an echo time well below the T2 of brain, about 70 to 100 ms at 1.5 T and 3 T (Stanisz et al. 2005,
-# doi:10.1002/mrm.20605). ADNI's MPRAGE has about 3 to 4 ms, its PD and T2 echoes 10 to 13 and 95 to 105 ms with a
-# repetition time of 3 s (Jack et al. 2008, doi:10.1002/jmri.21049).
-_T1W_ECHO_MS = 25.0
-_PD_ECHO_MS = 8.0
-_PD_REPETITION_MS = 2000.0
-_NAMES = {
-    *("t2w", "t2", "t2star", "t2starw", "pdw", "pd", "pdt2", "flair", "bold", "sbref", "fmri", "rest", "dwi", "dti"),
-    *("asl", "m0scan", "cbf", "swi", "angio", "fieldmap", "phasediff", "magnitude1", "magnitude2", "epi", "adc"),
-    *("localizer", "localiser", "scout", "t1map", "t2map", "unit1"),
-}
-_T1W_NAMES = {"t1w", "t1", "mprage", "mpr", "spgr", "fspgr"}
 _MIN_SLICES = 40  # as for DICOM: below it, a localiser or a 2-D clinical series
 _MAX_ANISOTROPY = 2.5  # 3-D T1w of ADNI and OASIS-1 have 1.25 to 1.3; 5 mm clinical slices have 5
 _VIEW_MM = (100.0, 400.0)  # an adult brain alone measures about 130 mm across at least
@@ -262,36 +250,30 @@ def _unlike_t1w(scan: pd.Series) -> str:
     kinds = {part.strip().upper() for part in re.split(r"[/\\,]", _text(scan["image_type"]))}
     if derived := kinds & ((REFORMATTED - {"MPR"}) | MAPS):
         return f"image type {'/'.join(sorted(derived))}"
-    if by_timing := _unlike_timing(scan):
+    if by_timing := unlike_timing(*(scan[f"{name}_time_ms"] for name in ("echo", "repetition", "inversion"))):
         return by_timing
-    if unlike := NOT_T1W.search(_text(scan["series_description"])):
-        return f"series named '{unlike[0].lower()}'"
-    tokens = _tokens(scan["path"])
-    if tokens & _NAMES and not tokens & _T1W_NAMES:
-        return f"file named '{sorted(tokens & _NAMES)[0]}'"
+    for kind, named in (("series", _described(scan)), ("file", _filed(scan))):
+        if named.other:
+            return f"{kind} named '{named.other}'"
+        if named.t1w and named.agent:
+            return f"contrast agent: {kind} named '{named.agent}'"
     return ""
 
 
-def _unlike_timing(scan: pd.Series) -> str:
-    echo, repetition, inversion = (scan[f"{name}_time_ms"] for name in ("echo", "repetition", "inversion"))
-    if echo > _T1W_ECHO_MS:
-        return f"echo time over {_T1W_ECHO_MS:g} ms"
-    if echo >= _PD_ECHO_MS and repetition >= _PD_REPETITION_MS and np.isnan(inversion):
-        return "proton density by its timing"
-    return ""
+def _described(scan: pd.Series) -> Sequence:
+    return sequence_of(_text(scan["series_description"]))
+
+
+def _filed(scan: pd.Series) -> Sequence:
+    return sequence_of_file(scan["path"].split(SEPARATOR)[0])
 
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _tokens(path: str) -> set[str]:
-    return set(re.split(r"[^a-z0-9]+", PurePath(path.split(SEPARATOR)[0]).name.lower()))
-
-
 def _named_t1w(scan: pd.Series) -> bool:
-    described = T1W.search(_text(scan["series_description"]))
-    return bool(described or pd.notna(scan["echo_time_ms"]) or _tokens(scan["path"]) & _T1W_NAMES)
+    return bool(_described(scan).t1w or pd.notna(scan["echo_time_ms"]) or _filed(scan).t1w)
 
 
 def check_geometry(scans: pd.DataFrame, pixels: pd.DataFrame) -> tuple[list[Finding], pd.DataFrame]:

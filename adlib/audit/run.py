@@ -12,6 +12,7 @@ from adlib.audit import checks
 from adlib.audit.advice import CHECKS, Finding, findings_of
 from adlib.audit.confounds import associations, check_confounds
 from adlib.audit.similarity import PIXEL_FACTS
+from adlib.sources.adni_tables import group_name
 from adlib.study.params import AuditParams
 from adlib.study.records import AUDIT, LISTING, MANIFEST, StudyError, check_table
 
@@ -72,7 +73,7 @@ def run_audit(
     """
     _check_accepted(params)
     scans = check_table(listed, LISTING, "listing")
-    findings, flow, kept = _eligible(scans, classes)
+    findings, flow, kept = _eligible(scans, classes, params.min_age)
     if pixels is None:
         facts = pd.DataFrame(index=scans.index, columns=PIXEL_FACTS)
     elif pixels.index.equals(listed.index):
@@ -91,7 +92,9 @@ def run_audit(
     if pixels is None:
         findings += findings_of("pixels-unchecked", "info", ["all scans"], f"{len(kept)} scans")
     findings += checks.check_people(kept) + geometry
-    kept = kept.fillna({"session_id": "ses-01", "sha256": "unread"}).drop(columns="excluded")
+    kept = kept.fillna({"session_id": "ses-01", "sha256": "unread"}).drop(
+        columns=["excluded", "notes"], errors="ignore"
+    )
     manifest = check_table(kept.drop_duplicates("scan_id"), MANIFEST, "manifest")
     findings += checks.check_cohort(manifest, classes, params) + check_confounds(manifest, params, seed)
     return Audit(manifest, _findings_table(findings, params), _flow_table(flow), associations(manifest, seed))
@@ -108,24 +111,44 @@ def _check_accepted(params: AuditParams) -> None:
 
 
 def _eligible(
-    scans: pd.DataFrame, classes: tuple[str, ...]
+    scans: pd.DataFrame, classes: tuple[str, ...], min_age: float
 ) -> tuple[list[Finding], list[tuple[str, pd.DataFrame]], pd.DataFrame]:
-    """Findings, flow and scans: those that the source does not exclude and whose label is a class."""
+    """Findings, flow and scans: those that the source does not exclude, whose label is a class, and of the age."""
     findings = []
     for reason, rows in scans.groupby("excluded"):
         findings += findings_of("source-left-out", "info", rows["scan_id"], f"{len(rows)} scans: {reason}")
     used = scans[scans["excluded"].isna()]
+    noted = used.dropna(subset="notes") if "notes" in used else used[:0].assign(notes="")
+    for _, rows in noted.groupby(noted["notes"].str.replace(r"line \d+", "", regex=True)):
+        findings += findings_of("source-note", "warn", rows["scan_id"], f"{len(rows)} scans: {rows['notes'].iloc[0]}")
     missing, labelled = used[used["diagnosis"].isna()], used[used["diagnosis"].notna()]
     eligible = labelled["diagnosis"].isin(classes)
     chosen, outside = labelled[eligible], labelled[~eligible]
     findings += findings_of("label-missing", "warn", missing["scan_id"])
     counts = ", ".join(f"{n} x {label}" for label, n in outside["diagnosis"].value_counts().items())
-    findings += findings_of("label-outside", "warn", outside["scan_id"], counts, ", ".join(classes))
+    named = ", ".join(f"{label}: {_class_like(label, classes)}" for label in sorted(outside["diagnosis"].unique()))
+    remedy = f"for others add to the params source.labels: {{{named}}}"
+    findings += findings_of("label-outside", "warn", outside["scan_id"], f"{counts}; {remedy}", ", ".join(classes))
     if chosen.empty:
         labels = sorted(labelled["diagnosis"].unique())
-        raise StudyError(f"empty cohort: no scan has a diagnosis among {list(classes)}; the source has {labels}")
+        expected = f"no scan has a diagnosis among {list(classes)}; the source has {labels}"
+        raise StudyError(f"empty cohort: {expected}; {remedy}")
     flow = [("listed", scans), ("not excluded by the source", used), ("with a diagnosis", labelled)]
-    return findings, [*flow, ("of the study's classes", chosen)], chosen
+    flow.append(("of the study's classes", chosen))
+    young = chosen[~(chosen["age"] >= min_age)] if min_age else chosen.iloc[:0]
+    findings += findings_of("too-young", "info", young["scan_id"], limit=f"{min_age:g} years")
+    if len(young) == len(chosen):
+        raise StudyError(f"empty cohort: no scan with a diagnosis is of a person of audit.min_age {min_age:g} or more")
+    kept = chosen.drop(young.index)
+    if min_age:
+        flow.append((f"aged {min_age:g} or more", kept))
+    return findings, flow, kept
+
+
+def _class_like(label: str, classes: tuple[str, ...]) -> str:
+    """The class that a label seems to mean, else a gap to fill in."""
+    meant = group_name(label)
+    return meant if meant in classes else "..."
 
 
 def _flow_table(flow: list[tuple[str, pd.DataFrame]]) -> pd.DataFrame:

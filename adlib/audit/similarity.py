@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 from scipy import ndimage
@@ -17,6 +16,7 @@ from sklearn.cluster import linkage_tree
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
+from adlib.imaging.nifti import load
 from adlib.imaging.volume import to_canonical
 from adlib.parallel.mapping import map_scans
 from adlib.sources.image_files import PICTURES, SEPARATOR, read_plane
@@ -25,7 +25,6 @@ from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.records import TryAgain, is_passing
 
 _EDGE_2D, _EDGE_3D = 32, 20
-_MAX_PLANES = 3
 _REACH = 1.9  # half edge of the window, in root-mean-square radii of the foreground; a disc ends at 1.41
 _FOREGROUND = 0.15  # of the way from the 1st to the 99th percentile of the values
 PIXEL_FACTS = ["pixels_sha256", "nan_share", "constant", "thumbnail", "fault"]
@@ -98,18 +97,18 @@ def _facts(path: str) -> dict[str, Any]:
 
 
 def _read(files: list[str]) -> list[np.ndarray]:
-    """The planes of a scan, or one volume in a list; a stack of more planes than channels is a volume."""
+    """The planes of a scan, or one volume in a list; a stack of fewer planes than a thumbnail has is not."""
     if len(files) == 1 and not files[0].lower().endswith(PICTURES):
         return [_volume(Path(files[0]))]
     planes = [read_plane(name) for name in files]
-    return planes if len(planes) <= _MAX_PLANES else [np.stack(planes, axis=-1)]
+    return planes if len(planes) < _EDGE_3D else [np.stack(planes, axis=-1)]
 
 
 def _volume(path: Path) -> np.ndarray:
     """(X, Y, Z) float32 in the nearest right-anterior-superior order, or (X, Y) where the file holds one slice."""
     if not path.name.lower().endswith(VOLUME_SUFFIXES):
         raise ValueError("no image file")
-    image = nib.load(path)
+    image, _ = load(path)
     data = np.asarray(image.dataobj)
     data = (np.abs(data) if np.iscomplexobj(data) else data).astype(np.float32, copy=False)
     data = data[..., 0] if data.ndim == 4 else data

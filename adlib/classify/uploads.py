@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from adlib.sources.dicom import MAX_FILES
+from adlib.sources.image_files import SLICES
 from adlib.sources.scanfile import PAIR_SUFFIXES, SUFFIXES
 from adlib.study.params import ClassifyParams
 
 PREFIX = "adlib-app-"
-DICOM_SUFFIXES = (".dcm", ".ima")
-ACCEPT = (*SUFFIXES, *DICOM_SUFFIXES, ".gz")
+ACCEPT = (*SUFFIXES, ".gz")
 LONGEST = 100  # characters of a file name
 MIB = 2**20
 
@@ -191,4 +191,4 @@ def _group(file: Mapping[str, Any]) -> str:
 
 def _is_dicom(file: Mapping[str, Any]) -> bool:
     content = memoryview(file["content"])
-    return str(file["name"]).lower().endswith(DICOM_SUFFIXES) or bytes(content[128:132]) == b"DICM"
+    return str(file["name"]).lower().endswith(SLICES) or bytes(content[128:132]) == b"DICM"

@@ -1,4 +1,4 @@
-"""Brain extraction: the template's mask fitted to the head, or the mask of an installed program.
+"""Brain extraction: the intracranial space found by the anatomy network, or the mask of an installed program.
 
 References
 ----------
@@ -11,34 +11,20 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from functools import cache
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from adlib.imaging.atlas import Template, region, template
-from adlib.imaging.volume import block_mean, bounding_box, dilated, resample, voxel_ml, voxel_sizes
+from adlib.imaging.atlas import Template
+from adlib.imaging.volume import block_mean, dilated, resample, voxel_sizes
 from adlib.study.records import StudyError, TryAgain
 
 CONSTANT_SHARE = 0.25  # least share of the field of view that is background around an extracted brain
-BRAIN_ML = (700.0, 2200.0)
-RING_MM = (10.0, 30.0)  # distances from the brain between which a head has skull and scalp
-RING_GRID_MM = 3.0
+RING_MM = (6.0, 16.0)  # distances from the brain between which a head has skull and scalp
+RING_BASE_MM = -20.0  # MNI152 height above which that holds
 RING_SHARE = 0.04  # largest share of the ring with signal around an extracted brain
-WORK_MM = 2.0
-REACH_MM = 8.0  # the brain ends at most this far outside the template's
-CORE_MM = 1.0  # all is brain deeper than this inside the template's brain
-OPEN_MM = 3.0  # bridges thinner than twice this (dura, vessels) do not join tissue to the scalp
-CLOSE_MM = 6.0  # sulci narrower than twice this belong to the brain
-EDGE = 0.35  # level of the smoothed mask: below a half, for the fluid between cortex and skull
-FLUID_MM = 4.0  # thickness of fluid between the smoothed mask and the skull, at most
-FLUID_BASE_MM = 4.0  # and, at the base of the skull, beyond the template's brain
-BASE_BELOW_MM = -20.0  # MNI152 height
-INNER_SMOOTHING_MM = 0.7
-OUTER_SMOOTHING_MM = 1.5
-OUTER_EDGE = 0.4  # level of the smoothed, dilated mask
 SCAN, BRAIN, MASK = "scan.nii.gz", "brain.nii.gz", "brain_bet.nii.gz"  # HD-BET appends _bet to the name of the brain
 TIMEOUT_S = 1800.0
 # Commands are fixed here, not in the params, which travel inside model files and must not name programs.
@@ -49,9 +35,16 @@ COMMANDS = {
 
 
 def extract_brain(
-    volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray, base: Template, method: str, name: str
+    volume: np.ndarray,
+    affine: np.ndarray,
+    scan_to_mni: np.ndarray,
+    head: np.ndarray,
+    inside: np.ndarray,
+    base: Template,
+    method: str,
+    name: str,
 ) -> tuple[np.ndarray, str]:
-    """Brain mask of a registered scan, before bias correction.
+    """Brain mask of a registered scan.
 
     Parameters
     ----------
@@ -61,161 +54,96 @@ def extract_brain(
         Voxel indices to world, RAS mm.
     scan_to_mni : (4, 4) array
         World to world, mm.
+    head : (X, Y, Z) float32
+        The scan on the template's grid, from 0 up.
+    inside : (X, Y, Z) float32
+        Share of each voxel of that grid that is intracranial, by `find_anatomy`.
     base : Template
     method : str
-        ``template``, ``synthstrip`` or ``hd-bet``; not used for a scan that is already brain-extracted.
+        ``network``, ``synthstrip`` or ``hd-bet``; not used for a scan that is already brain-extracted.
     name : str
         Name of the scan in messages.
 
     Returns
     -------
     mask : (X, Y, Z) bool
-        On the template's grid; ``base.mask`` itself where `refine_brain` has to fit it to the head.
+        On the template's grid: brain with its ventricles and, as far as the scan holds it, the fluid up to the skull.
     step : str
         Description, for the steps of the scan.
 
     Raises
     ------
     StudyError
-        If the external program fails or returns no mask that fits the scan.
+        If the network finds no brain, or the external program fails or returns no mask that fits the scan.
     TryAgain
         If it is not installed, is killed, or takes over half an hour.
     """
-    if is_extracted(volume, affine, scan_to_mni):
-        mask = _on_template(_foreground(volume), affine, scan_to_mni, base)
-        return mask, "brain extraction skipped: input is already brain-extracted"
-    if method == "template":
-        return base.mask, "brain extraction: the template's mask, fitted to the head up to the inner skull"
+    found = _whole(inside > 0.5)
+    if not found.any():
+        raise StudyError(f"{name}: no brain was found; expected a T1-weighted scan of a whole head or brain")
+    if is_extracted(head, found, base):
+        return found & _whole(head > 0), "brain extraction skipped: input is already brain-extracted"
+    if method == "network":
+        return found, "brain extraction: intracranial space by a 3-D U-Net"
     mask = _on_template(external_mask(volume, affine, method, name), affine, scan_to_mni, base)
     return mask, f"brain extraction: {method}"
 
 
-def _foreground(volume: np.ndarray) -> np.ndarray | None:
-    """Where a volume differs from its exactly constant background; None if it has no such background."""
-    ends = [np.moveaxis(volume, axis, 0)[[0, -1]] for axis in range(3)]
-    faces = np.concatenate([end.ravel() for end in ends])
-    values, counts = np.unique(faces, return_counts=True)
-    differs = volume != values[counts.argmax()]
-    return differs if 1 - differs.mean() >= CONSTANT_SHARE else None
-
-
-def is_extracted(volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray) -> bool:
-    """Whether skull and scalp were removed before.
-
-    Three conditions hold then: the background is one exact value over much of the field of view, the rest has the
-    volume of a brain, and the ring of skull and scalp around the registered template's brain is background.
+def background_to_lowest(volume: np.ndarray) -> np.ndarray:
+    """A volume whose exactly constant background, as around an extracted brain, is its lowest value.
 
     Parameters
     ----------
     volume : (X, Y, Z) float32
-        The scan, not resampled.
-    affine, scan_to_mni : (4, 4) array
+        Standardised intensities leave the background above the darkest tissue.
+
+    Returns
+    -------
+    (X, Y, Z) float32
+        The same array where the background is small, varies, or is lowest already.
+    """
+    faces = np.concatenate([np.moveaxis(volume, axis, 0)[[0, -1]].ravel() for axis in range(3)])
+    values, counts = np.unique(faces, return_counts=True)
+    level = values[counts.argmax()]
+    constant = volume == level
+    if level == volume.min() or constant.mean() < CONSTANT_SHARE:
+        return volume
+    return np.where(constant, volume.min(), volume)
+
+
+def is_extracted(head: np.ndarray, mask: np.ndarray, base: Template) -> bool:
+    """Whether skull and scalp were removed before: the ring around the brain where they would be is empty.
+
+    Parameters
+    ----------
+    head : (X, Y, Z) float32
+        On the template's grid, from 0 up.
+    mask : (X, Y, Z) bool
+        Brain.
+    base : Template
 
     Returns
     -------
     bool
     """
-    differs = _foreground(volume)
-    if differs is None or not BRAIN_ML[0] < differs.sum() * voxel_ml(affine) < BRAIN_ML[1]:
-        return False
-    base = template(RING_GRID_MM)
-    small, grid = block_mean(differs, affine, RING_GRID_MM)
-    present = resample(small, grid, base.mask.shape, base.affine, np.linalg.inv(scan_to_mni))
-    return bool(present[_ring()].mean() < RING_SHARE)
-
-
-@cache
-def _ring() -> np.ndarray:
-    base = template(RING_GRID_MM)
-    away = ndimage.distance_transform_edt(~base.mask, sampling=RING_GRID_MM)
-    height = base.affine[2, 3] + base.affine[2, 2] * np.arange(base.mask.shape[2])
-    return (away > RING_MM[0]) & (away < RING_MM[1]) & (height > -20)
+    near, far = (dilated(mask, reach, base.affine) for reach in RING_MM)
+    height = base.affine[2, 3] + base.affine[2, 2] * np.arange(mask.shape[2])
+    ring = far & ~near & (height > RING_BASE_MM)
+    return bool((head[ring] > 0).mean() < RING_SHARE)
 
 
 def _on_template(mask: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray, base: Template) -> np.ndarray:
     """A mask on the scan's grid resampled to the template's: its largest part, holes filled."""
     small, grid = block_mean(mask.astype(np.float32), affine, voxel_sizes(base.affine).max())
     moved = resample(small, grid, base.mask.shape, base.affine, np.linalg.inv(scan_to_mni)) > 0.5
-    return ndimage.binary_fill_holes(_largest(moved))
+    return _whole(moved)
 
 
-def refine_brain(volume: np.ndarray, base: Template) -> np.ndarray:
-    """Fit the template's brain mask to a registered head by intensity, within a band around its surface.
-
-    Parameters
-    ----------
-    volume : (X, Y, Z) float32
-        Bias-corrected head on the template's grid.
-    base : Template
-
-    Returns
-    -------
-    (X, Y, Z) bool
-        Brain with its sulcal and ventricular fluid, up to the inner skull.
-    """
-    small, grid = block_mean(volume, base.affine, WORK_MM)
-    mask, gm, wm, depth = _working_template(float(voxel_sizes(base.affine)[0]))
-    edge = voxel_sizes(grid)
-    grey, white = np.median(small[mask & (gm > 0.7)]), np.median(small[mask & (wm > 0.9)])
-    tissue = (small > 0.65 * grey) & (small < white + 0.6 * abs(white - grey)) & (depth > -REACH_MM)
-    core = depth > CORE_MM
-    tissue = dilated(_largest(_shrink(tissue | core, OPEN_MM, edge)), OPEN_MM, grid) & (tissue | core)
-    closed = _shrink(dilated(tissue, CLOSE_MM, grid), CLOSE_MM, edge)
-    brain = ndimage.binary_fill_holes((closed | core) & (depth > -REACH_MM))
-    soft = ndimage.gaussian_filter(_largest(brain).astype(np.float32), 1.5 / edge)
-    surface = resample(soft, grid, volume.shape, base.affine) > EDGE
-    return _with_fluid(volume, surface, float(grey), base)
-
-
-def _with_fluid(volume: np.ndarray, mask: np.ndarray, grey: float, base: Template) -> np.ndarray:
-    """Dilate a mask through the surrounding fluid up to the dark inner table of the skull."""
-    edge = voxel_sizes(base.affine)
-    box = bounding_box(mask, (FLUID_MM + 2) / edge)
-    smooth = ndimage.gaussian_filter(volume[box], INNER_SMOOTHING_MM / edge, truncate=3)
-    height = (base.affine[2, 3] + edge[2] * np.arange(volume.shape[2]))[box[2]]
-    inner, steps = mask[box], round(FLUID_MM / edge[0])
-    ring = ndimage.binary_dilation(inner, iterations=steps) & ~inner
-    fluid = np.percentile(volume[region("ventricles", float(edge[0]))], 20)
-    bone = np.percentile(smooth[ring & (height > 10)], 10)
-    wet = (smooth > 0.5 * (fluid + bone)) & (smooth < 0.5 * (fluid + grey)) & ring
-    wet &= (height > BASE_BELOW_MM) | _near(float(edge[0]))[box]
-    filled = ndimage.binary_dilation(inner, iterations=steps, mask=wet | inner)
-    soft = ndimage.gaussian_filter(filled.astype(np.float32), OUTER_SMOOTHING_MM / edge, truncate=2)
-    result = mask.copy()
-    result[box] |= soft > OUTER_EDGE
-    return result
-
-
-@cache
-def _near(resolution_mm: float) -> np.ndarray:
-    """Where the template's brain is at most `FLUID_BASE_MM` away."""
-    base = template(resolution_mm)
-    return dilated(base.mask, FLUID_BASE_MM, base.affine)
-
-
-@cache
-def _working_template(resolution_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The template's mask, GM and WM at about `WORK_MM`, and how deep inside its brain each voxel lies, mm."""
-    base = template(resolution_mm)
-    share, gm, wm = (block_mean(part, base.affine, WORK_MM)[0] for part in (base.mask, base.gm, base.wm))
-    mask, edge = share > 0.5, voxel_sizes(block_mean(base.mask, base.affine, WORK_MM)[1])
-    depth = ndimage.distance_transform_edt(mask, sampling=edge) - ndimage.distance_transform_edt(~mask, sampling=edge)
-    return mask, gm, wm, depth
-
-
-def _shrink(mask: np.ndarray, by_mm: float, edge: np.ndarray) -> np.ndarray:
-    """The voxels of a mask that lie deeper in it than a distance, mm."""
-    box, result = bounding_box(mask, np.ones(3)), np.zeros_like(mask)
-    result[box] = ndimage.distance_transform_edt(mask[box], sampling=edge) > by_mm
-    return result
-
-
-def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part of a mask."""
+def _whole(mask: np.ndarray) -> np.ndarray:
+    """The largest connected part of a mask, its holes filled."""
     labels, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]) if count > 1 else mask
+    return ndimage.binary_fill_holes(largest)
 
 
 def external_mask(volume: np.ndarray, affine: np.ndarray, method: str, name: str) -> np.ndarray:
@@ -247,7 +175,7 @@ def external_mask(volume: np.ndarray, affine: np.ndarray, method: str, name: str
     if shutil.which(command[0]) is None:
         raise TryAgain(
             f"preprocess.brain_extraction is {method}, but {command[0]!r} is not on the PATH; install it, or set "
-            "brain_extraction to template"
+            "brain_extraction to network"
         )
     with tempfile.TemporaryDirectory(prefix="adlib-mask-") as folder:
         nib.save(nib.Nifti1Image(volume, affine), Path(folder) / SCAN)

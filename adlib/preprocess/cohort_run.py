@@ -10,6 +10,7 @@ from typing import Any
 import nibabel as nib
 import pandas as pd
 
+from adlib.imaging.nifti import load
 from adlib.parallel.mapping import map_scans
 from adlib.parallel.threads import give_back_memory
 from adlib.preprocess.derivatives import (
@@ -174,7 +175,7 @@ def _preprocessed(scan: dict[str, Any], params: PreprocessParams) -> Preprocesse
 
 def _load(path: Path | str) -> nib.Nifti1Image:
     try:
-        return nib.load(path)
+        return load(path)[0]
     except Exception as error:  # nibabel's readers raise many kinds
         if is_passing(error):
             raise

@@ -14,6 +14,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from scipy import ndimage
 
 from adlib.imaging.volume import block_mean, bounding_box, from_sitk, to_sitk
 from adlib.study.records import StudyError
@@ -128,6 +129,24 @@ def white_matter_peak(volume: np.ndarray, wm: np.ndarray) -> tuple[float, float]
     if pure.size < 100:
         raise StudyError(f"only {pure.size} voxels are pure white matter; check its segmentation figure")
     return 0.0, float(np.median(pure))
+
+
+def white_matter_mode(values: np.ndarray) -> float:
+    """The intensity of white matter without a segmentation: the most frequent one above the median.
+
+    Parameters
+    ----------
+    values : (n,) array
+        Intensities of a T1w brain, from 0 up.
+
+    Returns
+    -------
+    float
+    """
+    counts, edges = np.histogram(values, bins=128, range=(0, np.percentile(values, 99.5)))
+    centres = (edges[1:] + edges[:-1]) / 2
+    smooth = ndimage.gaussian_filter1d(counts.astype(float), 3)
+    return float(centres[np.where(centres < np.median(values), 0, smooth).argmax()])
 
 
 def normalise(volume: np.ndarray, mask: np.ndarray, offset: float, scale: float) -> np.ndarray:

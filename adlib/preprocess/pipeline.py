@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 
 from adlib.imaging import atlas
+from adlib.imaging.nifti import without_padding
 from adlib.imaging.volume import block_mean, orientation_notes, resample, to_canonical, voxel_sizes, world_box
 from adlib.parallel.threads import give_back_memory
 from adlib.preprocess import brain, intensity, quality
+from adlib.preprocess.anatomy import find_anatomy, onto_template
+from adlib.preprocess.contrast import check_contrast, check_texture
 from adlib.preprocess.derivatives import Preprocessed
-from adlib.preprocess.registration import register, register_deformable, rigid_part
+from adlib.preprocess.registration import register, rigid_part
 from adlib.preprocess.tissues import segment
-from adlib.preprocess.volumes import measure_volumes
+from adlib.preprocess.volumes import of_head_size, region_volumes, tissue_volumes
 from adlib.study.params import PreprocessParams
 from adlib.study.records import StudyError, is_passing
 
@@ -49,47 +51,47 @@ def preprocess_image(
         If the scan is unusable: not 3-D, not finite, impossible geometry, no brain in it, not T1-weighted.
     """
     volume, affine = checked_volume(image, name)
+    check_texture(volume, name)
+    volume = brain.background_to_lowest(volume)
     notes = orientation_notes(image, name)
     if registered and params.registration == "rigid":
         raise StudyError(
             f"{name}: preprocess.registration is rigid, but the scan is in MNI152 space without its head's own size; "
-            "set affine or deformable"
+            "set affine"
         )
     base = atlas.template(params.resolution_mm)
-    if registered:
-        scan_to_mni, registration = np.eye(4), "registration skipped: by its source, the scan is in MNI152 space"
-    else:
-        fit = register(volume, affine, name)
-        explained = f"{fit.explained:.0%} of intensity variance explained"
-        scan_to_mni, registration = fit.scan_to_mni, f"registration: affine, 12 degrees of freedom, {explained}"
+    fit = register(volume, affine, name, registered=registered)
+    check_contrast(*fit.contrast, name)
+    scan_to_mni = fit.scan_to_mni
+    how = "skipped: by its source, the scan is in MNI152 space" if registered else "affine, 12 degrees of freedom"
     give_back_memory()
     head, covered = _on_template(volume, affine, scan_to_mni, base)
     steps = [
         "; ".join((f"orientation: {''.join(nib.aff2axcodes(image.affine))} to RAS", *notes)),
-        registration,
+        f"registration: {how}; tissue explains {fit.tissue:.0%} of the brain's intensity variance",
         f"resampling: {_mm(voxel_sizes(affine))} to {params.resolution_mm:g} mm, trilinear",
     ]
-    mask, step = brain.extract_brain(volume, affine, scan_to_mni, base, params.brain_extraction, name)
+    anatomy = find_anatomy(head, base)
+    inside = onto_template(1 - anatomy.shares[0], base)
+    mask, step = brain.extract_brain(volume, affine, scan_to_mni, head, inside, base, params.brain_extraction, name)
     steps.append(step)
-    whole_head = mask is base.mask  # until bias correction
-    raw = quality.raw_quality(volume, affine, scan_to_mni)
-    del volume  # a fine scan takes as much memory as all that follows
-    if not whole_head:
-        mask = mask & covered
+    raw = quality.raw_quality(volume, affine, scan_to_mni) | {"qc_order": min(fit.contrast)}
+    del volume, inside  # a fine scan takes as much memory as all that follows
+    mask &= covered
     corrected = _corrected(head, mask, base, params, steps)
-    if whole_head:
-        mask = brain.refine_brain(corrected, base) & covered
-    tissues = segment(corrected, mask, base)
-    steps.append("segmentation: Gaussian mixture of three tissues and their mixed voxels, with weak spatial priors")
+    expected = np.stack([onto_template(share, base) for share in anatomy.shares[1:3]])
+    tissues = segment(corrected, mask, expected)
+    steps.append("segmentation: Gaussian mixture of three tissues and their mixed voxels, with priors by the U-Net")
     t1w = _normalised(corrected, mask, tissues, params, steps)
     qc = quality.measure_quality(raw, scan_to_mni, corrected, mask, covered, tissues, base, registered=registered)
     steps.extend(reason for measure, reason in quality.SKIPPED.items() if measure not in qc)
-    features = measure_volumes(tissues, mask, scan_to_mni, params.resolution_mm, whole_head=whole_head)
+    features = tissue_volumes(tissues, scan_to_mni, params.resolution_mm) | region_volumes(anatomy, scan_to_mni)
+    features |= of_head_size(features)
     verdict, reasons = quality.verdict(qc)
     result = Preprocessed(
         name, t1w, mask, tissues, head, base.affine, scan_to_mni, features, qc, verdict, reasons, tuple(steps)
     )
-    return result if params.registration == "affine" else _refitted(result, params.registration, base)
+    return result if params.registration == "affine" else _at_own_size(result, base)
 
 
 def preprocess_maps(grey: nib.Nifti1Image, white: nib.Nifti1Image, params: PreprocessParams, name: str) -> Preprocessed:
@@ -127,7 +129,7 @@ def preprocess_maps(grey: nib.Nifti1Image, white: nib.Nifti1Image, params: Prepr
     fluid = np.clip(1 - maps[0] - maps[1], 0, 1) * base.mask
     tissues = np.stack([*maps, fluid], axis=-1).astype(np.float32)
     t1w = intensity.normalise(maps[0], base.mask, *intensity.brain_zscore(maps[0], base.mask))
-    sizes = measure_volumes(tissues, base.mask, np.eye(4), params.resolution_mm)
+    sizes = tissue_volumes(tissues, np.eye(4), params.resolution_mm)
     features = {part: sizes[part] for part in ("gm_ml", "wm_ml", "temporal_ml")}
     inside = base.mask & covered
     qc = {
@@ -167,7 +169,7 @@ def checked_volume(image: nib.Nifti1Image, name: str) -> tuple[np.ndarray, np.nd
     affine = _checked_affine(image.affine, shape, name)
     volume = _intensities(image, name).reshape(shape)
     _check_intensities(volume, name)
-    return to_canonical(volume, affine)
+    return to_canonical(without_padding(volume), affine)
 
 
 def _checked_shape(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
@@ -232,16 +234,11 @@ def _check_intensities(volume: np.ndarray, name: str) -> None:
         raise StudyError(f"{name}: the volume is constant ({low:g}) except for stray voxels; the scan holds no image")
 
 
-def _refitted(scan: Preprocessed, registration: str, base: atlas.Template) -> Preprocessed:
-    """Resample the images of an affinely registered scan to its own size, or to the template's shape."""
-    onto: Any
-    if registration == "rigid":
-        scan_to_mni = rigid_part(scan.scan_to_mni)
-        onto = scan.scan_to_mni @ np.linalg.inv(scan_to_mni)
-        step = "images resampled a second time, to MNI152 orientation at the head's own size (rigid)"
-    else:
-        scan_to_mni, onto = scan.scan_to_mni, register_deformable(scan.tissues, base)
-        step = "images resampled a second time, to the template's shape (diffeomorphic demons on tissues)"
+def _at_own_size(scan: Preprocessed, base: atlas.Template) -> Preprocessed:
+    """Resample the images of an affinely registered scan to its own size."""
+    scan_to_mni = rigid_part(scan.scan_to_mni)
+    onto = scan.scan_to_mni @ np.linalg.inv(scan_to_mni)
+    step = "images resampled a second time, to MNI152 orientation at the head's own size (rigid)"
 
     def moved(part: np.ndarray) -> np.ndarray:
         return resample(part.astype(np.float32), base.affine, base.mask.shape, base.affine, onto)

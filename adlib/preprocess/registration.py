@@ -1,6 +1,6 @@
-"""Registration to MNI152: affine, and deformable where the differences in shape matter.
+"""Affine registration to MNI152.
 
-The affine starts from a coarse search of every translation for a grid of rotations and scales. Least squares then
+It starts from a coarse search of every translation for a grid of rotations and scales. Least squares then
 explain the scan, at points of MNI152 space, as a mixture of the template's tissue maps with free intensities and a
 smooth bias field; damped Gauss-Newton steps with robust weights solve for pose and intensities together.
 
@@ -9,7 +9,6 @@ References
 Padfield 2012, doi:10.1109/TIP.2011.2181402 (masked normalised cross-correlation by FFT).
 Friston et al. 1995, doi:10.1002/hbm.460030303 (registration by Gauss-Newton with an intensity basis).
 Ashburner & Friston 2005, doi:10.1016/j.neuroimage.2005.02.018 (tissue maps as the model of the intensities).
-Vercauteren et al. 2009, doi:10.1016/j.neuroimage.2008.10.040 (diffeomorphic demons).
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from itertools import product
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 from scipy import fft, ndimage
+from scipy.spatial.transform import Rotation
 
 from adlib.imaging import atlas
-from adlib.imaging.volume import block_mean, resample, to_sitk, voxel_sizes, world_box
+from adlib.imaging.volume import block_mean, resample, voxel_sizes, world_box
 from adlib.study.records import StudyError
 
 COARSE_MM = 8.0  # voxel edge of the coarse search
@@ -33,7 +32,9 @@ MIN_OVERLAP = 0.6  # share of the template's brain inside the field of view
 LEVELS = ((8.0, 6.0, 20), (4.0, 4.0, 15), (4.0, 2.0, 15))  # point distance mm, smoothing mm (sd), iterations
 MARGIN_MM = 6.0  # points are taken up to this distance from the template's brain
 MIN_STEP_MM = 0.01  # a level ends at a mean step below this
+RIDGE = 1e-6  # on the diagonal of the normal equations, whose columns have unit length
 OUTLIER = 2.5  # robust standard deviations from which residuals lose weight
+CONTRAST_PASSES = 4  # wide ventricles are many outliers
 DOUBTFUL_TISSUE = 0.5  # share of tissue below which the wide search is tried; real and made heads reach 0.73 to 0.95
 MIN_TISSUE = 0.35  # below it the scan is refused; balls, boxes and limbs reach 0.07, heads in a wrong pose 0.28
 # Poses of the coarse search: degrees of nodding (pitch, which varies most between scans), degrees about the other axes,
@@ -42,33 +43,29 @@ USUAL = ((-30.0, -15.0, 0.0, 15.0, 30.0), (-20.0, 0.0, 20.0), (0.8, 0.9, 1.0, 1.
 NODDING, TURNS = (-60.0, -40.0, -20.0, 0.0, 20.0, 40.0, 60.0), (-40.0, -20.0, 0.0, 20.0, 40.0)
 WIDE = (NODDING, TURNS, (0.7, 0.8, 0.9, 1.0, 1.13, 1.25), (0.95,))
 STRETCH = (0.6, 1.6)  # of a head against MNI152, along any direction
-DEMONS_MM = 2.0  # voxel edge of deformable registration, where the grid is finer
-DEMONS_GREY = 0.6  # grey over white matter in the image that is registered: the same for every scanner
-DEMONS_SHRINK = (2, 1)  # coarse to fine
-DEMONS_ITERATIONS = 20
-DEMONS_SMOOTHING_MM = 1.5  # sd of the blur of the displacement after each step
 
 
 @dataclass(frozen=True)
 class Registration:
-    """An affine registration and how well it explains the scan.
+    """An affine registration and what it shows of the brain.
 
     Attributes
     ----------
     scan_to_mni : (4, 4) float64
         World, RAS mm, to MNI152 mm.
-    explained : float
-        Share of the intensity variance, in and around the brain, that the model explains.
     tissue : float
         Share of the variance inside the brain, beyond a smooth field, that the tissue maps explain.
+    contrast : tuple of float
+        Intensities of white less grey matter, and of grey matter less fluid, over that of white matter: about 0.3 and
+        0.5 in a T1-weighted scan.
     """
 
     scan_to_mni: np.ndarray
-    explained: float
     tissue: float
+    contrast: tuple[float, float]
 
 
-def register(volume: np.ndarray, affine: np.ndarray, name: str) -> Registration:
+def register(volume: np.ndarray, affine: np.ndarray, name: str, *, registered: bool = False) -> Registration:
     """Register a scan to MNI152 by an affine with 12 degrees of freedom.
 
     A wider range of rotations and scales is tried where the usual one yields no brain, a brain of impossible shape, or
@@ -82,6 +79,8 @@ def register(volume: np.ndarray, affine: np.ndarray, name: str) -> Registration:
         Voxel indices to world, RAS mm.
     name : str
         Name of the scan in messages.
+    registered : bool
+        The scan is in MNI152 space already and only measured.
 
     Returns
     -------
@@ -90,11 +89,13 @@ def register(volume: np.ndarray, affine: np.ndarray, name: str) -> Registration:
     Raises
     ------
     StudyError
-        If nothing in the field of view resembles a brain, or the best match has an impossible shape.
+        If nothing in the field of view resembles a brain, or the best match has an impossible shape or shows no tissue.
     """
     small, grid = block_mean(volume, affine, 2.0)
-    low, high = np.percentile(small[small > small.min()], (1, 99.5)).astype(np.float32)
-    small = np.clip(small, low, high) - low  # from 0 up, the brightest voxels clipped
+    low, high = np.float32(np.percentile(small, 1)), np.float32(np.percentile(small[small > small.min()], 99.5))
+    small = np.clip(small, low, high) - low  # from 0, the background, up to the brightest voxels but a few
+    if registered:
+        return _judged(_Fit(small, grid, *LEVELS[-1][:2]), np.eye(4), name)
     results, refusal = [], None
     for poses in (USUAL, WIDE):
         try:
@@ -128,127 +129,41 @@ def rigid_part(scan_to_mni: np.ndarray) -> np.ndarray:
     return nib.affines.from_matvec(turn, _brain_centre() - turn @ origin)
 
 
-def tissue_image(grey: np.ndarray, white: np.ndarray) -> np.ndarray:
-    """One image out of tissue fractions, free of bias, noise and the scanner's contrast.
-
-    Parameters
-    ----------
-    grey, white : (X, Y, Z) float32
-        Fractions of grey and white matter.
-
-    Returns
-    -------
-    (X, Y, Z) float32
-        1 in white matter, `DEMONS_GREY` in grey matter, 0 elsewhere.
-    """
-    return np.float32(DEMONS_GREY) * grey + white
-
-
-def demons_displacement(fixed: np.ndarray, moving: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Displacement from one image to another by diffeomorphic demons; both are affinely aligned.
-
-    Parameters
-    ----------
-    fixed, moving : (X, Y, Z) float32
-        From `tissue_image`, on one grid.
-    affine : (4, 4) array
-        Voxel indices to world, RAS mm; without shear.
-
-    Returns
-    -------
-    (X, Y, Z, 3) float32
-        Millimetres from a point of `fixed` to its place in `moving`.
-
-    References
-    ----------
-    Vercauteren et al. 2009, doi:10.1016/j.neuroimage.2008.10.040.
-    """
-    images = [to_sitk(image, affine) for image in (fixed, moving)]
-    field = None
-    for shrink in DEMONS_SHRINK:
-        pair = [_coarser(image, shrink) for image in images]
-        demons = sitk.DiffeomorphicDemonsRegistrationFilter()
-        demons.SetNumberOfIterations(DEMONS_ITERATIONS)
-        demons.SetSmoothDisplacementField(True)
-        demons.SetStandardDeviations([DEMONS_SMOOTHING_MM / edge for edge in pair[0].GetSpacing()])
-        field = demons.Execute(*pair) if field is None else demons.Execute(*pair, sitk.Resample(field, pair[0]))
-    return sitk.GetArrayFromImage(field).transpose(2, 1, 0, 3).astype(np.float32)
-
-
-def register_deformable(tissues: np.ndarray, base: atlas.Template) -> sitk.Transform:
-    """Transform from the template to an affinely registered head, by diffeomorphic demons on their tissues.
-
-    Parameters
-    ----------
-    tissues : (X, Y, Z, 3) float32
-        GM, WM, CSF fractions of the head on the template's grid.
-    base : Template
-
-    Returns
-    -------
-    SimpleITK displacement field transform
-        From points of the template to points of the head, LPS mm.
-    """
-    fixed, grid = block_mean(tissue_image(base.gm, base.wm), base.affine, DEMONS_MM)
-    moving = block_mean(tissue_image(tissues[..., 0], tissues[..., 1]), base.affine, DEMONS_MM)[0]
-    field = demons_displacement(fixed, moving, grid)
-    image = sitk.GetImageFromArray(field.transpose(2, 1, 0, 3).astype(np.float64), isVector=True)
-    image.CopyInformation(to_sitk(fixed, grid))
-    return sitk.DisplacementFieldTransform(image)
-
-
-def jacobian_determinant(field: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Local change of volume by a displacement.
-
-    Parameters
-    ----------
-    field : (X, Y, Z, 3) float32
-        Displacement, mm.
-    affine : (4, 4) array
-        Voxel indices to world, mm; only the voxel edges are used.
-
-    Returns
-    -------
-    (X, Y, Z) float32
-        1 where the volume stays, above 1 where it grows.
-    """
-    edges = voxel_sizes(affine)
-    slopes = np.stack([np.stack(np.gradient(field[..., k], *edges), axis=-1) for k in range(3)], axis=-2)
-    return np.linalg.det(slopes + np.eye(3)).astype(np.float32)
-
-
-def _coarser(image: sitk.Image, shrink: int) -> sitk.Image:
-    if shrink == 1:
-        return image
-    blur = [0.5 * shrink * edge for edge in image.GetSpacing()]
-    return sitk.Shrink(sitk.SmoothingRecursiveGaussian(image, blur), [shrink] * 3)
-
-
 def _refine(volume: np.ndarray, affine: np.ndarray, starts: list[np.ndarray], name: str) -> Registration:
-    """Least-squares pose, coarse to fine, from the start (MNI152 to scan) that explains most at the coarsest level."""
+    """Least-squares pose, coarse to fine, from the start (MNI152 to scan) that shows most tissue at the coarsest level.
+
+    The explained variance does not compare starts: a collapsed pose covers little, of which much is explained.
+    """
     for edge, smoothing, iterations in LEVELS:
         fit = _Fit(volume, affine, edge, smoothing)
-        matrix, explained = max((fit.descend(start, iterations) for start in starts), key=lambda fitted: fitted[1])
-        starts = [matrix]
-    _check_shape(matrix, name)
-    tissue = fit.tissue_share(matrix)
+        fitted = [fit.descend(start, iterations) for start in starts]
+        starts = [max(fitted, key=lambda matrix: (not _fault(matrix), fit.tissue(matrix)[0]))]
+    if fault := _fault(starts[0]):
+        raise StudyError(
+            f"{name}: no brain was found in the field of view ({fault}); expected a T1-weighted scan of a whole head "
+            "or brain"
+        )
+    return _judged(fit, starts[0], name)
+
+
+def _judged(fit: _Fit, matrix: np.ndarray, name: str) -> Registration:
+    tissue, contrast = fit.tissue(matrix)
     if tissue < MIN_TISSUE:
         raise StudyError(
             f"{name}: the brain region shows no grey and white matter (tissue explains {tissue:.0%} of its intensity "
             f"variance, expected {MIN_TISSUE:.0%} or more); expected a T1-weighted scan of a whole head or brain"
         )
-    return Registration(np.linalg.inv(matrix), explained, tissue)
+    return Registration(np.linalg.inv(matrix), tissue, contrast)
 
 
-def _check_shape(matrix: np.ndarray, name: str) -> None:
-    """Refuse a pose that mirrors, flattens or inflates the head: it does not fit a brain."""
-    stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
-    if np.linalg.det(matrix[:3, :3]) > 0 and STRETCH[0] <= stretch.min() and stretch.max() <= STRETCH[1]:
-        return
-    raise StudyError(
-        f"{name}: no brain was found in the field of view (the best match is {stretch.min():.2f} to "
-        f"{stretch.max():.2f} times as large as MNI152 along its axes, expected {STRETCH[0]} to {STRETCH[1]}, not "
-        "mirrored); expected a T1-weighted scan of a whole head or brain"
+def _fault(matrix: np.ndarray) -> str:
+    """How a pose mirrors, flattens or inflates the head; empty where it does not."""
+    low, *_, high = np.linalg.svd(matrix[:3, :3], compute_uv=False)[::-1]
+    if np.linalg.det(matrix[:3, :3]) > 0 and STRETCH[0] <= low and high <= STRETCH[1]:
+        return ""
+    return (
+        f"the best match is {low:.2f} to {high:.2f} times as large as MNI152 along its axes, expected {STRETCH[0]} to "
+        f"{STRETCH[1]}, not mirrored"
     )
 
 
@@ -263,7 +178,7 @@ class _Fit:
         self.shape = np.array(volume.shape)
         self.points, self.basis = _basis(edge, smoothing)
 
-    def descend(self, matrix: np.ndarray, iterations: int) -> tuple[np.ndarray, float]:
+    def descend(self, matrix: np.ndarray, iterations: int) -> np.ndarray:
         """Damped Gauss-Newton; a step that explains less is halved, at most four times."""
         state = self._solve(matrix)
         for _ in range(iterations):
@@ -281,19 +196,24 @@ class _Fit:
             matrix, state = trial, new
             if moved < MIN_STEP_MM:
                 break
-        return matrix, state[0]
+        return matrix
 
-    def tissue_share(self, matrix: np.ndarray) -> float:
-        """Share of the variance inside the brain, beyond a smooth field, that the tissue maps explain."""
+    def tissue(self, matrix: np.ndarray) -> tuple[float, tuple[float, float]]:
+        """`Registration.tissue` and `Registration.contrast` at a pose."""
         brain = self.basis[:, :3].sum(axis=1) > 0.9
         voxels = nib.affines.apply_affine(self.to_voxel @ matrix, self.points)
         brain &= np.all((voxels >= 0) & (voxels <= self.shape - 1), axis=1)
         values = ndimage.map_coordinates(self.layers[0], voxels[brain].T, order=1, prefilter=False)
         maps = self.basis[brain]
-        smooth = np.column_stack([np.ones(len(maps)), _quadratic(self.points[brain])])
-        weights = _robust_weights(values - maps @ _least_squares(maps, values, np.ones(len(values))))
+        smooth = np.column_stack([np.ones(len(maps)), _quadratic_terms(self.points[brain])])
+        _, weights = _robust_fit(maps, values)
         left = [weights @ (values - part @ _least_squares(part, values, weights)) ** 2 for part in (maps, smooth)]
-        return float(1 - left[0] / max(left[1], 1e-12))
+        if not left[1] > 1e-12:
+            return 0.0, (0.0, 0.0)
+        seen = values > 0
+        grey, white, fluid = (float(c) for c in _robust_fit(maps[seen], values[seen], CONTRAST_PASSES)[0][:3])
+        unit = max(abs(white), 1e-9)
+        return float(1 - left[0] / left[1]), ((white - grey) / unit, (grey - fluid) / unit)
 
     def _solve(self, matrix: np.ndarray) -> tuple[float, np.ndarray]:
         """Share of the variance explained at a pose, and the (3, 4) least-squares change of pose."""
@@ -307,8 +227,8 @@ class _Fit:
         points, basis = self.points[inside], self.basis[inside]
         centred = np.column_stack([points - _brain_centre(), np.full(len(points), 50.0)])
         jacobian = (gradient[:, :, None] * centred[:, None, :]).reshape(len(points), 12)
-        weights = _robust_weights(values - basis @ _least_squares(basis, values, np.ones(len(values))))
-        residual = values - basis @ _least_squares(basis, values, weights)
+        coefficients, weights = _robust_fit(basis, values)
+        residual = values - basis @ coefficients
         mean = np.average(values, weights=weights)
         explained = 1 - (weights @ residual**2) / (weights @ (values - mean) ** 2 + 1e-12)
         both = _least_squares(np.column_stack([basis, -jacobian]), values, weights)
@@ -319,18 +239,25 @@ class _Fit:
 
 
 def _least_squares(design: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Coefficients of a weighted linear fit, by normal equations with a trace of ridge."""
+    """Coefficients of a weighted linear fit, by normal equations of columns of unit length with a trace of ridge."""
     weighted = design * weights[:, None]
     normal = weighted.T @ design
-    normal[np.diag_indices_from(normal)] *= 1 + 1e-6
-    normal[np.diag_indices_from(normal)] += 1e-12 * np.trace(normal)
-    return np.linalg.solve(normal, weighted.T @ values)
+    length = np.sqrt(np.diag(normal))
+    length[length == 0] = 1
+    normal = normal / length / length[:, None] + RIDGE * np.eye(len(length))
+    return np.linalg.solve(normal, weighted.T @ values / length) / length
 
 
-def _robust_weights(residual: np.ndarray) -> np.ndarray:
-    """Weights of the Geman-McClure kind: 1 for small residuals, falling to 0 for outliers."""
-    spread = 1.4826 * np.median(np.abs(residual)) + 1e-12
-    return 1 / (1 + (residual / (OUTLIER * spread)) ** 2) ** 2
+def _robust_fit(design: np.ndarray, values: np.ndarray, passes: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Linear fit in which outliers of the pass before lose weight (Geman & McClure): coefficients and weights."""
+    weights = np.ones(len(values))
+    coefficients = _least_squares(design, values, weights)
+    for _ in range(passes):
+        residual = values - design @ coefficients
+        spread = 1.4826 * np.median(np.abs(residual)) + 1e-12
+        weights = 1 / (1 + (residual / (OUTLIER * spread)) ** 2) ** 2
+        coefficients = _least_squares(design, values, weights)
+    return coefficients, weights
 
 
 @cache
@@ -346,11 +273,11 @@ def _basis(edge: float, smoothing: float) -> tuple[np.ndarray, np.ndarray]:
     points = nib.affines.apply_affine(base.affine, picked)
     gm, wm, csf = (m[tuple(picked.T)].astype(float) for m in maps)
     tissue = 0.7 * gm + wm + 0.3 * csf
-    return points, np.column_stack([gm, wm, csf, 1 - gm - wm - csf, tissue[:, None] * _quadratic(points)])
+    return points, np.column_stack([gm, wm, csf, 1 - gm - wm - csf, tissue[:, None] * _quadratic_terms(points)])
 
 
-def _quadratic(points: np.ndarray) -> np.ndarray:
-    """The nine linear and quadratic terms (N, 9) of positions about the brain's centre."""
+def _quadratic_terms(points: np.ndarray) -> np.ndarray:
+    """Linear and quadratic terms of positions about the brain's centre, which model a smooth field."""
     x, y, z = ((points - _brain_centre()) / 70).T
     return np.column_stack([x, y, z, x * x, y * y, z * z, x * y, x * z, y * z])
 
@@ -361,7 +288,7 @@ def _coarse_search(
     """The best translation of the template's brain at each scale, with the best rotation at a similar scale.
 
     A small template fits inside a large head and a large one around a small head, so scales are not compared here:
-    `_refine` follows each and takes the one that explains the scan best.
+    `_refine` follows each and takes the one that shows most tissue.
 
     Returns
     -------
@@ -389,7 +316,7 @@ def _coarse_search(
 
 def _matrix(rotation: tuple[float, float, float], scale: float, centre: np.ndarray) -> np.ndarray:
     """The (4, 4) transform that rotates and scales the template and puts its brain's centre at a world position."""
-    turn = scale * _rotation(rotation)
+    turn = scale * Rotation.from_euler("xyz", rotation, degrees=True).as_matrix()
     return nib.affines.from_matvec(turn, centre - turn @ _brain_centre())
 
 
@@ -427,8 +354,7 @@ def _coarse_scan(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np
     """The scan on a world-aligned coarse grid, its field of view there, and the first voxel's world position."""
     low, high = world_box(volume.shape, affine)
     shape = tuple(int(n) for n in np.ceil((high - low) / COARSE_MM).astype(int) + 1)
-    grid = np.diag([COARSE_MM, COARSE_MM, COARSE_MM, 1.0])
-    grid[:3, 3] = low
+    grid = nib.affines.from_matvec(np.diag([COARSE_MM] * 3), low)
     mean, mean_affine = block_mean(volume, affine, 4.0)
     smooth = ndimage.gaussian_filter(mean, 0.8)
     image = resample(smooth, mean_affine, shape, grid, outside=-1.0)
@@ -442,11 +368,8 @@ def _posed(rotation: tuple[float, float, float], scale: float) -> tuple[np.ndarr
     """The rotated, scaled template on a coarse cube around its brain's centre: image and mask, float32."""
     base = atlas.template(4.0)
     reach = 13
-    grid = np.diag([COARSE_MM] * 3 + [1.0])
-    grid[:3, 3] = -COARSE_MM * reach
-    world = np.eye(4)
-    world[:3, :3] = np.linalg.inv(scale * _rotation(rotation))
-    world[:3, 3] = _brain_centre()
+    grid = nib.affines.from_matvec(np.diag([COARSE_MM] * 3), [-COARSE_MM * reach] * 3)
+    world = np.linalg.inv(_matrix(rotation, scale, np.zeros(3)))
     near = ndimage.binary_dilation(base.mask, iterations=2)
     image = resample(ndimage.gaussian_filter(base.t1, 0.8), base.affine, (2 * reach + 1,) * 3, grid, world)
     mask = resample(near.astype(np.float32), base.affine, (2 * reach + 1,) * 3, grid, world)
@@ -457,12 +380,3 @@ def _posed(rotation: tuple[float, float, float], scale: float) -> tuple[np.ndarr
 def _brain_centre() -> np.ndarray:
     base = atlas.template(4.0)
     return nib.affines.apply_affine(base.affine, np.argwhere(base.mask).mean(axis=0))
-
-
-def _rotation(degrees: tuple[float, float, float]) -> np.ndarray:
-    """Rotation (3, 3) about x, then y, then z."""
-    (cx, cy, cz), (sx, sy, sz) = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x

@@ -1,21 +1,16 @@
-"""Tissue segmentation: Gaussians of three tissues and of voxels mixed of two, with weak spatial priors."""
+"""Tissue segmentation: Gaussians of three tissues and of voxels mixed of two, with spatial priors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
-from scipy import ndimage
 from scipy.special import ndtr
 
-from adlib.imaging.atlas import Template, template
-from adlib.imaging.volume import voxel_sizes
 from adlib.study.records import StudyError
 
 SAMPLE = 40_000  # voxels that the mixture is fitted on
-PRIOR_SMOOTHING_MM = 4.0
-PRIOR_SHARE = 0.5  # weight of the template's maps against a flat prior: strong priors do worse than none
+PRIOR_SHARE = 0.9  # weight of the network's shares against a flat prior
 ITERATIONS = 40
 CHUNK = 200_000  # voxels at a time
 LEVELS = 1024  # intensities at which densities are tabulated
@@ -42,16 +37,16 @@ class _Mixture:
     weights: np.ndarray
 
 
-def segment(volume: np.ndarray, mask: np.ndarray, base: Template) -> np.ndarray:
+def segment(volume: np.ndarray, mask: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Fractions of grey matter, white matter and fluid in every voxel of the brain.
 
     Parameters
     ----------
     volume : (X, Y, Z) float32
-        Bias-corrected intensities on the template's grid.
+        Bias-corrected intensities.
     mask : (X, Y, Z) bool
-    base : Template
-        Its tissue maps are the priors.
+    expected : (2, X, Y, Z) float32
+        Expected shares of GM and WM, as from `anatomy`; the rest is CSF.
 
     Returns
     -------
@@ -72,37 +67,24 @@ def segment(volume: np.ndarray, mask: np.ndarray, base: Template) -> np.ndarray:
     values = volume[mask]
     if values.size < 1000 or not values.std(dtype=np.float64) > 0:
         raise StudyError(f"the brain mask holds {values.size} voxels without contrast; check its figures")
-    where, maps = np.flatnonzero(mask), _priors(float(voxel_sizes(base.affine)[0]))
+    where = np.flatnonzero(mask)
     low, high = np.percentile(values, (0.05, 99.95))
     levels = np.linspace(low, high, LEVELS)
     bins = np.clip(np.rint((values - levels[0]) / (levels[1] - levels[0])), 0, LEVELS - 1).astype(np.int16)
     sample = slice(None, None, max(1, values.size // SAMPLE))
-    mixture = _fit(levels, bins[sample], _at(maps, where[sample]))
+    mixture = _fit(levels, bins[sample], _priors(expected, where[sample]))
     tissues = np.zeros((*volume.shape, 3), dtype=np.float32)
     for start in range(0, values.size, CHUNK):
         part = slice(start, start + CHUNK)
-        tissues.reshape(-1, 3)[where[part]] = _fractions(levels, bins[part], _at(maps, where[part]), mixture)
+        tissues.reshape(-1, 3)[where[part]] = _fractions(levels, bins[part], _priors(expected, where[part]), mixture)
     return tissues
 
 
-def _at(maps: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Chances of GM, WM and CSF at N voxels, (3, N) float32, from maps (2, X, Y, Z) of the first two."""
-    grey, white = maps.reshape(2, -1)[:, where]
-    return np.stack([grey, white, 1 - grey - white])
-
-
-@cache
-def _priors(resolution_mm: float) -> np.ndarray:
-    """The template's maps of GM and WM, blurred and flattened, (2, X, Y, Z) float32; CSF is the rest."""
-    base = template(resolution_mm)
-    maps = np.empty((3, *base.mask.shape), np.float32)
-    for blurred, part in zip(maps, (base.gm, base.wm, base.csf), strict=True):
-        ndimage.gaussian_filter(part, PRIOR_SMOOTHING_MM / resolution_mm, output=blurred)
-    maps += np.float32(1e-3)
-    maps /= maps.sum(axis=0)
-    maps *= np.float32(PRIOR_SHARE)
-    maps += np.float32((1 - PRIOR_SHARE) / 3)
-    return maps[:2].copy()
+def _priors(expected: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Chances of GM, WM and CSF at N voxels, (3, N) float32."""
+    grey, white = expected.reshape(2, -1)[:, where]
+    shares = np.stack([grey, white, np.clip(1 - grey - white, 0, 1)])
+    return np.float32(PRIOR_SHARE) * shares + np.float32((1 - PRIOR_SHARE) / 3)
 
 
 def _fit(levels: np.ndarray, bins: np.ndarray, priors: np.ndarray) -> _Mixture:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from adlib.sources.adni_tables import UNLISTED, AdniTables, group_name, is_group, read_tables
+from adlib.sources.image_files import SLICES
+from adlib.sources.inventory import Inventory
 from adlib.sources.scanfile import VOLUME_SUFFIXES
 from adlib.study.records import StudyError
 from adlib.study.source_params import AdniSource
@@ -28,7 +30,7 @@ _FOLDER = re.compile(
 _Label = tuple[str | None, str]
 
 
-def list_scans(source: AdniSource) -> list[dict[str, Any]]:
+def list_scans(source: AdniSource, files: Inventory) -> list[dict[str, Any]]:
     """List every image under an ADNI download, or any folder of files with ADNI names.
 
     Each image has a row. ``excluded`` has the reason why an image is not used; an image without a label has an empty
@@ -38,6 +40,8 @@ def list_scans(source: AdniSource) -> list[dict[str, Any]]:
     Parameters
     ----------
     source : AdniSource
+    files : Inventory
+        Of the root.
 
     Returns
     -------
@@ -50,12 +54,12 @@ def list_scans(source: AdniSource) -> list[dict[str, Any]]:
         If there are no images or no labels, the tables that the label policy needs are missing, or one is broken.
     """
     root = Path(source.root)
-    images, found = _find_images(root)
+    images = _find_images(files)
     if not images:
         raise StudyError(f"no .nii, .nii.gz or .dcm files under {root}; unpack the ADNI download there")
-    tables = read_tables(source.tables or found, given=bool(source.tables))
+    tables = read_tables(source.tables or files.named(".csv", ".xlsx"), source.columns, given=bool(source.tables))
     _check_policy(source, tables, root)
-    rows = [row for image in images for row in _rows(image, tables, source)]
+    rows = [row for image in images for row in _rows(image, tables, source, files)]
     if all(row.get("diagnosis") is None for row in rows):
         why = rows[0].get("excluded") or rows[0]["label_source"]
         raise StudyError(
@@ -128,10 +132,9 @@ def _check_policy(source: AdniSource, tables: AdniTables, root: Path) -> None:
     )
 
 
-def _rows(image: _Image, tables: AdniTables, source: AdniSource) -> list[dict[str, Any]]:
+def _rows(image: _Image, tables: AdniTables, source: AdniSource, files: Inventory) -> list[dict[str, Any]]:
     if image.excluded:
-        inside = image.path.relative_to(source.root).as_posix()
-        name = re.sub(r"[^A-Za-z0-9]+", "-", inside).strip("-") or "root"
+        name = files.name(image.path)
         return [{"scan_id": name, "path": str(image.path), "excluded": image.excluded, "diagnosis": None}]
     facts, day = image.facts, image.acquired(tables)
     listed = (image.entries(tables) or [UNLISTED])[0]
@@ -151,6 +154,7 @@ def _rows(image: _Image, tables: AdniTables, source: AdniSource) -> list[dict[st
         "phase": phase,
         "excluded": _other_subject(facts["subject"], listed) or _outside(phase, source.phases),
     }
+    row |= {"notes": listed.notes} if listed.notes else {}
     labels = _labels(image, visits, day, tables, source)
     return [row | {"diagnosis": label, "label_source": why} for label, why in labels]
 
@@ -252,27 +256,22 @@ def _report(images: list[_Image], tables: AdniTables) -> None:
         )
 
 
-def _find_images(root: Path) -> tuple[list[_Image], list[Path]]:
-    """Images under `root` in any depth, and csv tables; hidden files and folders are passed over.
-
-    Raises
-    ------
-    StudyError
-        If a folder cannot be read.
-    """
-    images, tables = [], []
-    for where, folders, files in os.walk(root, onerror=_refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = [Path(where) / name for name in sorted(files) if not name.startswith(".")]
-        tables += [path for path in paths if path.suffix.lower() == ".csv"]
-        images += [_volume(path) for path in paths if path.name.lower().endswith((*VOLUME_SUFFIXES, *_OTHER_FORMATS))]
-        if slices := [path for path in paths if path.suffix.lower() == ".dcm"]:
-            images.append(_series(Path(where), slices))
-    return images, tables
-
-
-def _refuse(error: OSError) -> None:
-    raise StudyError(f"{error.filename} cannot be read ({error.strerror}); make every folder of source.root readable")
+def _find_images(files: Inventory) -> list[_Image]:
+    """The volumes, and the folders of DICOM files, under the root."""
+    slices: dict[Path, list[Path]] = defaultdict(list)
+    for path in files.named(*SLICES):
+        slices[path.parent].append(path)
+    files.take(path for paths in slices.values() for path in paths)
+    images = [_volume(path) for path in files.named(*VOLUME_SUFFIXES, *_OTHER_FORMATS)]
+    series = [_series(*one) for one in slices.items()]
+    folders = Counter(image.facts.get("image_id") for image in series)
+    for image in series:
+        if (number := image.facts.get("image_id")) and folders[number] > 1:
+            image = image._replace(
+                excluded=f"DICOM files of {number} lie in {folders[number]} folders; join them in one"
+            )
+        images.append(image)
+    return sorted(images, key=lambda image: image.path)
 
 
 def _facts(match: re.Match[str] | None) -> dict[str, Any]:

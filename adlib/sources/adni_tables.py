@@ -11,8 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from adlib.study import cells
 from adlib.study.records import StudyError
-from adlib.study.user_tables import NUMBER, bare_name, read_user_table, table_columns
+from adlib.study.user_tables import bare_name, read_user_table, table_columns
 
 # Data dictionary of the diagnostic summary (DXSUM): DXCURREN in ADNI1, DXCHANGE (conversions count as what a person
 # became) in ADNIGO and ADNI2, DIAGNOSIS since ADNI3; adni.loni.usc.edu, Study Data. The first that a row has counts.
@@ -31,6 +32,10 @@ _SPELLINGS = {
 _PHASE = re.compile(r"ADNI\s?(1/GO|GO|[1-9])?(?![A-Z0-9])", re.I)
 
 
+class _ColumnFault(StudyError):
+    """A cell that puts the order of day and month in its whole column in doubt."""
+
+
 class AdniTables(NamedTuple):
     """Rows of the tables; each has a value or None for each field of `_COLLECTION` or of `_VISITS`.
 
@@ -46,12 +51,14 @@ class AdniTables(NamedTuple):
     visits: dict[int, list[SimpleNamespace]]
 
 
-def read_tables(paths: Iterable[Path], *, given: bool) -> AdniTables:
+def read_tables(paths: Iterable[Path], columns: dict[str, str], *, given: bool) -> AdniTables:
     """Read collection, ADNIMERGE-like and DXSUM-like tables; those of one kind are put together.
 
     Parameters
     ----------
     paths : iterable of path
+    columns : dict of str to str
+        Names in the tables to ADNI's.
     given : bool
         Whether the params name them: then each must be one of ADNI's; otherwise others are ignored, with a line.
 
@@ -62,19 +69,26 @@ def read_tables(paths: Iterable[Path], *, given: bool) -> AdniTables:
     """
     tables = AdniTables(defaultdict(list), defaultdict(list))
     for path in paths:
-        columns = table_columns(path)
-        visits = _columns(columns, _VISITS).keys()
-        if {"image_id", "subject"} <= _columns(columns, _COLLECTION).keys():
-            for row in _read(path, _COLLECTION):
+        try:
+            names = [columns.get(name, name) for name in table_columns(path)]
+        except StudyError as error:
+            if given:
+                raise
+            print(f"ADNI: {error}; the table is ignored")
+            continue
+        visits = _columns(names, _VISITS).keys()
+        if {"image_id", "subject"} <= _columns(names, _COLLECTION).keys():
+            for row in _read(path, _COLLECTION, columns):
                 tables.images[row.image_id].append(row)
         elif visits & {"rid", "ptid"} and visits & {"first", "date"} and visits & {"baseline", "DX", *CODES}:
-            for row in _read(path, _VISITS):
+            for row in _read(path, _VISITS, columns):
                 row.date, row.diagnosis = row.date or row.entered, _diagnosis(row)
-                tables.visits[_roster_number(row)].append(row)
+                tables.visits[row.number].append(row)
         elif given:
             raise StudyError(
                 f"{path} is no collection table (Image Data ID, Subject, Group, ...), ADNIMERGE (PTID, VISCODE, DX_bl, "
-                f"DX, ...) or DXSUM (RID, VISCODE, DIAGNOSIS, ...); its columns begin {columns[:8]}"
+                f"DX, ...) or DXSUM (RID, VISCODE, DIAGNOSIS, ...); its columns begin {names[:8]}; "
+                "source.columns can name others"
             )
         else:
             print(f"ADNI: {path} is ignored: its columns list neither images nor diagnoses")
@@ -126,18 +140,42 @@ def _columns(columns: list[str], fields: dict[str, _Field]) -> dict[str, str]:
     return {field: next(filter(None, names)) for field, names in candidates.items() if any(names)}
 
 
-def _read(path: Path, fields: dict[str, _Field]) -> Iterator[SimpleNamespace]:
-    """The rows of a table with a value for every field, None where the file has none."""
-    table = read_user_table(path)
-    columns = _columns(list(table.columns), fields)
-    for line, cells in zip(table.index, table[list(columns.values())].to_dict("records"), strict=True):
-        row = SimpleNamespace(path=path, line=line, table=path.name, **dict.fromkeys(fields))
-        for field, column in columns.items():
-            try:
-                setattr(row, field, fields[field][0](cells[column]))
-            except ValueError as error:
-                raise _fault(row, column, cells[column], str(error)) from None
-        yield row
+def _read(path: Path, fields: dict[str, _Field], renamed: dict[str, str]) -> Iterator[SimpleNamespace]:
+    """The rows of a table with a value for every field, None where the file has none; unclear cells are noted.
+
+    A row whose image or participant is unclear is left out, with a line; if all are, the first such fault is raised.
+    """
+    table = read_user_table(path).rename(columns=renamed)
+    columns, faults = _columns(list(table.columns), fields), []
+    for line, record in zip(table.index, table[list(columns.values())].to_dict("records"), strict=True):
+        row = SimpleNamespace(path=path, line=line, table=path.name, notes=None, **dict.fromkeys(fields))
+        try:
+            for field, column in columns.items():
+                _set(row, field, column, record[column], fields[field][0])
+            if fields is _VISITS:
+                row.number = _roster_number(row)
+        except _ColumnFault:
+            raise
+        except StudyError as error:
+            faults.append(error)
+            print(f"{error}; the row is left out")
+        else:
+            yield row
+    if len(faults) == len(table):
+        raise faults[0]
+
+
+def _set(row: SimpleNamespace, field: str, column: str, cell: str | None, convert: Callable[[str | None], Any]) -> None:
+    try:
+        value = convert(cell)
+    except ValueError as error:
+        fault = _fault(row, column, cell, str(error))
+        raise (_ColumnFault(str(fault)) if convert is _date else fault) from None
+    if isinstance(value, cells.Reading):
+        if value.note:
+            row.notes = f"{row.table}, line {row.line}, column {column!r}: {cell!r:.80} {value.note}"
+        value = value.value
+    setattr(row, field, value)
 
 
 def _fault(row: SimpleNamespace, column: str, cell: str | None, expected: str) -> StudyError:
@@ -166,7 +204,8 @@ def _diagnosis(row: SimpleNamespace) -> str | None:
         if code in _NO_CODE:
             continue
         if code not in codes and not is_group(code):
-            raise _fault(row, column, code, f"one of the codes {sorted(codes)}")
+            print(f"{_fault(row, column, code, f'one of the codes {sorted(codes)}')}; it is no class")
+            return f"{column} {code}"
         return codes.get(code) or group_name(code)
     return group_name(row.DX.rpartition(" to ")[2]) if row.DX is not None else None
 
@@ -205,15 +244,13 @@ def _date(cell: str | None) -> date | None:
     raise ValueError("a date such as 2008-10-14 or 10/14/2008 (month first)")
 
 
-def _years(cell: str | None) -> float | None:
-    if not NUMBER.fullmatch(cell or "-1"):
-        raise ValueError("a number such as 74.5")
-    years = float((cell or "-1").replace(",", "."))
-    return years if years >= 0 else None
+def _years(cell: str | None) -> cells.Reading | None:
+    missing = cell is None or (cells.NUMBER.fullmatch(cell) and cell.startswith("-"))
+    return None if missing else cells.years(cell)
 
 
 def _sex(cell: str | None) -> str | None:
-    return {"m": "M", "male": "M", "f": "F", "female": "F"}.get((cell or "").lower())
+    return cell and cells.sex(cell).value  # 1 and 2 by ADNI's data dictionary, too
 
 
 def _modality(cell: str | None) -> str | None:
@@ -221,9 +258,7 @@ def _modality(cell: str | None) -> str | None:
 
 
 def _tesla(cell: str | None) -> float | None:
-    """1.5 from ``1.5 Tesla MRI``."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:T.*)?", cell or "", re.I)
-    return float(match[1]) if match else None
+    return None if cell is None else cells.tesla(cell).value
 
 
 # Of each field the conversion of its cells, whose ValueError says what is expected, and the names of its column.
@@ -254,4 +289,4 @@ _VISITS: dict[str, _Field] = {
     "DX": (_text, "DX"),
     **{column: (_code, column) for column in CODES},
 }
-UNLISTED = SimpleNamespace(**dict.fromkeys(_COLLECTION))  # an image in no collection table
+UNLISTED = SimpleNamespace(notes=None, **dict.fromkeys(_COLLECTION))  # an image in no collection table

@@ -7,27 +7,33 @@ after t1-linear are registered already; their labels come from a table of the us
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-from bids2table import index_dataset, load_bids_metadata
 
-from adlib.sources.image_files import image_facts, sidecar_facts
-from adlib.sources.participant_table import ParticipantTable, indexed
+from adlib.sources.image_files import joined, sidecar_facts
+from adlib.sources.inventory import Inventory
+from adlib.sources.participant_table import ParticipantTable
 from adlib.study.records import REGISTERED, StudyError
 from adlib.study.source_params import BidsSource, CapsSource
-from adlib.study.user_tables import read_user_table
+from adlib.study.tree import NO_CONTENT
+from adlib.study.user_tables import read_user_json, read_user_table
 
-_ENTITIES = ("sub", "ses", "space", "desc", "part", "suffix", "ext", "path")
+_T1W = re.compile(
+    r"(?P<sub>sub-[^_/]+)/(?:(?P<ses>ses-[^_/]+)/)?anat/(?P<name>(?P=sub)(?:_(?P=ses))?(?:_[A-Za-z0-9]+-[^_/]+)*_T1w)"
+    r"\.nii(?:\.gz)?"
+)
+_DERIVED = {"space": "in another space", "desc": "derived, not raw", "part": "a part of complex values"}
 _CAPS_NAME = re.compile(
-    r"(?P<participant>sub-[A-Za-z0-9]+)_(?P<session>ses-[A-Za-z0-9]+)_space-MNI152NLin2009cSym(?P<crop>_desc-Crop)?"
-    r"_res-1x1x1_T1w\.nii(\.gz)?$"
+    r"^subjects/(?P<participant>sub-[A-Za-z0-9]+)/(?P<session>ses-[A-Za-z0-9]+)/t1_linear/(?P=participant)_(?P=session)"
+    r"(?P<more>(?:_(?:acq|run|ce|rec)-[A-Za-z0-9]+)*)(?:_T1w)?_space-MNI152NLin2009cSym(?P<crop>_desc-Crop)?"
+    r"_res-1x1x1_T1w\.nii(?:\.gz)?$"
 )
 
 
-def list_bids(source: BidsSource) -> list[dict[str, Any]]:
+def list_bids(source: BidsSource, files: Inventory) -> list[dict[str, Any]]:
     """List every T1w scan of a BIDS dataset with its label, one row per scan.
 
     Rows without a label have an empty diagnosis; the audit reports and drops them. A file that nibabel cannot open
@@ -36,6 +42,8 @@ def list_bids(source: BidsSource) -> list[dict[str, Any]]:
     Parameters
     ----------
     source : BidsSource
+    files : Inventory
+        Of the root.
 
     Returns
     -------
@@ -51,14 +59,19 @@ def list_bids(source: BidsSource) -> list[dict[str, Any]]:
     ----------
     Gorgolewski et al. 2016, doi:10.1038/sdata.2016.44.
     """
-    root = Path(source.root)
-    scans = _images(root)
-    people = _table(root / "participants.tsv", "participant_id")
-    if people is None:
+    root, scans = files.root, _images(files)
+    if not (root / "participants.tsv").is_file():
         raise StudyError(f"{root / 'participants.tsv'} does not exist; a BIDS dataset needs it for labels, age and sex")
-    visits = {name: _table(root / name / f"{name}_sessions.tsv", "session_id") for name in scans["participant_id"]}
-    rows = [_describe(scan, people, visits[scan["participant_id"]], source) for scan in scans.to_dict("records")]
-    if all(row["diagnosis"] is None for row in rows):
+    settings: Any = {"label_column": source.label_column, "labels": source.labels, "columns": source.columns}
+    people = ParticipantTable(root / "participants.tsv", **settings, strict=False)
+    people.meet(scans)
+    visits = _visits(root, scans, source)
+    later = None if visits.empty else ParticipantTable(root / "sessions.tsv", **settings, strict=False, rows=visits)
+    read = Sidecars(files)
+    rows = [joined(read.about(scan["path"]), _describe(scan, people, later)) for scan in scans]
+    for row in rows:
+        row["label_source"] = f"{source.label_column} of the BIDS tables"
+    if all(row.get("diagnosis") is None for row in rows):
         raise StudyError(
             f"no scan under {root} has a value in column {source.label_column!r} of participants.tsv "
             f"(columns {list(people.columns)}) or sessions.tsv; set source.label_column"
@@ -66,12 +79,14 @@ def list_bids(source: BidsSource) -> list[dict[str, Any]]:
     return rows
 
 
-def list_caps(source: CapsSource) -> list[dict[str, Any]]:
+def list_caps(source: CapsSource, files: Inventory) -> list[dict[str, Any]]:
     """List the t1-linear output of every session; of a cropped and an uncropped one the uncropped is used.
 
     Parameters
     ----------
     source : CapsSource
+    files : Inventory
+        Of the root.
 
     Returns
     -------
@@ -87,82 +102,116 @@ def list_caps(source: CapsSource) -> list[dict[str, Any]]:
     ----------
     Routier et al. 2021, doi:10.3389/fninf.2021.689675 (Clinica and its CAPS layout).
     """
-    root = Path(source.root)
-    images = sorted(root.glob("subjects/sub-*/ses-*/t1_linear/*_T1w.nii*"), key=Path.as_posix)
-    named = [(path, match) for path in images if (match := _CAPS_NAME.search(path.name))]
+    named = [(path, match) for path in files.files if (match := _CAPS_NAME.search(files.inside(path)))]
     if not named:
         raise StudyError(
-            f"no subjects/sub-*/ses-*/t1_linear/*_space-MNI152NLin2009cSym*_res-1x1x1_T1w.nii.gz under {root}; "
+            f"no subjects/sub-*/ses-*/t1_linear/*_space-MNI152NLin2009cSym*_res-1x1x1_T1w.nii.gz under {files.root}; "
             "run clinica's t1-linear pipeline first and give its CAPS folder"
         )
-    table = ParticipantTable(source.table, label_column=source.label_column, labels=source.labels)
-    uncropped = {match.group("participant", "session") for _, match in named if not match["crop"]}
+    settings: Any = {"label_column": source.label_column, "labels": source.labels, "columns": source.columns}
+    table = ParticipantTable(source.table, **settings)
+    table.meet(
+        {"participant_id": match["participant"], "scan_id": "_".join(match.group("participant", "session"))}
+        for _, match in named
+    )
+    scan = ("participant", "session", "more")
+    uncropped = {match.group(*scan) for _, match in named if not match["crop"]}
     rows = []
     for path, match in named:
         participant, session = match.group("participant", "session")
-        row = {"participant_id": participant, "session_id": session, "scan_id": f"{participant}_{session}_T1w"}
+        row = {
+            "participant_id": participant,
+            "session_id": session,
+            "scan_id": f"{participant}_{session}{match['more']}_T1w",
+        }
         row = table.about(row["scan_id"], str(path), participant, session) | row
-        if match["crop"] and (participant, session) in uncropped:
+        if match["crop"] and match.group(*scan) in uncropped:
             row["scan_id"] += "_desc-Crop"
             row["excluded"] = "the uncropped image of the session is used"
         rows.append(row | {"path": str(path), "space": REGISTERED})
     return rows
 
 
-def _images(root: Path) -> pd.DataFrame:
+def _images(files: Inventory) -> list[dict[str, str]]:
     """Participant, session, name and path of each raw T1w image."""
-    index = index_dataset(root).select(list(_ENTITIES)).to_pandas()
-    pa.default_memory_pool().release_unused()
-    raw = index["space"].isna() & index["desc"].isna() & index["part"].isna()
-    index = index[raw & (index["suffix"] == "T1w") & index["ext"].isin([".nii", ".nii.gz"])].sort_values("path")
-    if index.empty:
-        raise StudyError(f"no sub-*/[ses-*/]anat/*_T1w.nii[.gz] under {root}; is it a BIDS dataset with T1w images?")
-    names = [Path(path).name.removesuffix(".gz").removesuffix(".nii") for path in index["path"]]
-    return pd.DataFrame(
-        {
-            "participant_id": "sub-" + index["sub"],
-            "session_id": "ses-" + index["ses"].fillna("01"),
-            "scan_id": names,
-            "path": [str(root / path) for path in index["path"]],
-        }
-    )
+    scans = []
+    for path in files.named("_t1w.nii", "_t1w.nii.gz"):
+        match = _T1W.fullmatch(files.inside(path))
+        derived = next((why for entity, why in _DERIVED.items() if f"_{entity}-" in path.name), "")
+        if match and not derived:
+            names = {"participant_id": match["sub"], "session_id": match["ses"] or "ses-01", "scan_id": match["name"]}
+            scans.append(names | {"path": str(path)})
+        elif match:
+            files.leave(path, derived)
+    if not scans:
+        raise StudyError(
+            f"no sub-*/[ses-*/]anat/*_T1w.nii[.gz] under {files.root}; is it a BIDS dataset with T1w images?"
+        )
+    return scans
 
 
-def _table(path: Path, key: str) -> pd.DataFrame | None:
-    return indexed(read_user_table(path, required=(key,)), key, path) if path.is_file() else None
+def _visits(root: Path, scans: list[dict[str, str]], source: BidsSource) -> pd.DataFrame:
+    """The rows of all sessions.tsv of the participants, each by its line and file."""
+    needed = () if "session_id" in source.columns.values() else ("session_id",)
+    tables = []
+    for name in dict.fromkeys(scan["participant_id"] for scan in scans):
+        path = root / name / f"{name}_sessions.tsv"
+        if path.is_file():
+            rows = read_user_table(path, required=needed)
+            rows.index = [f"{line} of {path.name}" for line in rows.index]
+            tables.append(rows.assign(participant_id=name))
+    return pd.concat(tables) if tables else pd.DataFrame()
 
 
-def _describe(
-    scan: dict[str, Any], people: pd.DataFrame, visits: pd.DataFrame | None, source: BidsSource
-) -> dict[str, Any]:
-    person = people.loc[scan["participant_id"]].to_dict() if scan["participant_id"] in people.index else {}
-    if visits is not None and scan["session_id"] in visits.index:
-        person |= visits.loc[scan["session_id"]].dropna().to_dict()
-    label = person.get(source.label_column)
-    label = None if pd.isna(label) else source.labels.get(label, label)
-    date = person.get("acq_time")
-    facts = {name: person[name] for name in ("age", "sex", "site", "phase") if not pd.isna(person.get(name))}
-    return {
-        **scan,
-        "diagnosis": label,
-        "label_source": f"{source.label_column} of the BIDS tables",
-        **({} if pd.isna(date) else {"acquisition_date": str(date)[:10]}),
-        **facts,
-    }
+def _describe(scan: dict[str, str], people: ParticipantTable, later: ParticipantTable | None) -> dict[str, Any]:
+    names = scan["scan_id"], scan["path"], scan["participant_id"], scan["session_id"]
+    person, visit = people.about(*names), later.about(*names) if later else {}
+    facts = {"diagnosis": None} | joined(person, visit)
+    known = later.rows.get(scan["participant_id"], ()) if later else ()
+    if known and not visit.keys() - {"label_source"}:
+        note = f"{scan['participant_id']}_sessions.tsv has no {scan['session_id']}, only {', '.join(list(known)[:3])}"
+        facts = joined(facts, {"notes": f"{note}; participants.tsv is used"})
+    day = {"acquisition_date": facts["acquisition_date"][:10]} if "acquisition_date" in facts else {}
+    return facts | scan | day
 
 
-def file_facts(path: str) -> dict[str, Any]:
-    """Header facts of an image and those of its sidecar, inherited as BIDS prescribes.
+class Sidecars:
+    """The JSON files of T1w images, inherited from the folders above as BIDS prescribes.
 
     Parameters
     ----------
-    path : str
-        Image in a BIDS dataset.
-
-    Returns
-    -------
-    dict
-        By the columns of a listing.
+    files : Inventory
     """
-    sidecar = load_bids_metadata(path)
-    return image_facts(path) | {"site": sidecar.get("InstitutionName")} | sidecar_facts(sidecar)
+
+    def __init__(self, files: Inventory) -> None:
+        self.root = files.root
+        self._read: dict[Path, tuple[dict[str, Any], str]] = {}
+        self._by_folder: dict[Path, list[tuple[set[str], Path]]] = defaultdict(list)
+        unread = (path for path, fault in files.faults.items() if fault == NO_CONTENT)
+        for path in (*files.named("t1w.json"), *unread):
+            *entities, suffix = path.name.split("_")
+            if suffix == "T1w.json":
+                self._by_folder[path.parent].append((set(entities), path))
+        for found in self._by_folder.values():
+            found.sort(key=lambda item: len(item[0]))
+
+    def about(self, image: str) -> dict[str, Any]:
+        """Facts of an image by the columns of a listing; those of the nearest and most specific file prevail.
+
+        Parameters
+        ----------
+        image : str
+        """
+        entities = set(Path(image).name.split("_")[:-1])
+        content: dict[str, Any] = {}
+        notes: list[str] = []
+        for folder in reversed(Path(image).relative_to(self.root).parents):
+            for own, path in self._by_folder.get(self.root / folder, ()):
+                if own <= entities:
+                    if path not in self._read:
+                        self._read[path] = read_user_json(path)
+                    content |= self._read[path][0]
+                    notes += filter(None, self._read[path][1:])
+        facts = {"site": content.get("InstitutionName")} | sidecar_facts(content)
+        notes += [f"{Path(image).name}: MagneticFieldStrength {facts['notes']}"] if "notes" in facts else []
+        return facts | ({"notes": "; ".join(notes)} if notes else {})

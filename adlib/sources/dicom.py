@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,7 +20,8 @@ import dcm2niix
 import nibabel as nib
 import numpy as np
 
-from adlib.sources.image_files import CONTRAST, NOT_T1W, REFORMATTED, T1W
+from adlib.sources.image_files import REFORMATTED, SLICES, sidecar_facts, unlike_timing
+from adlib.sources.sequence import sequence_of
 from adlib.study.conversion import raise_if_passing
 from adlib.study.records import StudyError, TryAgain, read_json
 
@@ -29,7 +31,8 @@ _MAX_RATIO = 100  # unpacked to packed size of a whole zip; MR series reach abou
 _MIN_SLICES = 40
 TIMEOUT_S = 300
 
-_PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".nii", ".mgz", ".mgh")
+_VOLUMES = (".nii", ".nii.gz", ".mgz", ".mgh")
+_PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", *_VOLUMES)
 
 _GAP = "slice distance varies"
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
@@ -90,12 +93,12 @@ def read_dicom(path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
 
 
 def list_series(path: Path) -> list[Series]:
-    """Convert every series of a folder or zip of DICOM files.
+    """Convert every series of a folder or zip of DICOM files, or of one file with all frames.
 
     Parameters
     ----------
     path : path
-        Folder (searched nine levels deep) or zip.
+        Folder (searched nine levels deep), zip or DICOM file.
 
     Returns
     -------
@@ -115,7 +118,10 @@ def list_series(path: Path) -> list[Series]:
             incoming = path.resolve()
         else:
             incoming.mkdir()
-            _unpack(path, incoming)
+            if path.suffix.lower() == ".zip":
+                _unpack(path, incoming)
+            else:
+                shutil.copy(path, incoming)
         gapped = _run_dcm2niix(incoming, converted, path)
         return [_describe(volume, volume.stem in gapped) for volume in sorted(converted.glob("*.nii"))]
 
@@ -132,7 +138,7 @@ def _unpack(archive: Path, folder: Path) -> None:
     """
     try:
         with zipfile.ZipFile(archive) as contents:
-            members = [member for member in contents.infolist() if not member.filename.endswith("/")]
+            members = _unpacked([member for member in contents.infolist() if not member.filename.endswith("/")])
             if fault := next(_zip_faults(members), None):
                 raise StudyError(f"{archive.name} {fault}")
             for number, member in enumerate(members):
@@ -143,6 +149,13 @@ def _unpack(archive: Path, folder: Path) -> None:
     except Exception as error:  # zipfile meets arbitrary bytes here and raises whatever its parsers raise
         raise_if_passing(error, archive)
         raise StudyError(f"{archive.name} is not a readable zip ({error}); pack the DICOM folder again") from None
+
+
+def _unpacked(members: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
+    """The members that are unpacked: beside loose files, archives, such as those of a CD's viewer, are left."""
+    names = [member.filename.lower() for member in members]
+    loose = [member for member, name in zip(members, names, strict=True) if not name.endswith(_PACKED)]
+    return members if any(name.endswith(_VOLUMES) for name in names) else loose or members
 
 
 def _zip_faults(members: list[zipfile.ZipInfo]) -> Iterator[str]:
@@ -233,7 +246,7 @@ def _gapped(log: str) -> set[str]:
 
 
 def _hint(folder: Path) -> str:
-    volumes = [file.name for file in folder.rglob("*") if file.name.lower().endswith((".nii", ".nii.gz", ".mgz"))]
+    volumes = [file.name for file in folder.rglob("*") if file.name.lower().endswith(_VOLUMES)]
     return f"give the file {volumes[0]} itself" if volumes else "give the folder or zip of one T1w series"
 
 
@@ -244,7 +257,8 @@ def _describe(volume: Path, gapped: bool) -> Series:
     text = " ".join(str(about.get(key, "")) for key in ("SeriesDescription", "ProtocolName", "SequenceName")).strip()
     kinds = {str(kind).upper() for kind in about.get("ImageType", [])}
     image = nib.Nifti1Image(np.asarray(loaded.dataobj), loaded.affine)
-    rank = (bool(T1W.search(text)), not CONTRAST.search(text), "ORIGINAL" in kinds, int(np.prod(image.shape)))
+    named = sequence_of(text)
+    rank = (named.t1w, not named.agent, "ORIGINAL" in kinds, int(np.prod(image.shape)))
     title = f"series {about.get('SeriesNumber', '?')} '{about.get('SeriesDescription', 'without description')}'"
     fault = _fault(image.shape, about, text, kinds) or ("slices are missing; export it again" if gapped else "")
     return Series(title, image, fault, rank, about)
@@ -253,6 +267,7 @@ def _describe(volume: Path, gapped: bool) -> Series:
 def _fault(shape: tuple[int, ...], about: dict[str, Any], text: str, kinds: set[str]) -> str:
     if not about:
         return "derived by the conversion"
+    facts = sidecar_facts(about)
     if about.get("Modality", "MR") != "MR":
         return f"modality {about['Modality']}, not MR"
     if len(shape) != 3:
@@ -261,8 +276,10 @@ def _fault(shape: tuple[int, ...], about: dict[str, Any], text: str, kinds: set[
         return f"{min(shape)} slices, a 3-D scan has at least {_MIN_SLICES}"
     if kinds & REFORMATTED:
         return f"image type {'/'.join(sorted(kinds & REFORMATTED))}, not the acquired volume"
-    if unlike := NOT_T1W.search(text):
-        return f"named '{unlike[0]}', not T1w"
+    if by_timing := unlike_timing(*(facts.get(f"{name}_time_ms", nan) for name in ("echo", "repetition", "inversion"))):
+        return f"{by_timing}, not T1w"
+    if other := sequence_of(text).other:
+        return f"named '{other}', not T1w"
     return ""
 
 
@@ -290,7 +307,10 @@ def choose(series: list[Series], source: Path) -> tuple[Series, list[tuple[Serie
     left = [(one, one.fault) for one in series if one.fault]
     if not usable:
         reasons = "; ".join(f"{one.title} left out: {one.fault}" for one in series)
-        raise StudyError(f"{source.name} holds no 3-D T1w series: {reasons}; give one T1w series")
+        remedy = (
+            "one T1w series" if source.suffix.lower() not in SLICES else "the folder that holds it and its other slices"
+        )
+        raise StudyError(f"{source.name} holds no 3-D T1w series: {reasons}; give {remedy}")
     best, *others = usable
     if others and not best.rank[0]:
         titles = ", ".join(one.title for one in usable)

@@ -13,6 +13,7 @@ import pandas as pd
 from adlib.parallel.mapping import map_scans
 from adlib.sources.dicom import Stopped, choose, list_series
 from adlib.sources.image_files import image_facts, sidecar_facts
+from adlib.sources.inventory import Inventory
 from adlib.sources.participant_table import ParticipantTable, bids_label, check_distinct, session_label
 from adlib.study.conversion import code_of, converted
 from adlib.study.exec_params import Pool
@@ -20,12 +21,14 @@ from adlib.study.records import StudyError, TryAgain, atomic_path, digest
 from adlib.study.source_params import DicomSource
 
 
-def list_scans(source: DicomSource, folder: Path, pool: Pool) -> list[dict[str, Any]]:
+def list_scans(source: DicomSource, files: Inventory, folder: Path, pool: Pool) -> list[dict[str, Any]]:
     """List every series of every session; the chosen one as NIfTI under `folder`, without anything that identifies.
 
     Parameters
     ----------
     source : DicomSource
+    files : Inventory
+        Of the root.
     folder : path
         Receives the converted images.
     pool : Pool
@@ -41,10 +44,12 @@ def list_scans(source: DicomSource, folder: Path, pool: Pool) -> list[dict[str, 
     StudyError
         If the root holds no session folder, or the table cannot be read.
     """
-    table = ParticipantTable(source.table, label_column=source.label_column, labels=source.labels)
-    sessions = _sessions(Path(source.root), source.participant)
+    settings: Any = {"label_column": source.label_column, "labels": source.labels, "columns": source.columns}
+    table = ParticipantTable(source.table, **settings)
+    sessions = _sessions(files, source.participant)
     if not sessions:
         raise StudyError(f"no path of a file under {source.root} matches source.participant {source.participant!r}")
+    table.meet(sessions)
     convert = partial(convert_session, folder=folder / "nifti")
     converted_sessions = map_scans(convert, sessions, pool=pool, label="converting DICOM")
     return [
@@ -54,25 +59,26 @@ def list_scans(source: DicomSource, folder: Path, pool: Pool) -> list[dict[str, 
     ]
 
 
-def _sessions(root: Path, pattern: str) -> list[dict[str, str]]:
+def _sessions(files: Inventory, pattern: str) -> list[dict[str, str]]:
     """Participant, session and place of each zip, and of each group of files whose path starts with the same match."""
     found: dict[str, dict[str, str]] = {}
     names: list[str] = []
-    for file in sorted(path for path in root.rglob("*") if path.is_file()):
+    for file in files.files:
         packed = file.suffix.lower() == ".zip"
-        inside = (file.with_suffix("") if packed else file.parent).relative_to(root).as_posix()
-        match = re.search(pattern, inside)
-        if match is None or inside == ".":
+        above = files.inside(file)[:-4] if packed else files.inside(file).rpartition("/")[0]
+        match = re.search(pattern, above)
+        if match is None or not above:
             continue
-        where = inside[: match.end()]
+        where = above[: match.end()]
         names.append(match["participant"])
         named = {
-            "path": str(file if packed else root / where),
+            "path": str(file if packed else files.root / where),
             "participant_id": bids_label("sub", match["participant"]),
             "session_id": session_label(match.groupdict().get("session") or "01"),
         }
         found.setdefault(where, named)
-    check_distinct(names, root)
+        files.take([file])
+    check_distinct(dict.fromkeys(names), files.root)
     return list(found.values())
 
 

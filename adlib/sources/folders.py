@@ -11,6 +11,7 @@ import pandas as pd
 
 from adlib.sources import adni
 from adlib.sources.image_files import PICTURES, SEPARATOR
+from adlib.sources.inventory import Inventory
 from adlib.sources.participant_table import ParticipantTable, bids_label, check_distinct, session_label
 from adlib.sources.scanfile import VOLUME_SUFFIXES
 from adlib.study.records import StudyError
@@ -20,7 +21,7 @@ _PARTS = {"train": "train", "training": "train", "test": "test", "testing": "tes
 _PARTS |= dict.fromkeys(("val", "valid", "validation"), "validation")
 
 
-def list_scans(source: FoldersSource) -> list[dict[str, Any]]:
+def list_scans(source: FoldersSource, files: Inventory) -> list[dict[str, Any]]:
     """List every scan of a tree of class folders.
 
     A scan without a participant in its name or in the table has an empty participant; the audit stops on that.
@@ -28,6 +29,8 @@ def list_scans(source: FoldersSource) -> list[dict[str, Any]]:
     Parameters
     ----------
     source : FoldersSource
+    files : Inventory
+        Of the root.
 
     Returns
     -------
@@ -41,35 +44,47 @@ def list_scans(source: FoldersSource) -> list[dict[str, Any]]:
     """
     root = Path(source.root)
     table = ParticipantTable(source.table, columns=source.columns, root=root) if source.table else None
-    rows = [_describe(files, where, part, root, source, table) for part, where in _classes(root, source)
-            for files in _scans(where, source)]  # fmt: skip
+    scans = [(scan, part, label) for part, label, images in _classes(files, source) for scan in _scans(images, source)]
+    rows = [_describe(scan, label, part, files, source) for scan, part, label in scans]
     if not rows:
         raise StudyError(f"no {source.contents} under the class folders of {root}; set source.contents or source.parts")
     check_distinct((row.pop("name") for row in rows if "name" in row), root)
     _name(rows)
+    if table:
+        table.meet(row | {"path": row["inside"]} for row in rows)
+        for row in rows:
+            row |= table.about(row["scan_id"], row["inside"], row["participant_id"], row["session_id"])
+    for row in rows:
+        del row["inside"]
     return rows
 
 
-def _classes(root: Path, source: FoldersSource) -> Iterator[tuple[str | None, Path]]:
-    """The given part (None where there is none) and path of each class folder."""
-    for part in source.parts or (None,):
-        above = root / part if part else root
-        if not above.is_dir():
-            raise StudyError(f"source.parts names {part!r}, but {above} is not a folder")
-        for where in sorted(above.iterdir()):
-            if where.is_dir() and not where.name.startswith("."):
-                yield _PARTS.get(part.lower(), part) if part else None, where
-
-
-def _scans(where: Path, source: FoldersSource) -> list[list[Path]]:
-    """The file or files of each scan under a class folder."""
+def _classes(files: Inventory, source: FoldersSource) -> Iterator[tuple[str | None, str, list[Path]]]:
+    """The given part (None where there is none), name and image files of each class folder."""
     suffixes = VOLUME_SUFFIXES if source.contents == "volumes" else (*VOLUME_SUFFIXES, *PICTURES)
-    paths = [path for path in where.rglob("*") if path.name[0] != "." and path.name.lower().endswith(suffixes)]
-    files = sorted((path for path in paths if path.is_file()), key=_natural)
+    folders: dict[tuple[str | None, str], list[Path]] = {}
+    for path in files.named(*suffixes):
+        *above, _ = files.inside(path).split("/")
+        part = above.pop(0) if source.parts and above else None
+        if above and (not source.parts or part in source.parts):
+            folders.setdefault((part, above[0]), []).append(path)
+    absent = [part for part in source.parts if not (files.root / part).is_dir()]
+    if absent:
+        raise StudyError(f"source.parts names {absent[0]!r}, but {files.root / absent[0]} is not a folder")
+    order = {part: number for number, part in enumerate(source.parts)}
+    for (part, label), paths in sorted(folders.items(), key=lambda item: (order.get(item[0][0], 0), item[0][1])):
+        yield _PARTS.get(part.lower(), part) if part else None, label, paths
+
+
+def _scans(images: list[Path], source: FoldersSource) -> list[list[Path]]:
+    """The file or files of each scan of a class folder."""
+    images = sorted(images, key=_natural)
     if source.contents != "slices":
-        return [[path] for path in files]
-    folders = sorted({path.parent for path in files}, key=_natural)
-    return [[path for path in files if path.parent == folder] for folder in folders]
+        return [[path] for path in images]
+    folders: dict[Path, list[Path]] = {}
+    for path in images:
+        folders.setdefault(path.parent, []).append(path)
+    return [folders[folder] for folder in sorted(folders, key=_natural)]
 
 
 def _natural(path: Path) -> list[tuple[bool, int, str]]:
@@ -79,21 +94,24 @@ def _natural(path: Path) -> list[tuple[bool, int, str]]:
 
 
 def _describe(
-    files: list[Path], where: Path, part: str | None, root: Path, source: FoldersSource, table: ParticipantTable | None
+    scan: list[Path],
+    label: str,
+    part: str | None,
+    files: Inventory,
+    source: FoldersSource,
 ) -> dict[str, Any]:
-    one = files[0].parent if source.contents == "slices" else files[0]
-    inside = one.relative_to(root).as_posix()
+    inside = files.inside(scan[0])
+    inside = inside.rpartition("/")[0] if source.contents == "slices" else inside
     row = {
-        "path": SEPARATOR.join(map(str, files)),
+        "path": SEPARATOR.join(map(str, scan)),
         "inside": inside,
-        "diagnosis": source.labels.get(where.name, where.name),
+        "diagnosis": source.labels.get(label, label),
         "label_source": "name of the class folder",
         "given_split": part,
         "participant_id": None,
         "session_id": "ses-01",
     }
-    row |= _person(inside, source)
-    return row | (table.about(row.get("scan_id"), inside, row["participant_id"], row["session_id"]) if table else {})
+    return row | _person(inside, source)
 
 
 def _person(inside: str, source: FoldersSource) -> dict[str, Any]:
@@ -119,7 +137,6 @@ def _name(rows: list[dict[str, Any]]) -> None:
     repeated = stems.duplicated(keep=False)
     for row, stem, ambiguous in zip(rows, stems, repeated, strict=True):
         row.setdefault("scan_id", _safe(row["inside"]) if ambiguous else stem)
-        del row["inside"]
 
 
 def _safe(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,24 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
+from adlib.imaging.nifti import load
+from adlib.study.cells import tesla
 from adlib.study.records import StudyError, digest, file_digest
 
 SEPARATOR = "|"  # joins the paths of the files that make one scan
+SLICES = (".dcm", ".ima")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
-# What names of series and image types mean.
-T1W = re.compile(r"t1|mp2?[ _-]?rage|f?spgr|bravo|(?<![a-z])t?tfe|(?<![a-z])tfl|vibe", re.I)
-NOT_T1W = re.compile(
-    r"t2|flair|(?<![a-z])(pd|dwi|dti|asl|swi|tof|adc|rest|epi|mra)(?![a-z])|diff|trace|bold|fmri|perf|field.?map|b0.?map"
-    r"|t1.?map|inv[-_ ]?[12]|scout|locali[sz]er|survey|calib|angio|phase",
-    re.I,
-)
-CONTRAST = re.compile(r"\+c\b|gad|\bgd\b|post|contrast", re.I)
 # DICOM image types (PS3.3 C.7.6.1.1.2 and vendors' own) of what was computed from an acquired volume.
 REFORMATTED = {"MPR", "PROJECTION IMAGE", "MIP", "MINIP", "LOCALIZER", "PHASE", "P", "IMAGINARY", "REAL", "T1 MAP"}
 MAPS = {"ADC", "FA", "TRACEW", "DIFFUSION", "PERFUSION", "ASL", "FMRI", "BOLD", "T2 MAP", "T2_STAR MAP", "FIELD_MAP"}
 
+# T1 weighting needs an echo time well below the T2 of brain, about 70 to 100 ms at 1.5 T and 3 T (Stanisz et al. 2005,
+# doi:10.1002/mrm.20605). ADNI's MPRAGE has about 3 to 4 ms, its PD and T2 echoes 10 to 13 and 95 to 105 ms with a
+# repetition time of 3 s (Jack et al. 2008, doi:10.1002/jmri.21049).
+_T1W_ECHO_MS = 25.0
+_PD_ECHO_MS = 8.0
+_PD_REPETITION_MS = 2000.0
 _NAMES = {
     "manufacturer": "Manufacturer",
     "model": "ManufacturersModelName",
@@ -35,6 +36,25 @@ _NAMES = {
     "modality": "Modality",
 }
 _SECONDS = {"echo_time_ms": "EchoTime", "repetition_time_ms": "RepetitionTime", "inversion_time_ms": "InversionTime"}
+
+
+def unlike_timing(echo_ms: float, repetition_ms: float, inversion_ms: float) -> str:
+    """Why a scan with these times is not T1w, empty where they do not tell.
+
+    Parameters
+    ----------
+    echo_ms, repetition_ms, inversion_ms : float
+        NaN where unknown.
+
+    Returns
+    -------
+    str
+    """
+    if echo_ms > _T1W_ECHO_MS:
+        return f"echo time over {_T1W_ECHO_MS:g} ms"
+    if echo_ms >= _PD_ECHO_MS and repetition_ms >= _PD_REPETITION_MS and math.isnan(inversion_ms):
+        return "proton density by its timing"
+    return ""
 
 
 def read_plane(path: Path | str) -> np.ndarray:
@@ -105,24 +125,42 @@ def sidecar_facts(sidecar: dict[str, Any]) -> dict[str, Any]:
     dict
         Times in ms, the parts of ImageType joined by ``/``; only what the sidecar has.
     """
-    facts = {name: sidecar[key] for name, key in _NAMES.items() if sidecar.get(key) is not None}
+    facts = {name: sidecar[key] for name, key in _NAMES.items() if isinstance(sidecar.get(key), str | int | float)}
+    if "field_strength_T" in facts:
+        strength = tesla(str(facts["field_strength_T"]))
+        facts |= {"field_strength_T": strength.value} | ({"notes": strength.note} if strength.note else {})
     times = {name: 1000 * sidecar[key] for name, key in _SECONDS.items() if isinstance(sidecar.get(key), int | float)}
     kind = sidecar.get("ImageType")
     return facts | times | ({"image_type": "/".join(map(str, kind))} if isinstance(kind, list) else {})
 
 
+def joined(facts: dict[str, Any], prior: dict[str, Any]) -> dict[str, Any]:
+    """Facts of a scan from two places, of which the second goes before, with the notes of both.
+
+    Parameters
+    ----------
+    facts, prior : dict
+        By the columns of a listing.
+    """
+    notes = [part["notes"] for part in (prior, facts) if part.get("notes")]
+    return facts | prior | ({"notes": "; ".join(notes)} if notes else {})
+
+
 def _file_facts(path: Path) -> dict[str, Any]:
     if path.is_dir():
-        slices = [file for file in path.iterdir() if file.suffix.lower() == ".dcm" and not file.name.startswith(".")]
+        slices = [file for file in path.iterdir() if file.suffix.lower() in SLICES and not file.name.startswith(".")]
         return {"sha256": digest(sorted(map(file_digest, slices))), "shape": None}
     facts: dict[str, Any] = {"sha256": file_digest(path), "shape": None}
     try:
         if path.suffix.lower() in PICTURES:
             with Image.open(path) as picture:
                 return facts | {"shape": f"{picture.width}x{picture.height}"}
-        image = nib.load(path)
+        image, notes = load(path)
     except Exception:  # whatever the fault, preprocessing reports it
         return facts
+    facts |= {"notes": "; ".join(notes)} if notes else {}
+    if not isinstance(image, nib.spatialimages.SpatialImage):
+        return facts | {"excluded": f"a {type(image).__name__.removesuffix('Image')} file of surfaces, no volume"}
     zooms = np.array(image.header.get_zooms()[:3], dtype=float)
     names = ("voxel_x_mm", "voxel_y_mm", "voxel_z_mm")
     edges = {name: round(float(edge), 4) for name, edge in zip(names, zooms, strict=False)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,30 @@ from typing import Any
 
 import pandas as pd
 
+from adlib.study.cells import read_cells
 from adlib.study.records import StudyError
-from adlib.study.user_tables import read_user_table, safe_path
+from adlib.study.user_tables import bare_name, read_user_table, safe_path
 
 _KEYS = ("path", "scan_id", "participant_id")
-_FACTS = ("participant_id", "session_id", "age", "sex", "site", "phase", "acquisition_date", "slice_index")
+_FACTS = (
+    "participant_id",
+    "session_id",
+    "age",
+    "sex",
+    "site",
+    "phase",
+    "acquisition_date",
+    "acq_time",
+    "slice_index",
+    "notes",
+)
+_CLEAR = ("sex", "acquisition_date")  # taken under their other names
+_LIKELY = {  # other names of columns, bare
+    "acquisition_date": ("acqtime",),
+    "sex": ("gender", "m/f", "ptgender", "geschlecht", "sexe"),
+    "age": ("ageatscan", "ageyears", "ageatvisit", "ageatentry", "agebl", "ptage", "alter", "years"),
+    "session_id": ("session", "visit", "visitid", "ses", "timepoint", "viscode"),
+}
 
 
 class ParticipantTable:
@@ -32,6 +52,10 @@ class ParticipantTable:
         Names in the table to those of the listing, such as ``{"M/F": "sex"}``.
     root : path, optional
         Folder that the paths in a column ``path`` are relative to and may not leave.
+    strict : bool
+        Whether the label column and those of `columns` must be there.
+    rows : DataFrame, optional
+        Its rows where they are read already, by line.
 
     Raises
     ------
@@ -47,44 +71,109 @@ class ParticipantTable:
         labels: dict[str, str] | None = None,
         columns: dict[str, str] | None = None,
         root: Path | None = None,
+        strict: bool = True,
+        rows: pd.DataFrame | None = None,
     ) -> None:
         self.path = Path(path)
-        required = [name for name in (*(columns or {}), label_column) if name]
-        table = read_user_table(self.path, required=required).rename(columns=columns or {})
+        needed = [name for name in (*(columns or {}), label_column) if name and strict]
+        table = read_user_table(self.path, required=needed) if rows is None else rows
+        table, named = self._renamed(table, columns or {})
+        self.columns = tuple(table.columns)
         self.key = next((name for name in _KEYS if name in table), None)
         if self.key is None:
-            raise StudyError(f"{self.path} has none of the columns {list(_KEYS)}; it has {list(table.columns)}")
+            raise StudyError(f"{self.path} lacks column {' or '.join(map(repr, _KEYS))}; it has {list(table.columns)}")
+        table = read_cells(table, self.path, named)
         facts = [name for name in _FACTS if name in table]
         self.label_source = {}
-        if label_column:
+        if label_column in table:
             self.label_source = {"label_source": f"column {label_column} of {self.path.name}"}
             table["diagnosis"] = table[label_column].replace(labels or {})
             facts.append("diagnosis")
-        if "participant_id" in table:
-            check_distinct(table["participant_id"].dropna().unique(), self.path)
-            table["participant_id"] = table["participant_id"].map(partial(bids_label, "sub"), na_action="ignore")
-        if "session_id" in table:
-            table["session_id"] = table["session_id"].map(session_label, na_action="ignore")
-        if self.key == "path" and root is not None:
-            table["path"] = [self._inside(cell, line, root) for line, cell in table["path"].items()]
         by_session = self.key == "participant_id" and "session_id" in table
         self.index = [self.key, "session_id"] if by_session else [self.key]
-        table = table.drop_duplicates([*self.index, *facts])
+        table = self._with_names(table, root).drop_duplicates([*self.index, *(set(facts) - {"notes"})])
         twice = table.index[table.duplicated(self.index, keep=False)]
         if len(twice):
             raise StudyError(
-                f"{self.path} has contradictory rows for one {' and '.join(self.index)}: "
-                f"lines {', '.join(map(str, twice[:4]))}; keep one"
+                f"{self.path} has contradictory rows for one {' and '.join(self.index)}: lines "
+                f"{', '.join(map(str, twice[:4]))}; keep one, or name the visit's column session_id by source.columns"
             )
-        self.rows = table.set_index(self.index)[[name for name in facts if name not in self.index]]
+        self.rows: dict[str, dict[str | None, dict[str, Any]]] = {}
+        kept = [name for name in facts if name not in self.index]
+        visits = table["session_id"].where(table["session_id"].notna(), None) if by_session else [None] * len(table)
+        for name, visit, row in zip(table[self.key], visits, table[kept].to_dict("records"), strict=True):
+            about = {fact: value for fact, value in row.items() if not pd.isna(value)}
+            self.rows.setdefault(name, {})[visit] = about
+        self.alike = _alike(self.rows)
+
+    def _renamed(self, table: pd.DataFrame, columns: dict[str, str]) -> tuple[pd.DataFrame, dict[str, str]]:
+        """The table by the listing's names, and the name in the file of each that has another there."""
+        for name, others in _LIKELY.items():
+            likely = [column for column in table if bare_name(column) in others]
+            if name in (*table, *columns.values()) or not likely:
+                continue
+            if name in _CLEAR:
+                columns = columns | {likely[0]: name}
+            elif "session_id" not in table:
+                print(f"{self.path.name}: is {likely[0]!r} the {name}? Then add {likely[0]}: {name} to source.columns")
+        named = {target: column for column, target in columns.items() if column in table}
+        return table.rename(columns={column: target for target, column in named.items()}), named
+
+    def _with_names(self, table: pd.DataFrame, root: Path | None) -> pd.DataFrame:
+        """Participants and sessions as BIDS labels; rows whose name is none are left out, with a line."""
+        kept, before = table[self.key].notna(), table.copy().get("participant_id")
+        for name, label in (("participant_id", partial(bids_label, "sub")), ("session_id", session_label)):
+            for line, cell in table[name].dropna().to_dict().items() if name in table else ():
+                try:
+                    table.at[line, name] = label(cell)
+                except StudyError as error:
+                    print(f"{self.path.name}, line {line}, column {name!r} is left out: {error}")
+                    kept[line] = False
+        if self.key == "path" and root is not None:
+            table["path"] = [self._inside(cell, line, root) for line, cell in table["path"].items()]
+        if not kept.any():
+            raise StudyError(f"{self.path} has no letter or digit in any cell of column {self.key!r}")
+        if before is not None:
+            check_distinct(before[kept].dropna().unique(), self.path)
+        return table[kept]
 
     def _inside(self, cell: str | None, line: int, root: Path) -> str:
         if cell is None:
             raise StudyError(f"{self.path}, line {line}, column 'path' is empty; expected a path under {root}")
         return safe_path(root, cell, self.path, line).relative_to(root.resolve()).as_posix()
 
+    def meet(self, scans: Iterable[dict[str, Any]]) -> None:
+        """Refuse a table of which no row is of any scan, and take no name for two people's.
+
+        Parameters
+        ----------
+        scans : iterable of dict
+            Rows by `records.LISTING`.
+
+        Raises
+        ------
+        StudyError
+            With three names of each side.
+        """
+        names = list(dict.fromkeys(str(scan[self.key]) for scan in scans if scan.get(self.key)))
+        shared = Counter(map(loose, names))
+        self.alike = {name: key for name, key in self.alike.items() if shared[name] < 2}
+        if names and not any(self._who(name) for name in names):
+            theirs, ours = (", ".join(map(repr, list(side)[:3])) for side in (self.rows, names))
+            raise StudyError(
+                f"{self.path}: no {self.key} is that of a scan; the table has {theirs}, the scans have {ours}: write "
+                "them alike, or name another column in source.columns"
+            )
+
+    def _who(self, name: str | None) -> str | None:
+        if name is None or name in self.rows:
+            return name
+        return None if self.key == "path" else self.alike.get(loose(name))
+
     def about(self, scan_id: str | None, path: str, participant: str | None, session: str | None) -> dict[str, Any]:
         """Facts of one scan, and the source of its label; a session's row goes before its participant's.
+
+        Prefixes, leading zeros and case of participants and sessions do not count where one name alone is alike.
 
         Parameters
         ----------
@@ -96,16 +185,33 @@ class ParticipantTable:
         dict
             By the names of `records.LISTING`; without facts where the table has no row for the scan.
         """
-        value = {"path": path, "scan_id": scan_id, "participant_id": participant}[self.key]
-        for name in ((value, session), (value, None)) if len(self.index) == 2 else (value,):
-            if name in self.rows.index:
-                facts = self.rows.loc[[name]].iloc[0].dropna().to_dict()
-                return (
-                    facts
-                    | self.label_source
-                    | ({"participant_source": self.path.name} if "participant_id" in facts else {})
-                )
-        return self.label_source
+        names = {"path": path, "scan_id": scan_id, "participant_id": participant}
+        visits = self.rows.get(self._who(names[self.key]), {})
+        named = (session, _alike(visits).get(loose(session)), None)
+        facts = next((visits[name] for name in named if name in visits), None)
+        if facts is None:
+            return self.label_source
+        return facts | self.label_source | ({"participant_source": self.path.name} if "participant_id" in facts else {})
+
+
+def loose(name: str | None) -> str:
+    """A name without prefix, leading zeros, separators and case: ``sub-007``, ``007`` and ``7`` are alike.
+
+    Parameters
+    ----------
+    name : str or None
+    """
+    bare = re.sub(r"^(?:sub|ses)-|[^a-z0-9]", "", str(name).lower())
+    return re.sub(r"(?<!\d)0+(?=\d)", "", bare)
+
+
+def _alike(names: Iterable[str | None]) -> dict[str, str]:
+    """The one name of each loose form; forms of several names are left out."""
+    forms: dict[str, list[str]] = {}
+    for name in names:
+        if name is not None:
+            forms.setdefault(loose(name), []).append(name)
+    return {form: alike[0] for form, alike in forms.items() if len(alike) == 1}
 
 
 def indexed(table: pd.DataFrame, key: str, path: Path) -> pd.DataFrame:

@@ -11,14 +11,15 @@ import pandas as pd
 from adlib.parallel.mapping import map_scans
 from adlib.phantom import cohort as phantom
 from adlib.sources import adni, bids, dicom_tree, folders, oasis
-from adlib.sources.image_files import image_facts
+from adlib.sources.image_files import image_facts, joined
+from adlib.sources.inventory import Inventory
 from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.params import StudyParams
-from adlib.study.records import LISTING, StudyError, check_table
-from adlib.study.source_params import BidsSource
+from adlib.study.records import LISTING, check_table
+from adlib.study.source_params import BidsSource, check_source
 
 _Reader = Callable[..., list[dict[str, Any]]]
-# Each takes the source's params and returns the rows of `records.LISTING`.
+# Each takes the source's params and the files under its root, and returns the rows of `records.LISTING`.
 READERS: dict[str, _Reader] = {
     "adni": adni.list_scans,
     "bids": bids.list_bids,
@@ -32,7 +33,7 @@ CONVERTERS: dict[str, _Reader] = {
     "dicom": dicom_tree.list_scans,
     "oasis1": oasis.list_sessions,
     "oasis2": oasis.list_sessions,
-    "oasis2_slices": oasis.list_oasis2_slices,
+    "oasis_slices": oasis.list_slices,
 }
 
 
@@ -83,14 +84,15 @@ def list_source(source: Any, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.Dat
     StudyError
         If the root is no folder or holds nothing that the source can read.
     """
-    root = getattr(source, "root", None)
-    if root is not None and not Path(root).is_dir():
-        expected = type(source).model_fields["root"].description
-        raise StudyError(f"source.root {root} is not a folder; expected: {expected}")
-    kind = source.kind
-    rows = CONVERTERS[kind](source, folder, pool) if kind in CONVERTERS else READERS[kind](source)
+    check_source(source)
+    kind, files = source.kind, Inventory(getattr(source, "root", None))
+    rows = CONVERTERS[kind](source, files, folder, pool) if kind in CONVERTERS else READERS[kind](source, files)
+    rows += files.left_out(rows)
     paths = list(dict.fromkeys(row["path"] for row in rows if "sha256" not in row))
-    read = bids.file_facts if kind == "bids" else image_facts
-    facts = dict(zip(paths, map_scans(read, paths, pool=pool, label="reading headers", chunksize=64), strict=True))
-    table = pd.DataFrame([facts.get(row["path"], {}) | row for row in rows])
-    return check_table(table, LISTING, f"source {kind}")
+    facts = dict(
+        zip(paths, map_scans(image_facts, paths, pool=pool, label="reading headers", chunksize=64), strict=True)
+    )
+    table = pd.DataFrame([joined(facts.get(row["path"], {}), row) for row in rows])
+    listed = check_table(table, LISTING, f"source {kind}")
+    print(files.summary(kind, listed))
+    return listed

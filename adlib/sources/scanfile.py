@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +14,19 @@ from typing import IO, cast
 import nibabel as nib
 import numpy as np
 
+from adlib.imaging.nifti import mended
 from adlib.imaging.volume import orientation_notes
 from adlib.sources.dicom import read_dicom
+from adlib.sources.image_files import SLICES
 from adlib.study.records import StudyError
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh.gz", ".mgh")
 PAIR_SUFFIXES = (".hdr", ".img")
-SUFFIXES = (*VOLUME_SUFFIXES, *PAIR_SUFFIXES, ".zip")
+SUFFIXES = (*VOLUME_SUFFIXES, *PAIR_SUFFIXES, ".zip", *SLICES)
+RENAMED = re.compile(  # by a browser or a file manager, as the second of that name, or not finished
+    r"\.(?:nii|mg[hz])(?:\.gz)?[ ._-]*(?:\(?\d+\)?|copy|kopie|copie|(?:cr)?download|part)(?:\.gz)?$", re.I
+)
+RENAME = "a browser's or file manager's name of a second copy; rename the file so that it ends in .nii.gz or .nii"
 MAX_BYTES = 2**30  # of voxels: twice those of 512 x 512 x 512 in single precision
 _MAX_BEFORE = 16 * 2**20  # bytes of header and extensions before the voxels
 _MAX_BEHIND = 2**20  # bytes behind the last voxel
@@ -71,7 +78,9 @@ def open_scan(path: Path | str) -> ScanFile:
     path = Path(path)
     if not path.exists():
         raise StudyError(f"{path} does not exist; expected a file ({', '.join(SUFFIXES)}) or a folder of DICOM")
-    if path.is_dir() or path.name.lower().endswith(".zip"):
+    if RENAMED.search(path.name):
+        raise StudyError(f"{path.name}: {RENAME}")
+    if path.is_dir() or path.name.lower().endswith((".zip", *SLICES)):
         image, notes = read_dicom(path)
     elif path.name.lower().endswith(VOLUME_SUFFIXES):
         image, notes = _read_volume(path)
@@ -99,10 +108,11 @@ def _read_volume(path: Path) -> tuple[nib.spatialimages.SpatialImage, tuple[str,
         with path.open("rb") as stream:
             packed = stream.read(2) == _GZIP_MAGIC
         with (gzip.open if packed else Path.open)(path, "rb") as stream:
-            kind, content = _content(cast(IO[bytes], stream), path)
+            kind, content, notes = _content(cast(IO[bytes], stream), path)
     except (EOFError, zlib.error, OSError) as error:
         raise StudyError(f"{path.name} is damaged or cut short ({error}); copy it again") from None
-    return _loaded(kind, lambda: kind.from_bytes(content), path)
+    image, more = _loaded(kind, lambda: kind.from_bytes(content), path)
+    return image, (*notes, *more)
 
 
 def _read_pair(path: Path) -> tuple[nib.spatialimages.SpatialImage, tuple[str, ...]]:
@@ -140,9 +150,9 @@ def _loaded(
     return image, orientation_notes(image, path.name)
 
 
-def _content(stream: IO[bytes], path: Path) -> tuple[type[nib.spatialimages.SpatialImage], bytes]:
-    """Kind and bytes of a volume, at most as many as its header announces."""
-    start = stream.read(540)
+def _content(stream: IO[bytes], path: Path) -> tuple[type[nib.spatialimages.SpatialImage], bytes, tuple[str, ...]]:
+    """Kind and bytes of a volume, at most as many as its header announces, and notes on what was mended in it."""
+    start, notes = mended(stream.read(540))
     if not start:
         raise StudyError(f"{path.name} is empty (0 bytes); copy it again")
     kind = _kind(start, path)
@@ -153,7 +163,7 @@ def _content(stream: IO[bytes], path: Path) -> tuple[type[nib.spatialimages.Spat
         behind += len(more)
         if behind > _MAX_BEHIND * (16 if kind is nib.MGHImage else 1):
             raise StudyError(f"{path.name} goes on after the {size} bytes that its header announces; convert it again")
-    return kind, content
+    return kind, content, notes
 
 
 def _check_size(kind: type[nib.spatialimages.SpatialImage], start: bytes, path: Path) -> int:

@@ -27,6 +27,7 @@ This page is generated: `python -m adlib.study.params > docs/parameters.md`.
 _COLUMNS = "| key | type | default | description |\n|---|---|---|---|\n"
 
 Control = Literal["shuffled_labels", "slice_split", "background", "binarised", "metadata_added"]
+Plane = Literal["coronal", "axial", "sagittal", "three_planes", "coronal_2d", "three_planes_2d", "images_2d"]
 
 
 class AuditParams(Section):
@@ -35,6 +36,9 @@ class AuditParams(Section):
     accept: tuple[str, ...] = Field((), description="IDs of accepted stop findings.")
     min_participants_per_class: int = Field(
         10, ge=2, description="Minimum number of participants per class; fewer stop the study."
+    )
+    min_age: float = Field(
+        0.0, ge=0, description="Minimum age of a participant at a scan, years; 0 includes all and unknown ages."
     )
     metadata_auc_stop: float = Field(
         0.95,
@@ -54,13 +58,13 @@ class PreprocessParams(Section):
     """From a raw head to MNI152 space."""
 
     resolution_mm: float = Field(1.0, ge=1, le=3, description="Voxel size of the MNI152 output grid, mm.")
-    registration: Literal["affine", "rigid", "deformable"] = Field(
+    registration: Literal["affine", "rigid"] = Field(
         "affine",
         description="Registration to MNI152; volumes and quality metrics are always measured after the affine fit.",
     )
     bias_correction: bool = Field(True, description="N4 bias field correction.")
-    brain_extraction: Literal["template", "synthstrip", "hd-bet"] = Field(
-        "template",
+    brain_extraction: Literal["network", "synthstrip", "hd-bet"] = Field(
+        "network",
         description="Brain-extraction method; synthstrip (`mri_synthstrip`) and hd-bet (`hd-bet`) must be installed.",
     )
     normalise: Literal["brain_zscore", "white_matter_peak", "landmarks"] = Field(
@@ -83,10 +87,11 @@ class DerivativesParams(Section):
 class InputParams(Section):
     """What the network sees of a scan."""
 
-    plane: Literal["coronal", "axial", "sagittal", "three_planes", "three_planes_2d", "images_2d"] = Field(
+    plane: Plane = Field(
         "coronal",
         description="Plane of the slices; three_planes uses one axial, one coronal and one sagittal slice as "
-        "channels, three_planes_2d the same from 2-D slices, images_2d every 2-D image.",
+        "channels, three_planes_2d the same from 2-D slices, coronal_2d cuts the 2-D slices of OASIS-1's coronal slab "
+        "at positions, images_2d takes every 2-D image.",
     )
     positions_mm: tuple[float, ...] = Field(
         (-32.0, -20.0, -8.0),
@@ -103,7 +108,7 @@ class InputParams(Section):
     @property
     def flat(self) -> bool:
         """Whether a scan comes as 2-D images, so that there is no volume to preprocess."""
-        return self.plane in ("three_planes_2d", "images_2d")
+        return self.plane.endswith("_2d")
 
 
 class SplitParams(Section):

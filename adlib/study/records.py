@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -393,39 +391,6 @@ def content_digest(path: Path) -> str:
     if path.name != "manifest.tsv":
         return file_digest(path)
     return digest(read_table(path, MANIFEST).drop(columns="path").astype(str).to_dict("records"))
-
-
-def path_digest(path: Path) -> str | None:
-    """Digest of a file's bytes or, for a folder, of the names, sizes and times in it; None where nothing is.
-
-    Parameters
-    ----------
-    path : path
-        File or folder.
-    """
-    if path.is_dir():
-        return digest(sorted(_listing(path, path)))
-    if not path.exists():
-        return None
-    state = path.stat()
-    return _cached_file_digest(path, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _cached_file_digest(path: Path, size: int, modified: int) -> str:
-    return file_digest(path)
-
-
-def _listing(folder: Path, top: Path) -> Iterator[tuple[str, int, int]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _listing(Path(entry.path), top)
-            else:
-                state = entry.stat()
-                yield Path(entry.path).relative_to(top).as_posix(), state.st_size, state.st_mtime_ns
 
 
 def flat(content: Any, prefix: str = "") -> dict[str, Any]:

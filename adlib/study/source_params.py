@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from adlib.study.records import StudyError
 
 
 class Section(BaseModel):
@@ -13,8 +16,17 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    @field_validator("*")
+    @classmethod
+    def _at_home(cls, value: Any) -> Any:
+        """A path that begins with ``~`` under the user's home."""
+        return value.expanduser() if isinstance(value, Path) else value
+
 
 _LABELS = "Mapping of labels to classes; other labels stay as they are, and scans without a class are dropped."
+_COLUMNS: Any = Field(
+    {}, description="Mapping of the tables' column names, such as {subject: participant_id, M/F: sex}."
+)
 _CDR = Field({"0": "CN", "0.5": "MCI", "1": "AD", "2": "AD"}, description="Mapping of CDR scores to classes.")
 
 
@@ -45,6 +57,7 @@ class BidsSource(Section):
     root: Path = Field(description="Dataset folder, with dataset_description.json.")
     label_column: str = Field("diagnosis", description="Column of the diagnosis.")
     labels: dict[str, str] = Field({}, description=_LABELS)
+    columns: dict[str, str] = _COLUMNS
 
 
 class CapsSource(Section):
@@ -57,6 +70,7 @@ class CapsSource(Section):
     )
     label_column: str = Field("diagnosis", description="Column of the diagnosis.")
     labels: dict[str, str] = Field({}, description=_LABELS)
+    columns: dict[str, str] = _COLUMNS
 
 
 class AdniSource(Section):
@@ -76,6 +90,7 @@ class AdniSource(Section):
     window_days: int = Field(90, ge=0, description="Maximum time between a visit's diagnosis and a scan, days.")
     phases: tuple[str, ...] = Field((), description="ADNI phases (ADNI1, ADNIGO, ADNI2, ADNI3, ADNI4); empty for all.")
     labels: dict[str, str] = Field({"SMC": "CN", "EMCI": "MCI"}, description=_LABELS)
+    columns: dict[str, str] = _COLUMNS
 
 
 class Oasis1Source(Section):
@@ -84,6 +99,7 @@ class Oasis1Source(Section):
     kind: Literal["oasis1"]
     root: Path = Field(description="Folder of disc*/ or OAS1_*, and of the table.")
     cdr_labels: dict[str, str] = _CDR
+    columns: dict[str, str] = _COLUMNS
 
 
 class Oasis2Source(Section):
@@ -92,14 +108,16 @@ class Oasis2Source(Section):
     kind: Literal["oasis2"]
     root: Path = Field(description="Folder of the OAS2_* folders, at any depth, and of the table.")
     cdr_labels: dict[str, str] = _CDR
+    columns: dict[str, str] = _COLUMNS
 
 
-class Oasis2SlicesSource(Section):
-    """OASIS-2 mid-slices: three planes of one session become the three input channels."""
+class OasisSlicesSource(Section):
+    """2-D slices of OASIS-1 or OASIS-2: all slices of one session are one scan."""
 
-    kind: Literal["oasis2_slices"]
-    root: Path = Field(description="Folder of the slices (or their zip) and of the longitudinal table.")
+    kind: Literal["oasis_slices"]
+    root: Path = Field(description="Folder of the slices (or their zip) and of the release's table.")
     cdr_labels: dict[str, str] = _CDR
+    columns: dict[str, str] = _COLUMNS
 
 
 class Oasis3Source(Section):
@@ -109,6 +127,7 @@ class Oasis3Source(Section):
     root: Path = Field(description="Folder of the OAS3* session folders, at any depth, and of the tables.")
     window_days: int = Field(365, ge=0, description="Maximum time between a clinical visit and a scan, days.")
     cdr_labels: dict[str, str] = _CDR
+    columns: dict[str, str] = _COLUMNS
 
 
 class OasisVbmSource(Section):
@@ -139,9 +158,7 @@ class FoldersSource(Section):
     table: Path | None = Field(
         None, description="Table with path (relative to root), scan_id or participant_id, and participant_id, age, sex."
     )
-    columns: dict[str, str] = Field(
-        {}, description="Mapping of the table's column names, such as {subject: participant_id, M/F: sex}."
-    )
+    columns: dict[str, str] = _COLUMNS
     labels: dict[str, str] = Field({}, description="Mapping of folder names to classes; other names stay as they are.")
 
 
@@ -159,6 +176,7 @@ class DicomSource(Section):
     )
     label_column: str = Field("diagnosis", description="Column of the diagnosis.")
     labels: dict[str, str] = Field({}, description=_LABELS)
+    columns: dict[str, str] = _COLUMNS
 
 
 Source = Annotated[
@@ -168,7 +186,7 @@ Source = Annotated[
     | AdniSource
     | Oasis1Source
     | Oasis2Source
-    | Oasis2SlicesSource
+    | OasisSlicesSource
     | Oasis3Source
     | OasisVbmSource
     | FoldersSource
@@ -176,3 +194,24 @@ Source = Annotated[
     Field(discriminator="kind"),
 ]
 KINDS = {get_args(model.model_fields["kind"].annotation)[0]: model for model in get_args(get_args(Source)[0])}
+
+
+def check_source(source: Any) -> None:
+    """Refuse a source whose folder is not there, as where a variable in its path is not set.
+
+    Parameters
+    ----------
+    source : section of this module
+
+    Raises
+    ------
+    StudyError
+    """
+    root = getattr(source, "root", None)
+    if root is None or root.is_dir():
+        return
+    if unset := re.findall(r"\$\{?(\w+)", str(root)):
+        raise StudyError(
+            f"source.root is {root}, but {unset[0]} is not set; write {unset[0]}=/path/of/the/data before the command"
+        )
+    raise StudyError(f"source.root {root} is not a folder; expected: {type(source).model_fields['root'].description}")

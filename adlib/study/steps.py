@@ -15,12 +15,12 @@ from adlib.study.records import (
     LOST,
     StudyError,
     flat,
-    path_digest,
     read_json,
     read_table,
     write_json,
     write_table,
 )
+from adlib.study.tree import path_digest
 
 SOURCE = "@source"  # the folder of the study's images, wherever the params say it is
 WEIGHTS = "@weights"  # the file that train.weights names, where it names one

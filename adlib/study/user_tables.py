@@ -5,14 +5,19 @@ from __future__ import annotations
 import codecs
 import csv
 import difflib
+import functools
 import io
+import json
 import re
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from defusedxml import ElementTree
 
 from adlib.study.records import StudyError
 
@@ -21,12 +26,13 @@ SEPARATORS = (",", ";", "\t", "|")
 MISSING = frozenset(("", ".", "n/a", "na", "nan", "null", "#n/a", "<na>"))
 
 _PROBED_RECORDS = 20
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-NUMBER = re.compile(r"[+-]?(?:[0-9]+[.,]?[0-9]*|[.,][0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+_XML = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+_STRINGS, _SHEET = "xl/sharedStrings.xml", "xl/worksheets/sheet1.xml"
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
 
 def read_user_table(path: Path | str, *, required: Iterable[str] = ()) -> pd.DataFrame:
-    """Read a csv or tsv file of any separator, line end, quoting and usual encoding.
+    """Read a csv, tsv or xlsx file of any separator, line end, quoting and usual encoding.
 
     Lines of nothing but separators are skipped, cells lose surrounding blanks, and a column without a name is called
     ``column N``.
@@ -61,6 +67,35 @@ def read_user_table(path: Path | str, *, required: Iterable[str] = ()) -> pd.Dat
         raise StudyError(f"{path} has the columns {_shown(names)} but no rows; expected at least one")
     table = pd.DataFrame(rows, columns=names, index=pd.Index(lines, name="line"), dtype=object)
     return table.rename(columns={find_column(names, name, path): name for name in required})
+
+
+def read_user_json(path: Path | str) -> tuple[dict[str, Any], str]:
+    """Read a JSON object in any usual encoding; a comma before a closing bracket is let go.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    content : dict
+        Empty where it cannot be read.
+    note : str
+        Why it cannot be read, with file, line and column, and what to do; empty where it can.
+    """
+    try:
+        text = _decoded(Path(path).read_bytes(), path)
+        try:
+            content = json.loads(text, strict=False)
+        except json.JSONDecodeError:
+            content = json.loads(re.sub(r",(?=\s*[}\]])", "", text), strict=False)
+    except json.JSONDecodeError as error:
+        return {}, f"{path}, line {error.lineno}, column {error.colno}: {error.msg}; unused until it is repaired"
+    except (OSError, StudyError, RecursionError) as error:
+        return {}, f"{path} cannot be read ({error}); unused until it is fetched or repaired"
+    if not isinstance(content, dict):
+        return {}, f"{path} holds {type(content).__name__}, expected an object in braces; unused"
+    return content, ""
 
 
 def table_columns(path: Path | str) -> list[str]:
@@ -122,31 +157,6 @@ def bare_name(name: str) -> str:
     return re.sub(r"[\s_]+", "", name).casefold()
 
 
-def numbers(table: pd.DataFrame, column: str, path: Path | str) -> pd.Series:
-    """A column of `read_user_table` as float64, NaN where empty; ``0,696`` is 0.696.
-
-    Parameters
-    ----------
-    table : DataFrame
-    column : str
-    path : path
-        The table's file, for the error.
-
-    Raises
-    ------
-    StudyError
-        If a cell is not a number; file, line and column are named.
-    """
-    cells = table[column]
-    wrong = ~cells.isna() & ~cells.map(lambda cell: bool(NUMBER.fullmatch(str(cell))))
-    if wrong.any():
-        raise StudyError(
-            f"{path}, line {cells.index[wrong][0]}, column {column!r}: {cells[wrong].iloc[0]!r:.80} is no number; "
-            "expected one such as 0.696 or 0,696, without thousands separators or units"
-        )
-    return cells.map(lambda cell: float(str(cell).replace(",", ".")), na_action="ignore").astype("float64")
-
-
 def safe_path(root: Path | str, text: str, path: Path | str, line: int) -> Path:
     r"""The path under `root` that a cell names; ``\`` counts as ``/``.
 
@@ -180,12 +190,36 @@ def safe_path(root: Path | str, text: str, path: Path | str, line: int) -> Path:
 
 def _parse(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """Column names and the records below them."""
-    text = _text(path)
-    records = _records(text, _separator(text, path), path)
+    if path.suffix.lower() == ".xlsx":
+        records = _sheet(path)
+    else:
+        text = _text(path)
+        records = _records(text, _separator(text, path), path)
     line, cells = next(((line, cells) for line, cells in records if any(map(str.strip, cells))), (1, []))
     if not cells:
         raise StudyError(f"{path} is empty; expected a line of column names and rows below it")
     return _names(cells, line, path), records
+
+
+def _sheet(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The records of the first sheet of a workbook (ECMA-376, part 1, 18.3 and 18.4)."""
+    try:
+        with zipfile.ZipFile(path) as book:
+            names = book.namelist()
+            if sum(member.file_size for member in book.infolist()) > MAX_BYTES:
+                raise ValueError(f"more than {MAX_BYTES // 2**20} MiB")
+            parts = {name: ElementTree.fromstring(book.read(name)) for name in (_STRINGS, _SHEET) if name in names}
+            texts = ["".join(item.itertext()) for item in parts[_STRINGS]] if _STRINGS in parts else []
+            for number, row in enumerate(parts[_SHEET].iter(f"{_XML}row"), 1):
+                cells: dict[int, str] = {}
+                for cell in row:
+                    letters = cell.get("r", "").rstrip("0123456789")
+                    column = functools.reduce(lambda n, letter: 26 * n + ord(letter) - 64, letters, 0)
+                    text = "".join(part.text or "" for part in cell.iter() if part.tag in (f"{_XML}v", f"{_XML}t"))
+                    cells[column or len(cells) + 1] = texts[int(text)] if cell.get("t") == "s" else text
+                yield number, [cells.get(column + 1, "") for column in range(max(cells, default=0))]
+    except Exception as error:  # the parsers meet arbitrary bytes here and raise whatever they raise
+        raise StudyError(f"{path} is not a readable .xlsx ({error!r:.80}); save it as csv") from None
 
 
 def _text(path: Path) -> str:
@@ -206,7 +240,7 @@ def _text(path: Path) -> str:
     return text
 
 
-def _decoded(content: bytes, path: Path) -> str:
+def _decoded(content: bytes, path: Path | str) -> str:
     marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     for encoding in ("utf-16",) if marked else ("utf-8-sig", "cp1252"):
         with suppress(UnicodeDecodeError):
@@ -257,6 +291,8 @@ def _names(cells: list[str], line: int, path: Path) -> list[str]:
 
 def _fitted(cells: list[str], names: list[str], line: int, path: Path) -> list[str]:
     """The cells, as many as there are columns; empty ones too many are let go."""
+    if path.suffix.lower() == ".xlsx":
+        cells = cells + [""] * (len(names) - len(cells))
     if len(cells) < len(names) or any(map(str.strip, cells[len(names) :])):
         raise StudyError(
             f"{path}, line {line}: {len(cells)} cells where the header has {len(names)} columns; "

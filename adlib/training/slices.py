@@ -17,10 +17,12 @@ from adlib.preprocess.intensity import LANDMARKS, standard_slices
 from adlib.sources.image_files import SEPARATOR, read_plane
 from adlib.study.params import InputParams, StudyParams
 from adlib.study.records import FEATURES, MANIFEST, SLICES, StudyError, atomic_path, read_table, write_table
+from adlib.training.slabs import FIELD, read_slab, slab_grid
 
 CLIP_SD = 5.0
 TOGETHER = 2000  # scans whose slices are held in memory at once
 PLANES = ("axial", "coronal", "sagittal")  # the channels of three_planes
+SLAB = "coronal_2d"
 
 
 def scan_slices(t1w: np.ndarray, affine: np.ndarray, params: InputParams, zoom: float = 1.0) -> np.ndarray:
@@ -55,10 +57,29 @@ def scan_slices(t1w: np.ndarray, affine: np.ndarray, params: InputParams, zoom: 
     return np.array(items, dtype=np.float32).clip(-CLIP_SD, CLIP_SD)
 
 
-def plane_slices(path: str, params: InputParams) -> np.ndarray:
-    """Take the 2-D slices of one scan: three planes as the channels of one item, or every image as an item.
+def slab_slices(slab: np.ndarray, params: InputParams) -> np.ndarray:
+    """Cut the network's slices out of a slab, so that `slabs.FIELD` fills the input.
 
-    The background level is taken as the image's most frequent value; intensities are standardised over the foreground.
+    Parameters
+    ----------
+    slab : (176, 10, 176) float32
+        From `slabs.read_slab` or, for a preprocessed scan, `slabs.cut_slab`.
+    params : InputParams
+
+    Returns
+    -------
+    (n, 3, size, size) float32
+        As `scan_slices`.
+    """
+    coronal = params.model_copy(update={"plane": "coronal"})
+    return scan_slices(slab, slab_grid(), coronal, zoom=params.size / FIELD)
+
+
+def plane_slices(path: str, params: InputParams) -> np.ndarray:
+    """Take the 2-D slices of one scan: a slab, three planes as the channels of one item, or every image as an item.
+
+    A slab is cut at the params' positions like a scan, see `slab_slices`. Otherwise the background level is taken as
+    the image's most frequent value, and intensities are standardised over the foreground.
 
     Parameters
     ----------
@@ -69,13 +90,15 @@ def plane_slices(path: str, params: InputParams) -> np.ndarray:
     Returns
     -------
     (n, 3, size, size) float32
-        n is 1 for three_planes_2d, the number of images for images_2d.
+        n is the number of positions for coronal_2d, 1 for three_planes_2d, the number of images for images_2d.
 
     Raises
     ------
     StudyError
-        If there are not three images for three planes, or one is not 2-D or is constant.
+        If there are not three images for three planes, one is not 2-D or is constant, or the slab cannot be read.
     """
+    if params.plane == SLAB:
+        return slab_slices(read_slab(path), params)
     names = path.split(SEPARATOR)
     if params.plane == "images_2d":
         return np.stack([np.stack([_plane(Path(name), params.size)] * 3) for name in names])
@@ -121,7 +144,7 @@ def build_slices(params: StudyParams) -> pd.DataFrame:
     if usable.empty:
         raise StudyError(f"no scan of {params.folder / 'features.tsv'} passed preprocessing; look at its qc_reasons")
     scans = usable.to_dict("records")
-    positions = params.input.positions_mm if params.input.plane in PLANES else [None]
+    positions = params.input.positions_mm if params.input.plane in (*PLANES, SLAB) else [None]
     _write_slices(scans, len(positions), params)
     table = pd.DataFrame(list(enumerate(positions)) * len(scans), columns=["slice", "position_mm"])
     names = usable[["participant_id", "session_id", "scan_id", "diagnosis"]]

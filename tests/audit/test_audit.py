@@ -277,6 +277,20 @@ def test_excluded_scans_leave_the_flow_and_the_manifest(without_confounds):
     assert not audit.manifest["series_description"].str.contains("localizer").any()
 
 
+def test_minimum_age_excludes_the_young_and_the_unknown(without_confounds):
+    table = clean(per_class=12)
+    table["age"] = 70.0
+    table.loc[[1, 2, 3], "age"] = 60.0, 59.9, np.nan
+    n, audit = len(table), audited(table, min_age=60)
+    assert audit.flow["scans"].tolist() == [n, n, n, n - 2] and audit.flow["step"].iloc[-1] == "aged 60 or more"
+    assert set(table["scan_id"]) - set(audit.manifest["scan_id"]) == set(table.loc[[2, 3], "scan_id"])
+    found = audit.findings.set_index("check").loc["too-young"]
+    assert (found["value"], found["limit"]) == ("2 scans", "60 years")
+    assert "too-young" not in set(audited(table).findings["check"])
+    with pytest.raises(StudyError, match=r"empty cohort.*audit\.min_age 80"):
+        audited(table, min_age=80)
+
+
 def test_empty_cohort_is_refused():
     with pytest.raises(StudyError, match=r"empty cohort.*'CN'"):
         run_audit(clean(per_class=2), ("x", "y"), AuditParams(), seed=1)

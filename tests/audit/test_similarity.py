@@ -86,6 +86,16 @@ def test_copies_alone_are_near_duplicates(name):
             assert pairs["how"].iloc[0] == name
 
 
+def test_a_copied_stack_of_ten_slices_is_found(tmp_path):
+    images = heads(30, 10)
+    paths = save(images, tmp_path)
+    scans = ["|".join(paths[k : k + 10]) for k in range(0, 300, 10)]
+    copied = "|".join(save((0.8 * images[70:80]).astype(np.uint8), tmp_path / "copy"))
+    facts = pixel_facts(listing([*scans, copied]))
+    pairs = near_duplicates(np.stack(list(facts["thumbnail"])), 0.95)
+    assert pairs[["first", "second"]].to_numpy().tolist() == [[7, 30]]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_slices_of_one_head_are_grouped(seed):
     images = heads(12, 16, seed)
@@ -231,6 +241,6 @@ def test_system_error_stops_the_audit(tmp_path, monkeypatch):
     def broken(_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("adlib.audit.similarity.nib.load", broken)
+    monkeypatch.setattr("adlib.audit.similarity.load", broken)
     with pytest.raises(TryAgain, match=r"a.nii.gz cannot be read \(.*Input/output error"):
         pixel_facts(listed[:1], pool=HERE)

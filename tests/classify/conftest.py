@@ -1,5 +1,6 @@
 """An untrained classifier and its prediction for a synthetic head."""
 
+import nibabel as nib
 import pytest
 import torch
 from bad_uploads import head
@@ -32,7 +33,8 @@ def classifier():
 
 @pytest.fixture(scope="session")
 def scan():
-    return head(2.5, codes="PSR")
+    """A head with an affine in single precision, as files have it."""
+    return nib.Nifti1Image.from_bytes(head(2.5, codes="PSR").to_bytes())
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from made_head import made_head, random_affine
 
-from adlib.preprocess.brain import external_mask, is_extracted
+from adlib.imaging.atlas import template
+from adlib.imaging.volume import resample
+from adlib.preprocess.brain import background_to_lowest, external_mask, is_extracted
 from adlib.preprocess.pipeline import checked_volume, preprocess_image
 from adlib.study.params import PreprocessParams
 from adlib.study.records import StudyError, TryAgain
@@ -96,14 +98,27 @@ def test_pipeline_uses_mask_of_external_program(install, tmp_path):
 
 
 def test_extracted_brains_are_recognised_and_heads_are_not():
-    head = made_head(5, pose=random_affine(5, degrees=5, scale=0.0))
+    base = template(3.0)
+    head = made_head(5, voxel_mm=(3.0, 3.0, 3.0), pose=np.eye(4))
     volume, affine = checked_volume(head.image, "made")
-    scan_to_mni = np.linalg.inv(head.mni_to_scan)
-    assert is_extracted(np.where(head.mask, volume, 0), affine, scan_to_mni)
-    cleaned = np.where(volume > 150, volume, 0)
-    assert not is_extracted(cleaned, affine, scan_to_mni)
+    onto = (base.mask.shape, base.affine)
+    whole, mask = (resample(part.astype(np.float32), affine, *onto) for part in (volume, head.mask))
+    mask = mask > 0.5
+    assert is_extracted(np.where(mask, whole, 0), mask, base)
+    cleaned = np.where(whole > 150, whole, 0)
+    assert not is_extracted(cleaned, mask, base)
     cleaned[:, :, : cleaned.shape[2] // 2] = 0
-    assert not is_extracted(cleaned, affine, scan_to_mni)
+    assert not is_extracted(cleaned, mask, base)
+
+
+def test_background_of_a_standardised_brain_becomes_lowest(volume):
+    brain = np.zeros((14, 16, 18), np.float32)
+    brain[3:10, 3:11, 3:12] = volume - 0.5
+    moved = background_to_lowest(brain)
+    assert moved[0, 0, 0] == brain.min() < 0
+    np.testing.assert_array_equal(moved[3:10, 3:11, 3:12], volume - 0.5)
+    for same in (volume, brain - brain.min() * (brain != 0)):
+        assert background_to_lowest(same) is same
 
 
 def test_extracted_brain_is_not_extracted_again():

@@ -27,7 +27,7 @@ STEM = "sub-01_ses-01_space-MNI152NLin2009aSym"
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory):
     path = tmp_path_factory.mktemp("scans") / "sub-01_ses-01_T1w.nii.gz"
-    nib.save(made_head(7, voxel_mm=(3.0, 3.0, 3.0)).image, path)
+    nib.save(made_head(8, voxel_mm=(3.0, 3.0, 3.0)).image, path)
     return row(path, "01")
 
 
@@ -223,7 +223,7 @@ def test_cohort_without_any_file_stops_and_keeps_results(scan, study, tmp_path):
 def test_changed_file_is_computed_again(scan, tmp_path):
     path = Path(shutil.copy(scan["path"], tmp_path / "changing.nii.gz"))
     manifest_row = row(path, "06")
-    nib.save(made_head(8, voxel_mm=(3.0, 3.0, 3.0)).image, path)
+    nib.save(made_head(9, voxel_mm=(3.0, 3.0, 3.0)).image, path)
     wrong = preprocess_scan(manifest_row, tmp_path, PARAMS, "code")
     shutil.copy(scan["path"], path)
     right = preprocess_scan(manifest_row, tmp_path, PARAMS, "code")

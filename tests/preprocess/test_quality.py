@@ -11,7 +11,7 @@ from made_head import add_noise, made_head, random_affine, spoil
 from adlib.figures import plot_preprocessing as quality
 from adlib.preprocess import quality as qc
 from adlib.preprocess.pipeline import preprocess_image
-from adlib.preprocess.quality import LEARNT, SIMILARITY, raw_quality
+from adlib.preprocess.quality import LEARNT, raw_quality
 from adlib.study.params import PreprocessParams
 from adlib.study.records import StudyError
 
@@ -47,7 +47,7 @@ def reasons_of(image):
 
 def test_clean_head_passes_with_every_value(clean):
     assert (clean.verdict, clean.reasons) == ("pass", ())
-    assert set(clean.qc) == {*qc.LIMITS, "qc_similarity_percentile"}
+    assert set(clean.qc) == set(qc.LIMITS)
     assert not any("not measured" in step for step in clean.steps)
 
 
@@ -105,8 +105,7 @@ def test_verdict_is_that_of_the_worst_value(clean):
     assert verdict == "check" and reasons[0].startswith("qc_ghost = 3 (expected at most")
     verdict, reasons = qc.verdict(clean.qc | {"qc_ghost": 3.0, "qc_order": -0.2})
     assert verdict == "fail" and reasons[0].startswith("qc_order = -0.2") and len(reasons) == 2
-    assert qc.verdict({"qc_similarity_percentile": 0.0, "qc_unknown": -1.0}) == ("pass", ())
-    assert all(qc.grade("qc_similarity", value) == "pass" for value in SIMILARITY)
+    assert qc.verdict({"qc_unknown": -1.0}) == ("pass", ())
 
 
 def cohort():

@@ -202,6 +202,8 @@ def test_every_choice_of_the_params_has_words():
         (("splits.protocol=external", "splits.test_sites=[north]"), "The participants of 1 named site were tested"),
         (("train.patience=3",), "stopped early"),
         (("splits.protocol=leave_one_site_out",), "are on the same side of every split. 12\u00a0% of the remaining"),
+        (("audit.min_age=60",), "Scans of people younger than 60 years were excluded"),
+        (("input.plane=coronal_2d",), "The input was 3 coronal slices of each scan"),
         (("input.plane=three_planes",), "An axial, a coronal and a sagittal slice"),
         (("train.members=3", "train.covariates=[age, sex]"), "3 networks per fold and age and sex concatenated"),
         (("preprocess.registration=rigid", "preprocess.bias_correction=false"), "not corrected for the bias field"),

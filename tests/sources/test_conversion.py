@@ -12,10 +12,11 @@ import pytest
 from dicom_writer import write_series
 
 from adlib.sources import dicom, dicom_tree, oasis
+from adlib.sources.inventory import Inventory
 from adlib.study import conversion
 from adlib.study.exec_params import HERE
 from adlib.study.records import StudyError, file_digest
-from adlib.study.source_params import Oasis2SlicesSource
+from adlib.study.source_params import OasisSlicesSource
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 VOLUME = np.random.default_rng(3).integers(1, 900, (44, 42, 41)).astype(np.int16)
@@ -204,13 +205,13 @@ def test_zip_of_slices_is_unpacked_once_and_again_if_changed(tmp_path):
 
     def pack(value):
         with zipfile.ZipFile(root / "slices.zip", "w") as archive:
-            for plane in oasis.PLANES:
+            for plane in ("axl", "cor", "sag"):
                 nib.save(nib.Nifti1Image(np.full((8, 9), value, np.uint8), np.eye(4)), tmp_path / "plane.nii.gz")
                 archive.write(tmp_path / "plane.nii.gz", f"{plane}/OAS2_0001_MR1_{plane}.nii.gz")
 
     def listed():
-        source = Oasis2SlicesSource(kind="oasis2_slices", root=root)
-        paths = oasis.list_oasis2_slices(source, tmp_path / "out", HERE)[0]["path"].split("|")
+        source = OasisSlicesSource(kind="oasis_slices", root=root)
+        paths = oasis.list_slices(source, Inventory(root), tmp_path / "out", HERE)[0]["path"].split("|")
         return paths, [int(np.asarray(nib.load(path).dataobj).mean()) for path in paths]
 
     pack(1)

@@ -164,7 +164,7 @@ def test_mixed_dicom_session_yields_the_t1w(cohort, listed, tmp_path):
     assert same_pixels(table[table["excluded"].isna()], listed)
     assert left["series_description"].tolist() == ["localizer", "Ax T2 TSE"]
     assert set(left["participant_id"]) == {first.participant_id}
-    assert "T2" in left["excluded"].iloc[1]
+    assert "echo time" in left["excluded"].iloc[1]
 
 
 def test_adni_folders_of_dicom_are_converted(cohort, tmp_path):

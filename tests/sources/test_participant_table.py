@@ -13,8 +13,8 @@ def table(tmp_path, text, **settings):
 
 def test_session_row_goes_before_participant_row(tmp_path):
     found = table(tmp_path, "participant_id,session_id,age\n001,1,70\n001,2,71\n002,,80\n")
-    assert found.about(None, "", "sub-001", "ses-02") == {"age": "71"}
-    assert found.about(None, "", "sub-002", "ses-07") == {"age": "80"}
+    assert found.about(None, "", "sub-001", "ses-02") == {"age": 71.0}
+    assert found.about(None, "", "sub-002", "ses-07") == {"age": 80.0}
     assert found.about(None, "", "sub-003", "ses-01") == {}
 
 
@@ -37,7 +37,7 @@ def test_picture_is_found_by_its_path(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name,age\nx,1\n", r"none of the columns \['path', 'scan_id', 'participant_id'\]"),
+        ("name,age\nx,1\n", "lacks column 'path' or 'scan_id' or 'participant_id'; it has"),
         ("participant_id,age\n1,70\n1,71\n", "contradictory rows for one participant_id: lines 2, 3"),
         ("path,participant_id\n../../etc/passwd,1\n", "line 2: the path '../../etc/passwd'"),
         ("path,participant_id\n/etc/passwd,1\n", "lies outside"),

@@ -117,11 +117,17 @@ def test_t1w_series_is_chosen_and_others_have_reasons(tmp_path, volume):
     write_series(volume[::-1].copy(), AFFINE, folder / "b", "3D T1 MPRAGE +C", number=4)
     write_series(volume, AFFINE, folder / "c", "3D T1 MPRAGE", number=5)
     write_series(volume[:, :, :12], AFFINE, folder / "d", "T1 thick", number=6)
+    write_series(volume, AFFINE, folder / "e", "3D MPRAGE", number=7, echo_ms=90.0)
     scan = open_scan(zip_folder(folder, tmp_path / "study.zip"))
     assert at_same_points(scan.image, volume, AFFINE)
     notes = "\n".join(scan.notes)
     assert "series 5 '3D T1 MPRAGE' taken" in notes
-    for words in ("named 'T2', not T1w", "12 slices", "'3D T1 MPRAGE +C' left out: less likely"):
+    for words in (
+        "named 't2', not T1w",
+        "echo time over 25 ms, not T1w",
+        "12 slices",
+        "'3D T1 MPRAGE +C' left out: less likely",
+    ):
         assert words in notes
 
 

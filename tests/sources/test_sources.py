@@ -1,15 +1,17 @@
 import json
+import zipfile
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from adlib.sources.oasis import PLANES
 from adlib.sources.reading import list_source
 from adlib.study.exec_params import HERE
 from adlib.study.records import MANIFEST, StudyError, check_table
-from adlib.study.source_params import BidsSource, Oasis2SlicesSource
+from adlib.study.source_params import BidsSource, OasisSlicesSource
 
 
 def read_bids(root, **settings):
@@ -58,8 +60,14 @@ def test_corrupt_image_has_no_shape(dataset):
     ("change", "words"),
     [
         (lambda d: (d / "participants.tsv").unlink(), "participants.tsv does not exist"),
-        (lambda d: (d / "participants.tsv").write_text("a,b\n1,2\n"), "lacks column 'participant_id'"),
-        (lambda d: (d / "participants.tsv").write_text("participant_id\nsub-01\nsub-01\n"), "comes twice"),
+        (
+            lambda d: (d / "participants.tsv").write_text("a,b\n1,2\n"),
+            "lacks column 'path' or 'scan_id' or 'participant_id'",
+        ),
+        (
+            lambda d: (d / "participants.tsv").write_text("participant_id\tage\nsub-01\t1\nsub-01\t2\n"),
+            "contradictory rows for one participant_id: lines 2, 3",
+        ),
         (lambda d: [p.unlink() for p in d.rglob("*.nii.gz")], "no sub-"),
     ],
 )
@@ -87,14 +95,14 @@ def slices(tmp_path):
     ]
     (tmp_path / "oasis_longitudinal_demographic.csv").write_text("\n".join([header, *lines]))
     for name in ("OAS2_0001_MR1", "OAS2_0002_MR1"):
-        for plane in PLANES:
+        for plane in ("axl", "cor", "sag"):
             (tmp_path / plane).mkdir(exist_ok=True)
             nib.save(nib.Nifti1Image(np.ones((8, 9), np.uint8), np.eye(4)), tmp_path / plane / f"{name}_{plane}.nii.gz")
     return tmp_path
 
 
 def read_slices(root, tmp_path):
-    return list_source(Oasis2SlicesSource(kind="oasis2_slices", root=root), tmp_path / "u", pool=HERE)
+    return list_source(OasisSlicesSource(kind="oasis_slices", root=root), tmp_path / "u", pool=HERE)
 
 
 def test_oasis2_sessions_with_three_slices_are_scans(slices, tmp_path):
@@ -106,6 +114,46 @@ def test_oasis2_sessions_with_three_slices_are_scans(slices, tmp_path):
     left = listed[listed["excluded"].notna()]
     assert left["scan_id"].tolist() == ["OAS2_0003_MR1"]
     assert left["excluded"].tolist() == ["no slice in axl, cor, sag"]
+
+
+def slabs(root):
+    """Two rated people, a repeat scan and a session without its second slice, in a zip; the table has one more."""
+    cells = ["1_MR1,F,74,0.0", "2_MR1,M,55,0.5", "3_MR1,M,28,", "4_MR1,F,61,1.0"]
+    lines = [f"OAS1_000{cell},1343.75,0.743" for cell in cells]
+    (root / "oasis_cross-sectional.csv").write_text("\n".join(["ID,M/F,Age,CDR,eTIV,nWBV", *lines]))
+    Image.fromarray(np.full((8, 9), 7, np.uint8)).save(root / "slice.png")
+    with zipfile.ZipFile(root / "slices.zip", "w") as archive:
+        for name in ("OAS1_0001_MR1", "OAS1_0002_MR1", "OAS1_0001_MR2", "OAS1_0003_MR1"):
+            for index in (90, 91)[: 1 if name == "OAS1_0003_MR1" else 2]:
+                archive.write(root / "slice.png", f"{name}/{name}.{index}.png")
+                archive.write(root / "slice.png", f"__MACOSX/{name}/._{name}.{index}.png")
+    (root / "slice.png").unlink()
+    return root
+
+
+def test_oasis1_slices_of_a_session_are_one_scan(tmp_path):
+    (tmp_path / "data").mkdir()
+    source = OasisSlicesSource(kind="oasis_slices", root=slabs(tmp_path / "data"))
+    listed = list_source(source, tmp_path / "out", pool=HERE).set_index("scan_id")
+    whole = listed[listed["excluded"].isna()]
+    assert whole["participant_id"].tolist() == ["sub-OAS10001", "sub-OAS10001", "sub-OAS10002"]
+    assert whole["session_id"].tolist() == ["ses-01", "ses-02", "ses-01"]
+    assert whole["diagnosis"].tolist() == ["CN", None, "MCI"]
+    assert whole["shape"].tolist() == ["9x8x2"] * 3 and whole["site"].eq("OASIS-1").all()
+    assert [Path(name).name for name in whole["path"].iloc[0].split("|")] == [
+        "OAS1_0001_MR1.90.png",
+        "OAS1_0001_MR1.91.png",
+    ]
+    assert listed["excluded"].dropna().to_dict() == {
+        "OAS1_0003_MR1": "no slice in 91",
+        "OAS1_0004_MR1": "no slice in 90, 91",
+    }
+
+
+def test_a_folder_without_slices_is_refused(tmp_path):
+    source = OasisSlicesSource(kind="oasis_slices", root=tmp_path)
+    with pytest.raises(StudyError, match=r"no slices such as OAS1_0001_MR1\.90\.png"):
+        list_source(source, tmp_path / "out", pool=HERE)
 
 
 @pytest.mark.parametrize("dialect", ["commas", "mangled", "utf16"])

@@ -63,7 +63,7 @@ def test_images_on_a_read_only_disk_are_read(tmp_path):
     with small_disk(tmp_path / "images", 32 * ONE_MIB) as images:
         anat = images / "sub-01" / "anat"
         anat.mkdir(parents=True)
-        nib.save(made_head(7, voxel_mm=(3.0, 3.0, 3.0)).image, anat / "sub-01_T1w.nii.gz")
+        nib.save(made_head(8, voxel_mm=(3.0, 3.0, 3.0)).image, anat / "sub-01_T1w.nii.gz")
         (images / "participants.tsv").write_text("participant_id\tdiagnosis\nsub-01\tCN\n")
         (images / "dataset_description.json").write_text('{"Name": "made", "BIDSVersion": "1.10.0"}')
         subprocess.run(["mount", "-o", "remount,ro", str(images)], check=True)

@@ -12,7 +12,7 @@ from tiny_study import make_study
 from adlib.study.params import dump_params
 from adlib.study.records import file_digest, read_json
 
-KILLS = 5
+KILLS = 3
 ALL = (
     "train.epochs=30", "train.controls=[]", "train.mixup=0.2", "train.augment=light",
     "train.micro_batches=2", "train.batch_size=12",

@@ -14,7 +14,8 @@ from test_run_all import wait_for
 
 from adlib.study import lock
 from adlib.study.lock import locked
-from adlib.study.records import StudyError, path_digest, write_text
+from adlib.study.records import StudyError, write_text
+from adlib.study.tree import path_digest
 
 QUICK = {"HEARTBEAT_SECONDS": 0.1, "LEASE_SECONDS": 2.0}
 RUN = """

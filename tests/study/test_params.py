@@ -99,7 +99,7 @@ def test_every_fault_is_named_at_once():
     [
         ("study: &a [*a]\n", "alias"),
         ("a: &a [x, x]\nb: &b [*a, *a]\n", "alias"),
-        ("[" * 5000 + "]" * 5000, "nested too deep"),
+        ("[" * 500 + "]" * 500, "nested too deep"),
         ("study: 2020-13-45\n", "month"),
         ("study: 0x_\n", "invalid literal"),
         ("2020-01-02: x\n", "key that is not a word"),

@@ -10,8 +10,9 @@ from throwaway import write_notebook
 
 from adlib.study.code_digest import notebook_digests, package_versions
 from adlib.study.params import load_params
-from adlib.study.records import LOST, StudyError, flat, path_digest
+from adlib.study.records import LOST, StudyError, flat
 from adlib.study.steps import SOURCE, STEPS, WEIGHTS, Step, StepState
+from adlib.study.tree import path_digest
 
 STEP = Step(
     "02_preprocessing", ("preprocess", "source.kind"), ("manifest.tsv", SOURCE), ("features.tsv",), ("derivatives",)

@@ -5,7 +5,6 @@ import csv
 import io
 import re
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from adlib.study import user_tables as tables
 from adlib.study.records import StudyError
-from adlib.study.user_tables import find_column, numbers, read_user_table, safe_path, table_columns
+from adlib.study.user_tables import find_column, read_user_table, safe_path, table_columns
 
 QUIET = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NAMES = st.lists(st.from_regex(r"[A-Za-z][A-Za-z0-9 _/.-]{0,8}[A-Za-z0-9]", fullmatch=True), min_size=2, max_size=5,
@@ -170,22 +169,6 @@ def test_missing_column_suggests_similar_ones(tmp_path, header, words):
     path.write_text(f"{header}\n1,2\n")
     with pytest.raises(StudyError, match=words):
         read_user_table(path, required=("diagnosis",))
-
-
-def test_numbers_with_decimal_commas_and_points(tmp_path):
-    path = tmp_path / "t.csv"
-    path.write_text("a;b\n0,696;1\n.5;2\n-4;3\n1e3;4\nn/a;5\n")
-    column = numbers(read_user_table(path), "a", path)
-    assert column.dtype == "float64"
-    assert np.array_equal(column, [0.696, 0.5, -4, 1000, np.nan], equal_nan=True)
-
-
-@pytest.mark.parametrize("cell", ["1.234,5", "12 mm", "inf", "0x10", "--1", ",", "1e", "1_000", "٣"])
-def test_invalid_number_names_line_and_column(tmp_path, cell):
-    path = tmp_path / "t.csv"
-    path.write_text(f"a;b\n1;1\n{cell};2\n")
-    with pytest.raises(StudyError, match=r"t\.csv, line 3, column 'a': .* is no number"):
-        numbers(read_user_table(path), "a", path)
 
 
 def test_paths_under_the_root_are_resolved(tmp_path):

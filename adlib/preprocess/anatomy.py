@@ -1,0 +1,245 @@
+"""Intracranial space, tissues, hippocampi and lateral ventricles of a registered head, by two 3-D U-Nets.
+
+One sees the whole head, one the inner part of one hemisphere, of the right one mirrored.
+
+References
+----------
+Çiçek et al. 2016, doi:10.1007/978-3-319-46723-8_49 (3-D U-Net).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
+
+from adlib.imaging.atlas import Template
+from adlib.imaging.volume import block_mean, resample, voxel_ml
+from adlib.study.records import StudyError
+
+WEIGHTS = Path(__file__).with_name("anatomy.safetensors")  # by benchmarks/anatomy_network.py
+DIGEST = "1e5d3818e3219fb429faa40a2a4ce39a82bfbd2db6099b08cc6dccc68e7955ad"  # SHA-256 of the weights
+TISSUES = ("background", "gm", "wm", "csf")
+REGIONS = ("elsewhere", "hippocampus", "amygdala", "ventricle")
+EDGE_MM = 2.0
+FLOOR = 0.02  # a share below it counts for nothing: all voxels without a region together would add 8 % to a hippocampus
+BRIGHT = 95.0  # percentile of the intensities that becomes 1
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A box of MNI152 space with voxels of `EDGE_MM`.
+
+    Attributes
+    ----------
+    corner_mm : tuple of float
+        Place of the first voxel, RAS.
+    shape : tuple of int
+        Divisible by 2 for each level of the network but one.
+    """
+
+    corner_mm: tuple[float, float, float]
+    shape: tuple[int, int, int]
+
+    def affine(self, *, mirrored: bool = False) -> np.ndarray:
+        """Voxel indices to MNI152, RAS mm, (4, 4).
+
+        Parameters
+        ----------
+        mirrored : bool
+            At the midline.
+        """
+        grid = nib.affines.from_matvec(np.diag([EDGE_MM] * 3), self.corner_mm)
+        return np.diag([-1.0, 1.0, 1.0, 1.0]) @ grid if mirrored else grid
+
+
+HEAD = Grid((-80.0, -116.0, -74.0), (80, 104, 88))
+SIDE = Grid((-58.0, -86.0, -44.0), (32, 68, 48))  # the left one
+
+
+class UNet(nn.Module):
+    """A U-Net with instance normalisation.
+
+    Parameters
+    ----------
+    widths : tuple of int
+        Channels of each level.
+    outputs : int
+    """
+
+    def __init__(self, widths: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        levels = zip((1, *widths[:-1]), widths, strict=True)
+        self.down = nn.ModuleList(_block(i, o, 1 if k == 0 else 2) for k, (i, o) in enumerate(levels))
+        self.narrow = nn.ModuleList(nn.Conv3d(b, a, 1, bias=False) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(_block(2 * a, a, 1) for a in widths[:-1])
+        self.last = nn.Conv3d(widths[0], outputs, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of each class.
+
+        Parameters
+        ----------
+        x : (N, 1, X, Y, Z) tensor
+
+        Returns
+        -------
+        (N, outputs, X, Y, Z) tensor
+        """
+        levels = []
+        for block in self.down:
+            x = block(x)
+            levels.append(x)
+        for level, narrow, block in zip(levels[-2::-1], self.narrow[::-1], self.up[::-1], strict=True):
+            x = functional.interpolate(narrow(x), size=level.shape[2:], mode="trilinear", align_corners=False)
+            x = block(torch.cat([level, x], 1))
+        return self.last(x)
+
+
+def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    def step(channels: int, stride: int) -> list[nn.Module]:
+        convolution = nn.Conv3d(channels, outputs, 3, stride, 1, bias=False)
+        return [convolution, nn.InstanceNorm3d(outputs, affine=True), nn.LeakyReLU(0.01)]
+
+    return nn.Sequential(*step(inputs, stride), *step(outputs, 1))
+
+
+class Networks(nn.Module):
+    """The network of the head and that of one side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = UNet((8, 20, 40, 80), len(TISSUES))
+        self.side = UNet((12, 24, 48), len(REGIONS))
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What the networks find in a head.
+
+    Attributes
+    ----------
+    shares : (4, 80, 104, 88) float32
+        Of each of `TISSUES` in every voxel of `HEAD`; they sum to 1.
+    regions : dict of str to float
+        ``hippocampus_left``, ..., ``ventricle_right``: ml of MNI152 space.
+    """
+
+    shares: np.ndarray
+    regions: dict[str, float]
+
+
+def find_anatomy(head: np.ndarray, base: Template) -> Anatomy:
+    """Tissues and regions of a registered head.
+
+    Parameters
+    ----------
+    head : (X, Y, Z) float32
+        Intensities from 0 up in any unit, on the grid of `base`; skull and scalp may be absent.
+    base : Template
+
+    Returns
+    -------
+    Anatomy
+        The intracranial space is found also where brain extraction took fluid away.
+    """
+    small, grid = block_mean(head, base.affine, EDGE_MM)
+    networks = packaged_networks()
+    whole = scaled(resample(small, grid, HEAD.shape, HEAD.affine()))
+    sides = np.stack([scaled(resample(small, grid, SIDE.shape, SIDE.affine(mirrored=k == 1))) for k in range(2)])
+    with torch.inference_mode():
+        shares = networks.head(torch.from_numpy(whole)[None, None]).softmax(1)[0].numpy()
+        parts = networks.side(torch.from_numpy(sides)[:, None]).softmax(1).numpy()
+    names = [f"{region}_{side}" for side in ("left", "right") for region in REGIONS[1:]]
+    return Anatomy(shares, dict(zip(names, side_volumes(parts), strict=True)))
+
+
+def onto_template(share: np.ndarray, base: Template) -> np.ndarray:
+    """A share of each voxel of `HEAD` on the template's grid.
+
+    Parameters
+    ----------
+    share : (80, 104, 88) float32
+    base : Template
+
+    Returns
+    -------
+    (X, Y, Z) float32
+        0 beyond `HEAD`.
+    """
+    return resample(share, HEAD.affine(), base.mask.shape, base.affine)
+
+
+def side_volumes(parts: np.ndarray) -> list[float]:
+    """Volume of each region on its side of the midline.
+
+    Parameters
+    ----------
+    parts : (N, 4, 32, 68, 48) float32
+        Shares of `REGIONS` on `SIDE`.
+
+    Returns
+    -------
+    list of float
+        ml; all regions of the first of the N, then of the next.
+    """
+    x = SIDE.corner_mm[0] + EDGE_MM * np.arange(SIDE.shape[0])
+    own = np.where(x < 0, 1.0, 0.0) + np.where(x == 0, 0.5, 0.0)
+    sums = np.where(parts > FLOOR, parts, 0)[:, 1:].sum(axis=(3, 4), dtype=np.float64) @ own
+    return [float(total) * voxel_ml(SIDE.affine()) for total in sums.ravel()]
+
+
+def scaled(image: np.ndarray) -> np.ndarray:
+    """Divide by the `BRIGHT` percentile of what lies above 0 in the middle.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) float32
+
+    Returns
+    -------
+    (X, Y, Z) float32
+    """
+    middle = image[tuple(slice(n // 7, -(n // 7)) for n in image.shape)]
+    return image / np.float32(np.percentile(middle[middle > 0], BRIGHT) if (middle > 0).any() else 1.0)
+
+
+def load_networks(path: Path) -> Networks:
+    """Networks with the weights of a file.
+
+    Parameters
+    ----------
+    path : path
+        Safetensors of `Networks`, 16 bit.
+
+    Returns
+    -------
+    Networks
+        On the processor, for inference.
+    """
+    networks = Networks()
+    networks.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    return networks.eval()
+
+
+@cache
+def packaged_networks() -> Networks:
+    """The networks of `WEIGHTS`.
+
+    Raises
+    ------
+    StudyError
+        If the file is not that of `DIGEST`.
+    """
+    if not WEIGHTS.is_file() or sha256(WEIGHTS.read_bytes()).hexdigest() != DIGEST:
+        raise StudyError(f"{WEIGHTS} is missing or not the one that belongs to this version; install adlib again")
+    return load_networks(WEIGHTS)
