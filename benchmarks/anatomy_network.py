@@ -1,7 +1,7 @@
 """Train the networks of `adlib.preprocess.anatomy` on real heads with regions by DLMUSE; judge them on heads left out.
 
-    python benchmarks/anatomy_network.py folds    # three pairs of networks, each without a third of the heads
-    python benchmarks/anatomy_network.py final    # all heads; writes the weights of the package
+    python benchmarks/anatomy_network.py folds    # the networks three times, each time without a third of the heads
+    python benchmarks/anatomy_network.py final    # all heads; writes the weights
 
 Reads ``t1w_elderly`` in the folder that ADLIB_REALDATA names. Some heads are simulated, and some sides are those of the
 template. Each step draws a head, mirrors it or not, warps it (rotation, scale, smooth displacement, hippocampus and
@@ -36,7 +36,9 @@ from adlib.phantom.cohort import SCANNERS, draw_cohort
 from adlib.phantom.head import MEASURED, Subject, image_head
 from adlib.preprocess.anatomy import (
     EDGE_MM,
+    FLOOR,
     HEAD,
+    INNER,
     SIDE,
     WEIGHTS,
     Grid,
@@ -64,10 +66,13 @@ CLASSES = ("CN", "MCI", "LMCI", "AD")
 GM, WM, CSF, HIPPOCAMPUS, AMYGDALA, VENTRICLE = range(6)
 GREY, FLUID = [GM, HIPPOCAMPUS, AMYGDALA], [CSF, VENTRICLE]
 FOLDS = 3
-STEPS = {"head": 1000, "side": 5000}
-GRIDS = {"head": HEAD, "side": SIDE}
-OTHERS = {"head": ("phantom", 0.25), "side": ("template", 0.1)}  # what else is drawn, and its share
+STEPS = {"head": 1000, "side": 5000, "inner": 6000}
+BATCH = {"head": 1, "side": 1, "inner": 1}
+GRIDS = {"head": HEAD, "side": SIDE, "inner": INNER}
+OTHERS = {"head": ("phantom", 0.25), "side": ("template", 0.1), "inner": ("template", 0.1)}  # also drawn, and its share
+SIZED = ("inner",)  # where the loss holds the sizes of the parts, too
 PHANTOMS, SEED = 8, 4001  # simulated heads, and their seed
+FIELD_MM = 50.0  # between the knots of a bias field
 FILLED = 0.2  # share of the drawn heads whose fluid is filled with tissue
 RATE, DECAY, AVERAGED = 2e-3, 1e-4, 0.995
 EVEN_UNTIL = 0.6  # of the steps: until then rare classes weigh more, less and less
@@ -75,16 +80,23 @@ OUTPUTS = Path("outputs/anatomy")
 # Of ventricles and of either hippocampus: how often, and from which to which logarithm. The heads are of old people;
 # ventricles of the young are a quarter as large.
 SHRINKAGE = ((0.7, -0.5, 1.8), (0.6, -0.6, 0.4), (0.6, -0.6, 0.4))
+SHRUNK = (0.16, 0.36)  # logarithms of the sizes that a head is judged by
 HALF = torch.tensor([(n - 1) / 2 * EDGE_MM for n in HEAD.shape])  # mm from the centre of `HEAD` to its ends
 CENTRE = torch.tensor(HEAD.corner_mm) + HALF
 
 
 @dataclass(frozen=True)
 class Head:
-    """`both`: intensities and shares of `LABELS` (7, X, Y, Z) on `HEAD`; `flows`: of `flow_out_of` (9, X, Y, Z)."""
+    """A registered head.
+
+    `both`: intensities and shares of `LABELS` (7, X, Y, Z) on `HEAD`; `flows`: of `flow_out_of` (9, X, Y, Z) there;
+    `native`: as `both`, on the grid of the scan; `into`: from MNI152, mm, to places in `native` from -1 to 1.
+    """
 
     both: torch.Tensor
     flows: torch.Tensor
+    native: torch.Tensor
+    into: torch.Tensor
 
 
 def _places(grid: Grid) -> torch.Tensor:
@@ -101,8 +113,8 @@ def read_heads(root: Path) -> dict[str, Head]:
     heads = {}
     for path in sorted((root / "t1w_elderly").glob("*_T1.nii.gz")):
         name = path.name.split("_")[0]
-        both = _kept(name, lambda path=path, name=name: _labelled_head(path, name))
-        heads[name], heads[f"{name} mirrored"] = (_with_flows(torch.from_numpy(each)) for each in both)
+        kept = _kept(name, lambda path=path, name=name: _labelled_head(path, name))
+        heads[name], heads[f"{name} mirrored"] = _both_ways(**kept)
     return heads
 
 
@@ -110,16 +122,24 @@ def read_phantoms() -> dict[str, Head]:
     """Registered simulated heads of all classes; their regions are not labelled."""
     source = PhantomSource(kind="phantom", participants_per_class=PHANTOMS // len(CLASSES), followup_fraction=0.0)
     rows = draw_cohort(source, CLASSES, SEED).to_dict("records")
-    heads = {f"phantom {k}": _kept(f"phantom-{k}", lambda row=row: _phantom_head(row)) for k, row in enumerate(rows)}
-    return {name: _with_flows(torch.from_numpy(both[0])) for name, both in heads.items()}
+    return {
+        f"phantom {k}": _on_head(_kept(f"phantom-{k}", lambda row=row: _phantom_head(row))["both"][0])
+        for k, row in enumerate(rows)
+    }
 
 
-def _kept(name: str, build: Callable[[], np.ndarray]) -> np.ndarray:
-    path = OUTPUTS / f"{name}.npy"
+def _kept(name: str, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    path = OUTPUTS / f"{name}.npz"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, build())
-    return np.load(path).astype(np.float32)
+        np.savez(path, **build())
+    return {key: torch.from_numpy(part.astype(np.float32)) for key, part in np.load(path).items()}
+
+
+def _both_ways(both: torch.Tensor, native: torch.Tensor, into: torch.Tensor) -> tuple[Head, Head]:
+    """A head and its mirror image."""
+    mirror = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
+    return Head(both[0], _flows(both[0]), native, into), Head(both[1], _flows(both[1]), native, into @ mirror)
 
 
 def read_template(root: Path) -> Head:
@@ -133,15 +153,25 @@ def read_template(root: Path) -> Head:
     parts = [resample(part, base.affine, HEAD.shape, HEAD.affine()) for part in (base.t1, *maps.values())]
     regions = [resample(np.isin(labels, ALLEN[k]).astype(np.float32), own, HEAD.shape, HEAD.affine()) for k in ALLEN]
     rest = 1 - np.clip(sum(regions), 0, 1)
-    both = [scaled(parts[0]), *(part * rest for part in parts[1:]), *regions]
-    return _with_flows(torch.from_numpy(np.stack(both).astype(np.float32)))
+    stacked = np.stack([scaled(parts[0]), *(part * rest for part in parts[1:]), *regions]).astype(np.float32)
+    return _on_head(torch.from_numpy(stacked))
 
 
-def _with_flows(both: torch.Tensor) -> Head:
+def _on_head(both: torch.Tensor) -> Head:
+    return Head(both, _flows(both), both, torch.from_numpy(_places_in(HEAD.affine(), HEAD.shape)).float())
+
+
+def _places_in(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """From world to places in an array that go from -1 to 1, (4, 4)."""
+    halves = (np.array(shape) - 1) / 2
+    return nib.affines.from_matvec(np.diag(1 / halves), [-1.0, -1.0, -1.0]) @ np.linalg.inv(affine)
+
+
+def _flows(both: torch.Tensor) -> torch.Tensor:
     left = (PLACES["head"] + CENTRE)[..., 0] < 0
     hippocampi = both[1 + HIPPOCAMPUS]
     parts = (both[1 + VENTRICLE], hippocampi * left, hippocampi * ~left)
-    return Head(both, torch.cat([flow_out_of(part) for part in parts]).half())
+    return torch.cat([flow_out_of(part) for part in parts]).half()
 
 
 def flow_out_of(part: torch.Tensor) -> torch.Tensor:
@@ -157,48 +187,56 @@ def flow_out_of(part: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.fft.ifftn(1j * wave * potential).real for wave in waves])
 
 
-def _labelled_head(path: Path, name: str) -> np.ndarray:
+def _labelled_head(path: Path, name: str) -> dict[str, np.ndarray]:
+    """What `Head` holds but for the flows; `both` also of the mirror image, (2, 7, X, Y, Z)."""
     volume, affine = checked_volume(open_scan(path).image, name)
     labelled = nib.load(str(path).replace("_T1.", "_T1_DLMUSE."))
     labels, own = to_canonical(np.asarray(labelled.dataobj).astype(np.float32), labelled.affine)
     kinds = {kind: np.isin(labels, numbers) for kind, numbers in LABELS.items()}
     kinds["gm"] = (labels > 0) & ~np.any(list(kinds.values()), axis=0)
-    return _on_grid(volume, affine, name, [kinds[kind] for kind in LABELS], own)
+    shares = [resample(kinds[kind].astype(np.float32), own, volume.shape, affine) for kind in LABELS]
+    native, to_scan = np.stack([scaled(volume - volume.min()), *shares]), _to_scan(volume, affine, name)
+    into = _places_in(affine, volume.shape) @ to_scan
+    return {"both": _on_grid(native, affine, to_scan), "native": native.astype(np.float16), "into": into}
 
 
-def _phantom_head(row: dict[str, Any]) -> np.ndarray:
+def _phantom_head(row: dict[str, Any]) -> dict[str, np.ndarray]:
     scanner = next(scanner for scanner in SCANNERS if scanner.site == row["site"])
     numbers = (row[name] for name in ("severity", "brain_age", "to_mni", "shape_seed", "scan_seed"))
     severity, age, to_mni, *seeds = numbers
     volume, affine, _, fractions = image_head(Subject(severity, age, np.array(to_mni), *seeds), scanner, 1.0)
     shares = [fractions[MEASURED.index(name)] for name in ("gm", "wm", "csf")]
-    return _on_grid(volume.astype(np.float32), affine, "phantom", [*shares, *np.zeros((3, *volume.shape))], affine)
+    parts = np.stack([volume - volume.min(), *shares, *np.zeros((3, *volume.shape))]).astype(np.float32)
+    return {"both": _on_grid(parts, affine, _to_scan(parts[0], affine, "phantom"))}
 
 
-def _on_grid(volume: np.ndarray, affine: np.ndarray, name: str, kinds: list[np.ndarray], own: np.ndarray) -> np.ndarray:
-    """Intensities and shares of a head and of its mirror image, (2, 7, X, Y, Z) float16, bright tissue at about 1."""
-    to_scan = np.linalg.inv(register(volume, affine, name).scan_to_mni)
+def _to_scan(volume: np.ndarray, affine: np.ndarray, name: str) -> np.ndarray:
+    return np.linalg.inv(register(volume, affine, name).scan_to_mni)
 
-    def moved(part: np.ndarray, grid: np.ndarray, mirrored: bool) -> np.ndarray:
-        return resample(part.astype(np.float32), grid, HEAD.shape, HEAD.affine(mirrored=mirrored), to_scan)
 
-    sides = [
-        [scaled(moved(volume - volume.min(), affine, mirrored)), *(moved(kind, own, mirrored) for kind in kinds)]
-        for mirrored in (False, True)
-    ]
-    return np.stack([np.stack(side) for side in sides]).astype(np.float16)
+def _on_grid(parts: np.ndarray, affine: np.ndarray, to_scan: np.ndarray) -> np.ndarray:
+    """A head and its mirror image on `HEAD`, (2, 7, X, Y, Z) float16, bright tissue at about 1."""
+    grids = [HEAD.affine(mirrored=mirrored) for mirrored in (False, True)]
+    both = np.stack([[resample(part, affine, HEAD.shape, grid, to_scan) for part in parts] for grid in grids])
+    both[:, 0] = [scaled(image) for image in both[:, 0]]
+    return both.astype(np.float16)
 
 
 def draw(rng: np.random.Generator, head: Head, which: str) -> tuple[torch.Tensor, torch.Tensor]:
     """A head of another shape, size, contrast and quality on a grid, and the shares of its classes (C, X, Y, Z)."""
     image, shares = _warped(rng, head, which)
     shares = shares.clamp(0, 1)
-    if which == "side" and rng.random() < FILLED:
+    if which != "head" and rng.random() < FILLED:
         image, shares = _filled(rng, image, shares)
     image = torch.from_numpy(scaled(_imaged(rng, image, shares).numpy()))
-    parts = [shares[GREY].sum(0), shares[WM], shares[FLUID].sum(0)] if which == "head" else shares[HIPPOCAMPUS:]
-    parts = torch.stack(list(parts)).clamp(0, 1)
-    return image, torch.cat([(1 - parts.sum(0, keepdim=True)).clamp(0, 1), parts])
+    return image, classes(shares, which)
+
+
+def classes(shares: torch.Tensor, which: str) -> torch.Tensor:
+    """Shares of the classes of a network, (C, X, Y, Z), from those of `LABELS`, (6, X, Y, Z)."""
+    tissues = torch.stack([shares[GREY].sum(0), shares[WM], shares[FLUID].sum(0)])
+    parts = {"head": tissues, "side": shares[HIPPOCAMPUS:], "inner": shares[HIPPOCAMPUS:VENTRICLE]}[which].clamp(0, 1)
+    return torch.cat([(1 - parts.sum(0, keepdim=True)).clamp(0, 1), parts])
 
 
 def _filled(rng: np.random.Generator, image: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -227,12 +265,24 @@ def _warped(rng: np.random.Generator, head: Head, which: str) -> tuple[torch.Ten
     spread, every_mm = rng.uniform(0, 3.5), 30
     knots = tuple(max(2, round(n * EDGE_MM / every_mm)) for n in places.shape[:3])
     points = points + torch.stack([_smooth(rng, knots, spread, places.shape[:3]) for _ in range(3)], -1)
-    flows = functional.grid_sample(head.flows[None].float(), (points / HALF).flip(-1)[None], align_corners=True)[0]
+    flows = flows_at(head, points)
     for part, (often, least, most) in enumerate(SHRINKAGE):
         if rng.random() < often:
-            points = points + rng.uniform(least, most) * flows[3 * part : 3 * part + 3].movedim(0, -1)
-    moved = functional.grid_sample(head.both[None], (points / HALF).flip(-1)[None], align_corners=True)[0]
+            points = points + rng.uniform(least, most) * flows[part]
+    moved = sampled(head, points)
     return moved[0], moved[1:]
+
+
+def flows_at(head: Head, points: torch.Tensor) -> torch.Tensor:
+    """Flows out of ventricles, left and right hippocampus, (3, X, Y, Z, 3), mm, at points as in `sampled`."""
+    flows = functional.grid_sample(head.flows[None].float(), (points / HALF).flip(-1)[None], align_corners=True)[0]
+    return flows.unflatten(0, (3, 3)).movedim(1, -1)
+
+
+def sampled(head: Head, points: torch.Tensor) -> torch.Tensor:
+    """Intensities and shares of a head (7, X, Y, Z) at points (X, Y, Z, 3), mm from the centre of `HEAD`."""
+    places = (points + CENTRE) @ head.into[:3, :3].T + head.into[:3, 3]
+    return functional.grid_sample(head.native[None], places.flip(-1)[None], align_corners=True)[0]
 
 
 def _smooth(rng: np.random.Generator, knots: tuple[int, ...], spread: float, shape: tuple[int, ...]) -> torch.Tensor:
@@ -263,7 +313,8 @@ def _imaged(rng: np.random.Generator, image: torch.Tensor, shares: torch.Tensor)
         image = image * _extraction(rng, inside, shares)
     elif rng.random() < 0.3:
         image = torch.where(inside > 0.1, image, image * float(rng.uniform(0.3, 1.6)))
-    image = image * torch.exp(_smooth(rng, (4, 4, 4), rng.uniform(0, 0.25), image.shape))
+    knots = tuple(max(2, round(n * EDGE_MM / FIELD_MM)) for n in image.shape)
+    image = image * torch.exp(_smooth(rng, knots, rng.uniform(0, 0.25), image.shape))
     if rng.random() < 0.4:
         image = _blurred(image, rng.uniform(0.2, 0.8))
     if rng.random() < 0.15:
@@ -305,11 +356,20 @@ def loss_of(logits: torch.Tensor, shares: torch.Tensor, even: float) -> torch.Te
     return entropy + 1 - overlap.mean()
 
 
+def size_error(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Mean absolute logarithm of the found size of each part over the true one; a tenth of a millilitre is nothing."""
+    found = logits.float().softmax(1)
+    small = 100 / EDGE_MM**3
+    sizes = [torch.where(part > FLOOR, part, 0)[:, 1:].sum((2, 3, 4)) + small for part in (found, shares)]
+    return (sizes[0].log() - sizes[1].log()).abs().mean()
+
+
 def train(heads: dict[str, Head], network: UNet, which: str, seed: int, folder: Path) -> UNet:
     """Train one network from the last checkpoint of a folder; returns the running average of its weights."""
     steps, checkpoint, begun = STEPS[which], folder / f"{which}.pt", 0
     (kind, share), real = OTHERS[which], [name for name in sorted(heads) if name.startswith("Subj")]
     others = [name for name in sorted(heads) if name.startswith(kind)]
+    network = network.to(memory_format=torch.channels_last_3d)
     averaged = UNet(*_sizes(network))
     averaged.load_state_dict(network.state_dict())
     optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
@@ -323,12 +383,17 @@ def train(heads: dict[str, Head], network: UNet, which: str, seed: int, folder: 
     for step in range(begun, steps):
         rng = np.random.default_rng([seed, step])
         optimiser.param_groups[0]["lr"] = float(RATE * min(1, (step + 1) / 50) * (1 + np.cos(np.pi * step / steps)) / 2)
-        names = others if rng.random() < share else real
         with torch.no_grad():
-            image, shares = draw(rng, heads[names[rng.integers(len(names))]], which)
+            drawn = []
+            for _ in range(BATCH[which]):
+                names = others if rng.random() < share else real
+                drawn.append(draw(rng, heads[names[rng.integers(len(names))]], which))
+            images, shares = (torch.stack(part) for part in zip(*drawn, strict=True))
         with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
-            logits = network(image[None, None])
-        loss = loss_of(logits, shares[None], max(0.0, 1 - step / (EVEN_UNTIL * steps)))
+            logits = network(images[:, None].to(memory_format=torch.channels_last_3d))
+        loss = loss_of(logits, shares, max(0.0, 1 - step / (EVEN_UNTIL * steps)))
+        if which in SIZED:
+            loss = loss + size_error(logits, shares)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -360,13 +425,13 @@ def train_networks(heads: dict[str, Head], seed: int, path: Path, trained: Seque
 
 
 def judge(networks: Networks, head: Head) -> str:
-    """Overlap of the intracranial space, sizes over the true ones, and found and true ml of the left side's regions."""
+    """Overlap of the intracranial space, sizes over the true ones, and found and true ml of the left side's regions.
+
+    `recovered` is the share that is found of a shrinkage of the left hippocampus along the flow that training uses.
+    """
     image, shares = head.both[0], head.both[1:]
     with torch.inference_mode():
         found = networks.head(torch.from_numpy(scaled(image.numpy()))[None, None]).softmax(1)[0]
-        points = ((PLACES["side"]) / HALF).flip(-1)[None]
-        side = functional.grid_sample(head.both[None], points, align_corners=True)[0]
-        parts = networks.side(torch.from_numpy(scaled(side[0].numpy()))[None, None]).softmax(1).numpy()
     inside, true = 1 - found[0] > 0.5, shares.sum(0) > 0.5
     values = {
         "Dice": 2 * (inside & true).sum() / (inside.sum() + true.sum()),
@@ -374,11 +439,25 @@ def judge(networks: Networks, head: Head) -> str:
     }
     for name, share, kinds in zip(("GM", "WM", "CSF"), found[1:], (GREY, [WM], FLUID), strict=True):
         values[name] = share.sum() / shares[kinds].sum()
-    wanted = torch.cat([1 - side[1 + HIPPOCAMPUS :].sum(0, keepdim=True), side[1 + HIPPOCAMPUS :]])[None].numpy()
-    sizes = zip(("hippocampus", "amygdala", "ventricle"), side_volumes(parts), side_volumes(wanted), strict=True)
+    places = PLACES["inner"]
+    inner, wanted = sizes_at(networks.inner, head, places, "inner")
+    for shrinkage in SHRUNK:
+        smaller, less = sizes_at(networks.inner, head, places + shrinkage * flows_at(head, places)[1], "inner")
+        values[f"recovered {shrinkage}"] = (1 - smaller[0] / inner[0]) / (1 - less[0] / wanted[0])
+    ventricle = [sizes[-1] for sizes in sizes_at(networks.side, head, PLACES["side"], "side")]
+    sizes = {"hippocampus": (inner[0], wanted[0]), "amygdala": (inner[1], wanted[1]), "ventricle": ventricle}
     return "  ".join(
-        [*(f"{k} {float(v):.3f}" for k, v in values.items()), *(f"{name} {a:.2f}/{b:.2f}" for name, a, b in sizes)]
+        [*(f"{k} {float(v):.3f}" for k, v in values.items()), *(f"{k} {a:.2f}/{b:.2f}" for k, (a, b) in sizes.items())]
     )
+
+
+def sizes_at(network: UNet, head: Head, points: torch.Tensor, which: str) -> tuple[np.ndarray, np.ndarray]:
+    """Found and true ml of the parts of a network in a head sampled at `points`."""
+    crop = sampled(head, points)
+    with torch.inference_mode():
+        parts = network(torch.from_numpy(scaled(crop[0].numpy()))[None, None]).softmax(1).numpy()
+    true = classes(crop[1:], which)[None].numpy()
+    return side_volumes(parts, GRIDS[which])[0], side_volumes(true, GRIDS[which])[0]
 
 
 def main() -> int:
@@ -386,6 +465,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("folds", "final"))
     parser.add_argument("--networks", nargs="+", choices=tuple(GRIDS), default=tuple(GRIDS), help="to train")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="file that final writes; that of the package")
     options = parser.parse_args()
     root = os.environ.get("ADLIB_REALDATA")
     if not root:
@@ -393,10 +473,12 @@ def main() -> int:
         return 1
     heads = read_heads(Path(root))
     people = sorted({name.split()[0] for name in heads})
-    heads |= {"template": read_template(Path(root))} | read_phantoms()
+    heads["template"] = read_template(Path(root))
+    if "head" in options.networks:
+        heads |= read_phantoms()
     if options.command == "final":
-        train_networks(heads, FOLDS, WEIGHTS, options.networks)
-        print("DIGEST of adlib/preprocess/anatomy.py:", sha256(WEIGHTS.read_bytes()).hexdigest())
+        train_networks(heads, FOLDS, options.weights, options.networks)
+        print("SHA-256, DIGEST of adlib/preprocess/anatomy.py:", sha256(options.weights.read_bytes()).hexdigest())
         return 0
     for fold in range(FOLDS):
         left = people[fold::FOLDS]

@@ -73,11 +73,11 @@ def heads(root: Path) -> list[tuple[str, str, Path, Path | None]]:
     return [*found, *((OTHER, path.name.split(".")[0], path, None) for path in others)]
 
 
-def unseen(found: list[tuple[str, str, Path, Path | None]], folds: Path | None) -> list[Path]:
-    """Weights for each head: of the fold that left it out, or those of the package."""
+def unseen(found: list[tuple[str, str, Path, Path | None]], folds: Path | None, weights: Path) -> list[Path]:
+    """Weights for each head: of the fold that left it out, or those for all."""
     elderly = sorted(name for group, name, *_ in found if group == ELDERLY)
     return [
-        folds / f"fold-{elderly.index(name) % FOLDS}.safetensors" if folds and group == ELDERLY else anatomy.WEIGHTS
+        folds / f"fold-{elderly.index(name) % FOLDS}.safetensors" if folds and group == ELDERLY else weights
         for group, name, *_ in found
     ]
 
@@ -121,11 +121,17 @@ def shrunk(image: nib.Nifti1Image, part: np.ndarray, factor: float, steps: int =
     square = sum(wave**2 for wave in waves)
     square[0, 0, 0] = np.inf
     places = np.indices(part.shape, dtype=np.float32)
+    shift = np.zeros_like(places)
     for _ in range(steps):
         potential = -fft.fftn(inside * np.log(factor) / steps) / square
-        flow = [np.real(fft.ifftn(1j * wave * potential)) / edge for wave, edge in zip(waves, edges, strict=True)]
-        source = places - np.stack(flow)
-        values, inside = (ndimage.map_coordinates(each, source, order=1, mode="nearest") for each in (values, inside))
+        flow = np.stack(
+            [np.real(fft.ifftn(1j * wave * potential)) / edge for wave, edge in zip(waves, edges, strict=True)]
+        )
+        shift = (
+            np.stack([ndimage.map_coordinates(axis, places - flow, order=1, mode="nearest") for axis in shift]) - flow
+        )
+        inside = ndimage.map_coordinates(part.astype(np.float32), places + shift, order=1, mode="nearest")
+    values = ndimage.map_coordinates(values, places + shift, order=3, mode="nearest")
     return nib.Nifti1Image(values, image.affine), float(inside.sum() / part.sum())
 
 
@@ -312,6 +318,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="process each head once")
     parser.add_argument("--folds", type=Path, help="folder of networks that have not seen the heads that they measure")
+    parser.add_argument("--weights", type=Path, default=anatomy.WEIGHTS, help="of the networks; those of the package")
     parser.add_argument("--table", type=Path, help="write the rows here")
     parser.add_argument(
         "--rows", type=Path, nargs="+", default=(), help="rows that --table wrote, the first ones first"
@@ -339,7 +346,7 @@ def measured(
     """Rows of all heads at one resolution."""
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         function = partial(measure, resolution_mm=resolution_mm, quick=options.quick)
-        return pd.DataFrame(pool.map(function, found, unseen(found, options.folds), range(len(found))))
+        return pd.DataFrame(pool.map(function, found, unseen(found, options.folds, options.weights), range(len(found))))
 
 
 def stored(paths: Sequence[Path]) -> dict[float, pd.DataFrame]:

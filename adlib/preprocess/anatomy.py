@@ -1,6 +1,7 @@
-"""Intracranial space, tissues, hippocampi and lateral ventricles of a registered head, by two 3-D U-Nets.
+"""Intracranial space, tissues, hippocampi and lateral ventricles of a registered head, by 3-D U-Nets.
 
-One sees the whole head, one the inner part of one hemisphere, of the right one mirrored.
+One sees the whole head, one the inner part of one hemisphere, of the right one mirrored. Weights may add a third one,
+of the surroundings of one hippocampus.
 
 References
 ----------
@@ -29,7 +30,8 @@ from adlib.study.records import StudyError
 WEIGHTS = Path(__file__).with_name("anatomy.safetensors")  # by benchmarks/anatomy_network.py
 DIGEST = "1e5d3818e3219fb429faa40a2a4ce39a82bfbd2db6099b08cc6dccc68e7955ad"  # SHA-256 of the weights
 TISSUES = ("background", "gm", "wm", "csf")
-REGIONS = ("elsewhere", "hippocampus", "amygdala", "ventricle")
+SIDE_PARTS = ("elsewhere", "hippocampus", "amygdala", "ventricle")
+INNER_PARTS = SIDE_PARTS[:3]
 EDGE_MM = 2.0
 FLOOR = 0.02  # a share below it counts for nothing: all voxels without a region together would add 8 % to a hippocampus
 BRIGHT = 95.0  # percentile of the intensities that becomes 1
@@ -64,6 +66,7 @@ class Grid:
 
 HEAD = Grid((-80.0, -116.0, -74.0), (80, 104, 88))
 SIDE = Grid((-58.0, -86.0, -44.0), (32, 68, 48))  # the left one
+INNER = Grid((-50.0, -48.0, -42.0), (24, 28, 28))
 
 
 class UNet(nn.Module):
@@ -114,12 +117,19 @@ def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class Networks(nn.Module):
-    """The network of the head and that of one side."""
+    """The networks of the head, of one side and of the surroundings of one hippocampus.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    inner : bool
+        Whether there is the last one; the one of the side finds hippocampus and amygdala, too.
+    """
+
+    def __init__(self, *, inner: bool = True) -> None:
         super().__init__()
         self.head = UNet((8, 20, 40, 80), len(TISSUES))
-        self.side = UNet((12, 24, 48), len(REGIONS))
+        self.side = UNet((12, 24, 48), len(SIDE_PARTS))
+        self.inner = UNet((32, 32, 64), len(INNER_PARTS)) if inner else None
 
 
 @dataclass(frozen=True)
@@ -153,14 +163,19 @@ def find_anatomy(head: np.ndarray, base: Template) -> Anatomy:
         The intracranial space is found also where brain extraction took fluid away.
     """
     small, grid = block_mean(head, base.affine, EDGE_MM)
-    networks = packaged_networks()
-    whole = scaled(resample(small, grid, HEAD.shape, HEAD.affine()))
-    sides = np.stack([scaled(resample(small, grid, SIDE.shape, SIDE.affine(mirrored=k == 1))) for k in range(2)])
-    with torch.inference_mode():
-        shares = networks.head(torch.from_numpy(whole)[None, None]).softmax(1)[0].numpy()
-        parts = networks.side(torch.from_numpy(sides)[:, None]).softmax(1).numpy()
-    names = [f"{region}_{side}" for side in ("left", "right") for region in REGIONS[1:]]
-    return Anatomy(shares, dict(zip(names, side_volumes(parts), strict=True)))
+
+    def shares(network: UNet, box: Grid, sides: tuple[bool, ...]) -> np.ndarray:
+        boxes = [resample(small, grid, box.shape, box.affine(mirrored=mirrored)) for mirrored in sides]
+        with torch.inference_mode():
+            return network(torch.from_numpy(np.stack([scaled(part) for part in boxes]))[:, None]).softmax(1).numpy()
+
+    networks, both = packaged_networks(), (False, True)
+    volumes = side_volumes(shares(networks.side, SIDE, both), SIDE)
+    if networks.inner is not None:
+        volumes[:, :-1] = side_volumes(shares(networks.inner, INNER, both), INNER)
+    names = [f"{region}_{side}" for side in ("left", "right") for region in SIDE_PARTS[1:]]
+    regions = {name: float(volume) for name, volume in zip(names, volumes.ravel(), strict=True)}
+    return Anatomy(shares(networks.head, HEAD, (False,))[0], regions)
 
 
 def onto_template(share: np.ndarray, base: Template) -> np.ndarray:
@@ -179,23 +194,23 @@ def onto_template(share: np.ndarray, base: Template) -> np.ndarray:
     return resample(share, HEAD.affine(), base.mask.shape, base.affine)
 
 
-def side_volumes(parts: np.ndarray) -> list[float]:
+def side_volumes(parts: np.ndarray, box: Grid) -> np.ndarray:
     """Volume of each region on its side of the midline.
 
     Parameters
     ----------
-    parts : (N, 4, 32, 68, 48) float32
-        Shares of `REGIONS` on `SIDE`.
+    parts : (N, C, X, Y, Z) float32
+        Shares of the classes of each voxel of `box`, the background first.
+    box : Grid
 
     Returns
     -------
-    list of float
-        ml; all regions of the first of the N, then of the next.
+    (N, C - 1) float64
+        ml.
     """
-    x = SIDE.corner_mm[0] + EDGE_MM * np.arange(SIDE.shape[0])
+    x = box.corner_mm[0] + EDGE_MM * np.arange(box.shape[0])
     own = np.where(x < 0, 1.0, 0.0) + np.where(x == 0, 0.5, 0.0)
-    sums = np.where(parts > FLOOR, parts, 0)[:, 1:].sum(axis=(3, 4), dtype=np.float64) @ own
-    return [float(total) * voxel_ml(SIDE.affine()) for total in sums.ravel()]
+    return np.where(parts > FLOOR, parts, 0)[:, 1:].sum(axis=(3, 4), dtype=np.float64) @ own * voxel_ml(box.affine())
 
 
 def scaled(image: np.ndarray) -> np.ndarray:
@@ -226,8 +241,9 @@ def load_networks(path: Path) -> Networks:
     Networks
         On the processor, for inference.
     """
-    networks = Networks()
-    networks.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    state = {name: value.float() for name, value in load_file(path).items()}
+    networks = Networks(inner=any(name.startswith("inner.") for name in state))
+    networks.load_state_dict(state)
     return networks.eval()
 
 

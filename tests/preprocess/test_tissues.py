@@ -102,6 +102,6 @@ def test_volumes_are_those_of_the_scan():
 def test_volumes_of_a_side_end_at_the_midline():
     parts = np.zeros((1, 4, *SIDE.shape), np.float32)
     parts[0, 1], parts[0, 3, :, 0, 0] = 1, 1
-    hippocampus, amygdala, ventricle = side_volumes(parts)
+    hippocampus, amygdala, ventricle = side_volumes(parts, SIDE)[0]
     assert (hippocampus, amygdala) == pytest.approx((29.5 * 68 * 48 * 0.008, 0))
     assert ventricle == pytest.approx(29.5 * 0.008)
