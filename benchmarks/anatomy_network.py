@@ -35,7 +35,6 @@ from adlib.imaging.volume import resample, to_canonical
 from adlib.phantom.cohort import SCANNERS, draw_cohort
 from adlib.phantom.head import MEASURED, Subject, image_head
 from adlib.preprocess.anatomy import (
-    EDGE_MM,
     FLOOR,
     HEAD,
     INNER,
@@ -66,7 +65,7 @@ CLASSES = ("CN", "MCI", "LMCI", "AD")
 GM, WM, CSF, HIPPOCAMPUS, AMYGDALA, VENTRICLE = range(6)
 GREY, FLUID = [GM, HIPPOCAMPUS, AMYGDALA], [CSF, VENTRICLE]
 FOLDS = 3
-STEPS = {"head": 1000, "side": 5000, "inner": 6000}
+STEPS = {"head": 1000, "side": 5000, "inner": 9000}
 BATCH = {"head": 1, "side": 1, "inner": 1}
 GRIDS = {"head": HEAD, "side": SIDE, "inner": INNER}
 OTHERS = {"head": ("phantom", 0.25), "side": ("template", 0.1), "inner": ("template", 0.1)}  # also drawn, and its share
@@ -81,7 +80,7 @@ OUTPUTS = Path("outputs/anatomy")
 # ventricles of the young are a quarter as large.
 SHRINKAGE = ((0.7, -0.5, 1.8), (0.6, -0.6, 0.4), (0.6, -0.6, 0.4))
 SHRUNK = (0.16, 0.36)  # logarithms of the sizes that a head is judged by
-HALF = torch.tensor([(n - 1) / 2 * EDGE_MM for n in HEAD.shape])  # mm from the centre of `HEAD` to its ends
+HALF = torch.tensor([(n - 1) / 2 * HEAD.edge_mm for n in HEAD.shape])  # mm from the centre of `HEAD` to its ends
 CENTRE = torch.tensor(HEAD.corner_mm) + HALF
 
 
@@ -101,7 +100,7 @@ class Head:
 
 def _places(grid: Grid) -> torch.Tensor:
     """Voxel centres (X, Y, Z, 3), mm from the centre of `HEAD`."""
-    axes = [torch.arange(n) * EDGE_MM + start for n, start in zip(grid.shape, grid.corner_mm, strict=True)]
+    axes = [torch.arange(n) * grid.edge_mm + start for n, start in zip(grid.shape, grid.corner_mm, strict=True)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1) - CENTRE
 
 
@@ -180,7 +179,7 @@ def flow_out_of(part: torch.Tensor) -> torch.Tensor:
     They are the gradient of a potential (Karaçali & Davatzikos 2006, doi:10.1109/TMI.2006.882141). Where an image is
     sampled s times as far along them, the part shrinks to about exp(-s) of its size.
     """
-    waves = torch.meshgrid(*(2 * torch.pi * torch.fft.fftfreq(n, EDGE_MM) for n in part.shape), indexing="ij")
+    waves = torch.meshgrid(*(2 * torch.pi * torch.fft.fftfreq(n, HEAD.edge_mm) for n in part.shape), indexing="ij")
     square = sum(wave**2 for wave in waves)
     square[0, 0, 0] = torch.inf
     potential = -torch.fft.fftn(part) / square
@@ -228,7 +227,7 @@ def draw(rng: np.random.Generator, head: Head, which: str) -> tuple[torch.Tensor
     shares = shares.clamp(0, 1)
     if which != "head" and rng.random() < FILLED:
         image, shares = _filled(rng, image, shares)
-    image = torch.from_numpy(scaled(_imaged(rng, image, shares).numpy()))
+    image = torch.from_numpy(scaled(_imaged(rng, image, shares, GRIDS[which].edge_mm).numpy()))
     return image, classes(shares, which)
 
 
@@ -263,7 +262,7 @@ def _warped(rng: np.random.Generator, head: Head, which: str) -> tuple[torch.Ten
     places = PLACES[which]
     points = places @ torch.from_numpy(turn.T.astype(np.float32)) + torch.from_numpy(rng.normal(0, 3, 3)).float()
     spread, every_mm = rng.uniform(0, 3.5), 30
-    knots = tuple(max(2, round(n * EDGE_MM / every_mm)) for n in places.shape[:3])
+    knots = tuple(max(2, round(n * GRIDS[which].edge_mm / every_mm)) for n in places.shape[:3])
     points = points + torch.stack([_smooth(rng, knots, spread, places.shape[:3]) for _ in range(3)], -1)
     flows = flows_at(head, points)
     for part, (often, least, most) in enumerate(SHRINKAGE):
@@ -302,7 +301,7 @@ def _blurred(image: torch.Tensor, sd: float, axes: tuple[int, ...] = (0, 1, 2)) 
     return result[0, 0]
 
 
-def _imaged(rng: np.random.Generator, image: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+def _imaged(rng: np.random.Generator, image: torch.Tensor, shares: torch.Tensor, edge_mm: float) -> torch.Tensor:
     """Another contrast, bias field, resolution and noise; often without skull and scalp."""
     inside = shares.sum(0).clamp(0, 1)
     if rng.random() < 0.4:
@@ -310,15 +309,15 @@ def _imaged(rng: np.random.Generator, image: torch.Tensor, shares: torch.Tensor)
     white = (shares[WM] * image).sum() / shares[WM].sum().clamp(min=1)
     image = (image / white.clamp(min=1e-6)).clamp(min=0) ** float(np.exp(rng.normal(0, 0.2)))
     if rng.random() < 0.5:
-        image = image * _extraction(rng, inside, shares)
+        image = image * _extraction(rng, inside, shares, edge_mm)
     elif rng.random() < 0.3:
         image = torch.where(inside > 0.1, image, image * float(rng.uniform(0.3, 1.6)))
-    knots = tuple(max(2, round(n * EDGE_MM / FIELD_MM)) for n in image.shape)
+    knots = tuple(max(2, round(n * edge_mm / FIELD_MM)) for n in image.shape)
     image = image * torch.exp(_smooth(rng, knots, rng.uniform(0, 0.25), image.shape))
     if rng.random() < 0.4:
-        image = _blurred(image, rng.uniform(0.2, 0.8))
+        image = _blurred(image, rng.uniform(0.4, 1.6) / edge_mm)
     if rng.random() < 0.15:
-        image = _blurred(image, rng.uniform(0.5, 1.2), (int(rng.integers(3)),))
+        image = _blurred(image, rng.uniform(1.0, 2.4) / edge_mm, (int(rng.integers(3)),))
     noise = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
     return image + float(rng.uniform(0, 0.06)) * noise * (image > 0)
 
@@ -332,13 +331,13 @@ def _other_contrast(rng: np.random.Generator, image: torch.Tensor, shares: torch
     return ((target - means).reshape(3, 1, 1, 1) * tissues).sum(0)
 
 
-def _extraction(rng: np.random.Generator, inside: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+def _extraction(rng: np.random.Generator, inside: torch.Tensor, shares: torch.Tensor, edge_mm: float) -> torch.Tensor:
     """A brain mask of some program: loose or tight, with or without the fluid around the brain."""
-    mask = (_blurred(inside, rng.uniform(0.3, 1.5)) > rng.uniform(0.2, 0.7)).float()
+    mask = (_blurred(inside, rng.uniform(0.6, 3.0) / edge_mm) > rng.uniform(0.2, 0.7)).float()
     if rng.random() < 0.5:
         tissue = shares[[*GREY, WM, VENTRICLE]].sum(0)
         near = functional.max_pool3d(tissue[None, None], 3, 1, 1)[0, 0]
-        mask = mask * (_blurred(near, 0.8) > rng.uniform(0.3, 0.6))
+        mask = mask * (_blurred(near, 1.6 / edge_mm) > rng.uniform(0.3, 0.6))
     return mask
 
 
@@ -356,10 +355,10 @@ def loss_of(logits: torch.Tensor, shares: torch.Tensor, even: float) -> torch.Te
     return entropy + 1 - overlap.mean()
 
 
-def size_error(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+def size_error(logits: torch.Tensor, shares: torch.Tensor, edge_mm: float) -> torch.Tensor:
     """Mean absolute logarithm of the found size of each part over the true one; a tenth of a millilitre is nothing."""
     found = logits.float().softmax(1)
-    small = 100 / EDGE_MM**3
+    small = 100 / edge_mm**3
     sizes = [torch.where(part > FLOOR, part, 0)[:, 1:].sum((2, 3, 4)) + small for part in (found, shares)]
     return (sizes[0].log() - sizes[1].log()).abs().mean()
 
@@ -393,7 +392,7 @@ def train(heads: dict[str, Head], network: UNet, which: str, seed: int, folder: 
             logits = network(images[:, None].to(memory_format=torch.channels_last_3d))
         loss = loss_of(logits, shares, max(0.0, 1 - step / (EVEN_UNTIL * steps)))
         if which in SIZED:
-            loss = loss + size_error(logits, shares)
+            loss = loss + size_error(logits, shares, GRIDS[which].edge_mm)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)

@@ -1,7 +1,7 @@
 """Intracranial space, tissues, hippocampi and lateral ventricles of a registered head, by 3-D U-Nets.
 
-One sees the whole head, one the inner part of one hemisphere, of the right one mirrored. Weights may add a third one,
-of the surroundings of one hippocampus.
+One sees the whole head, one the inner part of one hemisphere, one the surroundings of one hippocampus; the right side
+is seen mirrored.
 
 References
 ----------
@@ -28,18 +28,18 @@ from adlib.imaging.volume import block_mean, resample, voxel_ml
 from adlib.study.records import StudyError
 
 WEIGHTS = Path(__file__).with_name("anatomy.safetensors")  # by benchmarks/anatomy_network.py
-DIGEST = "1e5d3818e3219fb429faa40a2a4ce39a82bfbd2db6099b08cc6dccc68e7955ad"  # SHA-256 of the weights
+DIGEST = "d659927df5a16768f8081f00ffe2ec53bbcdf80f603d978e011b4b71fad7f745"  # SHA-256 of the weights
 TISSUES = ("background", "gm", "wm", "csf")
 SIDE_PARTS = ("elsewhere", "hippocampus", "amygdala", "ventricle")
 INNER_PARTS = SIDE_PARTS[:3]
-EDGE_MM = 2.0
+INTRACRANIAL = 0.67  # least share of a voxel; half of it would add 10 % to the fluid of real heads
 FLOOR = 0.02  # a share below it counts for nothing: all voxels without a region together would add 8 % to a hippocampus
 BRIGHT = 95.0  # percentile of the intensities that becomes 1
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A box of MNI152 space with voxels of `EDGE_MM`.
+    """A box of MNI152 space.
 
     Attributes
     ----------
@@ -47,10 +47,13 @@ class Grid:
         Place of the first voxel, RAS.
     shape : tuple of int
         Divisible by 2 for each level of the network but one.
+    edge_mm : float
+        Of a voxel.
     """
 
     corner_mm: tuple[float, float, float]
     shape: tuple[int, int, int]
+    edge_mm: float = 2.0
 
     def affine(self, *, mirrored: bool = False) -> np.ndarray:
         """Voxel indices to MNI152, RAS mm, (4, 4).
@@ -60,13 +63,13 @@ class Grid:
         mirrored : bool
             At the midline.
         """
-        grid = nib.affines.from_matvec(np.diag([EDGE_MM] * 3), self.corner_mm)
+        grid = nib.affines.from_matvec(np.diag([self.edge_mm] * 3), self.corner_mm)
         return np.diag([-1.0, 1.0, 1.0, 1.0]) @ grid if mirrored else grid
 
 
 HEAD = Grid((-80.0, -116.0, -74.0), (80, 104, 88))
 SIDE = Grid((-58.0, -86.0, -44.0), (32, 68, 48))  # the left one
-INNER = Grid((-50.0, -48.0, -42.0), (24, 28, 28))
+INNER = Grid((-48.0, -50.0, -42.0), (32, 40, 36), 1.5)
 
 
 class UNet(nn.Module):
@@ -117,19 +120,13 @@ def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class Networks(nn.Module):
-    """The networks of the head, of one side and of the surroundings of one hippocampus.
+    """The networks of the head, of one side and of the surroundings of one hippocampus."""
 
-    Parameters
-    ----------
-    inner : bool
-        Whether there is the last one; the one of the side finds hippocampus and amygdala, too.
-    """
-
-    def __init__(self, *, inner: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.head = UNet((8, 20, 40, 80), len(TISSUES))
         self.side = UNet((12, 24, 48), len(SIDE_PARTS))
-        self.inner = UNet((32, 32, 64), len(INNER_PARTS)) if inner else None
+        self.inner = UNet((32, 32, 64), len(INNER_PARTS))
 
 
 @dataclass(frozen=True)
@@ -148,31 +145,36 @@ class Anatomy:
     regions: dict[str, float]
 
 
-def find_anatomy(head: np.ndarray, base: Template) -> Anatomy:
-    """Tissues and regions of a registered head.
+def find_anatomy(volume: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray) -> Anatomy:
+    """Tissues and regions of a registered scan.
 
     Parameters
     ----------
-    head : (X, Y, Z) float32
-        Intensities from 0 up in any unit, on the grid of `base`; skull and scalp may be absent.
-    base : Template
+    volume : (X, Y, Z) float32
+        The scan in canonical orientation, in any unit; skull and scalp may be absent.
+    affine : (4, 4) array
+        Voxel indices to world, RAS mm.
+    scan_to_mni : (4, 4) array
+        World to world, mm.
 
     Returns
     -------
     Anatomy
         The intracranial space is found also where brain extraction took fluid away.
     """
-    small, grid = block_mean(head, base.affine, EDGE_MM)
+    to_scan, lowest = np.linalg.inv(scan_to_mni), volume.min()
 
     def shares(network: UNet, box: Grid, sides: tuple[bool, ...]) -> np.ndarray:
-        boxes = [resample(small, grid, box.shape, box.affine(mirrored=mirrored)) for mirrored in sides]
+        small, grid = block_mean(volume, affine, box.edge_mm)
+        grids = [box.affine(mirrored=mirrored) for mirrored in sides]
+        boxes = [resample(small, grid, box.shape, onto, to_scan, outside=lowest) for onto in grids]
         with torch.inference_mode():
-            return network(torch.from_numpy(np.stack([scaled(part) for part in boxes]))[:, None]).softmax(1).numpy()
+            images = torch.from_numpy(np.stack([scaled(part - lowest) for part in boxes]))
+            return network(images[:, None]).softmax(1).numpy()
 
     networks, both = packaged_networks(), (False, True)
     volumes = side_volumes(shares(networks.side, SIDE, both), SIDE)
-    if networks.inner is not None:
-        volumes[:, :-1] = side_volumes(shares(networks.inner, INNER, both), INNER)
+    volumes[:, :-1] = side_volumes(shares(networks.inner, INNER, both), INNER)
     names = [f"{region}_{side}" for side in ("left", "right") for region in SIDE_PARTS[1:]]
     regions = {name: float(volume) for name, volume in zip(names, volumes.ravel(), strict=True)}
     return Anatomy(shares(networks.head, HEAD, (False,))[0], regions)
@@ -208,7 +210,7 @@ def side_volumes(parts: np.ndarray, box: Grid) -> np.ndarray:
     (N, C - 1) float64
         ml.
     """
-    x = box.corner_mm[0] + EDGE_MM * np.arange(box.shape[0])
+    x = box.corner_mm[0] + box.edge_mm * np.arange(box.shape[0])
     own = np.where(x < 0, 1.0, 0.0) + np.where(x == 0, 0.5, 0.0)
     return np.where(parts > FLOOR, parts, 0)[:, 1:].sum(axis=(3, 4), dtype=np.float64) @ own * voxel_ml(box.affine())
 
@@ -241,9 +243,8 @@ def load_networks(path: Path) -> Networks:
     Networks
         On the processor, for inference.
     """
-    state = {name: value.float() for name, value in load_file(path).items()}
-    networks = Networks(inner=any(name.startswith("inner.") for name in state))
-    networks.load_state_dict(state)
+    networks = Networks()
+    networks.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     return networks.eval()
 
 

@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from adlib.imaging.atlas import Template
 from adlib.imaging.volume import block_mean, dilated, resample, voxel_sizes
+from adlib.preprocess.anatomy import INTRACRANIAL
 from adlib.study.records import StudyError, TryAgain
 
 CONSTANT_SHARE = 0.25  # least share of the field of view that is background around an extracted brain
@@ -78,7 +79,7 @@ def extract_brain(
     TryAgain
         If it is not installed, is killed, or takes over half an hour.
     """
-    found = _whole(inside > 0.5)
+    found = _whole(inside > INTRACRANIAL)
     if not found.any():
         raise StudyError(f"{name}: no brain was found; expected a T1-weighted scan of a whole head or brain")
     if is_extracted(head, found, base):

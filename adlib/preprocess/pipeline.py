@@ -71,7 +71,7 @@ def preprocess_image(
         f"registration: {how}; tissue explains {fit.tissue:.0%} of the brain's intensity variance",
         f"resampling: {_mm(voxel_sizes(affine))} to {params.resolution_mm:g} mm, trilinear",
     ]
-    anatomy = find_anatomy(head, base)
+    anatomy = find_anatomy(volume, affine, scan_to_mni)
     inside = onto_template(1 - anatomy.shares[0], base)
     mask, step = brain.extract_brain(volume, affine, scan_to_mni, head, inside, base, params.brain_extraction, name)
     steps.append(step)

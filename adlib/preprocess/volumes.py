@@ -6,7 +6,7 @@ import numpy as np
 
 from adlib.imaging import atlas
 from adlib.imaging.volume import voxel_ml
-from adlib.preprocess.anatomy import HEAD, Anatomy
+from adlib.preprocess.anatomy import HEAD, INTRACRANIAL, Anatomy
 
 
 def tissue_volumes(tissues: np.ndarray, scan_to_mni: np.ndarray, resolution_mm: float) -> dict[str, float]:
@@ -53,7 +53,7 @@ def region_volumes(anatomy: Anatomy, scan_to_mni: np.ndarray) -> dict[str, float
         ``icv_ml``: all inside the skull, also where brain extraction took the fluid away; ``ventricles_ml``: both
         lateral ventricles; ``hippocampus_left_ml``, ``hippocampus_right_ml`` and ``hippocampus_ml``, their sum.
     """
-    inside = (anatomy.shares[0] < 0.5).sum() * _unit_ml(HEAD.affine(), scan_to_mni)
+    inside = (1 - anatomy.shares[0] > INTRACRANIAL).sum() * _unit_ml(HEAD.affine(), scan_to_mni)
     sizes = {name: size / _determinant(scan_to_mni) for name, size in anatomy.regions.items()}
     left, right = (sizes[f"hippocampus_{side}"] for side in ("left", "right"))
     return {

@@ -11,7 +11,7 @@ NOT_REACHED = {
     "hippocampus, manual, lower r of the sides",
     "hippocampus, manual, mean error",
     "hippocampus, manual, asymmetry r",
-    "CSF, DLMUSE, absolute bias",
+    "rescan, largest change",
 }
 
 
