@@ -250,7 +250,7 @@ def _unlike_t1w(scan: pd.Series) -> str:
     kinds = {part.strip().upper() for part in re.split(r"[/\\,]", _text(scan["image_type"]))}
     if derived := kinds & ((REFORMATTED - {"MPR"}) | MAPS):
         return f"image type {'/'.join(sorted(derived))}"
-    if by_timing := unlike_timing(*(scan[f"{name}_time_ms"] for name in ("echo", "repetition", "inversion"))):
+    if by_timing := unlike_timing(scan):
         return by_timing
     for kind, named in (("series", _described(scan)), ("file", _filed(scan))):
         if named.other:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,11 @@ from adlib.audit.confounds import associations, check_confounds
 from adlib.audit.similarity import PIXEL_FACTS
 from adlib.sources.adni_tables import group_name
 from adlib.study.params import AuditParams
-from adlib.study.records import AUDIT, LISTING, MANIFEST, StudyError, check_table
+from adlib.study.records import AUDIT, AUDITED, LISTING, MANIFEST, StudyError, check_table
 
 _ALWAYS_SHOWN = ("listed", "with a diagnosis", "of the study's classes")
 _GRAVEST_FIRST = ["stop", "warn", "info"]
+_SHOWN = 120  # characters of a finding's value
 
 
 class AuditStop(StudyError):
@@ -119,7 +121,8 @@ def _eligible(
         findings += findings_of("source-left-out", "info", rows["scan_id"], f"{len(rows)} scans: {reason}")
     used = scans[scans["excluded"].isna()]
     noted = used.dropna(subset="notes") if "notes" in used else used[:0].assign(notes="")
-    for _, rows in noted.groupby(noted["notes"].str.replace(r"line \d+", "", regex=True)):
+    kinds = noted["notes"].str.replace(r"\S*[\d/]\S*", "", regex=True)  # without names, lines and values
+    for _, rows in noted.groupby(kinds):
         findings += findings_of("source-note", "warn", rows["scan_id"], f"{len(rows)} scans: {rows['notes'].iloc[0]}")
     missing, labelled = used[used["diagnosis"].isna()], used[used["diagnosis"].notna()]
     eligible = labelled["diagnosis"].isin(classes)
@@ -167,7 +170,7 @@ def _findings_table(findings: list[Finding], params: AuditParams) -> pd.DataFram
 
 
 def enforce(findings: pd.DataFrame) -> None:
-    """Stop the study on any stop finding that the params do not accept.
+    """Name the warnings on standard error, and stop the study on any stop finding that the params do not accept.
 
     Parameters
     ----------
@@ -179,6 +182,12 @@ def enforce(findings: pd.DataFrame) -> None:
     AuditStop
         With one line per finding.
     """
+    named = findings[(findings["severity"] != "info") & (findings["decision"] != "stop")]
+    for (severity, check), alike in named.groupby(["severity", "check"], sort=False)["value"]:
+        more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+        print(f"{AUDITED} {severity} [{check}] {alike.iloc[0]:.{_SHOWN}}{more}", file=sys.stderr)
+    pages = "notebooks/01_data_audit.html in the study's folder has their meaning, docs/troubleshooting.md remedies"
+    print(f"{AUDITED} {len(named)} warnings; {pages}" if len(named) else f"{AUDITED} no warnings", file=sys.stderr)
     stops = findings[findings["decision"] == "stop"]
     if not stops.empty:
         lines = [f"[{f.check}] {f.subject}: {f.value} (limit {f.limit}). {f.meaning}" for f in stops.itertuples()]

@@ -16,6 +16,7 @@ import pandas as pd
 
 LOST = "lost.json"  # in a study's folder: scans that the next run tries again, with the reasons
 DASHBOARD = "dashboard of the workers:"  # begins the line that gives its address
+AUDITED = "audit:"  # begins the lines that name its warnings
 
 
 class StudyError(Exception):

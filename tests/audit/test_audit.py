@@ -266,6 +266,21 @@ def test_accepted_stop_is_recorded():
         enforce(audited(table).findings)
 
 
+def test_the_end_of_an_audit_names_its_warnings(without_confounds, capsys):
+    table = clean(per_class=12).assign(notes=None)
+    table.loc[[0, 1], "notes"] = ["p.tsv, line 2: '89+' is read as 89", "p.tsv, line 3: '90+' is read as 90"]
+    table.loc[2, "age"] = None
+    enforce(audited(table).findings)
+    assert capsys.readouterr().err.splitlines() == [
+        "audit: warn [source-note] 2 scans: p.tsv, line 2: '89+' is read as 89",
+        "audit: warn [age-missing] 1 scans",
+        "audit: 2 warnings; notebooks/01_data_audit.html in the study's folder has their meaning, "
+        "docs/troubleshooting.md remedies",
+    ]
+    enforce(audited(clean(per_class=12)).findings)
+    assert capsys.readouterr().err == "audit: no warnings\n"
+
+
 def test_excluded_scans_leave_the_flow_and_the_manifest(without_confounds):
     table = clean(per_class=12)
     table.loc[3, "series_description"] = "3-plane localizer"
