@@ -19,11 +19,12 @@ def test_session_row_goes_before_participant_row(tmp_path):
 
 
 def test_columns_are_renamed_and_labels_optional(tmp_path):
-    text = "who;M/F;Group\nA_1;F;AD\n"
-    names = {"who": "participant_id", "M/F": "sex"}
-    assert table(tmp_path, text, columns=names).about(None, "", "sub-A1", "ses-01") == {"sex": "F"}
+    text = "who;M/F;Group;FamilyID\nA_1;F;AD;7\n"
+    names = {"who": "participant_id", "M/F": "sex", "FamilyID": "family"}
+    facts = {"sex": "F", "family": "7"}
+    assert table(tmp_path, text, columns=names).about(None, "", "sub-A1", "ses-01") == facts
     labelled = table(tmp_path, text, columns=names, label_column="Group")
-    expected = {"sex": "F", "diagnosis": "AD", "label_source": "column Group of people.csv"}
+    expected = {**facts, "diagnosis": "AD", "label_source": "column Group of people.csv"}
     assert labelled.about(None, "", "sub-A1", "ses-01") == expected
 
 
