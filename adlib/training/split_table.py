@@ -77,8 +77,9 @@ def read_given(params: SplitParams, manifest: pd.DataFrame, linked: dict[str, st
         With names and lines, if a part is none of `PARTS`, a participant is not of the study, or participants who are
         one or linked are on two sides.
     """
-    path, key, token = params.table or Path("manifest.tsv"), "participant_id", loose
-    if params.table is None:
+    key, path = "participant_id", params.table
+    if path is None:
+        path = Path("manifest.tsv, as splits.table is empty")
         table = manifest.rename(columns={"given_split": "split"}).reindex(columns=[key, "split"])
         table.index = pd.RangeIndex(2, len(table) + 2)
     else:

@@ -83,7 +83,8 @@ def _given(units: pd.DataFrame, table: pd.DataFrame, params: SplitParams) -> lis
     for fold, split in table.items():
         if "test" not in set(split):
             raise StudyError(f"splits.table has nobody in test of fold {fold}; add participants")
-        _check_rest(units, units.index[split != "train"], f"those held out in fold {fold} of splits.table")
+        needed = 1 if "validation" in set(split) else 2
+        _check_rest(units, units.index[split != "train"], f"those held out in fold {fold} of splits.table", needed)
     return [split for _, split in table.items()]
 
 
@@ -140,11 +141,11 @@ def _by_column(people: pd.DataFrame, params: SplitParams) -> list[pd.Index]:
     return rows
 
 
-def _check_rest(people: pd.DataFrame, held_out: pd.Index, what: str) -> None:
+def _check_rest(people: pd.DataFrame, held_out: pd.Index, what: str, needed: int = 2) -> None:
     counts = people.drop(held_out)["diagnosis"].value_counts().reindex(people["diagnosis"].unique(), fill_value=0)
-    if counts.min() < 2:
+    if counts.min() < needed:
         raise StudyError(
-            f"without {what} {counts.min()} participants of class {counts.idxmin()} are left to train on, two are "
+            f"without {what} {counts.min()} participants of class {counts.idxmin()} are left to train on, {needed} "
             "needed; hold out fewer, drop the class, or use kfold with splits.balance_sites"
         )
 

@@ -123,7 +123,10 @@ def test_the_parts_of_the_source_are_taken_without_a_table():
     splits = make_splits(table, SplitParams(protocol="given"), seed=1).set_index("participant_id")["split"]
     assert splits.replace("validation", "train").to_dict() == parts
     table.loc[1, "given_split"] = "test"
-    with pytest.raises(StudyError, match=r"^manifest.tsv: .* two sides: line 3: sub-CN1 \(test\), line 4: sub-CN1"):
+    with pytest.raises(
+        StudyError,
+        match=r"^manifest.tsv, as splits.table is empty: .*: line 3: sub-CN1 \(test\), line 4",
+    ):
         make_splits(table, SplitParams(protocol="given"), seed=1)
 
 
