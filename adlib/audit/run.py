@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from adlib.audit import checks
-from adlib.audit.advice import CHECKS, Finding, findings_of
+from adlib.audit.advice import CHECKS, LINKED, Finding, findings_of
 from adlib.audit.confounds import associations, check_confounds
 from adlib.audit.similarity import PIXEL_FACTS
 from adlib.sources.adni_tables import group_name
+from adlib.study.linked import first_of_linked
 from adlib.study.params import AuditParams
-from adlib.study.records import AUDIT, AUDITED, LISTING, MANIFEST, StudyError, check_table
+from adlib.study.records import AUDIT, AUDITED, LISTING, MANIFEST, SAME_PERSON, StudyError, check_table
 
 _ALWAYS_SHOWN = ("listed", "with a diagnosis", "of the study's classes")
 _GRAVEST_FIRST = ["stop", "warn", "info"]
@@ -33,7 +34,8 @@ class Audit:
     Attributes
     ----------
     manifest : DataFrame
-        Schema `records.MANIFEST`: the included scans, one diagnosis each.
+        Schema `records.MANIFEST`: the included scans, one diagnosis each; where participants may be one person, also
+        the column `records.SAME_PERSON`.
     findings : DataFrame
         Schema `records.AUDIT`, the gravest first.
     flow : DataFrame
@@ -98,6 +100,9 @@ def run_audit(
         columns=["excluded", "notes"], errors="ignore"
     )
     manifest = check_table(kept.drop_duplicates("scan_id"), MANIFEST, "manifest")
+    groups = [set(people) for finding in findings for people in finding[LINKED]]
+    if linked := first_of_linked(people for people in groups if len(people) > 1):
+        manifest[SAME_PERSON] = manifest["participant_id"].map(linked)
     findings += checks.check_cohort(manifest, classes, params) + check_confounds(manifest, params, seed)
     return Audit(manifest, _findings_table(findings, params), _flow_table(flow), associations(manifest, seed))
 
@@ -166,7 +171,7 @@ def _findings_table(findings: list[Finding], params: AuditParams) -> pd.DataFram
     table = pd.DataFrame(findings).sort_values("severity", key=lambda s: s.map(_GRAVEST_FIRST.index), kind="stable")
     accepted = table["check"].isin(params.accept)
     table["decision"] = np.where(table["severity"] != "stop", "go on", np.where(accepted, "accepted by params", "stop"))
-    return check_table(table, AUDIT, "audit")
+    return check_table(table.drop(columns=LINKED), AUDIT, "audit")
 
 
 def enforce(findings: pd.DataFrame) -> None:

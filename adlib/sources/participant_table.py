@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from adlib.study.cells import read_cells
-from adlib.study.records import StudyError
+from adlib.study.records import LISTING, StudyError
 from adlib.study.user_tables import bare_name, read_user_table, safe_path
 
 _KEYS = ("path", "scan_id", "participant_id")
@@ -38,7 +38,8 @@ class ParticipantTable:
     labels : dict of str to str
         Labels in that column to classes; others stay as they are.
     columns : dict of str to str
-        Names in the table to those of the listing, such as ``{"M/F": "sex"}``.
+        Names in the table to those of the listing, such as ``{"M/F": "sex"}``; any other name, such as
+        ``{"FamilyID": "family"}``, is a column that the manifest gets.
     root : path, optional
         Folder that the paths in a column ``path`` are relative to and may not leave.
     strict : bool
@@ -72,7 +73,8 @@ class ParticipantTable:
         if self.key is None:
             raise StudyError(f"{self.path} lacks column {' or '.join(map(repr, _KEYS))}; it has {list(table.columns)}")
         table = read_cells(table, self.path, named)
-        facts = [name for name in _FACTS if name in table]
+        added = [name for name in (columns or {}).values() if name not in LISTING.columns]
+        facts = [name for name in dict.fromkeys((*_FACTS, *added)) if name in table]
         self.label_source = {}
         if label_column in table:
             self.label_source = {"label_source": f"column {label_column} of {self.path.name}"}

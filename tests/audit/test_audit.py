@@ -347,3 +347,13 @@ def test_oasis1_participants_are_found_in_oasis2(realdata):
     assert found["value"] == f"{len(both)} visits with two or more ids; 2.5 expected by chance" and len(both) == 49
     assert (both["CDR"] == both["CDR_2"]).all() and (both["MMSE"] == both["MMSE_2"]).all()
     assert check_people(first) == [] == check_people(second)
+
+
+def test_people_that_may_be_one_are_linked_in_the_manifest(without_confounds):
+    rng = np.random.default_rng(0)
+    plain = clean().assign(icv_ml=lambda t: rng.normal(1450, 150, len(t)))
+    assert "same_person" not in audited(plain).manifest
+    for fault in (_renamed(plain), _crossing_twins(clean(), rng)):
+        manifest = audited(fault).manifest.dropna(subset="same_person")
+        groups = manifest.groupby("same_person")["participant_id"].unique()
+        assert len(groups) and all(len(ids) > 1 and min(ids) == first for first, ids in groups.items())

@@ -19,14 +19,13 @@ def test_session_row_goes_before_participant_row(tmp_path):
 
 
 def test_columns_are_renamed_and_labels_optional(tmp_path):
-    text = "who;M/F;Group\nA_1;F;AD\n"
-    names = {"who": "participant_id", "M/F": "sex"}
-    assert table(tmp_path, text, columns=names).about({"participant_id": "sub-A1", "session_id": "ses-01"}) == {
-        "sex": "F"
-    }
+    text = "who;M/F;Group;FamilyID\nA_1;F;AD;7\n"
+    names, facts = {"who": "participant_id", "M/F": "sex", "FamilyID": "family"}, {"sex": "F", "family": "7"}
+    about = {"participant_id": "sub-A1", "session_id": "ses-01"}
+    assert table(tmp_path, text, columns=names).about(about) == facts
     labelled = table(tmp_path, text, columns=names, label_column="Group")
-    expected = {"sex": "F", "diagnosis": "AD", "label_source": "column Group of people.csv"}
-    assert labelled.about({"participant_id": "sub-A1", "session_id": "ses-01"}) == expected
+    expected = {**facts, "diagnosis": "AD", "label_source": "column Group of people.csv"}
+    assert labelled.about(about) == expected
 
 
 def test_picture_is_found_by_its_path(tmp_path):
