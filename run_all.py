@@ -33,7 +33,7 @@ from adlib.study import reference
 from adlib.study.lock import locked
 from adlib.study.params import StudyParams, dump_params, load_params
 from adlib.study.records import StudyError, clear_unfinished, clock, read_json, write_json, write_text
-from adlib.study.source_params import check_source
+from adlib.study.source_params import check_source, check_variables
 from adlib.study.steps import STEPS, Step, StepState
 
 ROOT = Path(__file__).resolve().parent
@@ -101,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         steps = _selected(options)
         if not (sides or options.check or options.accept):
             check_source(params.source)
+            check_variables(params.exec, "exec")
         if options.dry_run:
             return dry_run(params, steps, options.force, console)
         if sides:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-Finding = dict[str, str]
-_SHOWN = 5
+from adlib.study.records import some
+
+Finding = dict[str, Any]
+LINKED = "linked"  # key of a finding: groups of ids that are of one person, if it is right
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ CHECKS: dict[str, Check] = {
     "same-person": Check(
         "warn",
         "Participants with equal sex, age and intracranial volume at a visit; beyond the number expected by chance "
-        f"they are one person under several ids, whom a split does not keep together. {_INFLATED}",
+        "they are one person under several ids. Splits keep them on one side; counts of participants, intervals and "
+        "tests take them for several people.",
         "Compare their other facts and images, and give them one participant_id.",
     ),
     "participants-unknown": Check(
@@ -206,7 +210,12 @@ CHECKS: dict[str, Check] = {
 
 
 def findings_of(
-    check: str, severity: str, subjects: Collection[object], value: str = "", limit: str = "0"
+    check: str,
+    severity: str,
+    subjects: Collection[object],
+    value: str = "",
+    limit: str = "0",
+    linked: Iterable[Collection[str]] = (),
 ) -> list[Finding]:
     """The finding of a check about scans, participants or classes; none where there are no subjects.
 
@@ -220,6 +229,8 @@ def findings_of(
         Names; the finding has the first few in order, and the number of the others.
     value, limit : str
         The value, by default the number of scans, and the limit it is compared with.
+    linked : iterable of collection of str
+        Groups of participants that are one person, if the finding is right.
 
     Returns
     -------
@@ -234,11 +245,10 @@ def findings_of(
         raise ValueError(f"{check} is never {severity!r}, only {CHECKS[check].severities}")
     if not len(subjects):
         return []
-    names = sorted({str(name) for name in subjects})
-    others = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    about = {"check": check, "severity": severity, "subject": ", ".join(names[:_SHOWN]) + others}
+    about = {"check": check, "severity": severity, "subject": some(sorted({str(name) for name in subjects}))}
     meaning = f"{CHECKS[check].meaning} {CHECKS[check].remedy}".strip()
-    return [about | {"value": value or f"{len(subjects)} scans", "limit": limit, "meaning": meaning}]
+    value = value or f"{len(subjects)} scans"
+    return [about | {"value": value, "limit": limit, "meaning": meaning, LINKED: linked}]
 
 
 def share(part: int, whole: int) -> str:

@@ -88,7 +88,8 @@ def _twins(check: str, scans: pd.DataFrame, key: pd.Series) -> list[Finding]:
     if crossing.any():
         twins = twins[key.isin(crossing.index[crossing])]
     severity = "stop" if crossing.any() else "warn"
-    return findings_of(check, severity, twins["scan_id"], limit="1 name for each image")
+    people = twins["participant_id"].groupby(key[twins.index]).unique()
+    return findings_of(check, severity, twins["scan_id"], limit="1 name for each image", linked=people)
 
 
 def _near(scans: pd.DataFrame, thumbnails: pd.Series, limit: float) -> list[Finding]:
@@ -103,6 +104,7 @@ def _near(scans: pd.DataFrame, thumbnails: pd.Series, limit: float) -> list[Find
     crossing = (first["participant_id"] != second["participant_id"]) | (first["diagnosis"] != second["diagnosis"])
     mirrored = ~crossing & (pairs["how"] != "as it is")
     names = first["scan_id"] + " = " + second["scan_id"]
+    people = pd.Series(list(zip(first["participant_id"], second["participant_id"], strict=True)), dtype=object)
     findings = []
     for check, severity, chosen in (
         ("near-duplicate", "stop", crossing),
@@ -110,7 +112,8 @@ def _near(scans: pd.DataFrame, thumbnails: pd.Series, limit: float) -> list[Find
         ("mirrored-scan", "warn", mirrored),
     ):
         kinds = ", ".join(f"{n} pairs {how}" for how, n in pairs.loc[chosen, "how"].value_counts().items())
-        findings += findings_of(check, severity, names[chosen], kinds, f"correlation below {limit:g}")
+        limited = f"correlation below {limit:g}"
+        findings += findings_of(check, severity, names[chosen], kinds, limited, people[chosen])
     return findings
 
 
@@ -135,9 +138,10 @@ def check_people(scans: pd.DataFrame) -> list[Finding]:
         return []
     facts = scans[["participant_id", *same]].dropna().round({"age": 1, "icv_ml": 0}).drop_duplicates()
     alike = facts[facts.duplicated(same, keep=False)]
-    names = alike.groupby(same)["participant_id"].agg(" = ".join)
+    people = alike.groupby(same)["participant_id"].unique()
+    names = people.map(" = ".join)
     value = f"{len(names)} visits with two or more ids; {_by_chance(facts):.1f} expected by chance"
-    return findings_of("same-person", "warn", names, value, "number expected by chance")
+    return findings_of("same-person", "warn", names, value, "number expected by chance", people)
 
 
 def _by_chance(facts: pd.DataFrame) -> float:
@@ -250,7 +254,7 @@ def _unlike_t1w(scan: pd.Series) -> str:
     kinds = {part.strip().upper() for part in re.split(r"[/\\,]", _text(scan["image_type"]))}
     if derived := kinds & ((REFORMATTED - {"MPR"}) | MAPS):
         return f"image type {'/'.join(sorted(derived))}"
-    if by_timing := unlike_timing(*(scan[f"{name}_time_ms"] for name in ("echo", "repetition", "inversion"))):
+    if by_timing := unlike_timing(scan):
         return by_timing
     for kind, named in (("series", _described(scan)), ("file", _filed(scan))):
         if named.other:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from adlib.audit import checks
-from adlib.audit.advice import CHECKS, Finding, findings_of
+from adlib.audit.advice import CHECKS, LINKED, Finding, findings_of
 from adlib.audit.confounds import associations, check_confounds
 from adlib.audit.similarity import PIXEL_FACTS
 from adlib.sources.adni_tables import group_name
+from adlib.study.linked import first_of_linked
 from adlib.study.params import AuditParams
-from adlib.study.records import AUDIT, LISTING, MANIFEST, StudyError, check_table
+from adlib.study.records import AUDIT, AUDITED, LISTING, MANIFEST, SAME_PERSON, StudyError, check_table
 
 _ALWAYS_SHOWN = ("listed", "with a diagnosis", "of the study's classes")
 _GRAVEST_FIRST = ["stop", "warn", "info"]
+_SHOWN = 120  # characters of a finding's value
 
 
 class AuditStop(StudyError):
@@ -31,7 +34,8 @@ class Audit:
     Attributes
     ----------
     manifest : DataFrame
-        Schema `records.MANIFEST`: the included scans, one diagnosis each.
+        Schema `records.MANIFEST`: the included scans, one diagnosis each; where participants may be one person, also
+        the column `records.SAME_PERSON`.
     findings : DataFrame
         Schema `records.AUDIT`, the gravest first.
     flow : DataFrame
@@ -96,6 +100,9 @@ def run_audit(
         columns=["excluded", "notes"], errors="ignore"
     )
     manifest = check_table(kept.drop_duplicates("scan_id"), MANIFEST, "manifest")
+    groups = [set(people) for finding in findings for people in finding[LINKED]]
+    if linked := first_of_linked(people for people in groups if len(people) > 1):
+        manifest[SAME_PERSON] = manifest["participant_id"].map(linked)
     findings += checks.check_cohort(manifest, classes, params) + check_confounds(manifest, params, seed)
     return Audit(manifest, _findings_table(findings, params), _flow_table(flow), associations(manifest, seed))
 
@@ -119,7 +126,8 @@ def _eligible(
         findings += findings_of("source-left-out", "info", rows["scan_id"], f"{len(rows)} scans: {reason}")
     used = scans[scans["excluded"].isna()]
     noted = used.dropna(subset="notes") if "notes" in used else used[:0].assign(notes="")
-    for _, rows in noted.groupby(noted["notes"].str.replace(r"line \d+", "", regex=True)):
+    kinds = noted["notes"].str.replace(r"\S*[\d/]\S*", "", regex=True)  # without names, lines and values
+    for _, rows in noted.groupby(kinds):
         findings += findings_of("source-note", "warn", rows["scan_id"], f"{len(rows)} scans: {rows['notes'].iloc[0]}")
     missing, labelled = used[used["diagnosis"].isna()], used[used["diagnosis"].notna()]
     eligible = labelled["diagnosis"].isin(classes)
@@ -163,11 +171,11 @@ def _findings_table(findings: list[Finding], params: AuditParams) -> pd.DataFram
     table = pd.DataFrame(findings).sort_values("severity", key=lambda s: s.map(_GRAVEST_FIRST.index), kind="stable")
     accepted = table["check"].isin(params.accept)
     table["decision"] = np.where(table["severity"] != "stop", "go on", np.where(accepted, "accepted by params", "stop"))
-    return check_table(table, AUDIT, "audit")
+    return check_table(table.drop(columns=LINKED), AUDIT, "audit")
 
 
 def enforce(findings: pd.DataFrame) -> None:
-    """Stop the study on any stop finding that the params do not accept.
+    """Name the warnings on standard error, and stop the study on any stop finding that the params do not accept.
 
     Parameters
     ----------
@@ -179,6 +187,12 @@ def enforce(findings: pd.DataFrame) -> None:
     AuditStop
         With one line per finding.
     """
+    named = findings[(findings["severity"] != "info") & (findings["decision"] != "stop")]
+    for (severity, check), alike in named.groupby(["severity", "check"], sort=False)["value"]:
+        more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+        print(f"{AUDITED} {severity} [{check}] {alike.iloc[0]:.{_SHOWN}}{more}", file=sys.stderr)
+    pages = "notebooks/01_data_audit.html in the study's folder has their meaning, docs/troubleshooting.md remedies"
+    print(f"{AUDITED} {len(named)} warnings; {pages}" if len(named) else f"{AUDITED} no warnings", file=sys.stderr)
     stops = findings[findings["decision"] == "stop"]
     if not stops.empty:
         lines = [f"[{f.check}] {f.subject}: {f.value} (limit {f.limit}). {f.meaning}" for f in stops.itertuples()]

@@ -147,7 +147,12 @@ def predict_file(
     """
     stage(STAGES[0])
     scan = open_scan(path)
-    return predict_image(scan.image, scan.name, classifier, notes=scan.notes, stage=stage, **options)
+    given, notes = options.pop("person", None) or {}, scan.notes
+    stated = {"age": scan.facts.get("age"), "sex": {"F": 1.0, "M": 0.0}.get(scan.facts.get("sex", ""))}
+    stated = {name: value for name, value in stated.items() if value is not None and name not in given}
+    if stated:
+        notes += (f"{' and '.join(f'{name} {scan.facts[name]}' for name in stated)} by the header of the file",)
+    return predict_image(scan.image, scan.name, classifier, notes=notes, stage=stage, person=stated | given, **options)
 
 
 def outside_cohort(features: dict[str, float], cohort: dict[str, Any]) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from adlib.preprocess.derivatives import file_names
 from adlib.study.exec_params import Pool
 from adlib.study.params import StudyParams
 from adlib.study.records import PREDICTIONS, check_table
+from adlib.training.folds import as_numbers
 from adlib.training.splits import fold_numbers
 
 AGE_SEX = ("age", "female")
@@ -115,7 +116,7 @@ def _joined(manifest: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:
     usable = features[features["qc_verdict"] != "fail"]
     facts = manifest.columns.difference(features.columns).tolist()
     scans = with_facts(usable.merge(manifest[["scan_id", *facts]], on="scan_id"))
-    scans["female"] = scans["sex"].str.upper().str.startswith("F").astype(float)
+    scans["female"] = as_numbers("sex", scans["sex"])
     if "icv_ml" in scans:
         parts = [n for n in scans.columns if n.endswith("_ml") and n not in ("icv_ml", "brain_ml") and n[:3] != "qc_"]
         for name in parts:

@@ -9,7 +9,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-_KINDS = {348: (nib.Nifti1Image, 352), 540: (nib.Nifti2Image, 544)}  # by header size: image, offset of the voxels
+_KINDS = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by header size, which is what the first four bytes hold
+_BEHIND = 4  # bytes of the extension flag between header and voxels
 _START = 544
 _UNITS = {1: ("metres", 1e3), 3: ("microns", 1e-3)}  # codes of xyzt_units; mm in one of them
 _EDGES_MM = (0.01, 30.0)  # of voxels, in which units are believed
@@ -36,7 +37,7 @@ def load(path: Path | str) -> tuple[Any, tuple[str, ...]]:
     whole, notes = mended(start)
     if whole == start:
         return nib.load(path), notes
-    kind = _kind(whole)[0]
+    kind = nifti_kind(whole)
     header = kind.header_class(whole[: kind.header_class.template_dtype.itemsize], check=False)
     proxy = nib.arrayproxy.ArrayProxy(os.fspath(path), header)
     return kind(proxy, header.get_best_affine(), header), notes
@@ -61,19 +62,25 @@ def mended(start: bytes) -> tuple[bytes, tuple[str, ...]]:
     """
     if start[:4] == b"\0\0\0\1":
         return start, (_UNSTATED_MGH,) if start[28:30] == b"\0\0" else ()
-    kind, offset = _kind(start)
+    kind = nifti_kind(start)
     size = kind.header_class.template_dtype.itemsize if kind else 0
     if kind is None or len(start) < size:
         return start, ()
     header = kind.header_class(start[:size], check=False)
     fields = header.structarr
-    notes = [*_dimensions(fields), *_scaling(fields, offset), *_rotation(fields), *_units(fields)]
+    notes = [*_dimensions(fields), *_scaling(fields, size + _BEHIND), *_rotation(fields), *_units(fields)]
     return header.binaryblock + start[size:], tuple(notes)
 
 
-def _kind(start: bytes) -> tuple[Any, int]:
+def nifti_kind(start: bytes) -> Any:
+    """The class of image whose header begins so; None for other bytes than those of a NIfTI file.
+
+    Parameters
+    ----------
+    start : bytes
+    """
     sizes = (int.from_bytes(start[:4], order) for order in ("little", "big"))
-    return next((_KINDS[size] for size in sizes if size in _KINDS), (None, 0))
+    return next((_KINDS[size] for size in sizes if size in _KINDS), None)
 
 
 def _dimensions(fields: np.ndarray) -> list[str]:

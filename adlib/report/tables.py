@@ -554,7 +554,8 @@ def public_params(params: StudyParams) -> dict[str, Any]:
     content["source"] = {name: value for name, value in content["source"].items() if name not in PRIVATE}
     kind, _, path = str(content["train"]["weights"]).partition(":")
     content["train"]["weights"] = f"{kind}:FILE" if path else kind
-    content["splits"]["test_sites"] = len(content["splits"]["test_sites"])
+    files = {name: value and "FILE" for name, value in content["splits"].items() if name in ("table", "salt")}
+    content["splits"] |= {"test_sites": len(content["splits"]["test_sites"]), **files}
     return content
 
 

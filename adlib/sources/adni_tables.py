@@ -165,9 +165,11 @@ def _read(path: Path, fields: dict[str, _Field], renamed: dict[str, str]) -> Ite
         raise faults[0]
 
 
-def _set(row: SimpleNamespace, field: str, column: str, cell: str | None, convert: Callable[[str | None], Any]) -> None:
+def _set(row: SimpleNamespace, field: str, column: str, cell: str | None, convert: Callable[[str], Any]) -> None:
+    if cell in _NO_CODE and field != "image_id":
+        return
     try:
-        value = convert(cell)
+        value = convert(cell or "")
     except ValueError as error:
         fault = _fault(row, column, cell, str(error))
         raise (_ColumnFault(str(fault)) if convert is _date else fault) from None
@@ -210,83 +212,64 @@ def _diagnosis(row: SimpleNamespace) -> str | None:
     return group_name(row.DX.rpartition(" to ")[2]) if row.DX is not None else None
 
 
-def _text(cell: str | None) -> str | None:
-    return cell
-
-
-def _image_id(cell: str | None) -> str:
-    match = re.fullmatch(r"[ID]?(\d+)", cell or "")
+def _image_id(cell: str) -> str:
+    match = re.fullmatch(r"[ID]?(\d+)", cell)
     if not match:
         raise ValueError("an image id such as I120562")
     return f"I{match[1]}"
 
 
-def _subject(cell: str | None) -> str | None:
-    if cell is not None and not re.fullmatch(r"\d{3}_S_\d{4,5}", cell):
+def _subject(cell: str) -> str:
+    if not re.fullmatch(r"\d{3}_S_\d{4,5}", cell):
         raise ValueError("a subject such as 002_S_0295")
     return cell
 
 
-def _is_first(cell: str | None) -> bool:
-    return (cell or "").lower() in ("sc", "bl")  # screening or baseline
+def _is_first(cell: str) -> bool:
+    return cell.lower() in ("sc", "bl")  # screening or baseline
 
 
-def _code(cell: str | None) -> str | None:
-    return cell and re.sub(r"\.0+$", "", cell)
+def _code(cell: str) -> str:
+    return re.sub(r"\.0+$", "", cell)
 
 
-def _date(cell: str | None) -> date | None:
-    if cell in _NO_CODE:
-        return None
+def _date(cell: str) -> date:
     for style in ("%Y-%m-%d", "%Y/%m/%d", "%m/%d/%Y"):
         with suppress(ValueError):
-            return datetime.strptime(re.split("[T _]", cell or "")[0], style).date()
+            return datetime.strptime(re.split("[T _]", cell)[0], style).date()
     raise ValueError("a date such as 2008-10-14 or 10/14/2008 (month first)")
 
 
-def _years(cell: str | None) -> cells.Reading | None:
-    missing = cell is None or (cells.NUMBER.fullmatch(cell) and cell.startswith("-"))
-    return None if missing else cells.years(cell)
-
-
-def _sex(cell: str | None) -> str | None:
-    return cell and cells.sex(cell).value  # 1 and 2 by ADNI's data dictionary, too
-
-
-def _modality(cell: str | None) -> str | None:
+def _modality(cell: str) -> str:
     return "MR" if cell == "MRI" else cell
 
 
-def _tesla(cell: str | None) -> float | None:
-    return None if cell is None else cells.tesla(cell).value
-
-
 # Of each field the conversion of its cells, whose ValueError says what is expected, and the names of its column.
-_Field = tuple[Callable[[str | None], Any], *tuple[str, ...]]
+_Field = tuple[Callable[[str], Any], *tuple[str, ...]]
 _COLLECTION: dict[str, _Field] = {
     "image_id": (_image_id, "Image Data ID", "Image ID"),
-    "subject": (_text, "Subject", "Subject ID"),
+    "subject": (str, "Subject", "Subject ID"),
     "group": (group_name, "Group", "Research Group"),
-    "sex": (_sex, "Sex", "Gender"),
-    "age": (_years, "Age"),
+    "sex": (cells.sex, "Sex", "Gender"),
+    "age": (cells.years, "Age"),
     "phase": (phase_name, "Phase"),
     "visit": (phase_name, "Visit"),
     "modality": (_modality, "Modality"),
-    "description": (_text, "Description"),
+    "description": (str, "Description"),
     "date": (_date, "Acq Date", "Acquisition Date", "Study Date"),
 }
 _VISITS: dict[str, _Field] = {
-    "rid": (_text, "RID"),
+    "rid": (str, "RID"),
     "ptid": (_subject, "PTID"),
     "first": (_is_first, "VISCODE"),
     "date": (_date, "EXAMDATE"),
     "entered": (_date, "USERDATE"),
     "phase": (phase_name, "COLPROT", "Phase"),
-    "age": (_years, "AGE"),
-    "sex": (_sex, "PTGENDER"),
-    "field": (_tesla, "FLDSTRENG"),
+    "age": (cells.years, "AGE"),
+    "sex": (cells.sex, "PTGENDER"),
+    "field": (cells.tesla, "FLDSTRENG"),
     "baseline": (group_name, "DX_bl", "DX.bl"),
-    "DX": (_text, "DX"),
+    "DX": (str, "DX"),
     **{column: (_code, column) for column in CODES},
 }
 UNLISTED = SimpleNamespace(notes=None, **dict.fromkeys(_COLLECTION))  # an image in no collection table

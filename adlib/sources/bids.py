@@ -62,11 +62,11 @@ def list_bids(source: BidsSource, files: Inventory) -> list[dict[str, Any]]:
     root, scans = files.root, _images(files)
     if not (root / "participants.tsv").is_file():
         raise StudyError(f"{root / 'participants.tsv'} does not exist; a BIDS dataset needs it for labels, age and sex")
-    settings: Any = {"label_column": source.label_column, "labels": source.labels, "columns": source.columns}
-    people = ParticipantTable(root / "participants.tsv", **settings, strict=False)
+    settings: Any = source.naming | {"strict": False}
+    people = ParticipantTable(root / "participants.tsv", **settings)
     people.meet(scans)
     visits = _visits(root, scans, source)
-    later = None if visits.empty else ParticipantTable(root / "sessions.tsv", **settings, strict=False, rows=visits)
+    later = None if visits.empty else ParticipantTable(root / "sessions.tsv", **settings, rows=visits)
     read = Sidecars(files)
     rows = [joined(read.about(scan["path"]), _describe(scan, people, later)) for scan in scans]
     for row in rows:
@@ -108,28 +108,24 @@ def list_caps(source: CapsSource, files: Inventory) -> list[dict[str, Any]]:
             f"no subjects/sub-*/ses-*/t1_linear/*_space-MNI152NLin2009cSym*_res-1x1x1_T1w.nii.gz under {files.root}; "
             "run clinica's t1-linear pipeline first and give its CAPS folder"
         )
-    settings: Any = {"label_column": source.label_column, "labels": source.labels, "columns": source.columns}
-    table = ParticipantTable(source.table, **settings)
-    table.meet(
-        {"participant_id": match["participant"], "scan_id": "_".join(match.group("participant", "session"))}
-        for _, match in named
-    )
     scan = ("participant", "session", "more")
     uncropped = {match.group(*scan) for _, match in named if not match["crop"]}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path, match in named:
         participant, session = match.group("participant", "session")
         row = {
             "participant_id": participant,
             "session_id": session,
             "scan_id": f"{participant}_{session}{match['more']}_T1w",
+            "path": str(path),
+            "space": REGISTERED,
         }
-        row = table.about(row["scan_id"], str(path), participant, session) | row
         if match["crop"] and match.group(*scan) in uncropped:
-            row["scan_id"] += "_desc-Crop"
-            row["excluded"] = "the uncropped image of the session is used"
-        rows.append(row | {"path": str(path), "space": REGISTERED})
-    return rows
+            row |= {"scan_id": f"{row['scan_id']}_desc-Crop", "excluded": "the uncropped image of the session is used"}
+        rows.append(row)
+    table = ParticipantTable(source.table, **source.naming)
+    table.meet(rows)
+    return [table.about(row) | row for row in rows]
 
 
 def _images(files: Inventory) -> list[dict[str, str]]:
@@ -164,8 +160,7 @@ def _visits(root: Path, scans: list[dict[str, str]], source: BidsSource) -> pd.D
 
 
 def _describe(scan: dict[str, str], people: ParticipantTable, later: ParticipantTable | None) -> dict[str, Any]:
-    names = scan["scan_id"], scan["path"], scan["participant_id"], scan["session_id"]
-    person, visit = people.about(*names), later.about(*names) if later else {}
+    person, visit = people.about(scan), later.about(scan) if later else {}
     facts = {"diagnosis": None} | joined(person, visit)
     known = later.rows.get(scan["participant_id"], ()) if later else ()
     if known and not visit.keys() - {"label_source"}:
@@ -213,5 +208,5 @@ class Sidecars:
                     content |= self._read[path][0]
                     notes += filter(None, self._read[path][1:])
         facts = {"site": content.get("InstitutionName")} | sidecar_facts(content)
-        notes += [f"{Path(image).name}: MagneticFieldStrength {facts['notes']}"] if "notes" in facts else []
+        notes += [f"{Path(image).name}: {facts['notes']}"] if "notes" in facts else []
         return facts | ({"notes": "; ".join(notes)} if notes else {})

@@ -10,9 +10,8 @@ import stat
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import nan
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,10 +19,12 @@ import dcm2niix
 import nibabel as nib
 import numpy as np
 
+from adlib.sources.dicom_headers import cut_short, read_headers, refuse_two_people
 from adlib.sources.image_files import REFORMATTED, SLICES, sidecar_facts, unlike_timing
 from adlib.sources.sequence import sequence_of
 from adlib.study.conversion import raise_if_passing
 from adlib.study.records import StudyError, TryAgain, read_json
+from adlib.study.tree import walk
 
 MAX_FILES = 20_000
 MAX_BYTES = 4 * 2**30
@@ -34,6 +35,8 @@ TIMEOUT_S = 300
 _VOLUMES = (".nii", ".nii.gz", ".mgz", ".mgh")
 _PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", *_VOLUMES)
 
+_LEAST = (False, False, False, 0)  # rank
+_NO_IMAGE = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), np.eye(4))
 _GAP = "slice distance varies"
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 _MACHINE_CODES = {5: "it cannot read its input folder", 6: "its output folder is gone", 7: "it cannot write its output"}
@@ -58,7 +61,7 @@ class Series:
     rank : tuple
         Larger is more likely the T1w scan.
     about : dict
-        The sidecar that dcm2niix wrote, identifying fields stripped.
+        The sidecar that dcm2niix wrote, identifying fields stripped, with the age and sex of the headers.
     """
 
     title: str
@@ -68,19 +71,21 @@ class Series:
     about: dict[str, Any]
 
 
-def read_dicom(path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
+def read_dicom(path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...], dict[str, Any]]:
     """Read the T1w volume of a folder or zip of DICOM files.
 
     Parameters
     ----------
     path : Path
-        Folder (searched nine levels deep) or zip.
+        Folder or zip.
 
     Returns
     -------
     image : nibabel.Nifti1Image, (X, Y, Z)
     notes : tuple of str
         The series taken, and the reason against each other one.
+    facts : dict
+        Of the series taken, see `image_files.sidecar_facts`.
 
     Raises
     ------
@@ -89,7 +94,8 @@ def read_dicom(path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:
     """
     taken, left = choose(list_series(path), path)
     note = f"{taken.title} taken" + ("" if taken.rank[0] else " as T1w, although its name does not say so")
-    return taken.image, (note, *(f"{one.title} left out: {reason}" for one, reason in left))
+    notes = (note, *(f"{one.title} left out: {reason}" for one, reason in left))
+    return taken.image, notes, sidecar_facts(taken.about)
 
 
 def list_series(path: Path) -> list[Series]:
@@ -98,7 +104,7 @@ def list_series(path: Path) -> list[Series]:
     Parameters
     ----------
     path : path
-        Folder (searched nine levels deep), zip or DICOM file.
+        Folder, zip or DICOM file.
 
     Returns
     -------
@@ -107,27 +113,43 @@ def list_series(path: Path) -> list[Series]:
     Raises
     ------
     StudyError
-        If the zip is unsafe or nothing is DICOM.
+        If the zip is unsafe, nothing is DICOM, or the images are of several people.
     Stopped
         If the conversion crashes or takes too long.
     """
     with tempfile.TemporaryDirectory(prefix="adlib-") as folder:  # which only its owner can read
-        incoming, converted = Path(folder) / "in", Path(folder) / "out"
-        converted.mkdir()
-        if path.is_dir():
-            incoming = path.resolve()
-        else:
-            incoming.mkdir()
-            if path.suffix.lower() == ".zip":
-                _unpack(path, incoming)
-            else:
-                shutil.copy(path, incoming)
-        gapped = _run_dcm2niix(incoming, converted, path)
-        return [_describe(volume, volume.stem in gapped) for volume in sorted(converted.glob("*.nii"))]
+        unpacked, whole, converted = (Path(folder) / name for name in ("in", "whole", "out"))
+        for made in (unpacked, whole, converted):
+            made.mkdir()
+        names = _files(path, unpacked)
+        headers = read_headers(names)
+        refuse_two_people(headers, path)
+        cut = cut_short(headers)
+        left = {header.path for header in headers if header.cut or header.series in cut}
+        for number, file in enumerate(file for file in names if file not in left):
+            (whole / f"{number:06d}").symlink_to(file)
+        gapped = _run_dcm2niix(whole, converted, path)
+        if not (cut or any(converted.glob("*.nii"))):
+            raise StudyError(f"{path.name} holds no DICOM image series; {_hint(names.values())}")
+        person = next((header.about for header in headers if header.about), {})
+        volumes = [_describe(file, file.stem in gapped, person) for file in sorted(converted.glob("*.nii"))]
+        return [*volumes, *(Series(title, _NO_IMAGE, fault, _LEAST, {}) for title, fault in cut.values())]
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def _files(path: Path, unpacked: Path) -> dict[Path, str]:
+    """The readable files of a folder, a zip or a single file, each once, with their names for messages."""
+    if path.is_dir():
+        return {found.path: found.inside for found in walk(path.resolve()) if not found.fault}
+    return _unpack(path, unpacked) if path.suffix.lower() == ".zip" else {path.resolve(): path.name}
+
+
+def _unpack(archive: Path, folder: Path) -> dict[Path, str]:
     """Unpack a zip into numbered files of an empty folder, so that no name inside it can point elsewhere.
+
+    Returns
+    -------
+    dict of Path to str
+        The names in the zip.
 
     Raises
     ------
@@ -141,9 +163,11 @@ def _unpack(archive: Path, folder: Path) -> None:
             members = _unpacked([member for member in contents.infolist() if not member.filename.endswith("/")])
             if fault := next(_zip_faults(members), None):
                 raise StudyError(f"{archive.name} {fault}")
-            for number, member in enumerate(members):
-                with contents.open(member) as source, (folder / f"{number:06d}").open("xb") as target:
+            names = {folder / f"{number:06d}": member.filename for number, member in enumerate(members)}
+            for path, member in zip(names, members, strict=True):
+                with contents.open(member) as source, path.open("xb") as target:
                     shutil.copyfileobj(source, target, 2**20)
+            return names
     except StudyError:
         raise
     except Exception as error:  # zipfile meets arbitrary bytes here and raises whatever its parsers raise
@@ -194,8 +218,6 @@ def _run_dcm2niix(incoming: Path, converted: Path, source: Path) -> set[str]:
 
     Raises
     ------
-    StudyError
-        If no series could be converted.
     Stopped
         If the conversion crashed or took too long.
     TryAgain
@@ -205,7 +227,7 @@ def _run_dcm2niix(incoming: Path, converted: Path, source: Path) -> set[str]:
     ----------
     Li et al. 2016, doi:10.1016/j.jneumeth.2016.03.001.
     """
-    command = [dcm2niix.bin, "-b", "y", "-ba", "y", "-c", "", "-z", "n", "-d", "9", "-f", "%s_%e"]
+    command = [dcm2niix.bin, "-b", "y", "-ba", "y", "-c", "", "-z", "n", "-f", "%s_%e"]
     command += ["-o", str(converted), str(incoming)]
     try:
         home = os.environ | {"HOME": str(converted)}
@@ -215,8 +237,6 @@ def _run_dcm2niix(incoming: Path, converted: Path, source: Path) -> set[str]:
             f"{source.name}: DICOM conversion took over {TIMEOUT_S} s; give only the T1w series, or a faster disk"
         ) from None
     _refuse_stopped(done.returncode, source)
-    if not any(converted.glob("*.nii")):
-        raise StudyError(f"{source.name} holds no DICOM image series; {_hint(incoming)}")
     return _gapped(done.stdout)
 
 
@@ -245,15 +265,15 @@ def _gapped(log: str) -> set[str]:
     return {Path(name).name for warnings, name in zip(blocks[::2], blocks[1::2], strict=False) if _GAP in warnings}
 
 
-def _hint(folder: Path) -> str:
-    volumes = [file.name for file in folder.rglob("*") if file.name.lower().endswith(_VOLUMES)]
+def _hint(names: Iterable[str]) -> str:
+    volumes = [name for name in names if name.lower().endswith(_VOLUMES)]
     return f"give the file {volumes[0]} itself" if volumes else "give the folder or zip of one T1w series"
 
 
-def _describe(volume: Path, gapped: bool) -> Series:
+def _describe(volume: Path, gapped: bool, person: dict[str, str]) -> Series:
     loaded = nib.load(volume)
     sidecar = volume.with_suffix(".json")
-    about: dict[str, Any] = read_json(sidecar) if sidecar.is_file() else {}
+    about: dict[str, Any] = read_json(sidecar) | person if sidecar.is_file() else {}
     text = " ".join(str(about.get(key, "")) for key in ("SeriesDescription", "ProtocolName", "SequenceName")).strip()
     kinds = {str(kind).upper() for kind in about.get("ImageType", [])}
     image = nib.Nifti1Image(np.asarray(loaded.dataobj), loaded.affine)
@@ -267,7 +287,6 @@ def _describe(volume: Path, gapped: bool) -> Series:
 def _fault(shape: tuple[int, ...], about: dict[str, Any], text: str, kinds: set[str]) -> str:
     if not about:
         return "derived by the conversion"
-    facts = sidecar_facts(about)
     if about.get("Modality", "MR") != "MR":
         return f"modality {about['Modality']}, not MR"
     if len(shape) != 3:
@@ -276,7 +295,7 @@ def _fault(shape: tuple[int, ...], about: dict[str, Any], text: str, kinds: set[
         return f"{min(shape)} slices, a 3-D scan has at least {_MIN_SLICES}"
     if kinds & REFORMATTED:
         return f"image type {'/'.join(sorted(kinds & REFORMATTED))}, not the acquired volume"
-    if by_timing := unlike_timing(*(facts.get(f"{name}_time_ms", nan) for name in ("echo", "repetition", "inversion"))):
+    if by_timing := unlike_timing(sidecar_facts(about)):
         return f"{by_timing}, not T1w"
     if other := sequence_of(text).other:
         return f"named '{other}', not T1w"

@@ -9,16 +9,18 @@ from typing import Any
 
 import nibabel as nib
 import pandas as pd
+from pydicom.misc import is_dicom
 
 from adlib.parallel.mapping import map_scans
 from adlib.sources.dicom import Stopped, choose, list_series
-from adlib.sources.image_files import image_facts, sidecar_facts
+from adlib.sources.image_files import SLICES, image_facts, joined, sidecar_facts
 from adlib.sources.inventory import Inventory
 from adlib.sources.participant_table import ParticipantTable, bids_label, check_distinct, session_label
 from adlib.study.conversion import code_of, converted
 from adlib.study.exec_params import Pool
 from adlib.study.records import StudyError, TryAgain, atomic_path, digest
 from adlib.study.source_params import DicomSource
+from adlib.study.tree import path_digest
 
 
 def list_scans(source: DicomSource, files: Inventory, folder: Path, pool: Pool) -> list[dict[str, Any]]:
@@ -44,25 +46,21 @@ def list_scans(source: DicomSource, files: Inventory, folder: Path, pool: Pool) 
     StudyError
         If the root holds no session folder, or the table cannot be read.
     """
-    settings: Any = {"label_column": source.label_column, "labels": source.labels, "columns": source.columns}
-    table = ParticipantTable(source.table, **settings)
+    table = ParticipantTable(source.table, **source.naming)
     sessions = _sessions(files, source.participant)
     if not sessions:
         raise StudyError(f"no path of a file under {source.root} matches source.participant {source.participant!r}")
     table.meet(sessions)
     convert = partial(convert_session, folder=folder / "nifti")
     converted_sessions = map_scans(convert, sessions, pool=pool, label="converting DICOM")
-    return [
-        {"sha256": None} | row | table.about(row["scan_id"], row["path"], row["participant_id"], row["session_id"])
-        for rows in converted_sessions
-        for row in rows
-    ]
+    return [joined({"sha256": None} | row, table.about(row)) for rows in converted_sessions for row in rows]
 
 
 def _sessions(files: Inventory, pattern: str) -> list[dict[str, str]]:
     """Participant, session and place of each zip, and of each group of files whose path starts with the same match."""
     found: dict[str, dict[str, str]] = {}
     names: list[str] = []
+    others = {path for path in files.images() if not (path.name.lower().endswith(SLICES) or is_dicom(path))}
     for file in files.files:
         packed = file.suffix.lower() == ".zip"
         above = files.inside(file)[:-4] if packed else files.inside(file).rpartition("/")[0]
@@ -77,7 +75,7 @@ def _sessions(files: Inventory, pattern: str) -> list[dict[str, str]]:
             "session_id": session_label(match.groupdict().get("session") or "01"),
         }
         found.setdefault(where, named)
-        files.take([file])
+        files.take([] if file in others else [file])
     check_distinct(dict.fromkeys(names), files.root)
     return list(found.values())
 
@@ -144,10 +142,9 @@ def convert_session(session: dict[str, str], folder: Path) -> list[dict[str, Any
         return [base | {"scan_id": name, "path": str(where), "excluded": str(error)}]
 
 
-def _state(where: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of each file: reading all their bytes would take as long as the conversion."""
-    files = sorted(path for path in where.rglob("*") if path.is_file()) if where.is_dir() else [where]
-    return [(str(path.relative_to(where)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+def _state(where: Path) -> str | None:
+    """Digest of names, sizes and times: reading the bytes would take as long as the conversion."""
+    return path_digest(where) if where.is_dir() else digest([where.stat().st_size, where.stat().st_mtime_ns])
 
 
 def _convert(where: Path, name: str, target: Path) -> list[dict[str, Any]]:
@@ -164,4 +161,4 @@ def _convert(where: Path, name: str, target: Path) -> list[dict[str, Any]]:
         {"scan_id": f"{name}_left-{number + 1}", "path": str(where), **sidecar_facts(one.about), "excluded": reason}
         for number, (one, reason) in enumerate(left)
     ]
-    return [{"scan_id": name, "path": str(target), **sidecar_facts(taken.about), **image_facts(target)}, *others]
+    return [{"scan_id": name, "path": str(target), **joined(sidecar_facts(taken.about), image_facts(target))}, *others]

@@ -47,13 +47,14 @@ def list_scans(source: FoldersSource, files: Inventory) -> list[dict[str, Any]]:
     scans = [(scan, part, label) for part, label, images in _classes(files, source) for scan in _scans(images, source)]
     rows = [_describe(scan, label, part, files, source) for scan, part, label in scans]
     if not rows:
-        raise StudyError(f"no {source.contents} under the class folders of {root}; set source.contents or source.parts")
+        remedy = "set source.contents or source.parts, for DICOM source.kind: dicom"
+        raise StudyError(f"no {source.contents} under the class folders of {root}; {remedy}")
     check_distinct((row.pop("name") for row in rows if "name" in row), root)
     _name(rows)
     if table:
         table.meet(row | {"path": row["inside"]} for row in rows)
         for row in rows:
-            row |= table.about(row["scan_id"], row["inside"], row["participant_id"], row["session_id"])
+            row |= table.about(row | {"path": row["inside"]})
     for row in rows:
         del row["inside"]
     return rows
@@ -94,11 +95,7 @@ def _natural(path: Path) -> list[tuple[bool, int, str]]:
 
 
 def _describe(
-    scan: list[Path],
-    label: str,
-    part: str | None,
-    files: Inventory,
-    source: FoldersSource,
+    scan: list[Path], label: str, part: str | None, files: Inventory, source: FoldersSource
 ) -> dict[str, Any]:
     inside = files.inside(scan[0])
     inside = inside.rpartition("/")[0] if source.contents == "slices" else inside

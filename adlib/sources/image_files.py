@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from adlib.imaging.nifti import load
-from adlib.study.cells import tesla
+from adlib.study import cells
 from adlib.study.records import StudyError, digest, file_digest
 
 SEPARATOR = "|"  # joins the paths of the files that make one scan
@@ -31,25 +34,32 @@ _PD_REPETITION_MS = 2000.0
 _NAMES = {
     "manufacturer": "Manufacturer",
     "model": "ManufacturersModelName",
-    "field_strength_T": "MagneticFieldStrength",
     "series_description": "SeriesDescription",
     "modality": "Modality",
 }
+_CELLS = {
+    "field_strength_T": ("MagneticFieldStrength", cells.tesla),
+    "age": ("PatientAge", cells.years),
+    "sex": ("PatientSex", cells.sex),
+}
+_ECHO = re.compile(r"\bTE=(\d+\.?\d*)\b")
 _SECONDS = {"echo_time_ms": "EchoTime", "repetition_time_ms": "RepetitionTime", "inversion_time_ms": "InversionTime"}
 
 
-def unlike_timing(echo_ms: float, repetition_ms: float, inversion_ms: float) -> str:
-    """Why a scan with these times is not T1w, empty where they do not tell.
+def unlike_timing(facts: Mapping[str, Any] | pd.Series) -> str:
+    """Why a scan is not T1w by its times, empty where they do not tell.
 
     Parameters
     ----------
-    echo_ms, repetition_ms, inversion_ms : float
-        NaN where unknown.
+    facts : mapping
+        Echo, repetition and inversion time, ms, by the columns of a listing; absent or NaN where unknown.
 
     Returns
     -------
     str
     """
+    times = (facts.get(f"{name}_time_ms", math.nan) for name in ("echo", "repetition", "inversion"))
+    echo_ms, repetition_ms, inversion_ms = times
     if echo_ms > _T1W_ECHO_MS:
         return f"echo time over {_T1W_ECHO_MS:g} ms"
     if echo_ms >= _PD_ECHO_MS and repetition_ms >= _PD_REPETITION_MS and math.isnan(inversion_ms):
@@ -113,7 +123,7 @@ def image_facts(path: Path | str) -> dict[str, Any]:
 
 
 def sidecar_facts(sidecar: dict[str, Any]) -> dict[str, Any]:
-    """Scanner and sequence facts of a sidecar, by the names of `records.LISTING`.
+    """Facts of the scanner, the sequence and the participant in a sidecar, by the names of `records.LISTING`.
 
     Parameters
     ----------
@@ -126,12 +136,27 @@ def sidecar_facts(sidecar: dict[str, Any]) -> dict[str, Any]:
         Times in ms, the parts of ImageType joined by ``/``; only what the sidecar has.
     """
     facts = {name: sidecar[key] for name, key in _NAMES.items() if isinstance(sidecar.get(key), str | int | float)}
-    if "field_strength_T" in facts:
-        strength = tesla(str(facts["field_strength_T"]))
-        facts |= {"field_strength_T": strength.value} | ({"notes": strength.note} if strength.note else {})
-    times = {name: 1000 * sidecar[key] for name, key in _SECONDS.items() if isinstance(sidecar.get(key), int | float)}
+    stated = {name: (key, str(sidecar[key])) for name, (key, _) in _CELLS.items() if sidecar.get(key)}
+    read = {name: _CELLS[name][1](text) for name, (_, text) in stated.items()}
+    facts |= {name: value for name, (value, _) in read.items() if value}
+    notes = [f"{' '.join(stated[name])!r} {note}" for name, (_, note) in read.items() if note]
+    facts |= {"notes": "; ".join(notes)} if notes else {}
+    seconds = {name: cells.number(str(sidecar.get(key))).value for name, key in _SECONDS.items()}
+    times = {name: 1000 * value for name, value in seconds.items() if value is not None}
     kind = sidecar.get("ImageType")
     return facts | times | ({"image_type": "/".join(map(str, kind))} if isinstance(kind, list) else {})
+
+
+def described_facts(image: Any) -> dict[str, Any]:
+    """The echo time, ms, that dcm2niix writes into the description of a NIfTI header.
+
+    Parameters
+    ----------
+    image : nibabel image
+    """
+    text = image.header["descrip"].item().decode("latin-1") if isinstance(image.header, nib.Nifti1Header) else ""
+    stated = _ECHO.search(text)
+    return {"echo_time_ms": float(stated[1])} if stated else {}
 
 
 def joined(facts: dict[str, Any], prior: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +191,7 @@ def _file_facts(path: Path) -> dict[str, Any]:
     edges = {name: round(float(edge), 4) for name, edge in zip(names, zooms, strict=False)}
     dtype = image.get_data_dtype()
     kind = {"shape": "x".join(str(n) for n in image.shape), "dtype": "rgb" if dtype.names else str(dtype)}
-    return facts | edges | kind | _orientation(image)
+    return facts | edges | kind | described_facts(image) | _orientation(image)
 
 
 def _orientation(image: nib.spatialimages.SpatialImage) -> dict[str, Any]:

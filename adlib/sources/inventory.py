@@ -55,6 +55,10 @@ class Inventory:
         """
         return [path for path in self.files if path.name.lower().endswith(suffixes)]
 
+    def images(self) -> list[Path]:
+        """The readable files whose names are those of images of any kind."""
+        return [path for path in self.files if _is_image(path.name)]
+
     def inside(self, path: Path) -> str:
         """Path relative to the root, with ``/``.
 
@@ -111,13 +115,11 @@ class Inventory:
 
     def _reason(self, path: Path, inside: str) -> str:
         """Why an image file is not used; empty for other files."""
-        name = path.name.lower()
-        renamed = RENAMED.search(name)
-        if not (renamed or name.endswith(_IMAGES)):
+        if not _is_image(path.name):
             return ""
         if path in self.faults:
             return self.faults[path]
-        if renamed:
+        if RENAMED.search(path.name):
             return RENAME
         if "derivatives/" in inside or "sourcedata/" in inside:
             return "under derivatives or sourcedata"
@@ -140,3 +142,7 @@ class Inventory:
         told = f": {'; '.join(shown)}" if shown else ""
         under = f" ({self.found} files under {self.root})" if self.found else ""
         return f"{kind}: {len(listed) - reasons.sum()} listed, {reasons.sum()} left out{told}{under}"
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(_IMAGES) or bool(RENAMED.search(name))

@@ -413,7 +413,11 @@ def _oasis3_tables(files: Inventory, columns: dict[str, str]) -> tuple[dict[str,
             continue
         table = table.rename(columns={"ageatvisit": "age"}) if "age" not in table else table
         if {"subject", "cdr"} <= set(table) and (dated := _with_days(table)) is not None:
-            visits.append(read_cells(dated, path, {}, "days", "cdr").dropna(subset=["days", "cdr"]))
+            read = read_cells(dated, path, {}, "days", "cdr")
+            usable = read[["days", "cdr"]].notna().all(axis=1)
+            visits.append(read[usable])
+            for note in read["notes"][~usable].dropna() if "notes" in read else ():
+                print(f"OASIS-3: {note}; the visit is left out")
         if {"subject", "sex"} <= set(table):
             known = read_cells(table.assign(sex=table["sex"].replace(_SEXES)), path, {}, "ageatentry")
             people = {row["subject"]: row for _, row in known.iterrows()} | people
@@ -434,11 +438,7 @@ def _with_days(table: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def _oasis3_scan(
-    path: Path,
-    match: re.Match[str],
-    visits: dict[str, pd.DataFrame],
-    people: dict[str, pd.Series],
-    source: Oasis3Source,
+    path: Path, match: re.Match[str], visits: dict[str, pd.DataFrame], people: dict[str, Any], source: Oasis3Source
 ) -> dict[str, Any]:
     subject, days, run = match["subject"], int(match["days"]), match["run"]
     person = people.get(subject, {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,11 @@ from typing import Any
 import pandas as pd
 
 from adlib.study.cells import read_cells
-from adlib.study.records import StudyError
+from adlib.study.records import LISTING, StudyError
 from adlib.study.user_tables import bare_name, read_user_table, safe_path
 
 _KEYS = ("path", "scan_id", "participant_id")
-_FACTS = (
-    "participant_id",
-    "session_id",
-    "age",
-    "sex",
-    "site",
-    "phase",
-    "acquisition_date",
-    "acq_time",
-    "slice_index",
-    "notes",
-)
+_FACTS = ("participant_id", "session_id", "age", "sex", "site", "phase", "acquisition_date", "slice_index", "notes")
 _CLEAR = ("sex", "acquisition_date")  # taken under their other names
 _LIKELY = {  # other names of columns, bare
     "acquisition_date": ("acqtime",),
@@ -49,7 +38,8 @@ class ParticipantTable:
     labels : dict of str to str
         Labels in that column to classes; others stay as they are.
     columns : dict of str to str
-        Names in the table to those of the listing, such as ``{"M/F": "sex"}``.
+        Names in the table to those of the listing, such as ``{"M/F": "sex"}``; any other name, such as
+        ``{"FamilyID": "family"}``, is a column that the manifest gets.
     root : path, optional
         Folder that the paths in a column ``path`` are relative to and may not leave.
     strict : bool
@@ -83,7 +73,8 @@ class ParticipantTable:
         if self.key is None:
             raise StudyError(f"{self.path} lacks column {' or '.join(map(repr, _KEYS))}; it has {list(table.columns)}")
         table = read_cells(table, self.path, named)
-        facts = [name for name in _FACTS if name in table]
+        added = [name for name in (columns or {}).values() if name not in LISTING.columns]
+        facts = [name for name in dict.fromkeys((*_FACTS, *added)) if name in table]
         self.label_source = {}
         if label_column in table:
             self.label_source = {"label_source": f"column {label_column} of {self.path.name}"}
@@ -170,23 +161,22 @@ class ParticipantTable:
             return name
         return None if self.key == "path" else self.alike.get(loose(name))
 
-    def about(self, scan_id: str | None, path: str, participant: str | None, session: str | None) -> dict[str, Any]:
+    def about(self, scan: Mapping[str, Any]) -> dict[str, Any]:
         """Facts of one scan, and the source of its label; a session's row goes before its participant's.
 
         Prefixes, leading zeros and case of participants and sessions do not count where one name alone is alike.
 
         Parameters
         ----------
-        scan_id, path, participant, session : str
-            Names of the scan; the table's key is one of them.
+        scan : mapping
+            Its names by the columns of a listing: the table's key, and session_id.
 
         Returns
         -------
         dict
             By the names of `records.LISTING`; without facts where the table has no row for the scan.
         """
-        names = {"path": path, "scan_id": scan_id, "participant_id": participant}
-        visits = self.rows.get(self._who(names[self.key]), {})
+        visits, session = self.rows.get(self._who(scan[self.key]), {}), scan.get("session_id")
         named = (session, _alike(visits).get(loose(session)), None)
         facts = next((visits[name] for name in named if name in visits), None)
         if facts is None:
@@ -195,13 +185,13 @@ class ParticipantTable:
 
 
 def loose(name: str | None) -> str:
-    """A name without prefix, leading zeros, separators and case: ``sub-007``, ``007`` and ``7`` are alike.
+    """A name without prefix, leading zeros, separators and case: ``sub-007``, ``SUB007`` and ``7`` are alike.
 
     Parameters
     ----------
     name : str or None
     """
-    bare = re.sub(r"^(?:sub|ses)-|[^a-z0-9]", "", str(name).lower())
+    bare = re.sub(r"^(?:sub|ses)*(?=.)", "", re.sub(r"[^a-z0-9]", "", str(name).lower()))
     return re.sub(r"(?<!\d)0+(?=\d)", "", bare)
 
 

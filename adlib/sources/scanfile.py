@@ -9,16 +9,17 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import nibabel as nib
 import numpy as np
 
-from adlib.imaging.nifti import mended
+from adlib.imaging.nifti import mended, nifti_kind
 from adlib.imaging.volume import orientation_notes
 from adlib.sources.dicom import read_dicom
-from adlib.sources.image_files import SLICES
+from adlib.sources.image_files import SLICES, described_facts, sidecar_facts, unlike_timing
 from adlib.study.records import StudyError
+from adlib.study.user_tables import read_user_json
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh.gz", ".mgh")
 PAIR_SUFFIXES = (".hdr", ".img")
@@ -26,7 +27,7 @@ SUFFIXES = (*VOLUME_SUFFIXES, *PAIR_SUFFIXES, ".zip", *SLICES)
 RENAMED = re.compile(  # by a browser or a file manager, as the second of that name, or not finished
     r"\.(?:nii|mg[hz])(?:\.gz)?[ ._-]*(?:\(?\d+\)?|copy|kopie|copie|(?:cr)?download|part)(?:\.gz)?$", re.I
 )
-RENAME = "a browser's or file manager's name of a second copy; rename the file so that it ends in .nii.gz or .nii"
+RENAME = "a browser's or file manager's name of a second copy; rename it to end in .nii.gz or .nii, or fetch it again"
 MAX_BYTES = 2**30  # of voxels: twice those of 512 x 512 x 512 in single precision
 _MAX_BEFORE = 16 * 2**20  # bytes of header and extensions before the voxels
 _MAX_BEHIND = 2**20  # bytes behind the last voxel
@@ -34,7 +35,6 @@ _ANALYZE = (
     "an Analyze header states no orientation: the first axis is taken as right to left, so sides may be exchanged"
 )
 _GZIP_MAGIC = b"\x1f\x8b"
-_NIFTI = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by header size, which is what the first four bytes hold
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,14 @@ class ScanFile:
         (X, Y, Z) float32 in memory; the header holds the affine and nothing else.
     notes : tuple of str
         Notes on the choice of a series and on the header.
+    facts : dict
+        Age, sex and times in the headers or in a JSON file of the same name, by the columns of a listing.
     """
 
     name: str
     image: nib.Nifti1Image
     notes: tuple[str, ...]
+    facts: dict[str, Any]
 
 
 def open_scan(path: Path | str) -> ScanFile:
@@ -75,13 +78,13 @@ def open_scan(path: Path | str) -> ScanFile:
     StudyError
         If the path is missing, empty, damaged, of an unknown kind, or does not hold one 3-D T1w volume.
     """
-    path = Path(path)
+    path, facts = Path(path), dict[str, Any]()
     if not path.exists():
         raise StudyError(f"{path} does not exist; expected a file ({', '.join(SUFFIXES)}) or a folder of DICOM")
     if RENAMED.search(path.name):
         raise StudyError(f"{path.name}: {RENAME}")
     if path.is_dir() or path.name.lower().endswith((".zip", *SLICES)):
-        image, notes = read_dicom(path)
+        image, notes, facts = read_dicom(path)
     elif path.name.lower().endswith(VOLUME_SUFFIXES):
         image, notes = _read_volume(path)
     elif path.name.lower().endswith(PAIR_SUFFIXES):
@@ -89,7 +92,12 @@ def open_scan(path: Path | str) -> ScanFile:
     else:
         raise StudyError(f"{path.name}: unknown kind of file; expected {', '.join(SUFFIXES)} or a folder of DICOM")
     checked, mended = _checked(image, path)
-    return ScanFile(scan_name(path), checked, (*notes, *mended))
+    beside = path.with_name(f"{scan_name(path)}.json")
+    sidecar, fault = read_user_json(beside) if beside.exists() else ({}, "")
+    facts = described_facts(image) | sidecar_facts(sidecar) | facts
+    if unlike := unlike_timing(facts):
+        raise StudyError(f"{path.name}: {unlike} by its header, not T1w; give the T1w series")
+    return ScanFile(scan_name(path), checked, (*notes, *mended, *filter(None, [fault])), facts)
 
 
 def scan_name(path: Path | str) -> str:
@@ -155,7 +163,9 @@ def _content(stream: IO[bytes], path: Path) -> tuple[type[nib.spatialimages.Spat
     start, notes = mended(stream.read(540))
     if not start:
         raise StudyError(f"{path.name} is empty (0 bytes); copy it again")
-    kind = _kind(start, path)
+    kind = nifti_kind(start) if ".nii" in path.name.lower() else nib.MGHImage
+    if kind is None:
+        raise StudyError(f"{path.name} is not a readable Nifti1 or Nifti2 image (no such header); copy it again")
     size = _check_size(kind, start, path)
     content = start + stream.read(max(size - len(start), 0))
     behind = 0
@@ -196,16 +206,6 @@ def _too_much(path: Path, size: int) -> str:
         f"{path.name} holds {size / 2**30:.1f} GiB of voxels, at most {MAX_BYTES / 2**30:.0f} are read; give one T1w "
         "volume, resampled to 0.5 mm or more"
     )
-
-
-def _kind(content: bytes, path: Path) -> type[nib.spatialimages.SpatialImage]:
-    if ".nii" not in path.name.lower():
-        return nib.MGHImage
-    sizes = {int.from_bytes(content[:4], order) for order in ("little", "big")}
-    kind = next((_NIFTI[size] for size in sizes if size in _NIFTI), None)
-    if kind is None:
-        raise StudyError(f"{path.name} is not a readable Nifti1 or Nifti2 image (no such header); copy it again")
-    return kind
 
 
 def _checked(image: nib.spatialimages.SpatialImage, path: Path) -> tuple[nib.Nifti1Image, tuple[str, ...]]:

@@ -12,23 +12,32 @@ from pathlib import PurePath
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z]{2})|(?<=[a-z])(?=T[12])|(?<=\bi)(?=PAT)")
 _PEOPLE = re.compile(r"(?:sub|ses)-[^_.]*")
 _WORD = re.compile(r"\+\s?(?:c|gd|gad|contrast)\b|\bc\+|[a-z0-9]+", re.I)
-_T1W = re.compile(
-    r"t1(?!map|rho|relax)\w*|[a-z]{0,3}?mp2?rage\w*|mpr|[a-z]{0,2}f?spgr\w*|bravo\w*|(?:t1|3d)?t?tfe\w*|tfl\w*|vibe|mdeft"
+_APART = re.compile(  # what stands between two words that are one
+    r"(?<=t1|t2|b0|b1|fa)[\W_]+(?=map)|(?<=field)[\W_]+(?=map)|(?<=mp)[\W_]+(?=rage)|(?<=mp2)[\W_]+(?=rage)"
+    r"|(?<=\bt)[\W_]+(?=[12]\b)|(?<=inv)[\W_]+(?=[12](?!\d))",
+    re.I,
 )
+_T1W = re.compile(
+    r"m?t1(?!map|rho|relax)\w*|[a-z]{0,3}?mp2?rage\w*|[a-z]{0,2}f?spgr\w*|bravo\w*|(?:t1|3d)?t?tfe\w*|tfl\w*|vibe|mdeft"
+)
+_MPR = re.compile(r"mpr")  # MPRAGE, and a reformatted image of any other sequence
 # Signs of another image, even beside a word for T1w.
 _OTHER = re.compile(
-    r"t2(?!prep)\w*|dwi\w*|dti\w*|adc|bold|(?:rs|task|f)*fmri|p?c?asl|swi\w*|tof\w*|mra|tracew?|perf\w*|dsc|dce|cbf|qsm"
-    r"|(?:field|b0|b1|t1|t2)map\w*|t1rho|inv[12]|locali[sz]er\w*|\w*scout|loc|m0scan|sbref|phasediff|magnitude[12]?|unit1|mtr"
+    r"t2(?!prep)\w*|dwi\w*|dti\w*|\w?adc|noddi|hardi|tensor|colfa|\w*[fd]mri\w*|bold|(?:mb)?p?c?asl\w*|swi\w*|swan"
+    r"|tof\w*|mr[asv]|svs|csi|spectroscopy|tracew?|perf\w*|dsc|dce|(?:r|rel)?cb[fv]|mtt|ttp|qsm|fiesta\w*|ciss\w*"
+    r"|(?:field|fa|b0|b1|t1|t2|tb1)map\w*|fmap|t1rho|inv[12]|locali[sz]e\w*|\w*scout|loc|m0scan|sbref|phasediff"
+    r"|magnitude[12]?|unit1|mtr"
 )
 # Signs of another image, unless a word for T1w stands beside: names of options, parts of the body and of the exam.
-_DOUBTFUL = re.compile(r"flair\w*|pdw?|epi|rest\w*|angio\w*|survey|phase\w*|diff\w*|calib\w*|pdt2")
-_PAIRS = {  # two words that are one
-    **{(part, "map"): f"{part}map" for part in ("t1", "t2", "field", "b0", "b1")},
-    **{("mp", "rage"): "mprage", ("mp2", "rage"): "mp2rage", ("inv", "1"): "inv1", ("inv", "2"): "inv2"},
-    **{("t1", "mapping"): "t1map", ("field", "mapping"): "fieldmap", ("phase", "contrast"): "phasecontrast"},
-}
-_AGENT = re.compile(r"\+.*|c\+|gad\w*|gd(?:dtpa)?|gbca|postc\w*|postgd|post|contrast\w*|ce|t1ce|t1c|t1gd|km|dotarem")
-_WITHOUT = {"no", "non", "without", "wo", "pre", "before", "vor", "nativ", "ohne", "o", "sans"}
+_DOUBTFUL = re.compile(
+    r"flair\w*|pdw?|\w{0,2}epi|rest\w*|angio\w*|veno\w*|survey|smartbrain|phase\w*|diff\w*|calib\w*|pdt2|stir"
+    r"|mip|m[eg]?gre|b0\w*|hemo\w*|dreg"
+)
+_AGENT = re.compile(
+    r"\+.*|c\+|gad\w*|gd(?:dtpa)?|gbca|postc\w*|postgd|post|[ck]ontrast\w*|ce|t1w?ce|t1c|t1gd|km|mdc|dotarem|clariscan"
+    r"|(?:multi|pro)hance|magnevist|omniscan"
+)
+_WITHOUT = {"no", "non", "without", "wo", "pre", "before", "vor", "nativ", "ohne", "o", "sans", "sin", "senza"}
 _AFTERWARDS = {"op", "surgery", "processed", "proc", "treatment", "tx", "rt", "norm"}  # what "post" may also refer to
 
 
@@ -63,12 +72,19 @@ def sequence_of(name: str) -> Sequence:
     -------
     Sequence
     """
-    words = _words(name)
-    t1w = any(_T1W.fullmatch(word) for word in words)
-    other = next((word for word in words if _OTHER.fullmatch(word)), "")
-    if not (t1w or other):
-        other = next((word for word in words if _DOUBTFUL.fullmatch(word)), "")
-    return Sequence(t1w and not other, other, _agent(words))
+    split = _words(_CAMEL.sub(" ", name))
+    words = [*split, *_words(name)]
+    t1w = _first(_T1W, words)
+    other = _first(_OTHER, words) or ("" if t1w else _first(_DOUBTFUL, words))
+    return Sequence(bool(t1w or _first(_MPR, words)) and not other, other, _agent(split))
+
+
+def _words(name: str) -> list[str]:
+    return [match[0].lower().replace(" ", "") for match in _WORD.finditer(_APART.sub("", name))]
+
+
+def _first(sign: re.Pattern[str], words: list[str]) -> str:
+    return next((word for word in words if sign.fullmatch(word)), "")
 
 
 def sequence_of_file(path: str) -> Sequence:
@@ -85,21 +101,9 @@ def sequence_of_file(path: str) -> Sequence:
     return sequence_of(_PEOPLE.sub("", PurePath(path).name))
 
 
-def _words(name: str) -> list[str]:
-    words: list[str] = []
-    for word in (match[0].lower().replace(" ", "") for match in _WORD.finditer(_CAMEL.sub(" ", name))):
-        if words and (words[-1], word) in _PAIRS:
-            words[-1] = _PAIRS[words[-1], word]
-        else:
-            words.append(word)
-    return words
-
-
 def _agent(words: list[str]) -> str:
     for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
-        if not _AGENT.fullmatch(word) or before in _WITHOUT or (word == "post" and after in _AFTERWARDS):
-            continue
-        if word == "post" and after in _WITHOUT:
-            continue
-        return word
+        otherwise = before in _WITHOUT or (word == "post" and after in _AFTERWARDS | _WITHOUT)
+        if _AGENT.fullmatch(word) and not otherwise:
+            return word
     return ""

@@ -20,7 +20,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import load_notebook_node
 
-from adlib.study.records import DASHBOARD, StudyError, write_text
+from adlib.study.records import AUDITED, DASHBOARD, StudyError, write_text
 
 logging.getLogger("papermill").addHandler(logging.NullHandler())  # NotebookFailure reports failures
 _PLAIN_ERRORS = ("StudyError", "AuditStop")  # raised in a notebook, they are shown without a traceback
@@ -56,14 +56,14 @@ class LastLine:
     Parameters
     ----------
     tell : callable
-        Called with the line that has the address of a dashboard, as soon as there is one.
+        Called with each line that has the address of a dashboard or a warning of the audit, as soon as there is one.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.text, self.tell = "", tell
 
     def write(self, text: str) -> int:
-        """Keep the last line that is not blank, and pass on the address of Dask's dashboard.
+        """Keep the last line that is not blank, and pass on the address of Dask's dashboard and the audit's warnings.
 
         Parameters
         ----------
@@ -77,7 +77,7 @@ class LastLine:
         """
         lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
         for line in lines:
-            if line.startswith(DASHBOARD):
+            if line.startswith((DASHBOARD, AUDITED)):
                 self.tell(line)
         self.text = lines[-1] if lines else self.text
         return len(text)

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from adlib.study.exec_params import ExecParams, Pool
-from adlib.study.records import StudyError
+from adlib.study.records import SAME_PERSON, StudyError
 from adlib.study.source_params import KINDS, Section, Source
 
 _HEAD = """# Parameters
@@ -114,17 +114,38 @@ class InputParams(Section):
 class SplitParams(Section):
     """Who is trained on and who is tested: always whole participants."""
 
-    protocol: Literal["holdout", "kfold", "leave_one_site_out", "external"] = Field(
+    protocol: Literal["holdout", "kfold", "leave_out", "external", "given"] = Field(
         "holdout",
-        description="Split protocol: one holdout split, k-fold cross-validation by participant, "
-        "leave-one-site-out, or external test sites.",
+        description="Split protocol: one holdout split, k-fold cross-validation by participant, each value of a "
+        "column left out once, named values of it as external test set, or a given split.",
+    )
+    leave_out: str = Field(
+        "site",
+        description="Column of the manifest for leave_out and external, such as site, phase or one of source.columns.",
+    )
+    table: Path | None = Field(
+        None,
+        description="Table for given: participant_id or participant_hash, split (train, validation, test) and "
+        "optionally fold, such as another study's splits.tsv; empty for the parts of the source's folders.",
+    )
+    salt: Path | None = Field(
+        None,
+        description="File with the secret of splits_hashed.tsv, a table with keyed hashes of participants, for the "
+        "study that writes it and those that take it.",
+    )
+    groups: tuple[str, ...] = Field(
+        (SAME_PERSON,),
+        description="Columns of the manifest, such as family, whose equal values link participants, who are kept on "
+        "one side; same_person is of those that the audit takes for one person.",
     )
     folds: int = Field(5, ge=2, description="Number of folds for kfold.")
     repeats: int = Field(1, ge=1, description="Number of repetitions of holdout or kfold with other random splits.")
     balance_sites: bool = Field(
         False, description="Stratification by site in addition to diagnosis, where sites are large enough."
     )
-    test_sites: tuple[str, ...] = Field((), description="Test sites for external, such as those of another cohort.")
+    test_sites: tuple[str, ...] = Field(
+        (), description="Test sites, or values of splits.leave_out, for external, such as those of another cohort."
+    )
     test_fraction: float = Field(0.3, gt=0, lt=1, description="Fraction of test participants for holdout.")
     validation_fraction: float = Field(
         0.12,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any
 
 import pandas as pd
 
+_SHOWN = 5  # names in a message
 LOST = "lost.json"  # in a study's folder: scans that the next run tries again, with the reasons
 DASHBOARD = "dashboard of the workers:"  # begins the line that gives its address
+AUDITED = "audit:"  # begins the lines that name its warnings
 
 
 class StudyError(Exception):
@@ -157,6 +159,16 @@ def file_digest(path: Path | str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, and the number of the others.
+
+    Parameters
+    ----------
+    names : sequence of str
+    """
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
 @dataclass(frozen=True)
 class Schema:
     """Columns of a table.
@@ -186,6 +198,8 @@ class Schema:
 
 REGISTERED = "MNI152"  # values of the manifest's column space; none for a head in the scanner's own space
 TISSUE_MAPS = "MNI152 tissue maps"
+
+SAME_PERSON = "same_person"  # column of a manifest whose audit finds one person under several ids: the first of them
 
 MANIFEST = Schema(
     "manifest",

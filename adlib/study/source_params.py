@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -21,6 +22,11 @@ class Section(BaseModel):
     def _at_home(cls, value: Any) -> Any:
         """A path that begins with ``~`` under the user's home."""
         return value.expanduser() if isinstance(value, Path) else value
+
+    @property
+    def naming(self) -> dict[str, Any]:
+        """What a table calls the label and the columns, where the section says so."""
+        return self.model_dump(include={"label_column", "labels", "columns"})
 
 
 _LABELS = "Mapping of labels to classes; other labels stay as they are, and scans without a class are dropped."
@@ -197,7 +203,7 @@ KINDS = {get_args(model.model_fields["kind"].annotation)[0]: model for model in 
 
 
 def check_source(source: Any) -> None:
-    """Refuse a source whose folder is not there, as where a variable in its path is not set.
+    """Refuse a source whose folder or table is not there, as where a variable in its path is not set.
 
     Parameters
     ----------
@@ -207,11 +213,38 @@ def check_source(source: Any) -> None:
     ------
     StudyError
     """
-    root = getattr(source, "root", None)
-    if root is None or root.is_dir():
-        return
-    if unset := re.findall(r"\$\{?(\w+)", str(root)):
-        raise StudyError(
-            f"source.root is {root}, but {unset[0]} is not set; write {unset[0]}=/path/of/the/data before the command"
-        )
-    raise StudyError(f"source.root {root} is not a folder; expected: {type(source).model_fields['root'].description}")
+    check_variables(source, "source")
+    for name, path in _paths(source):
+        if name == "root" and not path.is_dir():
+            described = type(source).model_fields[name].description
+            raise StudyError(f"source.root {path} is not a folder; expected: {described}")
+        if name in ("table", "tables") and not path.is_file():
+            raise StudyError(f"source.{name} {path} is not a file; give a csv, tsv or xlsx table")
+
+
+def check_variables(section: Section, name: str) -> None:
+    """Refuse a path with a variable of the environment that is not set.
+
+    Parameters
+    ----------
+    section : Section
+    name : str
+        Of the section, for the error.
+
+    Raises
+    ------
+    StudyError
+    """
+    for key, path in _paths(section):
+        if unset := re.search(r"\$\{?(\w+)", str(path)):
+            raise StudyError(
+                f"{name}.{key} is {path}, but {unset[1]} is not set; write {unset[1]}=/path/of/it before the command"
+            )
+
+
+def _paths(section: Section) -> Iterator[tuple[str, Path]]:
+    """Key and path of each field that holds paths."""
+    for key, value in section:
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path):
+                yield key, path

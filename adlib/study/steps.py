@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from adlib.study.records import (
 from adlib.study.tree import path_digest
 
 SOURCE = "@source"  # the folder of the study's images, wherever the params say it is
-WEIGHTS = "@weights"  # the file that train.weights names, where it names one
-_TITLES = {SOURCE: "the images", WEIGHTS: "the file of train.weights"}
+WEIGHTS, GIVEN, SALT = "@train.weights_file", "@splits.table", "@splits.salt"  # files, where the params name them
 _TRUTH = "source/truth/truth.tsv"  # only simulated cohorts have one
 _SLICES = ("input.plane", "input.positions_mm", "input.channel_spacing_mm", "input.size")  # how they are cut
 _DERIVATIVES = "derivatives"  # studies of 2-D slices have none
@@ -92,9 +92,9 @@ STEPS = (
     Step(
         "03_training_resnet50",
         ("classes", "seed", "preprocess", "input", "splits", "train"),
-        ("manifest.tsv", "features.tsv", _DERIVATIVES, *_SLICE_FILES, WEIGHTS),
-        (*_TRAINED, "training/record.json"),
-        ("network.py",),
+        ("manifest.tsv", "features.tsv", _DERIVATIVES, *_SLICE_FILES, WEIGHTS, GIVEN, SALT),
+        (*_TRAINED, "balance.tsv", "training/record.json"),
+        ("network.py", "splits_hashed.tsv"),
     ),
     Step(
         "04_evaluation",
@@ -153,7 +153,7 @@ class StepState:
         return {
             "code": {self.step.notebook: cells, **modules},
             "params": _sections(self.params, self.step.sections),
-            "inputs": {name: path_digest(self._input(name)) for name in self._reads()},
+            "inputs": {name: path_digest(path) for name, path in self._reads().items()},
             "packages": package_versions(),
         }
 
@@ -171,8 +171,8 @@ class StepState:
 
     def missing_inputs(self) -> list[str]:
         """Files that an earlier step must write before this one can run."""
-        required = [name for name in self._reads() if name not in (SOURCE, _TRUTH, _DERIVATIVES, WEIGHTS)]
-        return [name for name in required if not self._input(name).exists()]
+        optional = (SOURCE, _TRUTH, _DERIVATIVES, WEIGHTS, GIVEN, SALT)
+        return [name for name, path in self._reads().items() if name not in optional and not path.exists()]
 
     def require_room(self) -> None:
         """Refuse the step if the disk has too little room for what it writes.
@@ -246,19 +246,16 @@ class StepState:
         present = {name: "present" for name in executed if (folder / name).exists()}
         return {name: value for name, value in digests.items() if value is not None} | present
 
-    def _reads(self) -> list[str]:
+    def _reads(self) -> dict[str, Path]:
         """What the step reads in this study; the step that makes the images does not read them."""
         makes_images = "source" in self.step.may_write and not hasattr(self.params.source, "root")
-        absent = {SOURCE: makes_images, WEIGHTS: self.params.train.weights_file is None}
-        return [name for name in self.step.reads if not absent.get(name)]
+        paths = {name: self._input(name) for name in self.step.reads if name != SOURCE or not makes_images}
+        return {name: path for name, path in paths.items() if path is not None}
 
-    def _input(self, name: str) -> Path:
-        weights = self.params.train.weights_file
-        if name == WEIGHTS and weights is not None:
-            return weights
-        if name != SOURCE:
-            return self.params.folder / name
-        return Path(getattr(self.params.source, "root", self.params.folder / "source"))
+    def _input(self, name: str) -> Path | None:
+        if name == SOURCE:
+            return Path(getattr(self.params.source, "root", self.params.folder / "source"))
+        return attrgetter(name[1:])(self.params) if name[0] == "@" else self.params.folder / name
 
 
 def expected_bytes(params: StudyParams) -> dict[str, float]:
@@ -312,7 +309,8 @@ def _changes(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) 
             elif kind == "code" and not (old and new):
                 changes.append(f"code of {name} is {'new' if new else 'gone'}")
             else:
-                changes.append(f"{'code of ' * (kind == 'code')}{_TITLES.get(name, name)} changed")
+                title = "the images" if name == SOURCE else name.replace("@", "the file of ")
+                changes.append(f"{'code of ' * (kind == 'code')}{title} changed")
     return changes
 
 

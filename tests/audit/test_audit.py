@@ -266,6 +266,21 @@ def test_accepted_stop_is_recorded():
         enforce(audited(table).findings)
 
 
+def test_the_end_of_an_audit_names_its_warnings(without_confounds, capsys):
+    table = clean(per_class=12).assign(notes=None)
+    table.loc[[0, 1], "notes"] = ["p.tsv, line 2: '89+' is read as 89", "p.tsv, line 3: '90+' is read as 90"]
+    table.loc[2, "age"] = None
+    enforce(audited(table).findings)
+    assert capsys.readouterr().err.splitlines() == [
+        "audit: warn [source-note] 2 scans: p.tsv, line 2: '89+' is read as 89",
+        "audit: warn [age-missing] 1 scans",
+        "audit: 2 warnings; notebooks/01_data_audit.html in the study's folder has their meaning, "
+        "docs/troubleshooting.md remedies",
+    ]
+    enforce(audited(clean(per_class=12)).findings)
+    assert capsys.readouterr().err == "audit: no warnings\n"
+
+
 def test_excluded_scans_leave_the_flow_and_the_manifest(without_confounds):
     table = clean(per_class=12)
     table.loc[3, "series_description"] = "3-plane localizer"
@@ -332,3 +347,13 @@ def test_oasis1_participants_are_found_in_oasis2(realdata):
     assert found["value"] == f"{len(both)} visits with two or more ids; 2.5 expected by chance" and len(both) == 49
     assert (both["CDR"] == both["CDR_2"]).all() and (both["MMSE"] == both["MMSE_2"]).all()
     assert check_people(first) == [] == check_people(second)
+
+
+def test_people_that_may_be_one_are_linked_in_the_manifest(without_confounds):
+    rng = np.random.default_rng(0)
+    plain = clean().assign(icv_ml=lambda t: rng.normal(1450, 150, len(t)))
+    assert "same_person" not in audited(plain).manifest
+    for fault in (_renamed(plain), _crossing_twins(clean(), rng)):
+        manifest = audited(fault).manifest.dropna(subset="same_person")
+        groups = manifest.groupby("same_person")["participant_id"].unique()
+        assert len(groups) and all(len(ids) > 1 and min(ids) == first for first, ids in groups.items())

@@ -19,6 +19,7 @@ from adlib.classify.prediction import STAGES, outside_cohort, predict_file, pred
 from adlib.classify.result import as_record
 from adlib.imaging.volume import extract_slice
 from adlib.preprocess.pipeline import preprocess_image
+from adlib.sources.scanfile import ScanFile
 from adlib.study.params import InputParams, load_params
 from adlib.study.records import TISSUE_MAPS, StudyError
 from adlib.training import model_file
@@ -147,3 +148,14 @@ def test_real_scans(classifier, file, extracted):
     skipped = "brain extraction skipped: input is already brain-extracted"
     assert (skipped in prediction.prepared.steps) == extracted
     assert nib.aff2axcodes(prediction.prepared.affine) == ("R", "A", "S")
+
+
+def test_age_and_sex_are_those_given_else_of_the_header(tmp_path, monkeypatch):
+    facts = {"age": 3.0, "sex": "F"}
+    monkeypatch.setattr(module, "open_scan", lambda path: ScanFile("a", None, (), facts))
+    monkeypatch.setattr(module, "predict_image", lambda *_, **options: options)
+    read = predict_file("a.nii", None)
+    assert read["person"] == {"age": 3, "sex": 1} and read["notes"] == ("age 3.0 and sex F by the header of the file",)
+    assert predict_file("a.nii", None, person={"age": 4.0})["person"] == {"age": 4, "sex": 1}
+    facts.clear()
+    assert predict_file("a.nii", None) == {"notes": (), "stage": read["stage"], "person": {}}

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from adlib.evaluation.baselines import feature_sets, grey_matter_rows, has_maps, predict_baselines
+from adlib.evaluation.baselines import _joined, feature_sets, grey_matter_rows, has_maps, predict_baselines
 from adlib.imaging.atlas import template
 from adlib.preprocess.derivatives import file_names
 from adlib.study.exec_params import HERE
@@ -99,6 +99,14 @@ def test_a_site_of_tested_people_alone_is_no_error(scans, splits, params):
     people = splits.loc[splits["split"] == "test", "participant_id"]
     moved = manifest.assign(site=manifest["site"].mask(manifest["participant_id"].isin(people), "elsewhere"))
     assert accuracies(predict_baselines(moved, features, splits, params))["metadata"] < 0.7
+
+
+@pytest.mark.parametrize("dtype", [object, "str"])
+def test_unknown_sex_is_no_sex(dtype):
+    manifest = pd.DataFrame({"scan_id": ["a", "b", "c"], "sex": pd.Series(["F", None, "M"], dtype=dtype)})
+    manifest = manifest.assign(shape="9x9x9", acquisition_date=None)
+    joined = _joined(manifest, pd.DataFrame({"scan_id": ["a", "b", "c"], "qc_verdict": "pass"}))
+    assert np.array_equal(joined["female"], [1, np.nan, 0], equal_nan=True)
 
 
 def test_volumes_that_do_not_vary_are_left_out():

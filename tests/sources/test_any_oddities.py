@@ -1,14 +1,16 @@
 """Oddities of real disks put at random into every layout: all is accounted for, and the scans stay what they are."""
 
-import os
+import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_field_inputs import FORK, MADE, image, one_of, read
+from test_field_inputs import EVERY, FORK, image, one_of, read
 
-SUFFIXES = (".nii", ".nii.gz", ".mgz", ".hdr", ".img", ".png", ".jpg", ".dcm", ".mnc")
+SUFFIXES = (".nii", ".mgz", ".mgh", ".hdr", ".img", ".png", ".jpg", ".dcm", ".ima", ".mnc")
 
 
 def _linked(path, target):
@@ -47,22 +49,24 @@ ODDITIES = {
 
 
 def images_under(root):
-    """Image files by their names, as `find` has them, but for those in hidden folders."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (str(Path(folder) / name) for name in files if name.lower().endswith(SUFFIXES))
+    """Image files by their names, but for those in hidden folders."""
+    named = " -o ".join(f"-iname *{suffix}*" for suffix in SUFFIXES).split()
+    found = ["find", root, "(", *named, ")", "-not", "-type", "d", "-not", "-path", f"{root}*/.*/*"]
+    return set(subprocess.run(found, capture_output=True, text=True, check=True).stdout.splitlines())
 
 
-@settings(max_examples=20, deadline=None)
-@given(
-    st.sampled_from(MADE),
-    st.lists(st.tuples(st.sampled_from(sorted(ODDITIES)), st.integers(0, 9)), max_size=8),
-)
-def test_any_oddities_are_accounted_for(kind, oddities):
+@cache
+def alone(kind):
+    """Scan, digest and label of a kind's dataset without oddities."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder).resolve() / "data"
+        return read(kind, root, **one_of(kind, root))[["scan_id", "sha256", "diagnosis"]]
+
+
+def check(kind, oddities):
+    with tempfile.TemporaryDirectory() as folder:
+        root, before = Path(folder).resolve() / "data", alone(kind)
         chosen = one_of(kind, root)
-        before = read(kind, root, **chosen)
         files = sorted(path for path in root.rglob("*") if path.is_file())
         for number, (name, place) in enumerate(oddities):
             ODDITIES[name](files[place % len(files)], number)
@@ -70,8 +74,32 @@ def test_any_oddities_are_accounted_for(kind, oddities):
         same = listed.set_index("scan_id").loc[before["scan_id"]]
         assert same["diagnosis"].tolist() == before["diagnosis"].tolist() == ["CN"]
         assert same["excluded"].isna().all() and same["sha256"].tolist() == before["sha256"].tolist()
-        paths = listed["path"].tolist()
-        assert len(paths) == len(set(paths))
-        assert set(images_under(root)) - {str(path) for path in files} <= set(paths)
         others = listed.drop(index=listed.index[listed["scan_id"].isin(before["scan_id"])])
         assert kind == "folders" or others["excluded"].notna().all()
+        scan = {str(path) for path in files}
+        assert sorted(set(others["path"]) - scan) == sorted(images_under(root) - scan)
+        assert not others["path"].duplicated().any()
+
+
+mixtures = given(
+    st.sampled_from(EVERY), st.lists(st.tuples(st.sampled_from(sorted(ODDITIES)), st.integers(0, 9)), max_size=8)
+)
+
+
+@settings(max_examples=20, deadline=None)
+@mixtures
+def test_any_oddities_are_accounted_for(kind, oddities):
+    check(kind, oddities)
+
+
+@pytest.mark.studies
+@settings(max_examples=200, deadline=None)
+@mixtures
+def test_two_hundred_mixtures_are_accounted_for(kind, oddities):
+    check(kind, oddities)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_the_listing_of_find_is_ours(kind):
+    names = sorted(ODDITIES)
+    check(kind, [(names[number % len(names)], number // 2) for number in range(30)])

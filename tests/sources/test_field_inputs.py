@@ -6,6 +6,7 @@ import zipfile
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_writer import write_series
 
 from adlib.sources.reading import list_source
 from adlib.study.exec_params import HERE
@@ -68,10 +69,22 @@ def one_of(kind, root):
     elif kind == "oasis3":
         image(root / "OAS30001_MR_d0129/anat2/NIFTI/sub-OAS30001_ses-d0129_T1w.nii.gz")
         (root / "cdr.csv").write_text("OASISID,days_to_visit,CDRTOT\nOAS30001,100,0\n")
+    elif kind == "oasis2":
+        image(root / "OAS2_RAW_PART1/OAS2_0001_MR1/RAW/mpr-1.nifti.hdr", kind=nib.Nifti1Pair)
+        (root / "oasis_longitudinal.csv").write_text("MRI ID,M/F,Age,CDR,eTIV,nWBV\nOAS2_0001_MR1,M,87,0,1987,0.696\n")
+    elif kind == "oasis_slices":
+        for plane in ("axl", "cor", "sag"):
+            image(root / plane / f"OAS2_0001_MR1_{plane}.nii.gz")
+        (root / "oasis_longitudinal.csv").write_text("MRI ID,M/F,Age,CDR,eTIV,nWBV\nOAS2_0001_MR1,M,87,0,1987,0.696\n")
+    elif kind == "dicom":
+        write_series(np.arange(44 * 42 * 41).reshape(44, 42, 41) % 900, np.eye(4), root / "P1/S1/mprage", "T1 MPRAGE")
+        (root / "people.csv").write_text("participant_id,diagnosis\nP1,CN\n")
+        settings = {"table": root / "people.csv"}
     return settings
 
 
 MADE = ("bids", "caps", "folders", "adni", "oasis1", "oasis3")
+EVERY = (*MADE, "oasis2", "oasis_slices", "dicom")
 
 
 @pytest.mark.parametrize("kind", MADE)
@@ -214,6 +227,12 @@ def test_visits_are_found_without_prefix_and_zeros(tmp_path):
     listed = read("bids", root)
     assert listed["diagnosis"].tolist() == ["CN", "MCI"]
     assert "has no ses-2, only ses-01; participants.tsv is used" in listed["notes"].dropna().item()
+
+
+@pytest.mark.parametrize("written", ["1", "01", "001", "sub-1", "SUB-001", "sub001", "Sub_01", "sub 1"])
+def test_participants_are_found_however_they_are_written(written, tmp_path):
+    root = bids(tmp_path / "data", f"participant_id\tdiagnosis\n{written}\tMCI\nsub-9\tAD\n", ["sub-001_T1w"])
+    assert read("bids", root)["diagnosis"].tolist() == ["MCI"]
 
 
 def test_ids_that_two_people_share_are_not_guessed(tmp_path):

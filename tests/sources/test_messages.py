@@ -30,7 +30,7 @@ def volume():
 )
 def test_second_downloads_are_to_be_renamed(name, volume, tmp_path):
     (tmp_path / name).write_bytes(gzip.compress(nib.Nifti1Image(volume, AFFINE).to_bytes()))
-    with pytest.raises(StudyError, match="rename the file so that it ends in"):
+    with pytest.raises(StudyError, match="rename it to end in"):
         open_scan(tmp_path / name)
 
 

@@ -13,25 +13,26 @@ def table(tmp_path, text, **settings):
 
 def test_session_row_goes_before_participant_row(tmp_path):
     found = table(tmp_path, "participant_id,session_id,age\n001,1,70\n001,2,71\n002,,80\n")
-    assert found.about(None, "", "sub-001", "ses-02") == {"age": 71.0}
-    assert found.about(None, "", "sub-002", "ses-07") == {"age": 80.0}
-    assert found.about(None, "", "sub-003", "ses-01") == {}
+    assert found.about({"participant_id": "sub-001", "session_id": "ses-02"}) == {"age": 71.0}
+    assert found.about({"participant_id": "sub-002", "session_id": "ses-07"}) == {"age": 80.0}
+    assert found.about({"participant_id": "sub-003", "session_id": "ses-01"}) == {}
 
 
 def test_columns_are_renamed_and_labels_optional(tmp_path):
-    text = "who;M/F;Group\nA_1;F;AD\n"
-    names = {"who": "participant_id", "M/F": "sex"}
-    assert table(tmp_path, text, columns=names).about(None, "", "sub-A1", "ses-01") == {"sex": "F"}
+    text = "who;M/F;Group;FamilyID\nA_1;F;AD;7\n"
+    names, facts = {"who": "participant_id", "M/F": "sex", "FamilyID": "family"}, {"sex": "F", "family": "7"}
+    about = {"participant_id": "sub-A1", "session_id": "ses-01"}
+    assert table(tmp_path, text, columns=names).about(about) == facts
     labelled = table(tmp_path, text, columns=names, label_column="Group")
-    expected = {"sex": "F", "diagnosis": "AD", "label_source": "column Group of people.csv"}
-    assert labelled.about(None, "", "sub-A1", "ses-01") == expected
+    expected = {**facts, "diagnosis": "AD", "label_source": "column Group of people.csv"}
+    assert labelled.about(about) == expected
 
 
 def test_picture_is_found_by_its_path(tmp_path):
     found = table(tmp_path, 'path,participant_id\n"train/AD/1 (2).jpg",7\ntrain\\AD\\3.jpg,8\n', root=tmp_path)
     expected = {"participant_id": "sub-7", "participant_source": "people.csv"}
-    assert found.about("x", "train/AD/1 (2).jpg", None, None) == expected
-    assert found.about("x", "train/AD/3.jpg", None, None)["participant_id"] == "sub-8"
+    assert found.about({"path": "train/AD/1 (2).jpg"}) == expected
+    assert found.about({"path": "train/AD/3.jpg"})["participant_id"] == "sub-8"
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,11 @@ def test_missing_metrics_are_named(project):
         (["--params", "params/none.yaml"], "does not exist"),
         (["--only", "07"], "there is no step '07'"),
         (["--forse"], "unrecognized arguments"),
+        (["--params", "params/bids.yaml"], "source.root is ${BIDS_ROOT}, but BIDS_ROOT is not set"),
+        (
+            ["--set", "exec.outputs=${ADLIB_NOWHERE}/x"],
+            "but ADLIB_NOWHERE is not set",
+        ),
     ],
 )
 def test_what_cannot_be_run_exits_3(capsys, arguments, words):

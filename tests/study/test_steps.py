@@ -11,7 +11,7 @@ from throwaway import write_notebook
 from adlib.study.code_digest import notebook_digests, package_versions
 from adlib.study.params import load_params
 from adlib.study.records import LOST, StudyError, flat
-from adlib.study.steps import SOURCE, STEPS, WEIGHTS, Step, StepState
+from adlib.study.steps import GIVEN, SALT, SOURCE, STEPS, WEIGHTS, Step, StepState
 from adlib.study.tree import path_digest
 
 STEP = Step(
@@ -161,7 +161,7 @@ def test_exec_is_in_no_key():
 
 
 def test_each_step_reads_what_an_earlier_one_writes():
-    written = {SOURCE, WEIGHTS, "source/truth/truth.tsv"}
+    written = {SOURCE, WEIGHTS, GIVEN, SALT, "source/truth/truth.tsv"}
     for step in STEPS:
         assert set(step.reads) <= written, step.name
         written |= {*step.writes, *step.may_write}
