@@ -24,13 +24,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m adlib.predict", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".nii[.gz], .mgz, folder or zip of DICOM")
     parser.add_argument(
-        "--study", type=Path, default=Path("params/phantom.yaml"), help="params file of the model's study"
+        "--study", type=Path, help="params file of the model's study, such as params/phantom.yaml for simulated heads"
     )
-    parser.add_argument("--model", type=Path, help="weights file; default: that of the study")
+    parser.add_argument(
+        "--model", type=Path, help="weights file; default: that of --study, else models/oasis1, if it exists"
+    )
     parser.add_argument("--age", type=float, help="in years; for percentiles of volumes and covariates")
     parser.add_argument("--sex", choices=("F", "M"), help="for percentiles of volumes and covariates")
     parser.add_argument("--out", type=Path, help="folder of the summary figures; default: outputs/predictions")
     options = parser.parse_args(arguments)
+    from adlib.classify.model_store import find_models
     from adlib.classify.prediction import predict_files
     from adlib.study.params import load_params
     from adlib.study.records import StudyError
@@ -38,9 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = {"age": options.age, "sex": {"F": 1.0, "M": 0.0}.get(options.sex)}
     person = {name: value for name, value in given.items() if value is not None}
     try:
-        params = load_params(options.study)
+        params = load_params(options.study or "params/phantom.yaml")
+        model = options.model or (None if options.study else next(iter(find_models(params).values())))
         folder = options.out or params.exec.outputs / "predictions"
-        records = predict_files(options.files, params, options.model, folder, person)
+        records = predict_files(options.files, params, model, folder, person)
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from adlib.classify.model_store import example_scans, find_model
+from adlib.classify.model_store import example_scans, find_models
 from adlib.classify.result import scan_table, summary_table, unique_name
 from adlib.classify.uploads import ACCEPT, Chosen, Inbox, open_home
 from adlib.classify.views import Viewer, html, links_html
@@ -55,9 +55,12 @@ class App:
     Attributes
     ----------
     worker : Worker
+        Of the model in use.
     inbox : Inbox
     examples : dict of str to str
-        Path by label.
+        Path by label, for the last of the models.
+    models : dict of str to Worker
+        By title, where there is a choice; the first is the default.
     results : list of Result
         Every scan classified in this session.
     """
@@ -65,6 +68,7 @@ class App:
     worker: Worker
     inbox: Inbox
     examples: dict[str, str]
+    models: dict[str, Worker] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -78,11 +82,14 @@ class App:
         self.report.on_click(lambda _: self._report())
         for control in (self.sort, self.descending):
             control.observe(lambda _: self._show_tables(), "value")
+        self.model.observe(self._model_chosen, "value")
+        self.example.observe(self._example_chosen, "value")
         person = widgets.Box([self.age, self.sex, self.explain], layout=WRAP)
         row = widgets.Box([self.button, self.cancel, self.progress], layout=WRAP)
         order = widgets.Box([self.sort, self.descending, self.report], layout=WRAP)
         self.after = widgets.VBox([order, self.links, self.summary], layout={"display": "none"})
-        parts = [self.upload, self.waiting, self.path, self.example, person, row, self.stage, self.shown, self.after]
+        asked = [self.example, *([self.model] if self.models else []), person, row]
+        parts = [self.upload, self.waiting, self.path, *asked, self.stage, self.shown, self.after]
         self.box = Form(parts, "The upload form appears here while a kernel runs: make lab, or make app")
 
     def _inputs(self) -> None:
@@ -98,6 +105,10 @@ class App:
         self.example = widgets.Dropdown(
             options=options, description="or example", layout=WIDE, style=LABELS, tooltip="test scans of the study"
         )
+        self.model = widgets.Dropdown(
+            options=[*self.models.items()] or [("of the study", self.worker)], description="model", layout=WIDE,
+            style=LABELS, tooltip="whom the model was trained on",
+        )  # fmt: skip
         self.age = widgets.Text(
             description="age, years", placeholder="optional", layout={"width": "14em"}, style=LABELS,
             tooltip="age in years, for percentiles of volumes; used when one scan is classified",
@@ -124,6 +135,14 @@ class App:
         )
         self.descending = widgets.ToggleButton(description="descending", tooltip="largest first")
         self.report = widgets.Button(description="Make report", icon="download", tooltip="CSV, JSON, HTML and PDF")
+
+    def _model_chosen(self, change: dict[str, Any]) -> None:
+        self.worker = change["new"]
+
+    def _example_chosen(self, change: dict[str, Any]) -> None:
+        """Examples are of the study: its model is the last."""
+        if self.models:
+            self.model.index = len(self.models) - 1 if change["new"] else 0
 
     def _received(self, change: dict[str, Any]) -> None:
         """Take uploads out of the page at once, so that no bytes of them stay in the widget."""
@@ -256,12 +275,13 @@ def classifier_app(params: StudyParams) -> widgets.Widget:
     StudyError
         If the study has no model yet.
     """
-    model = find_model(params)
-    card = model_file.load(model, trusted=True).card
+    models = find_models(params)
+    card = model_file.load([*models.values()][-1], trusted=True).card
     if card.refusal:
         text = f"This study's model {card.refusal}."
         return Form([widgets.HTML(text)], text)
     examples = {f"{scan.scan_id} ({scan.diagnosis})": scan.path for scan in example_scans(params).itertuples()}
     inbox = Inbox(params.classify, open_home())
-    worker = Worker(model, params.classify, inbox.home, params.evaluate.coverage, params.evaluate.attribution)
-    return App(worker, inbox, examples).box
+    settings = (params.classify, inbox.home, params.evaluate.coverage, params.evaluate.attribution)
+    workers = {title: Worker(model, *settings) for title, model in models.items()}
+    return App(next(iter(workers.values())), inbox, examples, workers if len(workers) > 1 else {}).box

@@ -88,7 +88,9 @@ class Check:
         return f"{self.title}: {self.message}. {self.advice}" if self.status == FAILED else ""
 
 
-def check_input(prepared: Preprocessed, features: np.ndarray, classifier: Classifier) -> tuple[Check, ...]:
+def check_input(
+    prepared: Preprocessed, features: np.ndarray, classifier: Classifier, person: dict[str, float] | None = None
+) -> tuple[Check, ...]:
     """Run all checks of a scan.
 
     Parameters
@@ -98,12 +100,16 @@ def check_input(prepared: Preprocessed, features: np.ndarray, classifier: Classi
         Mean over its slices of the network's features before the last layer.
     classifier : Classifier
         Without a stored cohort reference the distance checks are ``not checked``.
+    person : dict of str to float, optional
+        With ``age`` in years, for a model of people above some age.
 
     Returns
     -------
     tuple of Check
     """
     checks = [_check_limits(title, prepared.qc, *rest) for title, rest in LIMIT_CHECKS.items()]
+    if least := classifier.card.cohort.get("min_age"):
+        checks.append(_check_age((person or {}).get("age"), least))
     reference = classifier.card.reference.get("gate") or {}
     values = describe(prepared.features | prepared.qc)
     for name, (title, quantity, advice) in DISTANCE_CHECKS.items():
@@ -120,6 +126,14 @@ def check_input(prepared: Preprocessed, features: np.ndarray, classifier: Classi
         message += f"; largest deviations: {'; '.join(details)}" if details else ""
         checks.append(Check(title, FAILED if z > limit else PASSED, message, advice))
     return tuple(checks)
+
+
+def _check_age(age: float | None, least: float) -> Check:
+    title, trained = "Age within the range of the training cohort", f"trained on people of {least:g} or more"
+    if age is None:
+        return Check(title, UNCHECKED, f"age is not given; {trained}", "")
+    status = PASSED if age >= least else FAILED
+    return Check(title, status, f"age is {age:g} years; {trained}", "This model has no class for it")
 
 
 def _check_limits(title: str, values: dict[str, float], names: tuple[str, ...], advice: str) -> Check:

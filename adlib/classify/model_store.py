@@ -19,6 +19,7 @@ from adlib.training.pooling import pool_level
 RELEASED = Path(__file__).resolve().parents[2] / "models"
 WEIGHTS, SCORES, STORED = "model.safetensors", "scores.json", "answers.tsv"
 PREDICTED = "predictions.parquet"
+REAL = RELEASED / "oasis1" / WEIGHTS  # trained on people
 EXAMPLES = 4  # test scans offered by the form
 
 
@@ -53,6 +54,25 @@ def find_model(params: StudyParams) -> Path:
         if place.is_file():
             return place
     raise StudyError(f"no model of the study {params.study!r} at {' or '.join(map(str, places))}; run the study first")
+
+
+def find_models(params: StudyParams) -> dict[str, Path]:
+    """Weights that may classify a scan, by title: for a simulated study first those trained on people.
+
+    Parameters
+    ----------
+    params : StudyParams
+
+    Returns
+    -------
+    dict of str to path
+        The last is that of the study, see `find_model`.
+    """
+    study = {f"study {params.study!r}": find_model(params)}
+    if params.source.kind != "phantom" or not REAL.is_file():
+        return study
+    people = {"real people of 60 years or more (OASIS-1)": REAL}
+    return people | {f"simulated heads: {title}": path for title, path in study.items()}
 
 
 def store_examples(params: StudyParams) -> None:

@@ -26,12 +26,13 @@ from adlib.preprocess.intensity import brain_percentiles, standard_slices
 from adlib.preprocess.pipeline import preprocess_image
 from adlib.sources.scanfile import open_scan, scan_name
 from adlib.study.exec_params import HERE
-from adlib.study.params import StudyParams
+from adlib.study.params import SLAB, StudyParams
 from adlib.study.records import StudyError, atomic_path
 from adlib.training import model_file
 from adlib.training.network import image_features
 from adlib.training.pooling import pool_slices
-from adlib.training.slices import scan_slices
+from adlib.training.slabs import cut_slab
+from adlib.training.slices import scan_slices, slab_slices
 
 OUTSIDE_SD = 4.0  # a volume farther than this from the mean of every class lies outside the training cohort
 
@@ -98,7 +99,7 @@ def predict_image(
         seen = _slices(prepared, card)
         stage(STAGES[2])
         features = image_features(classifier.network, seen).mean(0)
-        checks = check_input(prepared, features, classifier)
+        checks = check_input(prepared, features, classifier, person)
         stage(STAGES[3])
         slices, weights = model_file.classify_slices(classifier, seen, person)
     missing = [name for name in card.covariates if name not in person]
@@ -115,7 +116,10 @@ def predict_image(
 
 def _slices(prepared: Preprocessed, card: model_file.ModelCard) -> np.ndarray:
     """Slices (n, 3, size, size) float16 of a scan, bit for bit those that a study stores."""
-    cut = scan_slices(as_stored(prepared.t1w, prepared.affine), prepared.affine, card.input).astype(np.float16)
+    stored = as_stored(prepared.t1w, prepared.affine)
+    if card.input.plane == SLAB:
+        return slab_slices(cut_slab(stored, prepared.affine, prepared.name), card.input).astype(np.float16)
+    cut = scan_slices(stored, prepared.affine, card.input).astype(np.float16)
     if not card.landmarks:
         return cut
     percentiles = np.array(brain_percentiles(prepared.t1w, prepared.mask))

@@ -170,7 +170,8 @@ def _draw(
         target, apart = card.classes.index(prediction.predicted), card.input.plane in THREE_PLANES
         maps = attribute(classifier.network, prediction.seen, target, method, apart)
         pictures["evidence"] = as_png(plot_attribution(prediction, maps, TITLES[method]))
-        view["evidence"] = _evidence_volume(prediction, maps)
+        if not card.input.flat:
+            view["evidence"] = _evidence_volume(prediction, maps)
     return pictures, view
 
 

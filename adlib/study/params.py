@@ -27,6 +27,7 @@ This page is generated: `python -m adlib.study.params > docs/parameters.md`.
 _COLUMNS = "| key | type | default | description |\n|---|---|---|---|\n"
 
 Control = Literal["shuffled_labels", "slice_split", "background", "binarised", "metadata_added"]
+SLAB = "coronal_2d"  # 2-D slices with a place in MNI152 space
 Plane = Literal["coronal", "axial", "sagittal", "three_planes", "coronal_2d", "three_planes_2d", "images_2d"]
 
 
@@ -109,6 +110,11 @@ class InputParams(Section):
     def flat(self) -> bool:
         """Whether a scan comes as 2-D images, so that there is no volume to preprocess."""
         return self.plane.endswith("_2d")
+
+    @property
+    def takes_heads(self) -> bool:
+        """Whether its slices can be cut out of a 3-D scan."""
+        return not self.flat or self.plane == SLAB
 
 
 class SplitParams(Section):

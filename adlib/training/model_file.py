@@ -15,9 +15,9 @@ from torch import nn
 from adlib.study.params import InputParams, PreprocessParams, StudyParams
 from adlib.study.records import TISSUE_MAPS, StudyError, atomic_path
 from adlib.training.cohort_reference import FeatureDistribution
-from adlib.training.network import ResNet50, load_body, output_layer, read_state, slice_outputs, softmax
+from adlib.training.network import OWN, ResNet50, load_body, output_layer, read_state, slice_outputs, softmax
 from adlib.training.pooling import ATTENTION, within_scan
-from adlib.training.recipe import NETWORK_FILE, BuildNetwork, Recipe, read_network
+from adlib.training.recipe import NETWORK_FILE, BuildNetwork, read_network
 
 FORMAT = "adlib-resnet50-3"
 STORED = "reference."
@@ -84,7 +84,7 @@ class ModelCard:
     @property
     def refusal(self) -> str | None:
         """Why the model cannot classify a head, to follow "the model"; None where it can."""
-        if self.input.flat:
+        if not self.input.takes_heads:
             return "takes ready-made 2-D slices; it cannot take a whole head"
         if TISSUE_MAPS in self.spaces:
             return "takes grey-matter maps; it cannot take a T1w head"
@@ -220,7 +220,7 @@ def load(path: Path | str, build_network: BuildNetwork | None = None, trusted: b
 def _builder(card: ModelCard, path: Path, trusted: bool) -> BuildNetwork:
     stated = card.training.get("network", {})
     if "source" not in stated:
-        return Recipe().build_network
+        return next((made for made in OWN if made.__name__ == card.network), ResNet50)
     if trusted:
         return read_network(path.with_name(NETWORK_FILE), stated)
     raise StudyError(

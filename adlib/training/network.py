@@ -16,6 +16,8 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from adlib.study.records import StudyError
 
+IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
+
 
 class ImageNetwork(nn.Module):
     """Any body with a linear output layer over its features and the covariates.
@@ -148,6 +150,44 @@ class ResNet50(ResNet):
         (B, outputs) float32
         """
         return self.fc(_joined(self.dropout(self.features(x)), covariates, self.covariates))
+
+
+class ResNet50Stage3(ResNet50):
+    """ResNet50 up to its third stage, whose 1024 pooled maps are the features.
+
+    Slices from 0, the background, to about 1, white matter, are standardised as the pictures of ImageNet are.
+
+    Parameters
+    ----------
+    outputs, covariates, dropout
+        See `ResNet50`.
+    """
+
+    explained_layer = "layer3"
+    stages: ClassVar = {name: layers for name, layers in ResNet50.stages.items() if name != "layer4"}
+
+    def __init__(self, outputs: int, covariates: int = 0, dropout: float = 0.0) -> None:
+        super().__init__(outputs, covariates, dropout)
+        self.layer4 = nn.Identity()
+        self.fc = nn.Linear(256 * Bottleneck.expansion + covariates, outputs)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("sd", torch.tensor(IMAGENET_SD)[:, None, None], persistent=False)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Image features of slices.
+
+        Parameters
+        ----------
+        x : (B, 3, H, W) float32
+
+        Returns
+        -------
+        (B, 1024) float32
+        """
+        return super().features((x - self.mean) / self.sd)
+
+
+OWN: tuple[type[ResNet50], ...] = (ResNet50, ResNet50Stage3)  # networks whose code is part of the package
 
 
 def _joined(features: torch.Tensor, covariates: torch.Tensor | None, count: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """OASIS-1's coronal slab, read from 2-D slices or cut from a preprocessed scan: one grid, one scale of intensity.
 
 Slices 90 to 99 of the atlas in which OASIS-1 publishes its registered images (T88, 1 mm, 176 x 208 x 176) pass through
-the hippocampi. Their columns run from the right of the head to the left.
+the hippocampi. Their columns run from the right of the head to the left. OASIS-1 cuts every brain out with one mask,
+that of the atlas, which `slab_mask.npz` holds; a scan is cut with the same.
 
 References
 ----------
@@ -36,6 +37,7 @@ ATLAS_TO_MNI = np.array(
 )
 SHAPE = (176, 10, 176)
 FIRST = 90
+MASK = Path(__file__).with_name("slab_mask.npz")
 FIELD = 148  # columns and rows about the centre that hold every brain of the atlas
 _INDEX = re.compile(r"\.(\d+)\.\w+$")
 
@@ -98,7 +100,9 @@ def cut_slab(t1w: np.ndarray, affine: np.ndarray, name: str) -> np.ndarray:
         raise StudyError(f"{name} has negative intensities; set preprocess.normalise to white_matter_peak")
     onto = np.eye(4)
     onto[1, 3] = FIRST
-    return _scaled(resample(t1w, affine, SHAPE, onto, ATLAS_TO_MNI), name)
+    with np.load(MASK) as stored:
+        slab = resample(t1w, affine, SHAPE, onto, ATLAS_TO_MNI) * stored["mask"]
+    return _scaled(slab, name)
 
 
 def slab_grid() -> np.ndarray:

@@ -15,14 +15,13 @@ from adlib.parallel.mapping import map_scans
 from adlib.preprocess.derivatives import load_preprocessed
 from adlib.preprocess.intensity import LANDMARKS, standard_slices
 from adlib.sources.image_files import SEPARATOR, read_plane
-from adlib.study.params import InputParams, StudyParams
+from adlib.study.params import SLAB, InputParams, StudyParams
 from adlib.study.records import FEATURES, MANIFEST, SLICES, StudyError, atomic_path, read_table, write_table
 from adlib.training.slabs import FIELD, read_slab, slab_grid
 
 CLIP_SD = 5.0
 TOGETHER = 2000  # scans whose slices are held in memory at once
 PLANES = ("axial", "coronal", "sagittal")  # the channels of three_planes
-SLAB = "coronal_2d"
 
 
 def scan_slices(t1w: np.ndarray, affine: np.ndarray, params: InputParams, zoom: float = 1.0) -> np.ndarray:

@@ -446,3 +446,26 @@ def test_form_offers_examples(study, monkeypatch):
     assert "make lab" in repr(app)
     classifier.card = replace(classifier.card, input=InputParams(plane="three_planes_2d"))
     assert "cannot take a whole head" in form.classifier_app(study).children[0].value
+
+
+def test_model_of_people_is_the_default_and_examples_take_that_of_the_study(make_app):
+    app = make_app()
+    people, study = app.worker, Worker(Path("study.safetensors"), app.worker.limits, app.worker.home)
+    both = form.App(people, app.inbox, app.examples, {"people": people, "study": study})
+    assert both.model in both.box.children and app.model not in app.box.children
+    assert both.worker is people
+    both.example.value = "examples/sub-01.nii.gz"
+    assert both.worker is study and both.model.label == "study"
+    both.model.label = "people"
+    assert both.worker is people
+    both.example.value = ""
+    assert both.worker is people
+
+
+def test_models_of_a_simulated_study_are_two_where_one_of_people_is_released(monkeypatch, tmp_path):
+    params = load_params("params/phantom.yaml", (f"exec.outputs={tmp_path}",))
+    monkeypatch.setattr(model_store, "REAL", tmp_path / "none.safetensors")
+    assert [*model_store.find_models(params).values()] == [model_store.find_model(params)]
+    monkeypatch.setattr(model_store, "REAL", Path(__file__))
+    titles = list(model_store.find_models(params))
+    assert titles[0].startswith("real people") and titles[1].startswith("simulated heads")

@@ -106,3 +106,13 @@ def test_reference_is_saved_and_older_files_load(with_reference, classifier, tmp
     old = json.loads(classifier.card.to_json())
     del old["reference"]
     assert model_file.ModelCard.from_json(json.dumps(old)) == classifier.card
+
+
+@pytest.mark.parametrize(("age", "status"), [(59.0, FAILED), (60.0, "passed"), (None, UNCHECKED)])
+def test_people_younger_than_the_cohort_get_no_class(classifier, scan, age, status):
+    old = replace(classifier, card=replace(classifier.card, cohort=classifier.card.cohort | {"min_age": 60.0}))
+    result = predict_image(scan, "made", old, person={} if age is None else {"age": age})
+    (check,) = [check for check in result.checks if check.title.startswith("Age")]
+    assert check.status == status and "60 or more" in check.message
+    assert (result.predicted is None) == (status == FAILED)
+    assert len(result.refusals) == (status == FAILED)

@@ -20,10 +20,11 @@ from adlib.classify.result import as_record
 from adlib.imaging.volume import extract_slice
 from adlib.preprocess.pipeline import preprocess_image
 from adlib.sources.scanfile import ScanFile
-from adlib.study.params import InputParams, load_params
+from adlib.study.params import InputParams, PreprocessParams, load_params
 from adlib.study.records import TISSUE_MAPS, StudyError
 from adlib.training import model_file
-from adlib.training.slices import scan_slices
+from adlib.training.slabs import cut_slab
+from adlib.training.slices import scan_slices, slab_slices
 
 
 def test_prediction_composes_the_functions_of_the_study(prediction, classifier, scan):
@@ -75,6 +76,17 @@ def test_volumes_outside_the_cohort_are_noted(classifier):
     assert outside_cohort({"icv_ml": 1500.0, "ventricles_ml": 50.0}, cohort) == ()
     (remark,) = outside_cohort({"icv_ml": 2400.0, "ventricles_ml": 50.0}, cohort)
     assert remark.startswith("icv_ml 2400 lies outside")
+
+
+def test_head_is_cut_into_the_slab_of_a_model_of_slabs(classifier, scan):
+    settings = InputParams(plane="coronal_2d", positions_mm=(-29.2, -25.1), channel_spacing_mm=1.0, size=64)
+    preprocess = PreprocessParams(resolution_mm=2.0, normalise="white_matter_peak")
+    other = replace(classifier, card=replace(classifier.card, input=settings, preprocess=preprocess))
+    result = predict_image(scan, "made", other)
+    assert result.predicted and result.seen.shape == (2, 3, 64, 64) and result.seen.min() == 0
+    prepared = preprocess_image(scan, preprocess, "made")
+    expected = slab_slices(cut_slab(prepared.t1w, prepared.affine, "made"), settings)
+    np.testing.assert_allclose(result.seen, expected, atol=0.01)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
-"""A released model: 16-bit weights, a card with their scores, and reproducible scores."""
+"""Released models: 16-bit weights, a card with scores, reproducible scores, and nothing of a person."""
 
+import json
+import re
 import shutil
 from copy import deepcopy
 
@@ -17,8 +19,9 @@ from adlib.study.exec_params import HERE
 from adlib.study.params import load_params
 from adlib.study.records import ANSWERS, MANIFEST, SPLITS, StudyError, read_json, read_table, write_json, write_table
 from adlib.training import model_file
+from adlib.training.cohort_reference import MOST_AXES
 from adlib.training.model_file import Classifier, ModelCard
-from adlib.training.network import ResNet50
+from adlib.training.network import ResNet50, read_state
 from adlib.training.splits import make_splits
 
 SMALL = (
@@ -140,3 +143,41 @@ def test_models_of_people_are_not_released(tmp_path):
     with pytest.raises(StudyError, match="bids data, whose terms apply"):
         release.release(params, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+of_people = pytest.mark.skipif(
+    not (RELEASED / "oasis1").is_dir(), reason="python benchmarks/oasis1.py write makes models/oasis1 from OASIS-1"
+)
+
+
+@of_people
+def test_model_of_people_holds_nothing_of_a_person():
+    folder = RELEASED / "oasis1"
+    assert {path.name for path in folder.iterdir()} == {"README.md", "model.safetensors"}
+    tensors, metadata = read_state(folder / "model.safetensors")
+    text = (folder / "README.md").read_text(encoding="utf-8") + metadata[model_file.FORMAT]
+    assert not re.search(r"OAS[12]_?\d{4}|data:image", text)
+    classifier = model_file.load(folder)
+    others = {name: value.shape for name, value in tensors.items() if name not in classifier.network.state_dict()}
+    assert set(others) == {f"reference.image.{part}" for part in model_file.STORED_PARTS}
+    assert others["reference.image.axes"][0] == MOST_AXES
+    people = sum(classifier.card.cohort["participants"].values())
+    assert people >= 100 > 2 * max(len(value) for value in _lists(json.loads(metadata[model_file.FORMAT])))
+
+
+def _lists(content):
+    if isinstance(content, list):
+        yield content
+    for part in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        yield from _lists(part)
+
+
+@of_people
+def test_card_of_the_model_of_people_says_whom_and_under_which_licence():
+    text = (RELEASED / "oasis1" / "README.md").read_text(encoding="utf-8")
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front)["license"] == "cc-by-nc-4.0" and "P50 AG05681" in body
+    first = body.strip().replace("\n", " ")
+    assert first.startswith("**Trained on ") and "60 years or more" in first[:80] and "no medical device" in first[:250]
+    card = model_file.load(RELEASED / "oasis1").card
+    assert not card.simulated and card.refusal is None and card.cohort["min_age"] == 60

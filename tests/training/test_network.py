@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torchvision.models import ResNet50_Weights, resnet50
 
 from adlib.study.records import StudyError
-from adlib.training.network import ResNet50, load_initial_weights
+from adlib.training.network import ResNet50, ResNet50Stage3, load_body, load_initial_weights
 
 
 def wrapped(state):
@@ -83,3 +83,14 @@ def test_imagenet_weights_offline_stop_the_training(monkeypatch):
     monkeypatch.setattr(ResNet50_Weights, "get_state_dict", Mock(side_effect=OSError("no network")))
     with pytest.raises(StudyError, match=r"cannot be downloaded.*or copy http.*path:FILE"):
         load_initial_weights(ResNet50(4), "imagenet")
+
+
+def test_body_up_to_stage_three_takes_weights_of_the_whole():
+    torch.manual_seed(0)
+    whole, network, x = resnet50().eval(), ResNet50Stage3(3).eval(), torch.rand(1, 3, 64, 64)
+    load_body(network, whole.state_dict(), "torchvision")
+    maps = {}
+    whole.layer3.register_forward_hook(lambda *values: maps.update(out=values[-1]))
+    with torch.no_grad():
+        whole((x - network.mean) / network.sd)
+        torch.testing.assert_close(network.features(x), maps["out"].mean((2, 3)))

@@ -14,7 +14,7 @@ from adlib.study.exec_params import HERE
 from adlib.study.params import InputParams, PreprocessParams
 from adlib.study.records import StudyError
 from adlib.study.source_params import OasisSlicesSource
-from adlib.training.slabs import ATLAS_TO_MNI, FIRST, SHAPE, cut_slab, read_slab
+from adlib.training.slabs import ATLAS_TO_MNI, FIRST, MASK, SHAPE, cut_slab, read_slab
 from adlib.training.slices import plane_slices, slab_slices
 
 INPUT = InputParams(plane="coronal_2d", positions_mm=(-29.2, -25.1), channel_spacing_mm=1.03, size=148)
@@ -60,6 +60,23 @@ def test_a_point_of_mni_is_found_in_slab_and_slices(side):
     rows, columns = np.nonzero(items[1, 1] > 1.6)
     np.testing.assert_allclose([rows.mean(), columns.mean()], [74 + 27.5, 74 - side * 30], atol=1.5)
     assert [(item[1] > 1.6).any() for item in items] == [False, True]
+
+
+def test_scan_is_cut_with_the_mask_of_the_atlas():
+    base = atlas.template(2.0)
+    cut = cut_slab(np.ones_like(base.t1), base.affine, "made")
+    np.testing.assert_array_equal(cut > 0, np.load(MASK)["mask"])
+    inside = cut_slab(base.t1 * base.mask, base.affine, "made") > 0
+    assert 0.9 < inside.sum() / (cut > 0).sum() <= 1
+
+
+@pytest.mark.realdata
+def test_slices_of_all_people_have_the_mask_of_the_atlas(realdata, tmp_path):
+    listed = list_source(OasisSlicesSource(kind="oasis_slices", root=realdata / "oasis1_coronal"), tmp_path, pool=HERE)
+    mask = np.load(MASK)["mask"]
+    for path in listed["path"][::40]:
+        seen = read_slab(path) > 0
+        assert not (seen & ~mask).any() and seen.sum() > 0.98 * mask.sum(), path
 
 
 def test_white_matter_is_the_mode_above_the_median():

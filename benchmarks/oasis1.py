@@ -1,0 +1,322 @@
+"""Fit and score models/oasis1 on the coronal slabs of OASIS-1, in the folder that ADLIB_REALDATA names.
+
+    python benchmarks/oasis1.py          scores the model, its baselines and its controls
+    python benchmarks/oasis1.py write    scores them and writes models/oasis1
+
+People of 60 years or more with a Clinical Dementia Rating, one scan of each; 0, 0.5, and 1 or more are CN, MCI and AD.
+The body is ResNet50 with ImageNet weights up to its third stage and stays as it is. The output layer is a logistic
+regression with a fixed L2 penalty on standardised features, averaged over three triples of neighbouring slices, of each
+slab and of `COPIES` copies of it as other scanners and registrations would give them. Nothing is chosen on the results.
+
+Scores are of people whom the model of a fold has not seen: five folds, stratified by class, five repetitions. ``AUC``
+is the mean over the repetitions for a rating above 0 against 0; the interval resamples people, alike for all variants.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import ndimage
+from scipy.stats import rankdata
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.model_selection import RepeatedStratifiedKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from adlib.classify.model_store import REAL
+from adlib.preprocess.intensity import white_matter_mode
+from adlib.sources.oasis import ACKNOWLEDGEMENT
+from adlib.sources.reading import list_source
+from adlib.study.exec_params import HERE
+from adlib.study.params import load_params
+from adlib.study.records import atomic_path, digest, file_digest, write_text
+from adlib.training.calibration import fit_calibration, lowest_probability
+from adlib.training.cohort_reference import COVERAGES, IMAGE, fit_distribution, gate_bounds, mahalanobis_distances
+from adlib.training.model_file import Classifier, ModelCard, save
+from adlib.training.network import ResNet50Stage3, image_features, load_initial_weights, softmax
+from adlib.training.slabs import MASK, read_slab
+from adlib.training.slices import slab_slices
+
+PARAMS = load_params("params/oasis1_coronal.yaml")
+WEIGHTS, LICENCE = "imagenet_resnet50/resnet50_imagenet.safetensors", "cc-by-nc-4.0"
+STRENGTH = 1e-3  # inverse of the penalty
+COPIES = 3
+FOLDS, REPETITIONS, RESAMPLES = 5, 5, 2000
+RIVAL = "age, sex, nWBV and eTIV"
+TEMPLATE = Path(__file__).with_name("oasis1-card.md")
+
+Fit = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows of training and of test people to logits of the latter
+
+
+def read_people(root: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    """First scans of rated people of 60 years or more, and their slabs (n, 176, 10, 176) float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = PARAMS.source.model_copy(update={"root": root / "oasis1_coronal"})
+        listed = list_source(source, Path(folder), pool=HERE)
+        rated = listed["diagnosis"].isin(PARAMS.classes) & (listed["age"] >= PARAMS.audit.min_age)
+        people = listed[rated & (listed["session_id"] == "ses-01")].reset_index(drop=True)
+        return people, np.stack([read_slab(path) for path in people["path"]])
+
+
+def as_elsewhere(slab: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A slab as another scanner and registration would give it: pose, blur, gain, gamma, noise, edge of the brain."""
+    turn, scale = rng.normal(0, [0.03, 0.03, 0.03]), 1 + rng.normal(0, 0.025, 3)
+    matrix = (np.eye(3) + np.array([[0, 0, turn[0]], [turn[1], 0, turn[2]], [-turn[0], 0, 0]])) * scale
+    centre, edge = (np.array(slab.shape) - 1) / 2, np.array([0, 4, 0])
+    padded = np.pad(slab, [(0, 0), (edge[1],) * 2, (0, 0)], mode="edge")
+    offset = centre - matrix @ centre + rng.normal(0, 1.0, 3) + edge
+    moved = ndimage.affine_transform(padded, matrix, offset, slab.shape, order=1)
+    sigma = rng.uniform(0, 1.5) * np.array([1, 0.5, 1])
+    inside = ndimage.gaussian_filter(mask.astype(np.float32), sigma)
+    moved = ndimage.gaussian_filter(moved, sigma) / np.maximum(inside, 0.3)
+    x, _, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in slab.shape), indexing="ij", sparse=True)
+    gain = np.exp(sum(k * part for k, part in zip(rng.normal(0, 0.06, 5), (x, z, x**2, z**2, x * z), strict=True)))
+    varied = np.clip(moved * gain, 0, None) ** np.exp(rng.normal(0, 0.15)) + rng.normal(
+        0, rng.uniform(0, 0.03), slab.shape
+    )
+    lost = int(rng.integers(0, 3))  # voxels at the edge of the brain
+    kept = ndimage.binary_erosion(mask, np.ones((3, 1, 3)), iterations=lost) if lost else mask
+    varied = np.clip(varied, 0.001, None) * kept
+    return (varied / white_matter_mode(varied[kept])).astype(np.float32)
+
+
+def features(slabs: np.ndarray, weights: Path | None, copies: int) -> np.ndarray:
+    """Features (1 + copies, n, 1024) of slabs and their copies, means over slices; without weights of a random body."""
+    return np.stack([copy_features(slabs, weights, k) for k in range(1 + copies)])
+
+
+def copy_features(slabs: np.ndarray, weights: Path | None, k: int) -> np.ndarray:
+    """Features (n, 1024) of the slabs, k = 0, or of their k-th copies; stored, so that they are computed once."""
+    made_by = [inspect.getsource(as_elsewhere) if k else "", str(weights), k, len(slabs)]
+    path = PARAMS.exec.outputs / "oasis1" / f"{digest(made_by)}.npy"
+    if path.is_file():
+        return np.load(path)
+    mask, network, rows = np.load(MASK)["mask"], make_network(weights), []
+    for i, slab in enumerate(slabs):
+        varied = as_elsewhere(slab, mask, np.random.default_rng([PARAMS.seed, k, i])) if k else slab
+        with torch.autocast("cpu", torch.bfloat16):
+            rows.append(image_features(network, slab_slices(varied, PARAMS.input)).mean(0))
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, np.array(rows))
+    return np.array(rows)
+
+
+def make_network(weights: Path | None) -> ResNet50Stage3:
+    """The body with ImageNet weights, or with random ones."""
+    torch.manual_seed(PARAMS.seed)
+    network = ResNet50Stage3(len(PARAMS.classes))
+    load_initial_weights(network, f"path:{weights}" if weights else "random")
+    return network.eval()
+
+
+def fit_layer(x: np.ndarray, y: np.ndarray, strength: float = STRENGTH) -> Pipeline:
+    """Regression on features (copies, n, F); a person counts once. Principal axes change nothing but the time."""
+    flat = x.reshape(-1, x.shape[-1])
+    regression = LogisticRegression(C=strength / len(x), max_iter=500)
+    return make_pipeline(StandardScaler(), PCA(svd_solver="full"), regression).fit(flat, np.tile(y, len(x)))
+
+
+def of_image(x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Logits of the output layer."""
+    return fit_layer(x[:, train], y[train]).decision_function(x[0, test])
+
+
+def of_few(values: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Logits by a few facts."""
+    return fit_layer(values[None, train], y[train], 0.3).decision_function(values[test])
+
+
+def of_pixels(slabs: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Logits by 60 principal components of a coarse slab."""
+    axes = PCA(60, whiten=True, svd_solver="full").fit(slabs[train])
+    model = LogisticRegression(C=0.1, max_iter=500).fit(axes.transform(slabs[train]), y[train])
+    return model.decision_function(axes.transform(slabs[test]))
+
+
+def crossfitted(fit: Fit, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (repetitions, n, K) of people by models of the other folds, and the fold of each (repetitions, n)."""
+    logits = np.zeros((REPETITIONS, len(y), len(PARAMS.classes)))
+    folds = np.zeros((REPETITIONS, len(y)), int)
+    cutter = RepeatedStratifiedKFold(n_splits=FOLDS, n_repeats=REPETITIONS, random_state=PARAMS.seed)
+    for k, (train, test) in enumerate(cutter.split(y, y)):
+        logits[k // FOLDS, test], folds[k // FOLDS, test] = fit(train, test), k % FOLDS
+    return logits, folds
+
+
+def impairment(logits: np.ndarray) -> np.ndarray:
+    """Logit of any class but the first."""
+    p = softmax(logits.reshape(-1, logits.shape[-1]))[:, 0].reshape(logits.shape[:-1]).clip(1e-9, 1 - 1e-9)
+    return np.log((1 - p) / p)
+
+
+def mean_auc(values: np.ndarray, y: np.ndarray) -> float:
+    """ROC AUC of values (repetitions, n), the mean over the repetitions."""
+    return float(np.mean(rankdata(values, axis=1)[:, y > 0].mean(1) - ((y > 0).sum() + 1) / 2) / (y == 0).sum())
+
+
+def scores(found: dict[str, np.ndarray], y: np.ndarray) -> pd.DataFrame:
+    """A row for each variant: AUC with its interval, range over repetitions, difference from the rival, accuracy."""
+    rng, people = np.random.default_rng(PARAMS.seed), np.arange(len(y))
+    draws = [people, *(rng.choice(people, len(people)) for _ in range(RESAMPLES))]
+    draws = [draw for draw in draws if 0 < (y[draw] > 0).mean() < 1]
+    ranked = {name: impairment(logits) for name, logits in found.items()}
+    aucs = {
+        n: np.array([np.mean([roc_auc_score(y[d] > 0, s[d]) for s in v]) for d in draws]) for n, v in ranked.items()
+    }
+    share = np.log(np.bincount(y) / len(y))
+    rows = []
+    for name, values in aucs.items():
+        single = [roc_auc_score(y > 0, each) for each in ranked[name]]
+        right = [balanced_accuracy_score(y, (each - share).argmax(1)) for each in found[name]]
+        rows.append(
+            {
+                "variant": name,
+                "AUC": written(values),
+                "repetitions": f"{min(single):.3f} to {max(single):.3f}",
+                "minus rival": written(values - aucs[RIVAL]) if name != RIVAL else "",
+                "balanced accuracy of three classes": f"{np.mean(right):.3f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def written(values: np.ndarray) -> str:
+    """Value and interval."""
+    low, high = np.percentile(values[1:], [2.5, 97.5])
+    return f"{values[0]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    rows = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def calibration(logits: np.ndarray, folds: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Slope of the calibrated logit and coverage of sets of 90 %, each fitted without the fold that tests it."""
+    slopes, covered = [], []
+    for each, fold in zip(logits, folds, strict=True):
+        p = np.zeros_like(each)
+        bound = np.zeros(len(y))
+        for k in range(FOLDS):
+            temperature, bias = fit_calibration(each[fold != k], y[fold != k])
+            p[fold == k] = softmax(each[fold == k], temperature, bias)
+            bound[fold == k] = lowest_probability(y[fold != k], softmax(each[fold != k], temperature, bias), 0.9)
+        covered.append(np.mean(p[np.arange(len(y)), y] >= bound))
+        x = impairment(np.log(p.clip(1e-9)))[:, None]
+        slopes.append(LogisticRegression(C=np.inf).fit(x, y > 0).coef_[0, 0])
+    return {"slope": float(np.mean(slopes)), "coverage": float(np.mean(covered))}
+
+
+def gate(x: np.ndarray, folds: np.ndarray, people: pd.Series) -> dict[str, Any]:
+    """Bounds of the distance of features, each person with its copies measured by the other folds."""
+    off = np.zeros(x.shape[:2])
+    for k in range(FOLDS):
+        fitted = fit_distribution(x[:, folds != k].reshape(-1, x.shape[-1]))
+        off[:, folds == k] = [mahalanobis_distances(part, fitted) for part in x[:, folds == k]]
+    return gate_bounds(pd.DataFrame({IMAGE: off.ravel()}), np.tile(people, len(x)))
+
+
+def make_classifier(
+    x: np.ndarray, y: np.ndarray, people: pd.DataFrame, logits: np.ndarray, folds: np.ndarray, weights: Path
+) -> Classifier:
+    """The model that is fitted on all people, calibrated and bounded by its cross-validation."""
+    network = make_network(weights)
+    model = fit_layer(x, y)
+    size = x.shape[-1]
+    bias, *rest = model.decision_function(np.eye(size + 1, size, -1))  # the steps are linear: one layer
+    with torch.no_grad():
+        network.fc.bias.copy_(torch.from_numpy(bias))
+        network.fc.weight.copy_(torch.from_numpy((np.array(rest) - bias).T))
+    temperature, shift = fit_calibration(logits, y)
+    p = softmax(logits, temperature, shift)
+    counts = people["diagnosis"].value_counts()
+    name, parameters = type(network), sum(value.numel() for value in network.parameters())
+    card = ModelCard(
+        study="oasis1",
+        classes=PARAMS.classes,
+        simulated=False,
+        input=PARAMS.input,
+        preprocess=PARAMS.preprocess,
+        temperature=temperature,
+        bias=tuple(shift.tolist()),
+        cohort={
+            "participants": {label: int(counts[label]) for label in PARAMS.classes},
+            "min_age": PARAMS.audit.min_age,
+            "volumes": {},
+        },
+        weights_origin=f"weights of {weights.name} ({LICENCE})",
+        splits_sha256="",
+        code=file_digest(Path(__file__)),
+        seed=PARAMS.seed,
+        reference={
+            "sets": {f"{level:g}": lowest_probability(y, p, level) for level in COVERAGES},
+            "norms": {},
+            "gate": gate(x, folds, people["participant_id"]),
+            "names": {IMAGE: []},
+        },
+        training={
+            "network": {
+                "name": f"{name.__module__}:{name.__name__}",
+                "title": name.__name__,
+                "parameters": parameters,
+            },
+            "strength": STRENGTH,
+            "copies": COPIES,
+        },
+    )
+    return Classifier(network, card, {IMAGE: fit_distribution(x.reshape(-1, size))})
+
+
+def main() -> None:
+    """Print the table; write the model if asked to."""
+    root = Path(os.environ["ADLIB_REALDATA"])
+    people, slabs = read_people(root)
+    y = people["diagnosis"].map(PARAMS.classes.index).to_numpy()
+    x, untrained = features(slabs, root / WEIGHTS, COPIES), features(slabs, None, 0)
+    coarse = ndimage.zoom(slabs[:, :, ::3], (1, 0.25, 1, 0.25), order=1).reshape(len(y), -1)
+    facts = people.assign(female=people["sex"].eq("F"))
+    fit = {
+        "image": partial(of_image, x, y),
+        "image without copies": partial(of_image, x[:1], y),
+        "untrained body": partial(of_image, untrained, y),
+        "pixels, 60 components": partial(of_pixels, coarse, y),
+        "age and sex": partial(of_few, facts[["age", "female"]].to_numpy(float), y),
+        "nWBV": partial(of_few, facts[["nbv"]].to_numpy(float), y),
+        RIVAL: partial(of_few, facts[["age", "female", "nbv", "icv_ml"]].to_numpy(float), y),
+        "permuted labels": partial(of_image, x[:1], np.random.default_rng(PARAMS.seed).permutation(y)),
+    }
+    found = {name: crossfitted(each, y) for name, each in fit.items()}
+    table = scores({name: logits for name, (logits, _) in found.items()}, y)
+    logits, folds = found["image"]
+    checked = calibration(logits, folds, y)
+    counts = ", ".join(f"{n} {label}" for label, n in zip(PARAMS.classes, np.bincount(y), strict=True))
+    shown = markdown(table)
+    print(f"{len(y)} people ({counts})\n{shown}\n{checked}")
+    if sys.argv[1:] == ["write"]:
+        save(make_classifier(x, y, people, logits[0], folds[0], root / WEIGHTS), REAL, half=True)
+        text = TEMPLATE.read_text(encoding="utf-8").format(
+            n=len(y),
+            counts=counts,
+            table=shown,
+            licence=LICENCE,
+            owed=ACKNOWLEDGEMENT,
+            **checked,
+        )
+        write_text(text, REAL.with_name("README.md"))
+
+
+if __name__ == "__main__":
+    main()
