@@ -51,7 +51,8 @@ def plot_prediction(prediction: Prediction) -> Figure:
     prepared, card = prediction.prepared, prediction.card
     figure = plt.figure(figsize=(9.5, 9.4))
     head, result, foot = figure.subfigures(3, 1, height_ratios=(6.3, 2.8, 0.5))
-    shown = [name for name in VOLUME_LABELS if name in prepared.features and name in card.cohort.get("volumes", {})]
+    measured = [name for name in VOLUME_LABELS if name in prepared.features]
+    shown = [name for name in measured if name in card.cohort.get("volumes", {})]
     _mosaic(head, prepared)
     grid = result.add_gridspec(1, 1 + len(shown), width_ratios=(2.4, *[1] * len(shown)))
     _result(result.add_subplot(grid[0]), prediction)
@@ -61,7 +62,10 @@ def plot_prediction(prediction: Prediction) -> Figure:
         axis.set_title(f"{VOLUME_LABELS[name]}\n{format_ml(prepared.features[name])} ml", color=ACCENT)
     head.supxlabel("yellow: brain mask; blue: edge of white matter; left is left", fontsize="small")
     head.suptitle(_title(prediction), fontweight="bold")
-    result.supxlabel("volumes: blue line, this scan; dots and bars, mean ± SD of the training cohort", fontsize="small")
+    sizes = [f"{VOLUME_LABELS[name]} {format_ml(prepared.features[name])} ml" for name in measured]
+    apart = f"volumes: {', '.join(sizes)}; this model has none of its training cohort to compare with"
+    compared = "volumes: blue line, this scan; dots and bars, mean ± SD of the training cohort"
+    result.supxlabel(compared if shown else apart, fontsize="small")
     foot.text(0.5, 0.5, prediction.warning, ha="center", va="center", fontweight="bold", wrap=True)
     return figure
 

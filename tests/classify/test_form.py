@@ -438,7 +438,7 @@ def test_stored_predictions_are_of_test_scans(study):
 
 def test_form_offers_examples(study, monkeypatch):
     classifier = SimpleNamespace(card=prediction_of("x").card)
-    monkeypatch.setattr(form, "find_model", lambda params: Path("any"))
+    monkeypatch.setattr(form, "find_models", lambda params: {"of the study": Path("any")})
     monkeypatch.setattr(form.model_file, "load", lambda path, trusted: classifier)
     app = form.classifier_app(study)
     labels = [label for label, _ in app.children[3].options]
