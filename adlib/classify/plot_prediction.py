@@ -63,7 +63,7 @@ def plot_prediction(prediction: Prediction) -> Figure:
     head.supxlabel("yellow: brain mask; blue: edge of white matter; left is left", fontsize="small")
     head.suptitle(_title(prediction), fontweight="bold")
     sizes = [f"{VOLUME_LABELS[name]} {format_ml(prepared.features[name])} ml" for name in measured]
-    apart = f"volumes: {', '.join(sizes)}; this model has none of its training cohort to compare with"
+    apart = f"{', '.join(sizes)}\nno volumes of the training cohort to compare with"
     compared = "volumes: blue line, this scan; dots and bars, mean ± SD of the training cohort"
     result.supxlabel(compared if shown else apart, fontsize="small")
     foot.text(0.5, 0.5, prediction.warning, ha="center", va="center", fontweight="bold", wrap=True)
