@@ -43,6 +43,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/numpydoc lint $(wildcard adlib/*.py adlib/*/*.py adlib/*/*/*.py)
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict --site-dir build/site

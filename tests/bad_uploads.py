@@ -31,13 +31,13 @@ def packed(files: dict[str, bytes], mode: int = 0, encrypted: bool = False) -> b
     return bytes(content)
 
 
-def nifti(data: np.ndarray, affine: np.ndarray | None = AFFINE, **header) -> bytes:
+def nifti(data: np.ndarray, affine: np.ndarray | None = AFFINE, kind=nib.Nifti1Image, **header) -> bytes:
     """Bytes of a .nii whose header fields are then set to anything."""
-    raw = bytearray(nib.Nifti1Image(data, affine).to_bytes())
-    fields = nib.Nifti1Header.template_dtype.fields
+    raw = bytearray(kind(data, affine).to_bytes())
+    fields = kind.header_class.template_dtype.fields
     for name, value in header.items():
-        kind, offset = fields[name][:2]
-        values = np.asarray(value, kind.base if kind.shape else kind).tobytes()
+        dtype, offset = fields[name][:2]
+        values = np.asarray(value, dtype.base).tobytes()
         raw[offset : offset + len(values)] = values
     return bytes(raw)
 

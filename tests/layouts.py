@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from dicom_writer import write_series
+from made_head import reoriented
 from PIL import Image
 
 from adlib.imaging.volume import extract_slice, resample, to_canonical
@@ -27,7 +28,6 @@ Row = dict[str, Any]
 _SITE_NUMBERS = {"north": "002", "east": "011", "south": "023", "west": "041"}
 _RATINGS = {"CN": 0.0, "SMC": 0.0, "EMCI": 0.5, "MCI": 0.5, "LMCI": 0.5, "AD": 1.0}
 _OASIS_COLUMNS = {"sex": "M/F", "age": "Age", "cdr": "CDR", "unknown": "eTIV", "unmeasured": "nWBV"}
-_OASIS_AXES = ("A", "S", "L")  # the order in which OASIS-1 stores its voxels, see adlib.sources.oasis
 
 
 def write_layout(cohort: Path, kind: str, root: Path, *, pool: Pool = EVERY_CORE) -> Path:
@@ -87,11 +87,6 @@ def _renamed(row: Row) -> Row:
         "unknown": None,
         "unmeasured": None,
     }
-
-
-def _turned(image: nib.Nifti1Image, axes: tuple[str, str, str]) -> nib.Nifti1Image:
-    wanted = nib.orientations.axcodes2ornt(axes)
-    return image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), wanted))
 
 
 def _save(row: Row, path: Path) -> None:
@@ -203,7 +198,7 @@ def _table_images(rows: list[Row], root: Path) -> None:
 def _place_oasis1(row: Row, root: Path) -> None:
     name = row["oasis1"]
     folder = root / f"disc{1 + row['number'] % 12}" / name / "PROCESSED" / "MPRAGE" / "SUBJ_111"
-    image = _turned(nib.load(row["path"]), _OASIS_AXES)
+    image = reoriented(nib.load(row["path"]), "ASL")  # see adlib.sources.oasis
     folder.mkdir(parents=True, exist_ok=True)
     bare = nib.Spm2AnalyzeImage(np.asanyarray(image.dataobj)[..., None], None)
     bare.header.set_zooms((*image.header.get_zooms()[:3], 1.0))

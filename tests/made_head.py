@@ -120,11 +120,16 @@ def made_head(
     else:
         head = np.hypot(head + noise * rng.standard_normal(shape), noise * rng.standard_normal(shape))
     image = nib.Nifti1Image((1000 * head).astype(np.int16), affine)
-    stored = nib.orientations.axcodes2ornt(codes)
-    turned = image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), stored))
     unit = resolution_mm**3 * abs(np.linalg.det(pose[:3, :3])) / 1000
     tissues = _shells(resolution_mm, neck_mm)[0].sum((1, 2, 3), dtype=np.float64) * unit
-    return MadeHead(turned, inside, pose, dict(zip(("gm_ml", "wm_ml", "csf_ml"), tissues, strict=True)))
+    volumes = dict(zip(("gm_ml", "wm_ml", "csf_ml"), tissues, strict=True))
+    return MadeHead(reoriented(image, codes), inside, pose, volumes)
+
+
+def reoriented(image: nib.Nifti1Image, codes: str) -> nib.Nifti1Image:
+    """The same image with its voxels stored along other axes, such as ``PSR``."""
+    wanted = nib.orientations.axcodes2ornt(codes)
+    return image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), wanted))
 
 
 def pose_error(scan_to_mni: np.ndarray, mni_to_scan: np.ndarray) -> float:

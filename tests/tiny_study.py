@@ -92,10 +92,11 @@ def study(tmp_path):
     return make_study(tmp_path)
 
 
-def fold_of(study, run=NETWORK):
-    """The first fold of a study, or that of a control."""
-    slices, table = load_slices(study)
-    fold = make_fold(0, slices, table, read_table(study.folder / "splits.tsv", SPLITS), study)
+def fold_of(study, run=NETWORK, table=None):
+    """The first fold of a study, or that of a control; `table` may name its slices otherwise."""
+    slices, stored = load_slices(study)
+    splits = read_table(study.folder / "splits.tsv", SPLITS)
+    fold = make_fold(0, slices, stored if table is None else table, splits, study)
     return fold if run == NETWORK else control_fold(run, fold, study)
 
 

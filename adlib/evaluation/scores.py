@@ -225,7 +225,7 @@ def brier(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return weights @ ((p - np.eye(p.shape[1])[y]) ** 2).sum(1) / weights.sum(1)
 
 
-def calibration_error(y: np.ndarray, p: np.ndarray, weights: np.ndarray, bins: int = CALIBRATION_BINS) -> np.ndarray:
+def calibration_error(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Expected calibration error of the decision's confidence in equal-width bins.
 
     Parameters
@@ -236,7 +236,6 @@ def calibration_error(y: np.ndarray, p: np.ndarray, weights: np.ndarray, bins: i
         Probabilities; the largest is the decision.
     weights : (B, n) float
         One weighting of the items per row.
-    bins : int
 
     Returns
     -------
@@ -246,7 +245,7 @@ def calibration_error(y: np.ndarray, p: np.ndarray, weights: np.ndarray, bins: i
     ----------
     Guo et al. 2017, arXiv:1706.04599.
     """
-    confidence, right = p.max(1), p.argmax(1) == y
+    confidence, right, bins = p.max(1), p.argmax(1) == y, CALIBRATION_BINS
     member = np.eye(bins)[np.minimum((confidence * bins).astype(int), bins - 1)]
     gaps = weights @ (member * (right - confidence)[:, None])
     return np.abs(gaps).sum(1) / weights.sum(1)

@@ -365,9 +365,7 @@ def prediction_table(fold: Fold, rows: np.ndarray, values: np.ndarray, params: S
 def _validate(fold: Fold, network: nn.Module, params: StudyParams) -> dict[str, float]:
     """Log loss of validation slices, and balanced accuracy of validation participants."""
     rows = fold.rows("validation")
-    values = slice_outputs(network, fold.slices[rows], fold.covariates[rows])[
-        :, : outputs(params.classes, params.input)
-    ]
+    values = slice_outputs(network, fold.slices[rows], fold.covariates[rows])
     p, y = softmax(values[:, : len(params.classes)]), fold.targets[rows]
     people = pool_level(prediction_table(fold, rows, values, params), "subject", params.classes, params.input.pooling)
     truth, pooled, _ = arrays(people, params.classes)

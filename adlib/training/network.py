@@ -16,6 +16,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from adlib.study.records import StudyError
 
+BATCH = 64  # slices at a time
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
 
 
@@ -448,9 +449,7 @@ def _check_finite(state: dict[str, torch.Tensor], path: Path) -> None:
         raise StudyError(f"{path} holds values that are not finite, first in {broken[0]!r}; it is damaged")
 
 
-def slice_outputs(
-    network: nn.Module, slices: np.ndarray, covariates: np.ndarray | None = None, batch: int = 64
-) -> np.ndarray:
+def slice_outputs(network: nn.Module, slices: np.ndarray, covariates: np.ndarray | None = None) -> np.ndarray:
     """Outputs of a network for slices, computed in float32 on the network's device.
 
     Parameters
@@ -459,43 +458,37 @@ def slice_outputs(
     slices : (n, 3, H, W) array
     covariates : (n, C) array, optional
         Covariates; left out, they count as 0.
-    batch : int
-        Slices at a time.
 
     Returns
     -------
     (n, outputs) float64
     """
     inputs = [slices] if covariates is None or covariates.shape[1] == 0 else [slices, covariates]
-    return _in_batches(network, network, inputs, batch).astype(np.float64)
+    return _in_batches(network, network, inputs).astype(np.float64)
 
 
-def image_features(network: nn.Module, slices: np.ndarray, batch: int = 64) -> np.ndarray:
+def image_features(network: nn.Module, slices: np.ndarray) -> np.ndarray:
     """Image features of slices, without covariates; see `ImageNetwork`.
 
     Parameters
     ----------
     network : nn.Module
     slices : (n, 3, H, W) array
-    batch : int
-        Slices at a time.
 
     Returns
     -------
     (n, F) float32
     """
-    return _in_batches(network, network.features, [slices], batch)
+    return _in_batches(network, network.features, [slices])
 
 
 @torch.inference_mode()
-def _in_batches(
-    network: nn.Module, function: Callable[..., torch.Tensor], inputs: list[np.ndarray], batch: int
-) -> np.ndarray:
+def _in_batches(network: nn.Module, function: Callable[..., torch.Tensor], inputs: list[np.ndarray]) -> np.ndarray:
     device = next(network.parameters()).device
     network.eval()
     parts = []
-    for start in range(0, len(inputs[0]), batch):
-        values = (np.asarray(array[start : start + batch], dtype=np.float32) for array in inputs)
+    for start in range(0, len(inputs[0]), BATCH):
+        values = (np.asarray(array[start : start + BATCH], dtype=np.float32) for array in inputs)
         parts.append(function(*(torch.from_numpy(value).to(device) for value in values)).float().cpu())
     return torch.cat(parts).numpy()
 

@@ -1,11 +1,9 @@
 """A prediction is made by the code of the study; the command goes on after a bad file."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -152,8 +150,8 @@ REAL = {
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(("file", "extracted"), REAL.items())
-def test_real_scans(classifier, file, extracted):
-    prediction = predict_file(Path(os.environ["ADLIB_REALDATA"]) / file, classifier)
+def test_real_scans(realdata, classifier, file, extracted):
+    prediction = predict_file(realdata / file, classifier)
     assert 1000 < prediction.prepared.features["brain_ml"] < 1800
     assert sum(prediction.probabilities.values()) == pytest.approx(1)
     assert prediction.predicted in prediction.card.classes

@@ -61,11 +61,11 @@ def card(plane="coronal", positions=(-32.0, -20.0, -8.0), size=64, resolution=2.
     return ModelCard("t", classes, True, given, PreprocessParams(resolution_mm=resolution), 1, {}, "r", "s", "c", 1)
 
 
-def made_maps(values, slices=None, people=None):
+def made_maps(values):
     scans = pd.DataFrame({"scan_id": [f"s{k}" for k in range(len(values))]})
-    scans["participant_id"] = people or scans["scan_id"]
+    scans["participant_id"] = scans["scan_id"]
     scans["diagnosis"] = np.array(["CN", "AD"])[np.arange(len(values)) * 2 // len(values)]
-    return ScanMaps(values, np.ones_like(values) if slices is None else slices, scans)
+    return ScanMaps(values, np.ones_like(values), scans)
 
 
 @pytest.fixture(scope="module")

@@ -18,17 +18,20 @@ SETS = ("preprocess.resolution_mm=3.0", "input.positions_mm=[-20.0]", "evaluate.
         "evaluate.bootstrap=100")  # fmt: skip
 
 
+def classifier(plane="coronal"):
+    torch.manual_seed(2)
+    return Classifier(Tiny(2).eval(), card(plane, (-20.0,), 32, 3.0))
+
+
 @pytest.mark.parametrize("plane", ["coronal", "three_planes_2d"])
 def test_a_study_is_explained_and_repeats(tmp_path, plane):
     params = make_study(tmp_path, *SETS, f"input.plane={plane}")
-    torch.manual_seed(2)
-    mine = card(plane, (-20.0,), 32, 3.0)
-    classifier = Classifier(Tiny(2).eval(), mine)
-    explained = explain_study(params, classifier)
+    mine = classifier(plane)
+    explained = explain_study(params, mine)
     folder, stored = params.folder / "attribution", read_json(params.folder / "attribution" / "sanity.json")
     assert stored == explained.sanity
     (folder / "done.json").unlink()
-    assert explain_study(params, classifier).sanity == stored
+    assert explain_study(params, mine).sanity == stored
     flat = plane == "three_planes_2d"
     assert (explained.images == {}) == (explained.regions is None) == flat
     assert len(list(folder.glob("*.nii.gz"))) == (0 if flat else 2)
@@ -45,12 +48,11 @@ def test_a_study_is_explained_and_repeats(tmp_path, plane):
 @pytest.mark.parametrize("changed", ["nothing", "code", "network", "slices", "output", "bootstrap"])
 def test_what_is_stored_is_read_unless_something_that_it_depends_on_changed(tmp_path, monkeypatch, changed):
     params, attributed = make_study(tmp_path, *SETS), []
-    torch.manual_seed(2)
-    classifier = Classifier(Tiny(2).eval(), card("coronal", (-20.0,), 32, 3.0))
-    first = explain_study(params, classifier)
+    mine = classifier()
+    first = explain_study(params, mine)
     monkeypatch.setattr(study, "scan_maps", lambda *told: attributed.append(1) or scan_maps(*told))
     if changed == "network":
-        next(classifier.network.parameters()).data += 0.1
+        next(mine.network.parameters()).data += 0.1
     elif changed == "slices":
         np.save(params.folder / "slices.npy", 1.1 * np.load(params.folder / "slices.npy"))
     elif changed == "output":
@@ -59,7 +61,7 @@ def test_what_is_stored_is_read_unless_something_that_it_depends_on_changed(tmp_
         params = make_study(tmp_path / "other", *SETS[:-1], "evaluate.bootstrap=120")
     elif changed == "code":
         monkeypatch.setattr(study, "code_digest", lambda function: "other")
-    again = explain_study(params, classifier)
+    again = explain_study(params, mine)
     assert len(attributed) == (changed != "nothing")
     if changed in ("nothing", "code", "output"):
         assert again.sanity == first.sanity
@@ -70,7 +72,7 @@ def test_what_is_stored_is_read_unless_something_that_it_depends_on_changed(tmp_
 
 def test_only_tested_participants_are_explained(tmp_path):
     params = make_study(tmp_path, *SETS)
-    maps = scan_maps(params, Classifier(Tiny(2).eval(), card("coronal", (-20.0,), 32, 3.0)))
+    maps = scan_maps(params, classifier())
     assert set(maps.scans["participant_id"]) <= {f"sub-{k:02d}" for k in range(30, 40)}
     stored = np.load(params.folder / "slices.npy")[[int(name[4:]) for name in maps.scans["participant_id"]]]
     np.testing.assert_array_equal(maps.slices[:, 0], stored.astype(np.float32))
@@ -82,4 +84,4 @@ def test_a_class_without_a_test_scan_is_named(tmp_path):
     table.loc[table["diagnosis"] == "AD", "split"] = "train"
     table.to_csv(params.folder / "splits.tsv", sep="\t", index=False)
     with pytest.raises(StudyError, match="class AD has no test scan to explain"):
-        scan_maps(params, Classifier(Tiny(2).eval(), card("coronal", (-20.0,), 32, 3.0)))
+        scan_maps(params, classifier())

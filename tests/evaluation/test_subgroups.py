@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from adlib.evaluation.evaluate import _score_subgroups, participant_groups, subgroups
 from adlib.study.metrics import metrics_table, subgroup_table
@@ -59,29 +58,21 @@ def made():
     manifest = people(site=site, age=ages, diagnosis=np.array(CLASSES)[y])
     tested = manifest[["participant_id", "session_id", "scan_id"]].assign(fold=0, truth=manifest["diagnosis"])
     tested[[f"p_{name}" for name in CLASSES]] = p
-    return y, p, site, ages, *_score_subgroups(tested, manifest, PARAMS)
+    return ages, *_score_subgroups(tested, manifest, PARAMS)
 
 
-def test_scores_of_a_group_equal_scikit_learn_on_its_people(made):
-    y, p, site, _, entries, small = made
-    found = {(entry["group"], entry["metric"]): entry for entry in entries}
+def test_groups_differ_and_small_ones_are_left_out(made):
+    entries, small = made[1:]
     assert small == ["site small"]
+    found = {(entry["group"], entry["metric"]): entry["ci95"] for entry in entries}
     assert not any(group == "site small" for group, _ in found)
-    for name in ("good", "bad"):
-        inside = site == name
-        two = inside & np.isin(y, [0, 3])
-        accuracy, area = (found[f"site {name}", metric] for metric in ("balanced_accuracy", "roc_auc_binary"))
-        assert accuracy["n"] == inside.sum()
-        assert accuracy["point"] == pytest.approx(balanced_accuracy_score(y[inside], p[inside].argmax(1)), abs=1e-12)
-        share = p[two, 3] / (p[two, 0] + p[two, 3])
-        assert area["point"] == pytest.approx(roc_auc_score(y[two] == 3, share), abs=1e-12)
-    assert found["site good", "balanced_accuracy"]["ci95"][0] > found["site bad", "balanced_accuracy"]["ci95"][1]
-    low, high = found["site bad", "balanced_accuracy"]["ci95"]
+    (low, high), good = (found[f"site {name}", "balanced_accuracy"] for name in ("bad", "good"))
+    assert good[0] > high
     assert low < 0.25 < high
 
 
 def test_a_group_without_one_of_the_classes_has_no_balanced_accuracy(made):
-    *_, ages, entries, _ = made
+    ages, entries, _ = made
     assert (ages == 70).sum() > 12
     lacking = {e["metric"]: e for e in entries if e["group"] == "age 65 to under 75"}
     assert lacking["balanced_accuracy"]["point"] is None and lacking["balanced_accuracy"]["ci95"] is None

@@ -6,56 +6,12 @@ import pytest
 from scipy.stats import norm
 from sklearn import metrics as sk
 
-from adlib.evaluation.evaluate import _entries, _two_scores, evaluate_study
+from adlib.evaluation.evaluate import _entries, _two_scores
 from adlib.study.params import load_params
-from adlib.study.records import AUDIT, FEATURES, MANIFEST, PREDICTIONS, SPLITS, read_table, write_table
+from adlib.study.records import MANIFEST, read_table
 
 CLASSES = ["CN", "MCI", "AD"]
 COLUMNS = [f"p_{name}" for name in CLASSES]
-RESAMPLES = 150
-PARTS = np.array(["train", "validation", "test"])
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """Two folds of 120 participants with one to three scans of three slices; each fold has its own calibration."""
-    sets = (f"exec.outputs={tmp_path_factory.mktemp('o')}", f"evaluate.bootstrap={RESAMPLES}")
-    params = load_params("params/oasis2_slices.yaml", sets)
-    params.folder.mkdir(parents=True)
-    rng = np.random.default_rng(5)
-    scans = pd.DataFrame(
-        [(f"sub-{k:03d}", f"ses-{s}", k % 3) for k in range(120) for s in range(1 + k % 4 % 3)],
-        columns=["participant_id", "session_id", "stage"],
-    )
-    scans["scan_id"], scans["diagnosis"] = scans["participant_id"] + scans["session_id"], "CN"
-    scans["diagnosis"] = np.array(CLASSES)[scans["stage"]]
-    scans["sex"] = np.where(scans["participant_id"].str[-1].astype(int) < 6, "F", "M")
-    scans["age"], scans["nbv"] = (
-        rng.normal(72, 9, len(scans)),
-        0.8 - 0.04 * scans["stage"] + rng.normal(0, 0.04, len(scans)),
-    )
-    write_table(scans.assign(path="p", sha256="s"), params.folder / "manifest.tsv", MANIFEST)
-    write_table(pd.DataFrame(columns=list(AUDIT.columns)), params.folder / "audit.tsv", AUDIT)
-    keys = ["participant_id", "session_id", "scan_id"]
-    write_table(scans[[*keys, "nbv"]].assign(qc_verdict="pass"), params.folder / "features.tsv", FEATURES)
-    people = scans.drop_duplicates("participant_id")[["participant_id", "diagnosis"]]
-    turn = np.arange(120) // 3 % 4  # a half of the participants trains, a quarter each validates and is tested
-    parts = [PARTS[np.select([turn == 2 * fold, turn == 2 * fold + 1], [1, 2])] for fold in (0, 1)]
-    splits = pd.concat([people.assign(fold=fold, split=part) for fold, part in enumerate(parts)])
-    write_table(splits, params.folder / "splits.tsv", SPLITS)
-    rows = scans.drop(columns="diagnosis").merge(splits.query("split != 'train'"), on="participant_id")
-    rows = rows.rename(columns={"diagnosis": "truth"}).merge(pd.DataFrame({"slice": range(3)}), how="cross")
-    anatomy = pd.Series(rng.normal(0, 1.2, 120), people["participant_id"])
-    reading = rows["stage"] + rows["participant_id"].map(anatomy) + rng.normal(0, 0.7, len(rows))
-    p = np.exp(-((reading.to_numpy()[:, None] - np.arange(3)) ** 2))
-    rows[COLUMNS] = p / p.sum(1, keepdims=True)
-    rows["temperature"] = np.where(rows["fold"] == 0, 1.7, 0.8)
-    rows["bias_CN"], rows["bias_MCI"], rows["bias_AD"] = 0.1, np.where(rows["fold"] == 0, 0.4, -0.2), -0.1
-    columns = [*PREDICTIONS.columns, *COLUMNS, "temperature", "bias_CN", "bias_MCI", "bias_AD"]
-    predictions = pd.concat([rows.assign(run="resnet50"), rows.sample(frac=1, random_state=1).assign(run="background")])
-    write_table(predictions[columns], params.folder / "predictions.parquet", PREDICTIONS)
-    (params.folder / "model.safetensors").write_bytes(b"stand-in")
-    return params, evaluate_study(params)
 
 
 def pooled(table, level, calibrate=True):
@@ -190,11 +146,12 @@ def test_differences_subgroups_and_confusion_follow_from_the_predictions(study):
 def test_intervals_are_those_of_samples_in_which_people_are_really_repeated(study):
     params, metrics = study
     table = pd.read_parquet(params.folder / "predictions.parquet").query("run == 'resnet50' and split == 'test'")
-    y, p, scans = pooled(table, "scan")
-    names, member = np.unique(scans["participant_id"], return_inverse=True)
-    draws = np.random.default_rng(params.seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
+    y, p, slices = pooled(table, "slice")  # many of which are tied
+    names, member = np.unique(slices["participant_id"], return_inverse=True)
+    shares, resamples = np.full(len(names), 1 / len(names)), params.evaluate.bootstrap
+    draws = np.random.default_rng(params.seed).multinomial(len(names), shares, resamples)
     found = [by_scikit_learn(*(np.repeat(values, times[member], axis=0) for values in (y, p))) for times in draws]
-    entries = stored(metrics, "resnet50", "scan")
+    entries = stored(metrics, "resnet50", "slice")
     for name in found[0]:
         expected = np.percentile([one[name] for one in found], [2.5, 97.5])
         assert entries[name]["ci95"] == pytest.approx(expected, abs=1e-9), name

@@ -6,12 +6,12 @@ import struct
 import nibabel as nib
 import numpy as np
 import pytest
+from bad_uploads import nifti
 
 from adlib.imaging.nifti import load, mended, without_padding
 from adlib.sources.scanfile import open_scan
 
 AFFINE = np.array([[0, 0, 2.4, -60], [-2.0, 0, 0, 50], [0, -2.2, 0, 40], [0, 0, 0, 1]])
-FIELDS = {1: nib.Nifti1Header.template_dtype.fields, 2: nib.Nifti2Header.template_dtype.fields}
 
 
 def volume():
@@ -19,15 +19,9 @@ def volume():
 
 
 def written(path, version=1, affine=AFFINE, form="sform", **changed):
-    image = (nib.Nifti1Image if version == 1 else nib.Nifti2Image)(volume(), affine)
-    image.set_sform(affine, 1 if form == "sform" else 0)
-    image.set_qform(affine, 1 if form == "qform" else 0)
-    raw = bytearray(image.to_bytes())
-    for name, value in changed.items():
-        kind, offset = FIELDS[version][name][:2]
-        content = np.asarray(value, kind.base if kind.shape else kind).tobytes()
-        raw[offset : offset + len(content)] = content
-    path.write_bytes(gzip.compress(bytes(raw)) if path.suffix == ".gz" else bytes(raw))
+    codes = {f"{name}_code": int(name == form) for name in ("sform", "qform")}
+    raw = nifti(volume(), affine, {1: nib.Nifti1Image, 2: nib.Nifti2Image}[version], **codes, **changed)
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
     return path
 
 

@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from made_head import reoriented
 
 from adlib.imaging.volume import block_mean, extract_slice, fit_square, resample, to_canonical, voxel_ml, voxel_sizes
 from adlib.study.records import StudyError
@@ -18,9 +19,7 @@ def ramp(shape=(20, 24, 22), edges=(2.0, 2.0, 2.0), origin=(-19.0, -23.0, -21.0)
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PSR", "ILA", "SAL"])
 def test_canonical_orientation_keeps_every_world_coordinate(codes):
     volume, affine = ramp()
-    image = nib.Nifti1Image(volume, affine)
-    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes))
-    turned = image.as_reoriented(turn)
+    turned = reoriented(nib.Nifti1Image(volume, affine), codes)
     back, back_affine = to_canonical(np.asarray(turned.dataobj), turned.affine)
     assert nib.aff2axcodes(turned.affine) == tuple(codes)
     np.testing.assert_array_equal(back, volume)
@@ -55,9 +54,7 @@ def test_resample_follows_a_world_affine():
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR"])
 def test_slices_are_upright_in_any_orientation(plane, up, right, codes):
     volume, affine = ramp()
-    image = nib.Nifti1Image(volume, affine)
-    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(codes))
-    turned = image.as_reoriented(turn)
+    turned = reoriented(nib.Nifti1Image(volume, affine), codes)
     picture = extract_slice(np.asarray(turned.dataobj), turned.affine, plane, 5.0)
     weights = np.array([10000.0, 100.0, 1.0])
     np.testing.assert_allclose(picture[0, 0] - picture[1, 0], 2 * weights[up])

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -62,13 +63,6 @@ def study(tmp_path):
         return validate_params(content, "test")
 
     return params
-
-
-def raising(error):
-    def function(*_, **__):
-        raise error
-
-    return function
 
 
 def refuse_computing(monkeypatch):
@@ -173,7 +167,7 @@ def test_scan_of_a_killed_worker_is_tried_again(scan, study, monkeypatch):
 
 
 def test_unexpected_error_fails_one_scan(scan, tmp_path, monkeypatch):
-    monkeypatch.setattr(cohort_run, "preprocess_image", raising(RuntimeError("ITK: out of range")))
+    monkeypatch.setattr(cohort_run, "preprocess_image", Mock(side_effect=RuntimeError("ITK: out of range")))
     sidecar = preprocess_scan(scan, tmp_path, PARAMS, "code")
     assert sidecar["verdict"] == "fail" and sidecar["reasons"] == ["unexpected RuntimeError: ITK: out of range"]
 
@@ -192,7 +186,7 @@ DISK = OSError(errno.EIO, "Input/output error")
 )
 def test_passing_failure_is_not_stored_and_tried_again(scan, done, tmp_path, monkeypatch, target, name, error):
     with monkeypatch.context() as patch:
-        patch.setattr(target, name, raising(error))
+        patch.setattr(target, name, Mock(side_effect=error))
         sidecar = preprocess_scan(scan, tmp_path, PARAMS, "code")
     assert sidecar["verdict"] == "fail" and "the next run tries again" in sidecar["reasons"][0]
     assert str(error) in sidecar["lost"] and not list(tmp_path.rglob("*.json"))

@@ -1,12 +1,12 @@
 """Preprocessing of made heads with known pose, mask and volumes; refusal of unusable scans."""
 
 import gzip
-import struct
 
 import nibabel as nib
 import numpy as np
 import pytest
-from made_head import made_head, pose_error, random_affine, rotation
+from bad_uploads import nifti
+from made_head import made_head, pose_error, random_affine, reoriented, rotation
 from scipy import ndimage
 
 from adlib.imaging import atlas
@@ -67,8 +67,7 @@ def test_result_is_normalised_and_complete(result):
 
 @pytest.mark.parametrize("codes", ["LPS", "PSR"])
 def test_storage_order_does_not_matter(head, result, codes):
-    turn = nib.orientations.ornt_transform(nib.io_orientation(head.image.affine), nib.orientations.axcodes2ornt(codes))
-    turned = preprocess_image(head.image.as_reoriented(turn), PARAMS, "turned")
+    turned = preprocess_image(reoriented(head.image, codes), PARAMS, "turned")
     for name, value in result.features.items():
         assert turned.features[name] == pytest.approx(value, rel=1e-4)
     assert turned.steps[0].startswith(f"orientation: {codes}")
@@ -196,56 +195,38 @@ def test_trailing_singleton_axis_is_accepted(volume):
     assert checked.shape == volume.shape
 
 
-def patched(path, volume, **fields):
-    """Write a plain NIfTI file, then overwrite header fields as a faulty program would."""
-    places = {"scl_slope": (112, "<f"), "scl_inter": (116, "<f"), "qform": (252, "<h"), "sform": (254, "<h")}
-    places["third_row"] = (312, "<4f")  # of the sform
-    image = nib.Nifti1Image(volume, AFFINE)
-    image.set_qform(AFFINE, 1)
-    image.set_sform(AFFINE, 1)
-    content = bytearray(image.to_bytes())
-    for name, value in fields.items():
-        place, kind = places[name]
-        content[place : place + struct.calcsize(kind)] = struct.pack(kind, *np.atleast_1d(value))
-    path.write_bytes(content)
-    return path
-
-
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("name", "content", "message"),
     [
-        ({"scl_slope": 3e38}, "NaN or infinite; repair the scan (also its scl_slope"),
-        ({"third_row": (0, 0, 0, 0)}, "the affine is singular"),
-        ({"third_row": (0, 0, float("nan"), 0)}, "holds no finite affine"),
-        (lambda content: gzip.compress(content)[:90_000], "the voxels cannot be read"),
-        (lambda content: content[:90_000], "the voxels cannot be read"),
+        ("a.nii", lambda v: nifti(v, AFFINE, scl_slope=3e38), "NaN or infinite; repair the scan (also its scl_slope"),
+        ("a.nii", lambda v: nifti(v, AFFINE, srow_z=(0, 0, 0, 0)), "the affine is singular"),
+        ("a.nii", lambda v: nifti(v, AFFINE, srow_z=(0, 0, np.nan, 0)), "holds no finite affine"),
+        ("a.nii.gz", lambda v: gzip.compress(nifti(v, AFFINE))[:90_000], "the voxels cannot be read"),
+        ("a.nii", lambda v: nifti(v, AFFINE)[:90_000], "the voxels cannot be read"),
     ],
 )
-def test_broken_file_is_a_failed_scan(tmp_path, volume, fields, message):
-    path = patched(tmp_path / "sub-9_ses-1_T1w.nii", volume, **({} if callable(fields) else fields))
-    if callable(fields):
-        content = fields(path.read_bytes())
-        path = tmp_path / ("a.nii.gz" if content[:2] == b"\x1f\x8b" else "a.nii")
-        path.write_bytes(content)
-    sidecar = preprocess_scan(SCAN | {"path": str(path)}, tmp_path / "derivatives", PARAMS)
+def test_broken_file_is_a_failed_scan(tmp_path, volume, name, content, message):
+    (tmp_path / name).write_bytes(content(volume))
+    sidecar = preprocess_scan(SCAN | {"path": str(tmp_path / name)}, tmp_path / "derivatives", PARAMS)
     assert sidecar["verdict"] == "fail" and len(sidecar["reasons"]) == 1
     assert "sub-9_ses-1_T1w" in sidecar["reasons"][0] and message in sidecar["reasons"][0]
 
 
 @pytest.mark.parametrize("slope", [0.0, float("nan")])
-def test_undefined_slope_leaves_stored_numbers(tmp_path, volume, slope):
-    stored, _ = checked_volume(nib.load(patched(tmp_path / "a.nii", volume, scl_slope=slope, scl_inter=0.0)), "a")
+def test_undefined_slope_leaves_stored_numbers(volume, slope):
+    image = nib.Nifti1Image.from_bytes(nifti(volume, AFFINE, scl_slope=slope, scl_inter=0.0))
+    stored, _ = checked_volume(image, "a")
     assert np.array_equal(stored[::-1], volume)
 
 
-def test_missing_or_conflicting_orientation(tmp_path, volume):
+def test_missing_or_conflicting_orientation(volume):
     def notes(qform):
         image = nib.Nifti1Image(volume, AFFINE)
         image.set_sform(AFFINE, 2)
         image.set_qform(qform, 1)
         return orientation_notes(nib.Nifti1Image.from_bytes(image.to_bytes()), "a")
 
-    missing = nib.load(patched(tmp_path / "none.nii", volume, qform=0, sform=0))
+    missing = nib.Nifti1Image.from_bytes(nifti(volume, AFFINE, sform_code=0))
     assert "states no orientation" in orientation_notes(missing, "a")[0]
     assert notes(AFFINE) == ()
     moved = nib.affines.from_matvec(np.eye(3), [0, 0, 14]) @ AFFINE

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from made_head import add_noise, made_head, random_affine, spoil
+from made_head import add_noise, made_head, random_affine, reoriented, spoil
 
 from adlib.figures import plot_preprocessing as quality
 from adlib.preprocess import quality as qc
@@ -161,10 +161,7 @@ def test_distributions_show_scans_and_limits():
 
 
 def test_steps_figure_shows_before_and_after(clean, noisy):
-    turned = nib.Nifti1Image(noisy[0], noisy[1]).as_reoriented(
-        nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt("PSR"))
-    )
-    figure = quality.plot_steps(clean, turned)
+    figure = quality.plot_steps(clean, reoriented(nib.Nifti1Image(noisy[0], noisy[1]), "PSR"))
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[0] == "1 orientation: as stored, PSR" and titles[1] == "turned to RAS" and len(titles) == 12
     before, after = (figure.axes[k].images[0].get_array() for k in (0, 1))

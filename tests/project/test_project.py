@@ -113,7 +113,9 @@ def test_every_parameter_is_described_and_used(model, name):
 def test_params_files_are_valid_and_named_after_their_study(path, monkeypatch):
     for name in re.findall(r"\$\{(\w+)\}", path.read_text()):
         monkeypatch.setenv(name, "/nowhere")
-    assert load_params(path).study == path.stem
+    params = load_params(path)
+    assert params.study == path.stem
+    assert set(getattr(params.source, "labels", {}).values()) <= set(params.classes)
 
 
 def test_there_is_a_notebook_for_each_step():

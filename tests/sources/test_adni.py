@@ -9,7 +9,6 @@ from adlib.sources import adni
 from adlib.sources.adni_tables import phase_name
 from adlib.sources.reading import list_source
 from adlib.study.exec_params import HERE
-from adlib.study.params import load_params
 from adlib.study.records import LISTING, MANIFEST, StudyError, check_table, digest, file_digest
 from adlib.study.source_params import AdniSource
 
@@ -369,10 +368,3 @@ def test_folder_by_series(tmp_path):
     image(folder / "scan.nii")
     merge(tmp_path, *VISITS)
     assert only(tmp_path, label="visit")["scan_id"] == "sub-ADNI002S0295_ses-20081014_acq-S52648_T1w"
-
-
-def test_params_file_reads_root_from_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("ADNI_ROOT", str(tmp_path))
-    params = load_params("params/adni.yaml")
-    assert params.source.root == tmp_path
-    assert set(params.source.labels.values()) <= set(params.classes)

@@ -3,8 +3,10 @@
 import errno
 import os
 import re
+import shutil
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -35,13 +37,6 @@ def converter(monkeypatch, path, line):
     path.write_text(f"#!/bin/sh\n{line}\n")
     path.chmod(0o700)
     monkeypatch.setattr(dicom.dcm2niix, "bin", str(path))
-
-
-def raising(error):
-    def fail(*_, **__):
-        raise error
-
-    return fail
 
 
 def pixels(row):
@@ -93,12 +88,9 @@ def test_other_exit_codes_concern_the_files(session, tmp_path, monkeypatch, code
 
 @pytest.mark.parametrize("error", SYSTEM, ids=["EIO", "ENOSPC", "memory"])
 def test_system_error_while_unpacking_is_not_stored(session, tmp_path, monkeypatch, error):
-    with zipfile.ZipFile(tmp_path / "visit.zip", "w") as archive:
-        for file in sorted((tmp_path / "dicom").iterdir()):
-            archive.write(file, file.name)
-    session["path"] = str(tmp_path / "visit.zip")
+    session["path"] = shutil.make_archive(str(tmp_path / "visit"), "zip", tmp_path / "dicom")
     with monkeypatch.context() as patched:
-        patched.setattr(dicom.shutil, "copyfileobj", raising(error))
+        patched.setattr(dicom.shutil, "copyfileobj", Mock(side_effect=error))
         with pytest.raises((StudyError, MemoryError)):
             dicom_tree.convert_session(session, tmp_path / "out")
     (row,) = dicom_tree.convert_session(session, tmp_path / "out")
@@ -110,7 +102,7 @@ def test_damaged_zip_stays_excluded(session, tmp_path, monkeypatch):
     (tmp_path / "visit.zip").write_bytes(b"no zip")
     (row,) = dicom_tree.convert_session(session, tmp_path / "out")
     assert "not a readable zip" in row["excluded"]
-    monkeypatch.setattr(dicom_tree, "list_series", raising(AssertionError("converted again")))
+    monkeypatch.setattr(dicom_tree, "list_series", Mock(side_effect=AssertionError("converted again")))
     assert dicom_tree.convert_session(session, tmp_path / "out") == [row]
 
 
@@ -190,7 +182,7 @@ def test_unreadable_replacement_removes_the_old_image(tmp_path):
 def test_system_error_excludes_no_oasis_image(tmp_path, monkeypatch, error, part):
     row = oasis_row(tmp_path / "in")
     with monkeypatch.context() as patched:
-        patched.setattr(oasis.nib, part, raising(error))
+        patched.setattr(oasis.nib, part, Mock(side_effect=error))
         with pytest.raises(StudyError, match=r"image\.img could not be read or converted"):
             oasis._converted(row, tmp_path / "out")
     assert "excluded" not in oasis._converted(row, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""One simulated cohort in every layout in which real cohorts come: every source must list the same scans."""
+"""One simulated cohort in every layout in which real cohorts come: every source lists the same scans for an audit."""
 
 import shutil
 from pathlib import Path
@@ -10,15 +10,16 @@ import pandas as pd
 import pytest
 from dicom_writer import write_series
 
+from adlib.audit.run import enforce, run_audit
 from adlib.imaging.volume import to_canonical
 from adlib.phantom import cohort as phantom
 from adlib.sources.reading import list_source, read_source
 from adlib.study import source_params
 from adlib.study.exec_params import HERE
-from adlib.study.params import ExecParams, load_params
+from adlib.study.params import AuditParams, ExecParams, load_params
 from adlib.study.records import MANIFEST
 
-CLASSES = ("CN", "MCI", "LMCI", "AD")
+CLASSES, CDR = ("CN", "MCI", "LMCI", "AD"), ("CN", "MCI", "AD")
 UNLIKE = {"path", "sha256", "label_source", "participant_source", "image_id"}
 
 
@@ -32,6 +33,13 @@ def cohort(tmp_path_factory):
 def read(kind, root, folder, **settings):
     source = source_params.KINDS[kind](kind=kind, root=root, **settings)
     return list_source(source, folder, pool=HERE)
+
+
+def passes_the_audit(table, classes=CLASSES):
+    audit = run_audit(table, classes, AuditParams(min_participants_per_class=2), 0)
+    enforce(audit.findings)
+    assert audit.manifest[["participant_id", "diagnosis"]].notna().all(axis=None)
+    return audit.manifest["participant_id"].nunique() == 8
 
 
 def in_layout(cohort, kind, tmp_path):
@@ -72,6 +80,7 @@ def test_bids_adni_and_folders_list_the_same_scans(cohort, tmp_path):
     assert len(tables["bids"]) > 8
     for name, table in tables.items():
         pd.testing.assert_frame_equal(facts(table), facts(tables["bids"]), obj=name)
+        assert passes_the_audit(table)
 
 
 def people(tmp_path):
@@ -92,7 +101,7 @@ def test_class_folders_of_named_volumes(cohort, listed, tmp_path):
     order = ["participant_id", "session_id", "scan_id", "diagnosis", "sex"]
     left, right = (t[order].astype(object).sort_values("scan_id").reset_index(drop=True) for t in (table, listed))
     pd.testing.assert_frame_equal(left, right)
-    assert same_pixels(table, listed)
+    assert same_pixels(table, listed) and passes_the_audit(table)
 
 
 @pytest.mark.parametrize("kind", ["oasis1", "oasis2"])
@@ -102,7 +111,7 @@ def test_oasis_volumes_keep_pixels_and_orientation(cohort, listed, tmp_path, kin
     assert sorted(table["age"]) == sorted(listed["age"].astype(float))
     counts = listed["diagnosis"].replace({"LMCI": "MCI"}).value_counts().to_dict()
     assert table["diagnosis"].value_counts().to_dict() == counts
-    assert table["participant_id"].nunique() == 8
+    assert passes_the_audit(table, CDR)
 
 
 def test_oasis1_prefers_the_averaged_image(cohort, tmp_path):
@@ -123,7 +132,7 @@ def test_oasis3_matches_visits_by_days(cohort, listed, tmp_path):
     table = read("oasis3", root, tmp_path / "s")
     assert same_pixels(table, listed)
     assert (table["age"].sort_values().to_numpy() - listed["age"].astype(float).sort_values().to_numpy() < 1.5).all()
-    assert set(table["sex"]) == {"M", "F"}
+    assert set(table["sex"]) == {"M", "F"} and passes_the_audit(table, CDR)
     narrow = read("oasis3", root, tmp_path / "s", window_days=10)
     assert narrow["diagnosis"].isna().all()
 
@@ -133,13 +142,13 @@ def test_caps_images_are_registered(cohort, tmp_path):
     table = read("caps", root, tmp_path / "s", table=root / "people.csv")
     assert set(table["space"]) == {"MNI152"}
     assert set(table["shape"]) == {"193x229x193"}
-    assert set(table["diagnosis"]) == set(CLASSES)
+    assert set(table["diagnosis"]) == set(CLASSES) and passes_the_audit(table)
 
 
 def test_dicom_sessions_are_converted_without_names(cohort, listed, tmp_path):
     root = in_layout(cohort, "dicom", tmp_path)
     table = read("dicom", root, tmp_path / "s", table=root / "people.csv")
-    assert same_pixels(table, listed)
+    assert same_pixels(table, listed) and passes_the_audit(table)
     assert set(table["echo_time_ms"]) == {3.0}
     for path in (tmp_path / "s").rglob("*.*"):
         assert b"Simulated^Head" not in path.read_bytes(), path
@@ -206,8 +215,6 @@ def test_every_source_has_a_params_file_and_a_page(kind):
     root = Path(__file__).parents[2]
     files = [path for path in (root / "params").glob("*.yaml") if f"kind: {kind}\n" in path.read_text()]
     assert files
-    for path in files:
-        load_params(path)
     if kind != "phantom":
         assert any(f"params/{path.name}" in page.read_text() for path in files
                    for page in (root / "docs" / "sources").glob("*.md"))  # fmt: skip

@@ -1,12 +1,7 @@
-"""A small study from every layout: the same simulated cohort, written as archives would have it.
-
-What follows the reading is the same for all of them, so only some layouts go on: some scans to one space where images
-come otherwise prepared, whole studies to the report where the kind of cohort is another one.
-"""
+"""Small studies to the report, from layouts whose kind of cohort is another one; test_layouts.py reads all of them."""
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +18,6 @@ from nilearn.datasets.struct import oasis_missing_subjects
 from adlib.audit.run import AuditStop, enforce, run_audit
 from adlib.imaging.atlas import template
 from adlib.phantom import cohort as phantom
-from adlib.preprocess.cohort_run import preprocess_cohort
 from adlib.sources.reading import read_source
 from adlib.study.params import load_params
 
@@ -36,9 +30,7 @@ SMALL = {
     "evaluate": {"bootstrap": 100, "attribution_scans": 2},
 }
 CDR = ["CN", "MCI", "AD"]
-NAMED = r"(?P<participant>sub-\d+)_(?P<session>ses-\d+)"
 PEOPLE, EACH = 40, 10
-IN_ANOTHER_WAY = ("caps", "dicom")  # images that are prepared otherwise before they are in one space
 
 
 @pytest.fixture(scope="module")
@@ -91,34 +83,6 @@ def scored(results):
     names = "|".join(re.escape(name) for name in {*manifest["participant_id"], *manifest["scan_id"]})
     assert re.findall(rf"(?<![\w-])(?:{names})(?![\w-])", page) == []
     return manifest
-
-
-@pytest.mark.parametrize(
-    ("layout", "settings", "classes"),
-    [
-        ("bids", {}, None),
-        ("adni", {}, None),
-        ("adni_flat", {"kind": "adni"}, None),
-        ("folders", {"participant": NAMED}, None),
-        ("caps", {"table": "people.csv"}, None),
-        ("dicom", {"table": "people.csv"}, None),
-        ("oasis1", {}, CDR),
-        ("oasis2", {}, CDR),
-        ("oasis3", {}, CDR),
-    ],
-)
-def test_each_layout_passes_the_audit(cohort, tmp_path, layout, settings, classes):
-    root = layouts.write_layout(cohort, layout, tmp_path / "data")
-    settings = {name: str(root / value) if name == "table" else value for name, value in settings.items()}
-    sections = {"classes": classes} if classes else {}
-    params, audit = audited(tmp_path, {"kind": layout, "root": str(root), **settings}, **sections)
-    enforce(audit.findings)
-    assert audit.manifest[["participant_id", "diagnosis"]].notna().all(axis=None)
-    assert audit.manifest["participant_id"].nunique() == PEOPLE
-    if layout in IN_ANOTHER_WAY:
-        features = preprocess_cohort(audit.manifest.iloc[::12], params)
-        assert len(features) > 2 and "fail" not in set(features["qc_verdict"])
-    shutil.rmtree(tmp_path)
 
 
 def test_pictures_need_participants(cohort, tmp_path):

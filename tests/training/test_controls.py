@@ -6,19 +6,18 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from made_head import made_head, random_affine
+from bad_uploads import head
 from tiny_study import CLASSES, TINY, accuracy, fold_of, make_study, train_study
 
 from adlib.evaluation.evaluate import check_unseen
 from adlib.preprocess.cohort_run import preprocess_cohort
 from adlib.study.params import Control, PreprocessParams
-from adlib.study.records import MANIFEST, SPLITS, StudyError, read_table, write_table
+from adlib.study.records import MANIFEST, SLICES, SPLITS, StudyError, read_table, write_table
 from adlib.training import loop as fit
 from adlib.training import runs as train
 from adlib.training.controls import CONTROLS, control_fold
 from adlib.training.devices import make_fabric
-from adlib.training.folds import Fold, make_fold
-from adlib.training.slices import load_slices
+from adlib.training.folds import Fold
 
 
 def test_every_control_of_the_params_exists():
@@ -26,11 +25,10 @@ def test_every_control_of_the_params_exists():
 
 
 def test_permuted_labels_come_from_another_participant(study):
-    slices, table = load_slices(study)
+    table = read_table(study.folder / "slices.tsv", SLICES)
     manifest = read_table(study.folder / "manifest.tsv", MANIFEST)
     write_table(manifest.assign(age=np.arange(40.0)), study.folder / "manifest.tsv", MANIFEST)
-    twice = pd.concat([table, table], ignore_index=True)
-    true = make_fold(0, slices, twice, read_table(study.folder / "splits.tsv", SPLITS), study)
+    true = fold_of(study, table=pd.concat([table, table], ignore_index=True))
     fold = control_fold("shuffled_labels", true, study)
     assert np.array_equal(fold.targets[:40], fold.targets[40:])
     donor = np.array([np.flatnonzero(true.auxiliary[:, 0] == age)[0] for age in fold.auxiliary[:40, 0]])
@@ -91,9 +89,7 @@ def test_metadata_added_are_covariates(study):
 
 
 def test_background_excludes_the_brain(tmp_path, study):
-    pose = random_affine(4, scale=0.0)
-    pose[:3, :3] *= 0.9
-    nib.save(made_head(seed=4, pose=pose, voxel_mm=(3.0, 3.0, 3.0), codes="RAS").image, tmp_path / "h.nii.gz")
+    nib.save(head(), tmp_path / "h.nii.gz")
     study = study.model_copy(
         update={
             "preprocess": PreprocessParams(resolution_mm=3.0),

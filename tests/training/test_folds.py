@@ -5,10 +5,9 @@ import pandas as pd
 import torch
 from tiny_study import fold_of, make_study
 
-from adlib.study.records import SPLITS, read_table
+from adlib.study.records import SLICES, read_table
 from adlib.training.augmentation import augment_slices
-from adlib.training.folds import auxiliary_targets, epoch_rows, load_parts, make_fold
-from adlib.training.slices import load_slices
+from adlib.training.folds import auxiliary_targets, epoch_rows, load_parts
 
 
 def test_epochs_draw_every_slice_once_or_classes_evenly(tmp_path):
@@ -38,9 +37,9 @@ def test_devices_share_the_parts_of_a_step(tmp_path):
 
 def test_attention_batches_hold_whole_scans(tmp_path):
     study = make_study(tmp_path, "input.pooling=attention", scans=2)
-    slices, table = load_slices(study)
+    table = read_table(study.folder / "slices.tsv", SLICES)
     pairs = table.assign(scan_id=table["participant_id"] + "_ses-01")  # two slices of one scan
-    fold = make_fold(0, slices, pairs, read_table(study.folder / "splits.tsv", SPLITS), study)
+    fold = fold_of(study, table=pairs)
     for step in epoch_rows(fold, study, np.random.default_rng(0)):
         for part in step:
             assert np.unique(fold.scans[part], return_counts=True)[1].tolist() == [2] * (len(part) // 2)

@@ -1,7 +1,6 @@
 """Pooling and calibration of probabilities."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -9,7 +8,7 @@ from adlib.training import loop as fit
 from adlib.training.calibration import fit_calibration
 from adlib.training.folds import Batch
 from adlib.training.network import softmax
-from adlib.training.pooling import pool_level, pool_slices, within_scan
+from adlib.training.pooling import pool_slices, within_scan
 
 
 def test_attention_pooling_equals_the_trained_softmax():
@@ -33,13 +32,6 @@ def test_vote_maximum_and_mean_pooling():
     np.testing.assert_allclose(pool_slices(p, np.ones(3), same, "vote")[0], [1 / 3, 2 / 3, 0])
     np.testing.assert_allclose(pool_slices(p, np.ones(3), same, "maximum")[0], np.array([0.6, 0.9, 0.4]) / 1.9)
     np.testing.assert_allclose(pool_slices(p, np.ones(3), same, "mean")[0], p.mean(0))
-
-
-def test_scans_of_a_participant_count_equally():
-    rows = [("a", "s1", 0, 0.9), ("a", "s1", 1, 0.9), ("a", "s2", 0, 0.3)]
-    table = pd.DataFrame(rows, columns=["participant_id", "session_id", "slice", "p_x"])
-    table = table.assign(p_y=1 - table["p_x"], fold=0, scan_id=table["session_id"], truth="x", temperature=1.0)
-    assert pool_level(table, "subject", ("x", "y"))["p_x"].tolist() == pytest.approx([0.6])
 
 
 def test_calibration_recovers_temperature_and_bias():

@@ -7,13 +7,11 @@ from tiny_study import CLASSES, TINY, accuracy, fold_of, load, make_study, train
 
 from adlib.preprocess.intensity import LANDMARKS, fit_landmarks, standard_slices
 from adlib.study.params import PreprocessParams
-from adlib.study.records import FEATURES, MANIFEST, SPLITS, StudyError, read_table, write_table
+from adlib.study.records import FEATURES, MANIFEST, StudyError, read_table, write_table
 from adlib.training import loop as fit
 from adlib.training import runs as train
 from adlib.training.devices import make_fabric
-from adlib.training.folds import make_fold
 from adlib.training.model_file import classify_slices
-from adlib.training.slices import load_slices
 
 
 def test_a_planted_signal_is_learnt_and_finished_folds_are_kept(study, capsys):
@@ -36,8 +34,7 @@ def test_landmarks_come_from_training_scans_only(study):
     own = np.sort(rng.uniform(0, 3, (40, len(LANDMARKS))), axis=1)
     columns = [f"intensity_p{n}" for n in LANDMARKS]
     write_table(read_table(path, FEATURES).join(pd.DataFrame(own, columns=columns)), path, FEATURES)
-    slices, table = load_slices(study)
-    fold = make_fold(0, slices, table, read_table(study.folder / "splits.tsv", SPLITS), study)
+    fold, slices = fold_of(study), np.load(study.folder / "slices.npy")
     np.testing.assert_allclose(fold.landmarks, fit_landmarks(own[:24]))
     for row in (0, 39):
         wanted = standard_slices(slices[row], own[row], fit_landmarks(own[:24]))

@@ -286,9 +286,7 @@ def _ranks(x: np.ndarray, evidence: np.ndarray, rng: np.random.Generator) -> tup
 
 def _outputs(network: nn.Module, slices: np.ndarray, ranks: np.ndarray, target: int) -> np.ndarray:
     """Output (n, len(FRACTIONS)) with the pixels blanked whose rank is below each fraction."""
-    values = [
-        slice_outputs(network, slices * (ranks >= fraction)[:, None], batch=64)[:, target] for fraction in FRACTIONS
-    ]
+    values = [slice_outputs(network, slices * (ranks >= fraction)[:, None])[:, target] for fraction in FRACTIONS]
     return np.stack(values, axis=1)
 
 
