@@ -7,7 +7,8 @@ UPLOAD_BYTES ?= 1073741824
 LARGE = "{'websocket_max_message_size': $(UPLOAD_BYTES)}"
 OWN = default-src 'self' ws://127.0.0.1:* ws://localhost:* data: blob: 'unsafe-inline' 'unsafe-eval'
 CLOSED = "{'websocket_max_message_size': $(UPLOAD_BYTES), 'headers': {'Content-Security-Policy': \"$(OWN)\"}}"
-APP ?= notebooks/05_interactive_classifier.ipynb
+APP ?= adlib/classify/page.ipynb
+CULL = --MappingKernelManager.cull_idle_timeout=90 --MappingKernelManager.cull_interval=30
 PYTEST ?=
 STRIP = --FileContentsManager.pre_save_hook=adlib.study.execution.strip_outputs
 
@@ -52,7 +53,7 @@ lab: $(READY)
 	$(BIN)/jupyter lab $(STRIP) --ServerApp.tornado_settings=$(LARGE) --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
 app: $(READY)
-	$(BIN)/voila $(APP) --token --Voila.ip=127.0.0.1 --Voila.tornado_settings=$(CLOSED) --VoilaConfiguration.file_denylist="['.*']"
+	$(BIN)/voila $(APP) --token --Voila.ip=127.0.0.1 --Voila.tornado_settings=$(CLOSED) --VoilaConfiguration.file_denylist="['.*']" $(CULL)
 
 clean:
 	rm -rf outputs/phantom outputs/smoke build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .coverage

@@ -14,9 +14,10 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from adlib.classify.model_store import RELEASED, SCORES, STORED, WEIGHTS, simulate_scans
+from adlib.classify.model_store import RELEASED, SCORES, STORED, WEIGHTS
 from adlib.classify.nearest import write_examples
 from adlib.classify.prediction import predict_file
+from adlib.classify.stored_results import simulate_scans
 from adlib.evaluation.evaluate import NETWORK, score_run
 from adlib.parallel.mapping import map_scans
 from adlib.phantom.cohort import draw_cohort

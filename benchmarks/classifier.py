@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from made_head import add_noise, spoil
 
-from adlib.classify.model_store import simulate_scans
 from adlib.classify.prediction import predict_image
+from adlib.classify.stored_results import simulate_scans
 from adlib.classify.worker import Worker
 from adlib.parallel.mapping import map_scans
 from adlib.phantom.cohort import SCANNERS, draw_cohort

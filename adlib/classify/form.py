@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 
-from adlib.classify.model_store import example_scans, find_models
-from adlib.classify.result import scan_table, summary_table, unique_name
+from adlib.classify.model_store import find_models, list_examples
+from adlib.classify.scan_tables import scan_table, summary_table, unique_name
 from adlib.classify.uploads import ACCEPT, Chosen, Inbox, open_home
 from adlib.classify.views import Viewer, html, links_html
 from adlib.classify.worker import EXPECTED_S, CancelledError, Result, Worker
 from adlib.sources.scanfile import scan_name
 from adlib.study.params import StudyParams
 from adlib.study.records import StudyError
-from adlib.training import model_file
+from adlib.training.model_card import read_card
 
 NOTHING_CHOSEN = (
     "Choose a file, a path or an example first. A chosen file that does not arrive exceeds the upload limit of this "
@@ -61,6 +62,8 @@ class App:
         Path by label, for the last of the models.
     models : dict of str to Worker
         By title, where there is a choice; the first is the default.
+    simulate : callable
+        Makes the files of the examples, where they do not exist yet.
     results : list of Result
         Every scan classified in this session.
     """
@@ -69,6 +72,7 @@ class App:
     inbox: Inbox
     examples: dict[str, str]
     models: dict[str, Worker] = field(default_factory=dict)
+    simulate: Callable[[], object] = lambda: None
     results: list[Result] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -82,6 +86,8 @@ class App:
         self.report.on_click(lambda _: self._report())
         for control in (self.sort, self.descending):
             control.observe(lambda _: self._show_tables(), "value")
+        for control in (self.path, self.example):
+            control.observe(lambda _: self._count(), "value")
         self.model.observe(self._model_chosen, "value")
         self.example.observe(self._example_chosen, "value")
         person = widgets.Box([self.age, self.sex, self.explain], layout=WRAP)
@@ -111,11 +117,11 @@ class App:
         )  # fmt: skip
         self.age = widgets.Text(
             description="age, years", placeholder="optional", layout={"width": "14em"}, style=LABELS,
-            tooltip="age in years, for percentiles of volumes; used when one scan is classified",
+            tooltip="age in years, for percentiles of volumes; of one scan only",
         )  # fmt: skip
         self.sex = widgets.Dropdown(
             options=[("not given", None), ("female", 1.0), ("male", 0.0)], description="sex", layout={"width": "16em"},
-            tooltip="for percentiles of volumes; used when one scan is classified",
+            tooltip="for percentiles of volumes; of one scan only",
         )  # fmt: skip
         self.explain = widgets.Checkbox(
             description="show an attribution map", indent=False, layout={"width": "18em"},
@@ -153,7 +159,19 @@ class App:
         self.worker.start()
         self._show_waiting(left_out)
 
+    def _chosen(self) -> list[Chosen]:
+        """All scans that the button classifies."""
+        paths = [path for path in (self.path.value.strip(), self.example.value) if path]
+        return [*self.inbox.chosen, *(Chosen(scan_name(path), Path(path), 0) for path in paths)]
+
+    def _count(self) -> None:
+        """Say on the button what it classifies; age and sex are those of one person."""
+        count = len(self._chosen())
+        self.button.description = f"Classify {count} scans" if count > 1 else "Classify"
+        self.age.disabled = self.sex.disabled = count > 1
+
     def _show_waiting(self, left_out: list[str]) -> None:
+        self._count()
         chosen = self.inbox.chosen
         self.waiting.value = html("received", chosen, left_out) if chosen or left_out else ""
 
@@ -161,8 +179,7 @@ class App:
         """Start to classify all chosen scans in a thread."""
         if self._thread is not None and self._thread.is_alive():
             return
-        paths = [path for path in (self.path.value.strip(), self.example.value) if path]
-        chosen = [*self.inbox.chosen, *(Chosen(scan_name(path), Path(path), 0) for path in paths)]
+        chosen = self._chosen()
         if not chosen:
             self.shown.children = [widgets.HTML(html("alert", NOTHING_CHOSEN))]
             return
@@ -212,6 +229,9 @@ class App:
             self.stage.value = html("status", f"{prefix}{scan.name}: {stage}; about {left:.0f} s left")
 
         try:
+            if str(scan.path) in self.examples.values() and not scan.path.exists():
+                self.stage.value = html("status", "simulating the examples")
+                self.simulate()
             result = self.worker.classify(scan.path, person, show_stage, explain)
         except CancelledError:
             self._show(widgets.HTML(html("status", f"{scan.name}: cancelled")))
@@ -276,12 +296,18 @@ def classifier_app(params: StudyParams) -> widgets.Widget:
         If the study has no model yet.
     """
     models = find_models(params)
-    card = model_file.load([*models.values()][-1], trusted=True).card
+    card = read_card([*models.values()][-1])
     if card.refusal:
         text = f"This study's model {card.refusal}."
         return Form([widgets.HTML(text)], text)
-    examples = {f"{scan.scan_id} ({scan.diagnosis})": scan.path for scan in example_scans(params).itertuples()}
+    examples = {f"{scan.scan_id} ({scan.diagnosis})": scan.path for scan in list_examples(params).itertuples()}
     inbox = Inbox(params.classify, open_home())
     settings = (params.classify, inbox.home, params.evaluate.coverage, params.evaluate.attribution)
     workers = {title: Worker(model, *settings) for title, model in models.items()}
-    return App(next(iter(workers.values())), inbox, examples, workers if len(workers) > 1 else {}).box
+
+    def simulate() -> None:
+        from adlib.classify.stored_results import example_scans
+
+        example_scans(params)
+
+    return App(next(iter(workers.values())), inbox, examples, workers if len(workers) > 1 else {}, simulate).box

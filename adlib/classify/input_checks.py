@@ -46,8 +46,7 @@ DISTANCE_CHECKS = {
     QUALITY: (
         "Image quality within the training distribution",
         "quality",
-        "The model was not tested on such scans; use a repeat with less noise or motion, or a model trained on similar "
-        "scans",
+        "The model was not tested on such scans; use another scan of the person, or a model trained on similar scans",
     ),
     VOLUMES: (
         "Volumes within the training distribution",
@@ -121,7 +120,7 @@ def check_input(
         distance = np.log(max(float(mahalanobis_distances(measured[None], space)[0]), 1e-6))
         z = (distance - reference["centre"][name]) / reference["spread"][name]
         limit = reference["threshold"]
-        message = f"{quantity} distance z = {z:.1f} relative to held-out scans (limit {limit:.1f})"
+        message = f"{quantity} distance z = {z:.2f} relative to held-out scans (limit {limit:.2f})"
         details = [] if name == IMAGE else _largest_deviations(measured, space)
         message += f"; largest deviations: {'; '.join(details)}" if details else ""
         checks.append(Check(title, FAILED if z > limit else PASSED, message, advice))

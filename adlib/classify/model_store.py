@@ -1,20 +1,14 @@
-"""A study's model with its scores, predictions and example scans: from its last run or, before it, as released."""
+"""Where the models of a study and its example scans are: from its last run or, before it, as released."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
-import numpy as np
 import pandas as pd
 
-from adlib.classify.nearest import write_examples
-from adlib.phantom.cohort import draw_cohort, write_cohort
-from adlib.study.metrics import NETWORK, read_metrics
+from adlib.study.metrics import NETWORK
 from adlib.study.params import StudyParams
 from adlib.study.records import ANSWERS, MANIFEST, PREDICTIONS, TISSUE_MAPS, StudyError, read_table
-from adlib.study.source_params import PhantomSource
-from adlib.training.pooling import pool_level
 
 RELEASED = Path(__file__).resolve().parents[2] / "models"
 WEIGHTS, SCORES, STORED = "model.safetensors", "scores.json", "answers.tsv"
@@ -75,59 +69,9 @@ def find_models(params: StudyParams) -> dict[str, Path]:
     return people | {f"simulated heads: {title}": path for title, path in study.items()}
 
 
-def store_examples(params: StudyParams) -> None:
-    """Store training scans next to the model of the study's last run, see `adlib.classify.nearest.write_examples`.
-
-    Parameters
-    ----------
-    params : StudyParams
-    """
-    if was_run(params):
-        write_examples(params, params.folder / WEIGHTS)
-
-
-def stored_scores(params: StudyParams) -> pd.DataFrame:
-    """Scores of the study's last run, else of the released model.
-
-    Parameters
-    ----------
-    params : StudyParams
-
-    Returns
-    -------
-    DataFrame
-        See `adlib.study.metrics.read_metrics`.
-    """
-    return read_metrics(params.folder if was_run(params) else find_model(params).with_name(SCORES))
-
-
-def stored_predictions(params: StudyParams) -> pd.DataFrame:
-    """The study's predictions for the scans of its test participants.
-
-    Parameters
-    ----------
-    params : StudyParams
-
-    Returns
-    -------
-    DataFrame
-        Schema `records.ANSWERS` with columns ``p_<class>``, and ``predicted``; one row per scan.
-    """
-    columns = [f"p_{name}" for name in params.classes]
-    if was_run(params):
-        table = read_table(params.folder / PREDICTED, PREDICTIONS)
-        tested = table[(table["run"] == NETWORK) & (table["split"] == "test")]
-        pooled = pool_level(tested, "scan", params.classes, params.input.pooling)
-    else:
-        pooled = read_table(find_model(params).with_name(STORED), ANSWERS)
-    return pooled.assign(predicted=np.array(params.classes)[pooled[columns].to_numpy().argmax(axis=1)])
-
-
-def example_scans(params: StudyParams) -> pd.DataFrame:
+def list_examples(params: StudyParams) -> pd.DataFrame:
     """Test scans of the first fold, alternating between classes, one per participant.
 
-    Scans of a simulated study without a run are simulated now.
-
     Parameters
     ----------
     params : StudyParams
@@ -135,51 +79,40 @@ def example_scans(params: StudyParams) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns scan_id, path and diagnosis; at most `EXAMPLES` rows, none if the model takes no heads
-        or has not predicted yet.
+        Columns scan_id, participant_id, path and diagnosis; at most `EXAMPLES` rows, none if the model takes no heads
+        or has not predicted yet. Before the first run of a simulated study the files are made by
+        `adlib.classify.stored_results.example_scans`.
     """
     if params.input.flat or (was_run(params) and not (params.folder / PREDICTED).is_file()):
-        return pd.DataFrame(columns=["scan_id", "path", "diagnosis"])
-    table = stored_predictions(params)
-    scans = table[table["fold"] == 0].sort_values("scan_id").drop_duplicates("participant_id")
-    if not was_run(params):
-        chosen = _alternating(scans, params)
-        scans = simulate_scans(params, params.folder / "examples", set(chosen["participant_id"]))
-        paths = scans.set_index("scan_id")["path"]
+        return pd.DataFrame(columns=["scan_id", "participant_id", "path", "diagnosis"])
+    if was_run(params):
+        table = read_table(params.folder / PREDICTED, PREDICTIONS)
+        table = table[(table["run"] == NETWORK) & (table["split"] == "test")]
+        manifest = read_table(params.folder / "manifest.tsv", MANIFEST)
+        heads = manifest[manifest["space"].ne(TISSUE_MAPS)] if "space" in manifest else manifest
+        table = table.merge(heads[["scan_id", "path"]], on="scan_id")
     else:
-        manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id")
-        if "space" in manifest:
-            scans = scans[~scans["scan_id"].map(manifest["space"]).eq(TISSUE_MAPS)]
-        chosen, paths = _alternating(scans, params), manifest["path"]
-    columns = {"scan_id": chosen["scan_id"], "path": chosen["scan_id"].map(paths), "diagnosis": chosen["truth"]}
-    return pd.DataFrame(columns).reset_index(drop=True)
-
-
-def _alternating(scans: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
+        table = read_table(find_model(params).with_name(STORED), ANSWERS)
+        table = table.assign(path=simulated_files(table, params.folder / "examples" / "bids"))
+    scans = table[table["fold"] == 0].sort_values("scan_id").drop_duplicates("participant_id")
     turns = scans.assign(turn=scans.groupby("truth").cumcount(), order=scans["truth"].map(params.classes.index))
-    return turns.sort_values(["turn", "order"]).head(EXAMPLES)
+    chosen = turns.sort_values(["turn", "order"]).head(EXAMPLES).rename(columns={"truth": "diagnosis"})
+    return chosen[["scan_id", "participant_id", "path", "diagnosis"]].reset_index(drop=True)
 
 
-def simulate_scans(params: StudyParams, folder: Path, participants: set[str] | None = None) -> pd.DataFrame:
-    """Simulate scans of the study's phantom cohort.
+def simulated_files(scans: pd.DataFrame, root: Path) -> pd.Series:
+    """Files of simulated scans.
 
     Parameters
     ----------
-    params : StudyParams
-    folder : path
-        Receives the scan files.
-    participants : set of str, optional
-        Only these.
+    scans : DataFrame
+        Columns participant_id, session_id and scan_id.
+    root : path
+        Of the BIDS dataset.
 
     Returns
     -------
-    DataFrame
-        See `adlib.phantom.cohort.draw_cohort`, with ``path``.
+    Series of str
     """
-    source, classes, seed = cast(PhantomSource, params.source), params.classes, params.seed
-    root = write_cohort(source, classes, seed, folder, pool=params.pool, only=participants)
-    scans = draw_cohort(source, classes, seed)
-    if participants is not None:
-        scans = scans[scans["participant_id"].isin(participants)]
-    files = scans["participant_id"] + "/" + scans["session_id"] + "/anat/" + scans["scan_id"] + ".nii.gz"
-    return scans.assign(path=[str(root / file) for file in files])
+    folders = scans["participant_id"] + "/" + scans["session_id"] + "/anat/"
+    return f"{root}/" + folders + scans["scan_id"] + ".nii.gz"

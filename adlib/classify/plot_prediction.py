@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from adlib.classify.nearest import Neighbour, middle_slice
 from adlib.classify.result import Prediction
+from adlib.classify.scan_tables import VOLUME_LABELS, format_ml
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
 from adlib.imaging.volume import extract_slice
 from adlib.preprocess.derivatives import Preprocessed
@@ -26,13 +27,6 @@ POSITIONS_MM = {
 }
 BRAIN_EDGE = "#f0e442"
 TISSUE_EDGE = "#56b4e9"
-VOLUME_LABELS = {
-    "hippocampus_ml": "hippocampus",
-    "ventricles_ml": "ventricles",
-    "gm_ml": "grey matter",
-    "wm_ml": "white matter",
-    "icv_ml": "intracranial",
-}
 
 
 def plot_prediction(prediction: Prediction) -> Figure:
@@ -71,10 +65,9 @@ def plot_prediction(prediction: Prediction) -> Figure:
 
 
 def _title(prediction: Prediction) -> str:
-    prepared, best = prediction.prepared, prediction.predicted
-    result = f"{best}, probability {prediction.probabilities[best]:.2f}" if best else "not classified"
+    prepared = prediction.prepared
     reasons = f" ({'; '.join(prepared.reasons)})" if prepared.reasons else ""
-    lines = [f"{prepared.name}: {result}", f"quality control: {prepared.verdict}{reasons}"]
+    lines = [f"{prepared.name}: {prediction.statement}", f"quality control: {prepared.verdict}{reasons}"]
     return "\n".join(textwrap.fill(line, 100) for line in lines)
 
 
@@ -224,21 +217,6 @@ def _volume(axis: Axes, value: float, cohort: dict[str, list[float]], classes: t
     axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize="small")
     axis.set_xlim(-0.7, len(classes) - 0.3)
     axis.yaxis.set_major_locator(MaxNLocator(4))
-
-
-def format_ml(value: float) -> str:
-    """A volume with its significant digits: 6.4, 42.1, 1430.
-
-    Parameters
-    ----------
-    value : float
-        ml.
-
-    Returns
-    -------
-    str
-    """
-    return f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def plot_class_probabilities(predictions: pd.DataFrame, classes: tuple[str, ...]) -> Figure:

@@ -17,7 +17,8 @@ from adlib.classify.input_checks import check_input
 from adlib.classify.model_store import find_model
 from adlib.classify.nearest import Examples, nearest, read_examples
 from adlib.classify.plot_prediction import plot_prediction
-from adlib.classify.result import COVERAGE, Prediction, Record, as_record, unique_name
+from adlib.classify.result import Prediction, as_record
+from adlib.classify.scan_tables import COVERAGE, STAGES, Record, unique_name
 from adlib.figures.theme import apply_theme
 from adlib.parallel.mapping import map_scans
 from adlib.parallel.threads import one_thread
@@ -35,13 +36,6 @@ from adlib.training.slabs import cut_slab
 from adlib.training.slices import scan_slices, slab_slices
 
 OUTSIDE_SD = 4.0  # a volume farther than this from the mean of every class lies outside the training cohort
-
-STAGES = (
-    "reading the file",
-    "aligning, extracting the brain, measuring tissues",
-    "comparing with the training cohort",
-    "classifying slices",
-)
 
 Stage = Callable[[str], None]
 

@@ -1,26 +1,22 @@
-"""The classification of one scan: prediction, prediction set and percentiles, as a record and as tables."""
+"""The classification of one scan: prediction, prediction set and percentiles, as a record."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
-from itertools import chain, count
-from typing import Any
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
 
 from adlib.classify.input_checks import Check
 from adlib.classify.nearest import Neighbour
+from adlib.classify.scan_tables import COVERAGE, Record
 from adlib.preprocess.derivatives import Preprocessed
 from adlib.training.cohort_reference import volume_percentiles
 from adlib.training.model_file import ModelCard
 
 SIMULATED = "Research only. The model was trained on simulated images: the result means nothing about a patient."
 RESEARCH = "Research only. Not a medical device: the result is no diagnosis and no basis for treatment."
-COVERAGE = 0.9
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,14 +94,25 @@ class Prediction:
 
     @property
     def statement(self) -> str:
-        """The prediction set in a sentence: ``CN or MCI; AD excluded at 90 %``."""
+        """The result in one line, the same wherever it is shown.
+
+        ``Most probable: MCI (0.48). At 90 %: CN or MCI; AD excluded``, or which input check failed.
+        """
         if self.predicted is None:
-            return "Not classified"
+            failed = [check.title for check in self.checks if check.refusal]
+            reason = f"failed input check: {failed[0]}" if failed else "; ".join(self.prepared.reasons)
+            return f"Not classified; {reason}" if reason else "Not classified"
+        most = f"Most probable: {self.predicted} ({self.probabilities[self.predicted]:.2f})"
         if not self.possible:
-            return f"Most probable: {self.predicted} (no prediction set: the model file stores no bounds)"
+            return f"{most}. No prediction set: the model file stores no bounds"
         excluded = [name for name in self.card.classes if name not in self.possible]
         result = f"{_listed(excluded, 'and')} excluded" if excluded else "no class excluded"
-        return f"{_listed(self.possible, 'or')}; {result} at {100 * self.coverage:.0f} %"
+        return f"{most}. At {100 * self.coverage:.0f} %: {_listed(self.possible, 'or')}; {result}"
+
+    @property
+    def advice(self) -> str:
+        """What to do with a scan that is refused; empty if it is classified."""
+        return next((check.advice for check in self.checks if check.refusal), "") if not self.predicted else ""
 
     @property
     def agreement(self) -> str:
@@ -155,8 +162,10 @@ def as_record(prediction: Prediction) -> Record:
         "name": prediction.name,
         "warning": prediction.warning,
         "origin": prediction.origin,
+        "version": version("adlib"),
         "predicted": prediction.predicted,
         "statement": prediction.statement,
+        "advice": prediction.advice,
         "set": list(prediction.possible),
         "coverage": prediction.coverage,
         "probabilities": prediction.probabilities,
@@ -186,70 +195,3 @@ def as_record(prediction: Prediction) -> Record:
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:
     return {name: float(value) if np.isfinite(value) else None for name, value in values.items()}
-
-
-def unique_name(name: str, taken: Collection[str]) -> str:
-    """The name, with the first free number from 2 on if it is taken.
-
-    Parameters
-    ----------
-    name : str
-    taken : collection of str
-
-    Returns
-    -------
-    str
-    """
-    return next(free for free in chain([name], (f"{name}_{n}" for n in count(2))) if free not in taken)
-
-
-def scan_table(records: Iterable[Record], truth: dict[str, str] | None = None) -> pd.DataFrame:
-    """One row per scan: predicted class, prediction set, probabilities, volumes and percentiles.
-
-    Parameters
-    ----------
-    records : iterable of dict
-        From `as_record`.
-    truth : dict of str to str, optional
-        Diagnosis by scan name; adds the column ``diagnosis``.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by ``scan``.
-    """
-    records, rows = list(records), []
-    for record in records:
-        diagnosis = {} if truth is None else {"diagnosis": truth.get(record["name"], "unknown")}
-        percentiles = {f"{name} percentile": value for name, value in record["percentiles"].items()}
-        volumes = {name: value for name, value in record["volumes"].items() if name.endswith(("_ml", "nbv"))}
-        rows.append(
-            {**diagnosis, "predicted": record["predicted"] or "none"}
-            | {"set": " or ".join(record["set"]), **_probabilities(record), "slices": record["agreement"]}
-            | {"quality control": record["verdict"], **volumes, **percentiles}
-        )
-    return pd.DataFrame(rows, pd.Index([record["name"] for record in records], name="scan")).round(3)
-
-
-def summary_table(records: Iterable[Record]) -> pd.DataFrame:
-    """Number of scans, mean, standard deviation and range of probabilities and volumes; empty without scans.
-
-    Parameters
-    ----------
-    records : iterable of dict
-        From `as_record`.
-
-    Returns
-    -------
-    DataFrame
-        Columns count, mean, std, min and max.
-    """
-    rows = [_probabilities(record) | record["volumes"] for record in records]
-    if not rows:
-        return pd.DataFrame()
-    table = pd.DataFrame(rows).astype(float).agg(["count", "mean", "std", "min", "max"]).T.round(2)
-    return table.astype({"count": int})
-
-
-def _probabilities(record: Record) -> dict[str, float]:
-    return {f"p({name})": value for name, value in record["probabilities"].items()}

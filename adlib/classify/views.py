@@ -6,20 +6,20 @@ import base64
 import json
 from functools import cache
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
-import matplotlib.image
 import nibabel as nib
 import numpy as np
+import pandas as pd
 from ipyniivue import NiiVue, ShowRender
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from matplotlib.backends.backend_pdf import PdfPages
-from matplotlib.figure import Figure
 
-from adlib.classify.plot_prediction import VOLUME_LABELS, format_ml
-from adlib.classify.result import scan_table, summary_table
+from adlib.classify.scan_tables import VOLUME_LABELS, format_ml, scan_table, summary_table
 from adlib.classify.worker import EVIDENCE_MAX, Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MARKS = {"passed": "✓", "warning": "!", "failed": "✗", "not checked": "–"}
 LABELS = VOLUME_LABELS | {"csf_ml": "CSF", "temporal_ml": "temporal lobes, grey matter"}
@@ -32,6 +32,7 @@ OVERLAYS = {
                                    "cal_max": EVIDENCE_MAX, "cal_min_neg": -EVIDENCE_MAX,
                                    "cal_max_neg": -EVIDENCE_MAX / 4}),
 }  # fmt: skip
+WORDS = {"result": "statement", "warning": "warning", "model": "origin", "version": "version"}  # of the CSV
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # characters that make a spreadsheet run a cell
 
 
@@ -66,7 +67,7 @@ def html(name: str, *values: Any) -> str:
 
 
 def as_csv(results: list[Result]) -> bytes:
-    """One row per scan; a name that a spreadsheet would run as a formula begins with an apostrophe.
+    """One row per scan; a text that a spreadsheet would run as a formula begins with an apostrophe.
 
     Parameters
     ----------
@@ -76,7 +77,10 @@ def as_csv(results: list[Result]) -> bytes:
     -------
     bytes
     """
-    table = scan_table(result.record for result in results)
+    records = [result.record for result in results]
+    words = pd.DataFrame([{title: record[name] for title, name in WORDS.items()} for record in records])
+    words["refused"] = ["; ".join(record["refused"]) for record in records]
+    table = scan_table(records).join(words.set_axis([record["name"] for record in records]))
     table.index = [f"'{name}" if name.startswith(FORMULA) else name for name in table.index]
     return table.to_csv(index_label="scan", lineterminator="\n").encode()
 
@@ -120,6 +124,8 @@ def as_pdf(results: list[Result]) -> bytes:
     -------
     bytes
     """
+    from matplotlib.backends.backend_pdf import PdfPages
+
     content = BytesIO()
     with PdfPages(content, metadata={"Title": "Classified scans", "Creator": "adlib"}) as pages:
         for result in results:
@@ -129,6 +135,9 @@ def as_pdf(results: list[Result]) -> bytes:
 
 
 def _sheet(result: Result, png: bytes) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.image import imread
+
     figure = Figure(figsize=(8.27, 11.69), layout="none")
     record = result.record
     figure.text(0.06, 0.965, f"{record['name']}: {record['statement']}", fontsize=11, fontweight="bold", wrap=True)
@@ -136,7 +145,7 @@ def _sheet(result: Result, png: bytes) -> Figure:
     figure.text(0.06, 0.93, record["origin"], fontsize=7)
     axis = figure.add_axes((0.05, 0.05, 0.9, 0.86))
     axis.set_axis_off()
-    axis.imshow(matplotlib.image.imread(BytesIO(png)))
+    axis.imshow(imread(BytesIO(png)))
     return figure
 
 
@@ -166,7 +175,7 @@ class Scene(NiiVue):
     Parameters
     ----------
     view : dict of str to array
-        See `adlib.classify.worker.view_arrays`.
+        See `adlib.classify.serving.view_arrays`.
     shown : str
         The first overlay.
     """
@@ -207,7 +216,7 @@ class Viewer(widgets.VBox):
     Parameters
     ----------
     view : dict of str to array
-        See `adlib.classify.worker.view_arrays`.
+        See `adlib.classify.serving.view_arrays`.
     """
 
     def __init__(self, view: dict[str, np.ndarray]) -> None:

@@ -2,128 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from adlib.study.params import InputParams, PreprocessParams, StudyParams
-from adlib.study.records import TISSUE_MAPS, StudyError, atomic_path
+from adlib.study.params import InputParams, StudyParams
+from adlib.study.records import StudyError, atomic_path
 from adlib.training.cohort_reference import FeatureDistribution
+from adlib.training.model_card import FORMAT, ModelCard, card_in
 from adlib.training.network import OWN, ResNet50, load_body, output_layer, read_state, slice_outputs, softmax
 from adlib.training.pooling import ATTENTION, within_scan
 from adlib.training.recipe import NETWORK_FILE, BuildNetwork, read_network
 
-FORMAT = "adlib-resnet50-3"
 STORED = "reference."
 STORED_PARTS = ("mean", "sd", "axes", "variances", "rest")
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """The description that travels with the weights.
-
-    Attributes
-    ----------
-    study : str
-    classes : tuple of str
-        In the order of the network's outputs.
-    simulated : bool
-        True where the training cohort was the phantom: results then do not apply to patients.
-    input : InputParams
-    preprocess : PreprocessParams
-    temperature : float
-        Divides the logits before the softmax, see `adlib.training.pooling`.
-    cohort : dict
-        Aggregates of the training participants only: counts by class, mean and sd of volumes by class.
-    weights_origin, splits_sha256, code : str
-        Initial weights, digest of splits.tsv, digest of the training code.
-    seed : int
-    bias : tuple of float
-        Added to the logits of the classes after the temperature; empty for none.
-    landmarks : tuple of float
-        The standard scale of `adlib.preprocess.intensity`, fitted on the training scans; empty for none.
-    spaces : tuple of str
-        In which spaces the training scans came, see `adlib.study.records.TISSUE_MAPS`; empty for heads only.
-    covariates : dict of str to (float, float)
-        Covariates of the output layer, in order, with their mean and standard deviation in training.
-    reference : dict
-        Reference values for a single scan, see `adlib.training.cohort_reference.make_reference`; empty in older files.
-    training : dict
-        Record of the training, see `adlib.training.recipe.describe`; empty in older files, whose network is ResNet50.
-    """
-
-    study: str
-    classes: tuple[str, ...]
-    simulated: bool
-    input: InputParams
-    preprocess: PreprocessParams
-    temperature: float
-    cohort: dict[str, Any]
-    weights_origin: str
-    splits_sha256: str
-    code: str
-    seed: int
-    bias: tuple[float, ...] = ()
-    landmarks: tuple[float, ...] = ()
-    spaces: tuple[str, ...] = ()
-    covariates: dict[str, tuple[float, float]] = field(default_factory=dict)
-    reference: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def network(self) -> str:
-        """Title of the network, such as ResNet50."""
-        return self.training.get("network", {}).get("title", ResNet50.__name__)
-
-    @property
-    def refusal(self) -> str | None:
-        """Why the model cannot classify a head, to follow "the model"; None where it can."""
-        if not self.input.takes_heads:
-            return "takes ready-made 2-D slices; it cannot take a whole head"
-        if TISSUE_MAPS in self.spaces:
-            return "takes grey-matter maps; it cannot take a T1w head"
-        return None
-
-    def to_json(self) -> str:
-        """The card as JSON, keys sorted.
-
-        Returns
-        -------
-        str
-        """
-        content = {**asdict(self), "input": self.input.model_dump(), "preprocess": self.preprocess.model_dump()}
-        content["covariates"] = [[name, *values] for name, values in self.covariates.items()]
-        return json.dumps(content, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> ModelCard:
-        """Read a card that `to_json` wrote.
-
-        Parameters
-        ----------
-        text : str
-
-        Returns
-        -------
-        ModelCard
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError
-            If a field is missing, unknown or not valid.
-        """
-        content = json.loads(text)
-        content |= {name: tuple(content[name]) for name in ("classes", "bias", "landmarks", "spaces")}
-        content["covariates"] = {name: (mean, sd) for name, mean, sd in content["covariates"]}
-        content["input"] = InputParams.model_validate_json(json.dumps(content["input"]))
-        content["preprocess"] = PreprocessParams.model_validate_json(json.dumps(content["preprocess"]))
-        return cls(**content)
 
 
 @dataclass(frozen=True)
@@ -200,14 +96,12 @@ def load(path: Path | str, build_network: BuildNetwork | None = None, trusted: b
     """
     path = weights_path(path)
     state, metadata = read_state(path)
-    if FORMAT not in metadata:
-        raise StudyError(f"{path} has no {FORMAT!r} in its metadata; use a file that adlib wrote in this format")
+    card = card_in(metadata, path)
     extra = {name.removeprefix(STORED): state.pop(name) for name in list(state) if name.startswith(STORED)}
     try:
-        card = ModelCard.from_json(metadata[FORMAT])
         distributions = _distributions(card, extra)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StudyError(f"{path} carries no readable model card: {error}") from None
+    except KeyError as error:
+        raise StudyError(f"{path} lacks the tensor {error} that its model card names; copy the file again") from None
     build_network = build_network or _builder(card, path, trusted)
     network = build_network(outputs(card.classes, card.input), len(card.covariates), 0.0)
     try:

@@ -28,8 +28,8 @@ from PIL import Image
 from playwright.sync_api import expect
 from test_form import prediction_of
 
-from adlib.classify.model_store import simulate_scans
 from adlib.classify.result import as_record
+from adlib.classify.stored_results import simulate_scans
 from adlib.study.params import dump_params, load_params
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,6 @@ import time
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 
 import fake_worker
 import nibabel as nib
@@ -21,9 +20,10 @@ import pandas as pd
 import pytest
 from throwaway import alive
 
-from adlib.classify import form, model_store
+from adlib.classify import form, model_store, stored_results
 from adlib.classify.input_checks import Check
-from adlib.classify.result import Prediction, as_record, scan_table, summary_table
+from adlib.classify.result import Prediction, as_record
+from adlib.classify.scan_tables import scan_table, summary_table
 from adlib.classify.uploads import PREFIX, Inbox, open_home, safe_name, sweep
 from adlib.classify.views import as_csv, as_html, as_json, as_pdf, html
 from adlib.classify.worker import Worker
@@ -419,32 +419,32 @@ def study(tmp_path):
 
 
 def test_examples_are_test_scans_of_all_classes(study):
-    examples = model_store.example_scans(study)
+    examples = stored_results.example_scans(study)
     assert examples["diagnosis"].tolist() == list(CLASSES)
     assert set(examples["scan_id"]) <= {f"sub-{i:02d}_ses-01" for i in range(8)}
     assert (examples["path"] == examples["scan_id"] + ".nii").all()
     flat = study.model_copy(update={"input": InputParams(plane="three_planes_2d")})
-    assert model_store.example_scans(flat).empty
+    assert stored_results.example_scans(flat).empty
     path = study.folder / "manifest.tsv"
     write_table(read_table(path, MANIFEST).assign(space=TISSUE_MAPS), path, MANIFEST)
-    assert model_store.example_scans(study).empty
+    assert stored_results.example_scans(study).empty
 
 
 def test_stored_predictions_are_of_test_scans(study):
-    table = model_store.stored_predictions(study)
+    table = stored_results.stored_predictions(study)
     assert len(table) == 9
     assert (table["predicted"] == table["truth"]).all()
 
 
 def test_form_offers_examples(study, monkeypatch):
-    classifier = SimpleNamespace(card=prediction_of("x").card)
+    card = prediction_of("x").card
     monkeypatch.setattr(form, "find_models", lambda params: {"of the study": Path("any")})
-    monkeypatch.setattr(form.model_file, "load", lambda path, trusted: classifier)
+    monkeypatch.setattr(form, "read_card", lambda path: card)
     app = form.classifier_app(study)
     labels = [label for label, _ in app.children[3].options]
     assert labels[1:] == [f"sub-0{i}_ses-01 ({name})" for i, name in enumerate(CLASSES)]
     assert "make lab" in repr(app)
-    classifier.card = replace(classifier.card, input=InputParams(plane="three_planes_2d"))
+    card = replace(card, input=InputParams(plane="three_planes_2d"))
     assert "cannot take a whole head" in form.classifier_app(study).children[0].value
 
 

@@ -51,7 +51,7 @@ def test_distances_unchecked_without_reference(prediction):
 def test_similar_scan_has_set_and_percentiles(with_reference, scan):
     result = predict_image(scan, "made", with_reference, person={"age": 70.0, "sex": 1.0})
     assert result.predicted, result.refusals
-    assert result.statement == "CN, MCI, LMCI or AD; no class excluded at 90 %"
+    assert result.statement.endswith("At 90 %: CN, MCI, LMCI or AD; no class excluded")
     assert 0 <= result.percentiles["hippocampus_ml"] <= 100
     assert "200 simulated CN" in result.percentiles_note
     record = json.loads(json.dumps(as_record(result), allow_nan=False))
@@ -63,7 +63,7 @@ def test_set_excludes_classes_below_the_bound(prediction):
     p = {"CN": 0.5, "MCI": 0.3, "LMCI": 0.15, "AD": 0.05}
     card = replace(prediction.card, reference={"sets": {"0.9": 0.2, "0.95": 0.1, "0.85": 0.4}})
     result = replace(prediction, predicted="CN", probabilities=p, card=card)
-    assert result.statement == "CN or MCI; LMCI and AD excluded at 90 %"
+    assert result.statement.endswith("At 90 %: CN or MCI; LMCI and AD excluded")
     assert replace(result, coverage=0.93).possible == ("CN", "MCI", "LMCI")
     assert replace(result, coverage=0.99).possible == ()
 
@@ -78,11 +78,16 @@ def test_refused_scan_has_reason_and_advice_but_no_class(with_reference, kind):
         assert "expected" in str(error)
         return
     assert result.predicted is None and result.probabilities == {} and not len(result.slices)
-    assert result.statement == "Not classified" and result.possible == () and result.agreement == ""
+    failed = next(check for check in result.checks if check.status == FAILED)
+    assert (
+        result.statement == f"Not classified; failed input check: {failed.title}"
+        and result.possible == ()
+        and result.agreement == ""
+    )
     record = as_record(result)
     assert record["refused"] and record["probabilities"] == {} and record["slice_probabilities"] == []
     assert all(any(advice in reason for advice in ("Use", "use", "Check")) for reason in record["refused"])
-    assert "not classified" in plot_prediction(result).subfigs[0].get_suptitle()
+    assert result.advice == failed.advice and result.statement[:20] in plot_prediction(result).subfigs[0].get_suptitle()
 
 
 @pytest.mark.parametrize("name", [IMAGE, VOLUMES, QUALITY])
@@ -92,7 +97,7 @@ def test_each_distance_refuses_by_itself(with_reference, prediction, name):
     away = replace(space, mean=space.mean + 40 * space.sd)
     other = replace(with_reference, distributions=with_reference.distributions | {name: away})
     (failed,) = [check for check in check_input(prediction.prepared, features, other) if check.status == FAILED]
-    assert "relative to held-out scans (limit 3.0)" in failed.message
+    assert "relative to held-out scans (limit 3.00)" in failed.message
     assert name == IMAGE or "(training" in failed.message
 
 

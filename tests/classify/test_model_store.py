@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adlib.classify.model_store import example_scans, find_model, store_examples, stored_predictions, stored_scores
+from adlib.classify.model_store import find_model
 from adlib.classify.nearest import read_examples, write_examples
 from adlib.classify.prediction import predict_file
+from adlib.classify.stored_results import example_scans, store_examples, stored_predictions, stored_scores
 from adlib.classify.worker import Worker
 from adlib.preprocess.cohort_run import preprocess_cohort
 from adlib.sources.reading import read_source

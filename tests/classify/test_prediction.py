@@ -66,7 +66,7 @@ def test_failed_quality_control_refuses(classifier, scan, monkeypatch):
     refused = predict_image(scan, "made", classifier)
     assert refused.predicted is None
     assert as_record(refused)["reasons"] == as_record(refused)["refused"] == ["no brain"]
-    assert "not classified" in plot_prediction(refused).subfigs[0].get_suptitle()
+    assert "Not classified; no brain" in plot_prediction(refused).subfigs[0].get_suptitle()
 
 
 def test_volumes_outside_the_cohort_are_noted(classifier):
