@@ -213,14 +213,11 @@ def by_level(study: Study) -> Table:
     study : Study
     """
     scores = {level: study.score("balanced_accuracy", level=level) for level in LEVELS}
+    counts = {level: score["n"] for level, score in scores.items() if score is not None}
     return table(
         "The network's scores by slice, scan and participant; all intervals are over participants.",
         ("Level", "n", *(metric_title(metric) for metric, _ in MAIN)),
-        (
-            (LEVELS[level], score["n"], *_written(study, MAIN, level=level))
-            for level, score in scores.items()
-            if score is not None
-        ),
+        ((LEVELS[level], n, *_written(study, MAIN, level=level)) for level, n in counts.items()),
     )
 
 
