@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
 
 # OASIS-1 by Clinical Dementia Rating 0, 0.5, >= 1: whole-brain volume as a share of the intracranial volume
-# (Marcus et al. 2007, doi:10.1162/jocn.2007.19.9.1498): mean, sd; and age: mean, sd.
+# (Marcus et al. 2007, doi:10.1162/jocn.2007.19.9.1498): mean, sd.
 OASIS_NBV = ((0.769, 0.046), (0.729, 0.035), (0.706, 0.031))
-OASIS_AGE = ((69, 14), (76, 7), (78, 7))
 
 
 def plot_flow(flow: pd.DataFrame) -> Figure:

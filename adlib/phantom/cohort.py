@@ -34,8 +34,7 @@ TRUTH = Schema(
         "brain_age": float,
         "scan_to_mni": str,
     },
-    {},
-    ("scan_id",),
+    key=("scan_id",),
 )
 
 _NORTH = {"gm": 0.66, "wm": 1.0, "csf": 0.2, "bone": 0.06, "marrow": 0.45, "scalp": 1.0, "muscle": 0.42, "fluid": 0.2}
@@ -49,21 +48,7 @@ SCANNERS = (
     Scanner("west", "PhantoMed", "Two", 1.5, (0.9, 1.25, 0.9), "LIA", _WEST, 0.16, 0.035),
 )
 
-_DATASET = {
-    "Name": "adlib phantom cohort",
-    "BIDSVersion": "1.9.0",
-    "DatasetType": "raw",
-    "License": "CC0-1.0",
-    "Authors": ["The adlib authors"],
-    "GeneratedBy": [{"Name": "adlib.phantom.cohort"}],
-    "SourceDatasets": [{"DOI": "doi:10.1016/S1053-8119(09)70884-5"}],  # the MNI152 average, Fonov et al. 2009
-}
-_README = """Simulated heads with known truth. They say nothing about patients.
-
-Each head is made from the MNI152 average brain (Fonov et al. 2009, doi:10.1016/S1053-8119(09)70884-5) by adlib's
-module adlib.phantom.cohort: smooth deformations take tissue and widen ventricles by a severity that depends on
-diagnosis and age. Ages and scores are drawn, so they belong to nobody.
-"""
+_DATASET = Path(__file__).parent / "dataset"  # files of the BIDS dataset that are the same in every cohort
 
 # Age (mean, sd, years) and Mini-Mental State (mean, sd) at Clinical Dementia Rating 0, 0.5 and >= 1 in OASIS-1
 # (Marcus et al. 2007, doi:10.1162/jocn.2007.19.9.1498), at relative position 0, 0.5 and 1 along the ordered classes.
@@ -293,8 +278,8 @@ def _simulate(row: dict[str, Any], scanner: Scanner, voxel_mm: float, image: Pat
 
 
 def _write_tables(cohort: pd.DataFrame, classes: tuple[str, ...], root: Path) -> None:
-    write_json(_DATASET, root / "dataset_description.json")
-    write_text(_README, root / "README")
+    for name in ("README", "dataset_description.json"):
+        write_text((_DATASET / name).read_text(encoding="utf-8"), root / name)
     people = cohort.drop_duplicates("participant_id")
     _write_tsv(people[["participant_id", "age", "sex", "diagnosis", "site", "mmse"]], root / "participants.tsv")
     described: dict[str, dict[str, Any]] = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from adlib.report.privacy import Ids
 from adlib.study.code_digest import ROOT
@@ -34,6 +35,7 @@ from adlib.training.recipe import SECTIONS, record_differences, training_record
 
 PARTS = ("network", "loss", "optimizer", "augment")
 SANITY = "attribution/sanity.json"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -309,3 +311,18 @@ def _code_cells(notebook: str) -> list[str]:
     cells = [cell for cell in json.loads(notebook)["cells"] if cell["cell_type"] == "code"]
     own = [cell for cell in cells if "injected-parameters" not in cell["metadata"].get("tags", [])]
     return ["".join(cell["source"]).strip() for cell in own]
+
+
+def read_yaml(name: str) -> dict[str, Any]:
+    """A data file of ``templates/``.
+
+    Parameters
+    ----------
+    name : str
+        File name in ``templates/`` without suffix.
+
+    Returns
+    -------
+    dict
+    """
+    return yaml.safe_load((TEMPLATES / f"{name}.yaml").read_text(encoding="utf-8"))

@@ -80,17 +80,10 @@ def index(study: Study) -> str:
     -------
     str
     """
-    summary = text.summary(study)
     notebooks = {tables.step_title(step.name): f"notebooks/{step.name}.html" for step in STEPS}
     return text.render(
         "index.html.j2",
         study=study,
-        tables=tables,
-        title=summary["title"],
-        warning=summary["warning"],
-        abstract={name: summary[name] for name in ("Question", "Methods", "Results", "Conclusion")},
-        methods=text.methods(study),
-        limitations=text.limitations(study),
         changed_cells={tables.step_title(name): cells for name, cells in study.changed_cells.items()},
         params=yaml.safe_dump(tables.public_params(study.params_file), sort_keys=False),
         files=FILES,
@@ -116,15 +109,11 @@ def model_card(study: Study, released: list[dict[str, Any]] | None = None) -> st
     return text.render(
         "model-card.md.j2",
         study=study,
-        tables=tables,
         front=yaml.safe_dump(_front_matter(study, released), sort_keys=False, allow_unicode=True),
         simulated=study.card.get("simulated", study.simulated),
         takes_heads=not study.params.input.flat and TISSUE_MAPS not in study.card.get("spaces", []),
         covariates=[name for name, *_ in study.card.get("covariates", [])],
         trained=[f"{counts[name]} {name}" for name in study.params.classes if name in counts],
-        methods=text.methods(study),
-        summary=text.summary(study),
-        limitations=text.limitations(study),
         released=tables.released(released) if released else None,
     )
 
@@ -181,11 +170,5 @@ def datasheet(study: Study) -> str:
     """
     columns = {"age": "Age", "sex": "Sex", "site": "Site", "field_strength_T": "Field strength"}
     missing = study.manifest[list(columns)].isna().sum()
-    return text.render(
-        "datasheet.md.j2",
-        warning=text.summary(study)["warning"],
-        study=study,
-        methods=text.methods(study),
-        tables=tables,
-        missing={title: f"{missing[name]} of {len(study.manifest)} scans" for name, title in columns.items()},
-    )
+    counts = {title: f"{missing[name]} of {len(study.manifest)} scans" for name, title in columns.items()}
+    return text.render("datasheet.md.j2", study=study, missing=counts)

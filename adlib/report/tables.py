@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 import pandas as pd
 
-from adlib.report.content import Study
+from adlib.report.content import Study, read_yaml
 from adlib.report.privacy import may_show, shows
 from adlib.study.metrics import CHANCE, KEY, NETWORK, NOT_MEASURED, format_score, run_of, tidy
 from adlib.study.params import StudyParams
@@ -27,28 +27,7 @@ BY_CLASS = ("recall", "specificity", "precision", "roc_auc", "average_precision"
 LEVELS = {"slice": "Slices", "scan": "Scans", "subject": "Participants"}
 GROUPS = ("network", "control", "baseline", "ceiling", "other")
 PRIVATE = ("exec", "root", "table", "tables", "data_dir")  # params that hold places on a machine
-METRICS = {
-    "roc_auc": "ROC AUC",
-    "roc_auc_binary": "ROC AUC, two classes",
-    "recall": "Sensitivity",
-    "kappa_linear": "Kappa, linear weights",
-    "matthews": "Matthews correlation",
-    "brier": "Brier score",
-    "share_of_bayes_ceiling": "Share of the best possible balanced accuracy",
-    "permutation_p": "p, permutation of labels",
-    "mcnemar_p": "p, McNemar",
-}
-ATTRIBUTION_CHECKS = {
-    ("randomisation", "all layers", "rank_correlation"): "Rank correlation with the maps of a random network",
-    ("perturbation", "deletion", "area_gained_over_random"): "Deletion: area gained over random order, logit",
-    ("perturbation", "insertion", "area_gained_over_random"): "Insertion: area gained over random order, logit",
-    ("overlap_volume", "trained", "ratio_to_chance"): "Strongest pixels where disease changes volume, to chance",
-    ("overlap_volume", "randomised", "ratio_to_chance"): "Volume change: the same of a random network",
-    ("overlap_volume", "edges", "ratio_to_chance"): "Volume change: the same of the edges of the image",
-    ("overlap_image", "trained", "ratio_to_chance"): "Strongest pixels where disease changes the image, to chance",
-    ("overlap_image", "randomised", "ratio_to_chance"): "Image change: the same of a random network",
-    ("overlap_image", "edges", "ratio_to_chance"): "Image change: the same of the edges of the image",
-}
+TITLES = read_yaml("titles")
 
 
 @dataclass(frozen=True)
@@ -234,14 +213,11 @@ def by_level(study: Study) -> Table:
     study : Study
     """
     scores = {level: study.score("balanced_accuracy", level=level) for level in LEVELS}
+    counts = {level: score["n"] for level, score in scores.items() if score is not None}
     return table(
         "The network's scores by slice, scan and participant; all intervals are over participants.",
         ("Level", "n", *(metric_title(metric) for metric, _ in MAIN)),
-        (
-            (LEVELS[level], score["n"], *_written(study, MAIN, level=level))
-            for level, score in scores.items()
-            if score is not None
-        ),
+        ((LEVELS[level], n, *_written(study, MAIN, level=level)) for level, n in counts.items()),
     )
 
 
@@ -278,7 +254,7 @@ def attribution_scores(study: Study) -> dict[str, pd.Series]:
     rows = {(row["check"], row["of"], row["metric"]): row for _, row in study.sanity.iterrows()}
     random = {metric: row for (check, _, metric), row in rows.items() if check == "randomisation"}  # the last stage
     rows |= {("randomisation", "all layers", metric): row for metric, row in random.items()}
-    return {title: rows[name] for name, title in ATTRIBUTION_CHECKS.items() if name in rows}
+    return {title: rows[*name] for title, name in TITLES["attribution_checks"].items() if tuple(name) in rows}
 
 
 def attribution_checks(study: Study) -> Table:
@@ -573,7 +549,7 @@ def metric_title(name: str, label: str = "") -> str:
     -------
     str
     """
-    title = METRICS.get(name, name.replace("_", " ").capitalize())
+    title = TITLES["metrics"].get(name, name.replace("_", " ").capitalize())
     return f"{title}, {label}" if label else title
 
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from adlib.evaluation.explain.attribution import TITLES
 from adlib.report import tables
-from adlib.report.content import Study
+from adlib.report.content import Study, read_yaml
 from adlib.study.metrics import NETWORK, run_of
 
 SMALL = 30  # test participants of a class below which its scores are very uncertain
 COMMON = ("params", "network", "cited", "simulated", "initial_weights", "own_parts")  # of the study, in every text
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 @lru_cache
@@ -43,8 +40,12 @@ def templates() -> Environment:
     }
     environment.globals |= {
         "choices": read_yaml("choices") | {"attribution": TITLES},
-        "run_of": run_of,
+        "limitations_of": limitations,
+        "methods_of": methods,
         "pairs": _pairs,
+        "run_of": run_of,
+        "summary_of": summary,
+        "tables": tables,
         "zip": zip,
     }
     return environment
@@ -65,21 +66,6 @@ def render(name: str, **values: Any) -> str:
     str
     """
     return templates().get_template(name).render(**values)
-
-
-def read_yaml(name: str) -> dict[str, Any]:
-    """A data file of ``templates/``.
-
-    Parameters
-    ----------
-    name : str
-        File name in ``templates/`` without suffix.
-
-    Returns
-    -------
-    dict
-    """
-    return yaml.safe_load((TEMPLATES / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def summary(study: Study) -> dict[str, str]:
@@ -141,8 +127,6 @@ def limitations(study: Study) -> list[str]:
         small=SMALL,
         not_run=[run_of(name).title for name in missing],
         above_chance=tables.above_chance(study),
-        warnings=tables.findings(study, "severity", "warn"),
-        accepted=tables.accepted(study),
     )
     return [_joined(item) for item in re.split(r"(?m)^- ", text)[1:]]
 
@@ -165,26 +149,13 @@ def checklist(study: Study, name: str) -> str:
     CLAIM: Mongan et al. 2020, doi:10.1148/ryai.2020200029; update 2024, doi:10.1148/ryai.240300.
     TRIPOD+AI: Collins et al. 2024, doi:10.1136/bmj-2023-078378.
     """
-    first = summary(study)
-    answers = _sections(
-        "checklist-answers.j2",
-        study,
-        summary=first,
-        methods=methods(study),
-        acquisition=tables.acquisition(study),
-        controls=[run_of(run).title for run in study.runs() if run_of(run).group == "control"],
-        attribution_checks=[
-            f"{title[0].lower()}{title[1:]} {tables.in_words(score)}"
-            for title, score in tables.attribution_scores(study).items()
-        ],
-    )
-    return render(
-        "checklist.md.j2",
-        warning=first["warning"],
-        answers=answers,
-        changed_cells=study.changed_cells,
-        **read_yaml(name),
-    )
+    controls = [run_of(run).title for run in study.runs() if run_of(run).group == "control"]
+    checks = [
+        f"{title[0].lower()}{title[1:]} {tables.in_words(score)}"
+        for title, score in tables.attribution_scores(study).items()
+    ]
+    answers = _sections("checklist-answers.j2", study, controls=controls, attribution_checks=checks)
+    return render("checklist.md.j2", study=study, answers=answers, **read_yaml(name))
 
 
 def _sections(name: str, study: Study, **values: Any) -> dict[str, str]:

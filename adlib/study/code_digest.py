@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from adlib.study.records import StudyError, digest
+from adlib.study.records import StudyError, digest, file_digest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "adlib"
@@ -89,7 +89,7 @@ def module_digests(names: Iterable[str], root: Path = ROOT, *, texts: bool = Fal
     root : path
         Folder that holds ``adlib/``.
     texts : bool
-        Whether sentences for readers count too; messages of errors never do.
+        Whether sentences for readers count too, also those in a yaml file beside a module; messages of errors never do.
 
     Returns
     -------
@@ -111,7 +111,7 @@ def module_digests(names: Iterable[str], root: Path = ROOT, *, texts: bool = Fal
     return {
         module: digest([(name, _parse(module, root, texts).part(name)[0]) for name in sorted(used)])
         for module, used in sorted(needed.items())
-    }
+    } | {name: file_digest(path) for name, path in _text_files(needed, root) if texts}
 
 
 def notebook_digests(notebook: Path, root: Path = ROOT) -> tuple[str, dict[str, str]]:
@@ -254,6 +254,14 @@ def _module_file(name: str, root: Path) -> Path | None:
     place = root.joinpath(*name.split("."))
     candidates = (place.with_name(place.name + ".py"), place / "__init__.py")
     return next((path for path in candidates if path.is_file()), None)
+
+
+def _text_files(modules: Iterable[str], root: Path) -> Iterator[tuple[str, Path]]:
+    """Name and path of the yaml file beside each module that has its texts in one."""
+    for module in modules:
+        path = root.joinpath(*module.split(".")).with_suffix(".yaml")
+        if path.is_file():
+            yield f"texts of {module}", path
 
 
 def _parents(module: str) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import papermill
-from jinja2 import DictLoader
+from jinja2 import FileSystemLoader
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from nbconvert import HTMLExporter
@@ -24,16 +24,6 @@ from adlib.study.records import AUDITED, DASHBOARD, StudyError, write_text
 
 logging.getLogger("papermill").addHandler(logging.NullHandler())  # NotebookFailure reports failures
 _PLAIN_ERRORS = ("StudyError", "AuditStop")  # raised in a notebook, they are shown without a traceback
-_OFFLINE_TEMPLATE = """{% extends 'lab/index.html.j2' %}
-{% block html_head_js_requirejs %}{% endblock %}
-{% block html_head_js_mathjax %}{% endblock %}
-{% block html_head_js_mermaidjs %}{% endblock %}
-{% block jupyter_widgets %}{% endblock %}
-{% block data_png scoped %}
-{%- set words = output | get_metadata('alt', 'image/png') or 'figure without a caption' -%}
-{{ super() | replace('<img ', '<img alt="' ~ (words | escape_html) ~ '" ', 1) }}
-{% endblock %}
-"""
 
 
 class NotebookFailure(StudyError):
@@ -159,7 +149,7 @@ def write_html(executed: Path) -> Path:
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     exporter = HTMLExporter(
         embed_images=True,
-        extra_loaders=[DictLoader({"offline.html.j2": _OFFLINE_TEMPLATE})],
+        extra_loaders=[FileSystemLoader(Path(__file__).parent)],
         template_file="offline.html.j2",
     )
     exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)

@@ -5,26 +5,16 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import types
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from adlib.study.exec_params import ExecParams, Pool
 from adlib.study.records import SAME_PERSON, StudyError
 from adlib.study.source_params import KINDS, Section, Source
-
-_HEAD = """# Parameters
-
-Keys of the files in `params/`, of `run_all.py --set KEY=VALUE` and of `open_study(params_file, **{"KEY": value})`.
-This page is generated: `python -m adlib.study.params > docs/parameters.md`.
-"""
-_COLUMNS = "| key | type | default | description |\n|---|---|---|---|\n"
 
 Control = Literal["shuffled_labels", "slice_split", "background", "binarised", "metadata_added"]
 SLAB = "coronal_2d"  # 2-D slices with a place in MNI152 space
@@ -34,77 +24,58 @@ Plane = Literal["coronal", "axial", "sagittal", "three_planes", "coronal_2d", "t
 class AuditParams(Section):
     """Limits of the audit; a finding of severity stop ends the run."""
 
-    accept: tuple[str, ...] = Field((), description="IDs of accepted stop findings.")
-    min_participants_per_class: int = Field(
-        10, ge=2, description="Minimum number of participants per class; fewer stop the study."
-    )
-    min_age: float = Field(
-        0.0, ge=0, description="Minimum age of a participant at a scan, years; 0 includes all and unknown ages."
-    )
-    metadata_auc_stop: float = Field(
-        0.95,
-        ge=0.5,
-        le=1,
-        description="Metadata-only ROC AUC, macro or of one pair of classes, above which the study stops.",
-    )
-    near_duplicate: float = Field(
-        0.95,
-        ge=0.9,
-        le=1,
-        description="Correlation of high-pass filtered images above which two scans are near duplicates.",
-    )
+    accept: tuple[str, ...] = ()
+    """IDs of accepted stop findings."""
+    min_participants_per_class: int = Field(10, ge=2)
+    """Minimum number of participants per class; fewer stop the study."""
+    min_age: float = Field(0.0, ge=0)
+    """Minimum age of a participant at a scan, years; 0 includes all and unknown ages."""
+    metadata_auc_stop: float = Field(0.95, ge=0.5, le=1)
+    """Metadata-only ROC AUC, macro or of one pair of classes, above which the study stops."""
+    near_duplicate: float = Field(0.95, ge=0.9, le=1)
+    """Correlation of high-pass filtered images above which two scans are near duplicates."""
 
 
 class PreprocessParams(Section):
     """From a raw head to MNI152 space."""
 
-    resolution_mm: float = Field(1.0, ge=1, le=3, description="Voxel size of the MNI152 output grid, mm.")
-    registration: Literal["affine", "rigid"] = Field(
-        "affine",
-        description="Registration to MNI152; volumes and quality metrics are always measured after the affine fit.",
-    )
-    bias_correction: bool = Field(True, description="N4 bias field correction.")
-    brain_extraction: Literal["network", "synthstrip", "hd-bet"] = Field(
-        "network",
-        description="Brain-extraction method; synthstrip (`mri_synthstrip`) and hd-bet (`hd-bet`) must be installed.",
-    )
-    normalise: Literal["brain_zscore", "white_matter_peak", "landmarks"] = Field(
-        "brain_zscore",
-        description="Intensity normalisation inside the brain; landmarks (Nyúl) are fitted on the training "
-        "scans of each fold and stored in the model.",
-    )
+    resolution_mm: float = Field(1.0, ge=1, le=3)
+    """Voxel size of the MNI152 output grid, mm."""
+    registration: Literal["affine", "rigid"] = "affine"
+    """Registration to MNI152; volumes and quality metrics are always measured after the affine fit."""
+    bias_correction: bool = True
+    """N4 bias field correction."""
+    brain_extraction: Literal["network", "synthstrip", "hd-bet"] = "network"
+    """Brain-extraction method; synthstrip (`mri_synthstrip`) and hd-bet (`hd-bet`) must be installed."""
+    normalise: Literal["brain_zscore", "white_matter_peak", "landmarks"] = "brain_zscore"
+    """Intensity normalisation inside the brain; landmarks (Nyúl) are fitted on the training scans of each fold and
+    stored in the model."""
 
 
 class DerivativesParams(Section):
     """What stays of a preprocessed scan."""
 
-    keep: tuple[Literal["head", "tissues"], ...] = Field(
-        ("head", "tissues"),
-        description="Images stored in addition to the brain and its mask: head (quality-control figures, "
-        "control `background`) and tissues (tissue probability maps, grey-matter baseline).",
-    )
+    keep: tuple[Literal["head", "tissues"], ...] = ("head", "tissues")
+    """Images stored in addition to the brain and its mask: head (quality-control figures, control `background`) and
+    tissues (tissue probability maps, grey-matter baseline)."""
 
 
 class InputParams(Section):
     """What the network sees of a scan."""
 
-    plane: Plane = Field(
-        "coronal",
-        description="Plane of the slices; three_planes uses one axial, one coronal and one sagittal slice as "
-        "channels, three_planes_2d the same from 2-D slices, coronal_2d cuts the 2-D slices of OASIS-1's coronal slab "
-        "at positions, images_2d takes every 2-D image.",
-    )
-    positions_mm: tuple[float, ...] = Field(
-        (-32.0, -20.0, -8.0),
-        description="Slice centres in MNI152 space along the plane's normal, mm; z, y and x for three_planes.",
-    )
-    channel_spacing_mm: float = Field(4.0, gt=0, description="Distance between the three channels of a slice, mm.")
-    size: int = Field(96, ge=32, le=512, description="Height and width of the network input, pixels.")
-    pooling: Literal["mean", "maximum", "vote", "attention"] = Field(
-        "mean",
-        description="Aggregation of slices to scans: mean probability, maximum evidence per class, majority "
-        "vote, or trained attention weights.",
-    )
+    plane: Plane = "coronal"
+    """Plane of the slices; three_planes uses one axial, one coronal and one sagittal slice as channels,
+    three_planes_2d the same from 2-D slices, coronal_2d cuts the 2-D slices of OASIS-1's coronal slab at positions,
+    images_2d takes every 2-D image."""
+    positions_mm: tuple[float, ...] = (-32.0, -20.0, -8.0)
+    """Slice centres in MNI152 space along the plane's normal, mm; z, y and x for three_planes."""
+    channel_spacing_mm: float = Field(4.0, gt=0)
+    """Distance between the three channels of a slice, mm."""
+    size: int = Field(96, ge=32, le=512)
+    """Height and width of the network input, pixels."""
+    pooling: Literal["mean", "maximum", "vote", "attention"] = "mean"
+    """Aggregation of slices to scans: mean probability, maximum evidence per class, majority vote, or trained
+    attention weights."""
 
     @property
     def flat(self) -> bool:
@@ -120,110 +91,82 @@ class InputParams(Section):
 class SplitParams(Section):
     """Who is trained on and who is tested: always whole participants."""
 
-    protocol: Literal["holdout", "kfold", "leave_out", "external", "given"] = Field(
-        "holdout",
-        description="Split protocol: one holdout split, k-fold cross-validation by participant, each value of a "
-        "column left out once, named values of it as external test set, or a given split.",
-    )
-    leave_out: str = Field(
-        "site",
-        description="Column of the manifest for leave_out and external, such as site, phase or one of source.columns.",
-    )
-    table: Path | None = Field(
-        None,
-        description="Table for given: participant_id or participant_hash, split (train, validation, test) and "
-        "optionally fold, such as another study's splits.tsv; empty for the parts of the source's folders.",
-    )
-    salt: Path | None = Field(
-        None,
-        description="File with the secret of splits_hashed.tsv, a table with keyed hashes of participants, for the "
-        "study that writes it and those that take it.",
-    )
-    groups: tuple[str, ...] = Field(
-        (SAME_PERSON,),
-        description="Columns of the manifest, such as family, whose equal values link participants, who are kept on "
-        "one side; same_person is of those that the audit takes for one person.",
-    )
-    folds: int = Field(5, ge=2, description="Number of folds for kfold.")
-    repeats: int = Field(1, ge=1, description="Number of repetitions of holdout or kfold with other random splits.")
-    balance_sites: bool = Field(
-        False, description="Stratification by site in addition to diagnosis, where sites are large enough."
-    )
-    test_sites: tuple[str, ...] = Field(
-        (), description="Test sites, or values of splits.leave_out, for external, such as those of another cohort."
-    )
-    test_fraction: float = Field(0.3, gt=0, lt=1, description="Fraction of test participants for holdout.")
-    validation_fraction: float = Field(
-        0.12,
-        gt=0,
-        lt=1,
-        description="Fraction of the remaining participants used for validation curves and calibration.",
-    )
+    protocol: Literal["holdout", "kfold", "leave_out", "external", "given"] = "holdout"
+    """Split protocol: one holdout split, k-fold cross-validation by participant, each value of a column left out
+    once, named values of it as external test set, or a given split."""
+    leave_out: str = "site"
+    """Column of the manifest for leave_out and external, such as site, phase or one of source.columns."""
+    table: Path | None = None
+    """Table for given: participant_id or participant_hash, split (train, validation, test) and optionally fold,
+    such as another study's splits.tsv; empty for the parts of the source's folders."""
+    salt: Path | None = None
+    """File with the secret of splits_hashed.tsv, a table with keyed hashes of participants, for the study that
+    writes it and those that take it."""
+    groups: tuple[str, ...] = (SAME_PERSON,)
+    """Columns of the manifest, such as family, whose equal values link participants, who are kept on one side;
+    same_person is of those that the audit takes for one person."""
+    folds: int = Field(5, ge=2)
+    """Number of folds for kfold."""
+    repeats: int = Field(1, ge=1)
+    """Number of repetitions of holdout or kfold with other random splits."""
+    balance_sites: bool = False
+    """Stratification by site in addition to diagnosis, where sites are large enough."""
+    test_sites: tuple[str, ...] = ()
+    """Test sites, or values of splits.leave_out, for external, such as those of another cohort."""
+    test_fraction: float = Field(0.3, gt=0, lt=1)
+    """Fraction of test participants for holdout."""
+    validation_fraction: float = Field(0.12, gt=0, lt=1)
+    """Fraction of the remaining participants used for validation curves and calibration."""
 
 
 class TrainParams(Section):
     """How the ResNet50 is fitted."""
 
-    weights: str = Field(
-        "random",
-        description="Initial weights: random, imagenet (torchvision's, downloaded once), path:FILE (safetensors or a "
-        "state dict), or adlib:FILE (a model of this project with the same input).",
-    )
-    frozen_stages: int = Field(0, ge=0, le=4, description="Number of frozen ResNet stages, including the stem.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate before the last layer.")
-    covariates: tuple[Literal["age", "sex"], ...] = Field(
-        (), description="Covariates concatenated to the image features; missing values are replaced by the mean."
-    )
-    epochs: int = Field(12, ge=1, description="Number of epochs.")
-    batch_size: int = Field(32, ge=2, description="Slices per optimiser step, over all devices.")
-    micro_batches: int = Field(
-        1, ge=1, description="Number of gradient-accumulation parts of a step, which devices share."
-    )
-    learning_rate: float = Field(0.001, gt=0, description="Maximum learning rate of the one-cycle schedule.")
-    warmup: float = Field(0.25, gt=0, lt=1, description="Fraction of all steps before the maximum learning rate.")
-    weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay.")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
-    mixup: float = Field(0.0, ge=0, description="Alpha of mixup's Beta distribution; 0 disables it.")
-    balance: Literal["weights", "sampling", "none"] = Field(
-        "weights", description="Class balancing: class weights in the loss, balanced sampling of participants, or none."
-    )
-    average: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Decay of the exponential moving average of the weights (EMA); 0 disables it.",
-    )
-    patience: int = Field(
-        0,
-        ge=0,
-        description="Early stopping: epochs without better balanced accuracy of validation participants; 0 "
-        "disables it.",
-    )
-    auxiliary_weight: float = Field(
-        0.5, ge=0, description="Loss weight of the auxiliary regression of age and volumes; 0 disables it."
-    )
-    augment: Literal["none", "light", "mri"] = Field(
-        "light",
-        description="Augmentation: light (small affine, flip, gain, noise); mri adds bias field, gamma, motion "
-        "and ghosting (TorchIO).",
-    )
-    seed: int | None = Field(
-        None,
-        ge=0,
-        description="Random seed of initial weights, sampling and augmentation; empty for that of the study.",
-    )
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto",
-        description="Autocast precision; auto uses bf16 where the device supports it.",
-    )
-    members: int = Field(
-        1, ge=1, description="Number of networks per fold whose probabilities are averaged (ensemble)."
-    )
-    controls: tuple[Control, ...] = Field(
-        ("shuffled_labels",),
-        description="Control trainings: permuted labels, slice-level split (leakage), background only, "
-        "binarised brain, acquisition metadata as covariates.",
-    )
+    weights: str = "random"
+    """Initial weights: random, imagenet (torchvision's, downloaded once), path:FILE (safetensors or a state dict),
+    or adlib:FILE (a model of this project with the same input)."""
+    frozen_stages: int = Field(0, ge=0, le=4)
+    """Number of frozen ResNet stages, including the stem."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout rate before the last layer."""
+    covariates: tuple[Literal["age", "sex"], ...] = ()
+    """Covariates concatenated to the image features; missing values are replaced by the mean."""
+    epochs: int = Field(12, ge=1)
+    """Number of epochs."""
+    batch_size: int = Field(32, ge=2)
+    """Slices per optimiser step, over all devices."""
+    micro_batches: int = Field(1, ge=1)
+    """Number of gradient-accumulation parts of a step, which devices share."""
+    learning_rate: float = Field(0.001, gt=0)
+    """Maximum learning rate of the one-cycle schedule."""
+    warmup: float = Field(0.25, gt=0, lt=1)
+    """Fraction of all steps before the maximum learning rate."""
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW weight decay."""
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    """Label smoothing of the cross-entropy."""
+    mixup: float = Field(0.0, ge=0)
+    """Alpha of mixup's Beta distribution; 0 disables it."""
+    balance: Literal["weights", "sampling", "none"] = "weights"
+    """Class balancing: class weights in the loss, balanced sampling of participants, or none."""
+    average: float = Field(0.0, ge=0, lt=1)
+    """Decay of the exponential moving average of the weights (EMA); 0 disables it."""
+    patience: int = Field(0, ge=0)
+    """Early stopping: epochs without better balanced accuracy of validation participants; 0 disables it."""
+    auxiliary_weight: float = Field(0.5, ge=0)
+    """Loss weight of the auxiliary regression of age and volumes; 0 disables it."""
+    augment: Literal["none", "light", "mri"] = "light"
+    """Augmentation: light (small affine, flip, gain, noise); mri adds bias field, gamma, motion and ghosting
+    (TorchIO)."""
+    seed: int | None = Field(None, ge=0)
+    """Random seed of initial weights, sampling and augmentation; empty for that of the study."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Autocast precision; auto uses bf16 where the device supports it."""
+    members: int = Field(1, ge=1)
+    """Number of networks per fold whose probabilities are averaged (ensemble)."""
+    controls: tuple[Control, ...] = ("shuffled_labels",)
+    """Control trainings: permuted labels, slice-level split (leakage), background only, binarised brain,
+    acquisition metadata as covariates."""
 
     @property
     def weights_file(self) -> Path | None:
@@ -237,52 +180,48 @@ class TrainParams(Section):
 class EvaluateParams(Section):
     """Scores and their intervals."""
 
-    bootstrap: int = Field(2000, ge=100, description="Number of bootstrap resamples of participants.")
-    binary: dict[str, tuple[str, ...]] = Field(
-        {"negative": ("CN",), "positive": ("AD",)}, description="Classes of the binary comparison."
-    )
-    coverage: float = Field(0.9, ge=0.5, lt=1, description="Nominal coverage of the conformal prediction sets.")
-    age_bands: tuple[float, ...] = Field(
-        (65.0, 75.0, 85.0), min_length=1, description="Increasing limits of the age groups, years."
-    )
-    subgroup_minimum: int = Field(
-        10,
-        ge=2,
-        description="Minimum number of test participants of a scored subgroup; half of it on each side for an AUC.",
-    )
-    show_participants: bool = Field(
-        False,
-        description="Figures of single test participants of real cohorts, where the terms of the data allow them.",
-    )
-    attribution: Literal["integrated_gradients", "gradient_shap", "grad_cam", "occlusion"] = Field(
-        "gradient_shap",
-        description="Attribution method.",
-    )
-    attribution_scans: int = Field(40, ge=1, description="Number of test scans with attribution maps.")
+    bootstrap: int = Field(2000, ge=100)
+    """Number of bootstrap resamples of participants."""
+    binary: dict[str, tuple[str, ...]] = Field({"negative": ("CN",), "positive": ("AD",)})
+    """Classes of the binary comparison."""
+    coverage: float = Field(0.9, ge=0.5, lt=1)
+    """Nominal coverage of the conformal prediction sets."""
+    age_bands: tuple[float, ...] = Field((65.0, 75.0, 85.0), min_length=1)
+    """Increasing limits of the age groups, years."""
+    subgroup_minimum: int = Field(10, ge=2)
+    """Minimum number of test participants of a scored subgroup; half of it on each side for an AUC."""
+    show_participants: bool = False
+    """Figures of single test participants of real cohorts, where the terms of the data allow them."""
+    attribution: Literal["integrated_gradients", "gradient_shap", "grad_cam", "occlusion"] = "gradient_shap"
+    """Attribution method."""
+    attribution_scans: int = Field(40, ge=1)
+    """Number of test scans with attribution maps."""
 
 
 class ClassifyParams(Section):
     """The interactive classifier."""
 
-    show_training: bool = Field(
-        False, description="Nearest training scans of real cohorts with their IDs; simulated ones are always shown."
-    )
-    max_upload_mb: int = Field(1024, ge=1, description="Maximum total size of waiting uploads, MiB.")
-    max_scans: int = Field(20, ge=1, description="Maximum number of scans per classification.")
-    timeout_s: int = Field(300, ge=1, description="Timeout per scan, seconds.")
-    memory_mb: int = Field(2048, ge=64, description="Memory limit per scan, MiB.")
+    show_training: bool = False
+    """Nearest training scans of real cohorts with their IDs; simulated ones are always shown."""
+    max_upload_mb: int = Field(1024, ge=1)
+    """Maximum total size of waiting uploads, MiB."""
+    max_scans: int = Field(20, ge=1)
+    """Maximum number of scans per classification."""
+    timeout_s: int = Field(300, ge=1)
+    """Timeout per scan, seconds."""
+    memory_mb: int = Field(2048, ge=64)
+    """Memory limit per scan, MiB."""
 
 
 class StudyParams(Section):
     """A whole study, as one yaml file."""
 
-    study: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Name of the study and of its folder, outputs/<study>."
-    )
-    classes: tuple[str, ...] = Field(
-        ("CN", "MCI", "LMCI", "AD"), min_length=2, description="Diagnoses in ascending order of severity."
-    )
-    seed: int = Field(20, ge=0, description="Random seed.")
+    study: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """Name of the study and of its folder, outputs/<study>."""
+    classes: tuple[str, ...] = Field(("CN", "MCI", "LMCI", "AD"), min_length=2)
+    """Diagnoses in ascending order of severity."""
+    seed: int = Field(20, ge=0)
+    """Random seed."""
     source: Source
     audit: AuditParams = AuditParams()
     preprocess: PreprocessParams = PreprocessParams()
@@ -472,66 +411,3 @@ def _fault(item: ErrorDetails) -> str:
     close = difflib.get_close_matches(location[-1], model.model_fields, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"expected one of: {', '.join(model.model_fields)}"
     return f"{name}: unknown key; {hint}"
-
-
-def params_page() -> str:
-    """Markdown page with a table for each section of `StudyParams`."""
-    pages = [_HEAD]
-    for prefix, model in _sections("", StudyParams):
-        title = f"{prefix}: {get_args(model.model_fields['kind'].annotation)[0]}" if prefix == "source" else prefix
-        summary = (model.__doc__ or "").strip().splitlines()[0]
-        rows = [_row(prefix, name, field) for name, field in model.model_fields.items() if not _is_section(field)]
-        pages.append(f"\n## {title or 'study'}\n\n{summary}\n\n{_COLUMNS}{''.join(rows)}")
-    return "".join(pages)
-
-
-def _sections(prefix: str, model: type[Section]) -> Iterator[tuple[str, type[Section]]]:
-    yield prefix, model
-    for name, field in model.model_fields.items():
-        if name == "source":
-            yield from ((name, kind) for kind in KINDS.values())
-        elif _is_section(field):
-            section: Any = field.annotation
-            yield from _sections(f"{prefix}.{name}" if prefix else name, section)
-
-
-def _is_section(field: FieldInfo) -> bool:
-    kind = field.annotation
-    return any(isinstance(part, type) and issubclass(part, Section) for part in (kind, *get_args(kind)))
-
-
-def _row(prefix: str, name: str, field: FieldInfo) -> str:
-    default = "required" if field.is_required() else f"`{_value(field.default)}`"
-    description = field.description or ("Kind of the source." if name == "kind" else "")
-    cells = [f"`{prefix}.{name}`" if prefix else f"`{name}`", _type(field.annotation), default, description]
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |\n"
-
-
-def _type(annotation: Any) -> str:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return ", ".join(f"`{value}`" if value else "empty" for value in arguments)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_type(part) for part in arguments if part is not type(None))
-    if origin is tuple:
-        return f"list of {_type(arguments[0])}"
-    if origin is dict:
-        return f"mapping of {_type(arguments[0])} to {_type(arguments[1])}"
-    return {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "Path": "path"}.get(
-        annotation.__name__, annotation.__name__
-    )
-
-
-def _value(value: Any) -> str:
-    """A default as yaml writes it."""
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_value, value))}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_value(item)}" for key, item in value.items()) + "}"
-    if value is None or value == "":
-        return "empty"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-if __name__ == "__main__":
-    print(params_page(), end="")

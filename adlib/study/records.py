@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -187,8 +187,8 @@ class Schema:
 
     name: str
     required: dict[str, type]
-    optional: dict[str, type]
-    key: tuple[str, ...]
+    optional: dict[str, type] = field(default_factory=dict)
+    key: tuple[str, ...] = ()
 
     @property
     def columns(self) -> dict[str, type]:
@@ -241,15 +241,12 @@ LISTING = Schema(
         **{name: kind for name, kind in MANIFEST.columns.items() if name not in ("scan_id", "path")},
         "excluded": str,
     },
-    (),
 )
 AUDIT = Schema(
     "audit",
     {"check": str, "severity": str, "subject": str, "value": str, "limit": str, "decision": str, "meaning": str},
-    {},
-    (),
 )
-FLOW = Schema("flow", {"step": str, "scans": int, "participants": int}, {}, ("step",))
+FLOW = Schema("flow", {"step": str, "scans": int, "participants": int}, key=("step",))
 FEATURES = Schema(
     "features",
     {"participant_id": str, "session_id": str, "scan_id": str, "qc_verdict": str},
@@ -257,7 +254,7 @@ FEATURES = Schema(
     ("scan_id",),
 )
 SPLITS = Schema(
-    "splits", {"participant_id": str, "fold": int, "split": str, "diagnosis": str}, {}, ("participant_id", "fold")
+    "splits", {"participant_id": str, "fold": int, "split": str, "diagnosis": str}, key=("participant_id", "fold")
 )
 SLICES = Schema(
     "slices",
@@ -277,20 +274,17 @@ PREDICTIONS = Schema(
         "split": str,
         "truth": str,
     },
-    {},
-    ("run", "fold", "scan_id", "slice"),
+    key=("run", "fold", "scan_id", "slice"),
 )
 ANSWERS = Schema(
     "answers",
     {"fold": int, "participant_id": str, "session_id": str, "scan_id": str, "truth": str},
-    {},
-    ("fold", "scan_id"),
+    key=("fold", "scan_id"),
 )
 FIGURES = Schema(
     "figures",
     {"name": str, "notebook": str, "sources": str, "sha256": str, "caption": str},
-    {},
-    ("name",),
+    key=("name",),
 )
 
 

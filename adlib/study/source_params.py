@@ -15,7 +15,7 @@ from adlib.study.records import StudyError
 class Section(BaseModel):
     """Base of all sections: frozen, no unknown keys, no silent conversion from text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
     @field_validator("*")
     @classmethod

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
-from adlib.study.params import StudyParams, load_params, params_page
+from adlib.study.params import StudyParams, load_params
 from adlib.study.steps import STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -138,4 +139,5 @@ def test_notebook_hygiene(path):
 
 def test_parameters_page_is_up_to_date():
     page = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
-    assert page == params_page(), "write it again: python -m adlib.study.params > docs/parameters.md"
+    params_page = runpy.run_path(str(ROOT / "docs" / "parameters.py"))["params_page"]
+    assert page == params_page(), "write it again: python docs/parameters.py"

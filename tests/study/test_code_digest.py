@@ -94,6 +94,17 @@ def test_words_change_no_work(tree, before):
     assert not changed(tree, before, (tree / "adlib").rglob("*.py"), Edit().visit) & set(WORK)
 
 
+def test_texts_in_a_yaml_file_change_their_notebook_alone(tree, before):
+    advice = tree / "adlib" / "audit" / "advice.yaml"
+    text = advice.read_text()
+    try:
+        advice.write_text(text + "# other words\n")
+        now = digests(tree)
+    finally:
+        advice.write_text(text)
+    assert {name for name in now if now[name] != before[name]} == {"01"}
+
+
 def test_drawing_and_reporting_change_no_work(tree, before):
     rooms = ("figures", "report", "classify")
     paths = [path for room in rooms for path in (tree / "adlib" / room).rglob("*.py") if "def " in path.read_text()]
