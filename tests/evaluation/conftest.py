@@ -49,7 +49,7 @@ def study(tmp_path_factory):
     rows = scans.drop(index=1, columns="diagnosis").merge(splits.query("split != 'train'"), on="participant_id")
     rows = rows.rename(columns={"diagnosis": "truth"}).merge(pd.DataFrame({"slice": range(3)}), how="cross")
     anatomy = pd.Series(rng.normal(0, 0.8, 120), people["participant_id"])
-    reading = (rows["stage"] + rows["participant_id"].map(anatomy) + rng.normal(0, 0.7, len(rows))).round(1)
+    reading = rows["stage"] + rows["participant_id"].map(anatomy) + rng.normal(0, 0.7, len(rows))
     p = np.exp(-((reading.to_numpy()[:, None] - np.arange(3)) ** 2))
     rows[COLUMNS] = p / p.sum(1, keepdims=True)
     rows["temperature"] = np.where(rows["fold"] == 0, 1.7, 0.8)
