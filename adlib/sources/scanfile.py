@@ -25,7 +25,9 @@ VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh.gz", ".mgh")
 PAIR_SUFFIXES = (".hdr", ".img")
 SUFFIXES = (*VOLUME_SUFFIXES, *PAIR_SUFFIXES, ".zip", *SLICES)
 RENAMED = re.compile(  # by a browser or a file manager, as the second of that name, or not finished
-    r"\.(?:nii|mg[hz])(?:\.gz)?[ ._-]*(?:\(?\d+\)?|copy|kopie|copie|(?:cr)?download|part)(?:\.gz)?$", re.I
+    r"\.(?:nii|mg[hz])(?:\.gz)?[ ._-]*(?:\(?\d+\)?|~|copy|kopie|copie|copia|bak|old|orig|te?mp"
+    r"|(?:cr|op)?download|(?:file)?part(?:ial)?|!ut)(?:\.gz)?$",
+    re.I,
 )
 RENAME = "a browser's or file manager's name of a second copy; rename it to end in .nii.gz or .nii, or fetch it again"
 MAX_BYTES = 2**30  # of voxels: twice those of 512 x 512 x 512 in single precision
