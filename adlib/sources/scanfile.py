@@ -14,7 +14,7 @@ from typing import IO, Any, cast
 import nibabel as nib
 import numpy as np
 
-from adlib.imaging.nifti import mended, nifti_kind
+from adlib.imaging.nifti import is_packed, mended, nifti_kind
 from adlib.imaging.volume import orientation_notes
 from adlib.sources.dicom import read_dicom
 from adlib.sources.image_files import SLICES, described_facts, sidecar_facts, unlike_timing
@@ -36,7 +36,6 @@ _MAX_BEHIND = 2**20  # bytes behind the last voxel
 _ANALYZE = (
     "an Analyze header states no orientation: the first axis is taken as right to left, so sides may be exchanged"
 )
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,7 @@ def scan_name(path: Path | str) -> str:
 
 def _read_volume(path: Path) -> tuple[nib.spatialimages.SpatialImage, tuple[str, ...]]:
     try:
-        with path.open("rb") as stream:
-            packed = stream.read(2) == _GZIP_MAGIC
-        with (gzip.open if packed else Path.open)(path, "rb") as stream:
+        with (gzip.open if is_packed(path) else Path.open)(path, "rb") as stream:
             kind, content, notes = _content(cast(IO[bytes], stream), path)
     except (EOFError, zlib.error, OSError) as error:
         raise StudyError(f"{path.name} is damaged or cut short ({error}); copy it again") from None

@@ -13,7 +13,7 @@ import pandas as pd
 NUMBER = re.compile(r"[+-]?(?:[0-9]+[.,]?[0-9]*|[.,][0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _AGE = re.compile(
     r"p?(?P<above>>=?|≥|over )?\s*(?P<number>\d+(?:[.,]\d*)?|[.,]\d+)\s*"
-    r"(?P<over>\+|(?:and|or) (?:over|older|above|more))?\s*"
+    r"(?P<over>\+|plus|(?:and|or) (?:over|older|above|more))?\s*"
     r"(?:(?P<unit>[yamwd])(?:ears?|rs?|o(?:nths?)?|eeks?|ays?)?)?(?: old)?\.?"
 )
 _PER_YEAR = {"m": 12.0, "w": 52.1775, "d": 365.25}

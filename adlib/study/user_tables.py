@@ -28,6 +28,7 @@ MISSING = frozenset(("", ".", "n/a", "na", "nan", "null", "#n/a", "<na>"))
 _PROBED_RECORDS = 20
 _XML = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 _STRINGS, _SHEET = "xl/sharedStrings.xml", "xl/worksheets/sheet1.xml"
+_INVISIBLE = re.compile("[\u200b\u200e\u200f\u2060\ufeff]|\\Asep=.(?=\r?\n)")  # and what Excel writes ahead of a table
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
 
@@ -228,7 +229,7 @@ def _text(path: Path) -> str:
             raise StudyError(f"{path} is not a file; give a csv or tsv table")
         if path.stat().st_size > MAX_BYTES:
             raise StudyError(f"{path} has more than {MAX_BYTES // 2**20} MiB; cut the table")
-        text = _decoded(path.read_bytes(), path)
+        text = _INVISIBLE.sub("", _decoded(path.read_bytes(), path))
     except OSError as error:
         raise StudyError(f"{path} cannot be read ({error.strerror}); give a readable csv or tsv table") from None
     if odd := _CONTROL.search(text):
