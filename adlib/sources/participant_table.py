@@ -232,7 +232,7 @@ def _alike(names: Iterable[str | None]) -> dict[str, str]:
 
 
 def indexed(table: pd.DataFrame, key: str, path: Path) -> pd.DataFrame:
-    """A user's table with one of its columns as index.
+    """A user's table with one of its columns, in upper case, as index; of equal rows one is kept.
 
     Parameters
     ----------
@@ -246,8 +246,9 @@ def indexed(table: pd.DataFrame, key: str, path: Path) -> pd.DataFrame:
     Raises
     ------
     StudyError
-        If a value of the column comes twice.
+        If a value of the column comes twice with other facts.
     """
+    table = table.assign(**{key: table[key].str.upper()}).drop_duplicates(table.columns.drop("notes", errors="ignore"))
     repeated = table.index[table[key].duplicated()]
     if len(repeated):
         raise StudyError(f"{path}, line {repeated[0]}: {table[key][repeated[0]]!r} comes twice; keep one row for each")

@@ -13,12 +13,14 @@ from typing import IO, Any, cast
 
 import nibabel as nib
 import numpy as np
+from pydicom.misc import is_dicom
 
 from adlib.imaging.nifti import is_packed, mended, nifti_kind
 from adlib.imaging.volume import orientation_notes
 from adlib.sources.dicom import read_dicom
 from adlib.sources.image_files import SLICES, described_facts, sidecar_facts, unlike_timing
 from adlib.study.records import StudyError
+from adlib.study.tree import NO_CONTENT, SHADOW, is_pointer
 from adlib.study.user_tables import read_user_json
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh.gz", ".mgh")
@@ -80,6 +82,10 @@ def open_scan(path: Path | str) -> ScanFile:
         If the path is missing, empty, damaged, of an unknown kind, or does not hold one 3-D T1w volume.
     """
     path, facts = Path(path), dict[str, Any]()
+    if path.name.startswith("._"):
+        raise StudyError(f"{path.name}: {SHADOW}; give {path.name[2:]}")
+    if (path.is_symlink() and not path.exists()) or (path.is_file() and is_pointer(path)):
+        raise StudyError(f"{path.name}: {NO_CONTENT}")
     if not path.exists():
         raise StudyError(f"{path} does not exist; expected a file ({', '.join(SUFFIXES)}) or a folder of DICOM")
     if RENAMED.search(path.name):
@@ -90,6 +96,8 @@ def open_scan(path: Path | str) -> ScanFile:
         image, notes = _read_volume(path)
     elif path.name.lower().endswith(PAIR_SUFFIXES):
         image, notes = _read_pair(path)
+    elif is_dicom(path):
+        image, notes, facts = read_dicom(path)
     else:
         raise StudyError(f"{path.name}: unknown kind of file; expected {', '.join(SUFFIXES)} or a folder of DICOM")
     checked, mended = _checked(image, path)

@@ -106,7 +106,7 @@ def number(cell: str) -> Reading:
     return Reading(None, "is no number such as 0.696 or 0,696; it counts as unknown")
 
 
-READERS: dict[str, Callable[..., Reading]] = {"age": years, "sex": sex, "field_strength_T": tesla}
+READERS: dict[str, Callable[..., Reading]] = {"age": years, "ageatentry": years, "sex": sex, "field_strength_T": tesla}
 
 
 def read_cells(table: pd.DataFrame, path: Path, named: dict[str, str], *more: str) -> pd.DataFrame:

@@ -120,14 +120,21 @@ def _found(entry: os.DirEntry[str], inside: str) -> Found:
         fault = _LOCK
     elif not fault and not stat.S_ISREG(state.st_mode):
         fault = _SPECIAL
-    elif not fault and 0 < state.st_size < _MAX_POINTER and name.lower().endswith(_BINARY) and _is_pointer(entry.path):
+    elif not fault and 0 < state.st_size < _MAX_POINTER and name.lower().endswith(_BINARY) and is_pointer(entry.path):
         fault = NO_CONTENT
     return Found(Path(entry.path), printable(inside + name), state, fault)
 
 
-def _is_pointer(path: str) -> bool:
+def is_pointer(path: Path | str) -> bool:
+    """Whether a file is what git-annex or Git LFS leaves in place of one that is not fetched.
+
+    Parameters
+    ----------
+    path : path
+    """
     try:
-        return Path(path).read_bytes().startswith(_POINTERS)
+        with Path(path).open("rb") as stream:
+            return stream.read(_MAX_POINTER).startswith(_POINTERS)
     except OSError:
         return False
 

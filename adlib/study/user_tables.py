@@ -35,7 +35,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 def read_user_table(path: Path | str, *, required: Iterable[str] = ()) -> pd.DataFrame:
     """Read a csv, tsv or xlsx file of any separator, line end, quoting and usual encoding.
 
-    Lines of nothing but separators are skipped, cells lose surrounding blanks, and a column without a name is called
+    Lines of nothing but separators are skipped, single lines of too few or too many cells are left out with a message,
+    cells lose surrounding blanks, and a column without a name is called
     ``column N``.
 
     Parameters
@@ -54,16 +55,23 @@ def read_user_table(path: Path | str, *, required: Iterable[str] = ()) -> pd.Dat
     Raises
     ------
     StudyError
-        If the file is missing, no text, too large or empty, or a line has too few, too many, repeated or overlong
-        cells or a broken quote; file, line and, where there is one, column are named.
+        If the file is missing, no text, too large or empty, most lines have too few or too many cells, or one has
+        repeated or overlong cells or a broken quote; file, line and, where there is one, column are named.
     """
     path = Path(path)
     names, records = _parse(path)
-    lines, rows = [], []
+    lines, rows, faults = [], [], []
     for line, cells in records:
         if any(cell.strip() for cell in cells):
-            lines.append(line)
-            rows.append([_value(cell) for cell in _fitted(cells, names, line, path)])
+            try:
+                rows.append([_value(cell) for cell in _fitted(cells, names, line, path)])
+                lines.append(line)
+            except StudyError as error:
+                faults.append(error)
+    if faults and len(faults) >= len(rows):
+        raise faults[0]
+    for fault in faults:
+        print(f"{fault} The row is left out.")
     if not rows:
         raise StudyError(f"{path} has the columns {_shown(names)} but no rows; expected at least one")
     table = pd.DataFrame(rows, columns=names, index=pd.Index(lines, name="line"), dtype=object)
