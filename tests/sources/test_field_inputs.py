@@ -190,7 +190,7 @@ def test_sidecars_are_inherited_in_any_encoding(encoding, tmp_path):
     ("times", "expected", "note"),
     [
         ({"EchoTime": 2.98, "RepetitionTime": 2300}, (2.98, 2300), "'EchoTime 2.98' is read as ms"),
-        ({"EchoTime": [0.003], "RepetitionTime": 2.3}, (3, 2300), ""),
+        ({"EchoTime": [0.003], "RepetitionTime": 2.3, "MagneticFieldStrength": "3T"}, (3, 2300), ""),
         ({"EchoTime": "2.98 ms", "RepetitionTime": 2.3}, (np.nan, 2300), "'EchoTime 2.98 ms' is no number"),
     ],
 )
@@ -199,6 +199,7 @@ def test_times_of_sidecars_in_other_units(times, expected, note, tmp_path):
     (root / "sub-01/anat/sub-01_T1w.json").write_text(json.dumps(times))
     row = read("bids", root).iloc[0]
     assert row[["echo_time_ms", "repetition_time_ms"]].tolist() == pytest.approx(expected, nan_ok=True)
+    assert row["field_strength_T"] == 3 or "MagneticFieldStrength" not in times
     assert note in str(row.get("notes")) and (note or "EchoTime" not in str(row.get("notes")))
 
 
@@ -353,6 +354,30 @@ def test_rows_of_archives_are_found_however_written(kind, row, tmp_path):
     assert used(read(kind, tmp_path / "data"))["diagnosis"].tolist() == ["CN"]
 
 
+OWN = {
+    "adni": ("c.csv", "Image Data ID,Subject,Group,Years\nI120562,002_S_0295,CN,70\n"),
+    "oasis1": ("oasis_cross-sectional.csv", "ID,M/F,Years,CDR,eTIV,nWBV\nOAS1_0001_MR1,F,70,0,1344,0.743\n"),
+    "oasis2": ("oasis_longitudinal.csv", "MRI ID,M/F,Years,CDR,eTIV,nWBV\nOAS2_0001_MR1,M,70,0,1987,0.696\n"),
+    "oasis_slices": ("oasis_longitudinal.csv", "MRI ID,M/F,Years,CDR,eTIV,nWBV\nOAS2_0001_MR1,M,70,0,1987,0.696\n"),
+    "oasis3": ("cdr.csv", "OASISID,days_to_visit,Years,CDRTOT\nOAS30001,129,70,0\n"),
+    "bids": ("participants.tsv", "participant_id\tYears\tdiagnosis\nsub-01\t70\tCN\n"),
+    "caps": ("t.tsv", "participant_id\tYears\tdiagnosis\nsub-01\t70\tCN\n"),
+    "dicom": ("people.csv", "participant_id,Years,diagnosis\nP1,70,CN\n"),
+    "folders": ("people.csv", "participant_id,Years\nsub-01,70\n"),
+}
+
+
+@pytest.mark.parametrize("kind", list(OWN))
+def test_columns_can_be_named_for_every_source(kind, tmp_path):
+    settings = one_of(kind, tmp_path / "data")
+    name, table = OWN[kind]
+    (tmp_path / "data" / name).write_text(table)
+    settings |= {"table": tmp_path / "data" / name} if kind == "folders" else {}
+    column = {"adni": "Age"}.get(kind, "age")
+    row = used(read(kind, tmp_path / "data", columns={"Years": column}, **settings)).iloc[0]
+    assert row[["diagnosis", "age"]].tolist() == ["CN", 70]
+
+
 def workbook(path, rows):
     """A minimal workbook with shared strings, as spreadsheet programs write it."""
     space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
@@ -376,6 +401,14 @@ def test_oasis_workbooks_are_read(tmp_path):
     workbook(book, [["ID", "M/F", "Age", "CDR", "eTIV", "nWBV", "Delay"], ["OAS1_0001_MR1", "F", 74, 0.5, 1344, 0.743]])
     row = used(read("oasis1", tmp_path / "data")).iloc[0]
     assert row[["diagnosis", "age", "sex", "nbv"]].tolist() == ["MCI", 74, "F", 0.743]
+    one_of("oasis2", tmp_path / "second")
+    (tmp_path / "second/oasis_longitudinal.csv").unlink()
+    rows = [
+        ["Subject ID", "MRI ID", "M/F", "Age", "CDR", "eTIV", "nWBV"],
+        ["x", "OAS2_0001_MR1", "M", 87, 0.5, 1987, 0.69],
+    ]
+    workbook(tmp_path / "second/oasis_longitudinal_demographics-8d83e569fa2e2d30.xlsx", rows)
+    assert used(read("oasis2", tmp_path / "second")).iloc[0][["diagnosis", "age"]].tolist() == ["MCI", 87]
     book.write_bytes(b"PK\x03\x04" + bytes(99))
     with pytest.raises(StudyError, match=r"xlsx.*save it as csv"):
         read("oasis1", tmp_path / "data")
