@@ -7,8 +7,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from dicom_writer import write_series
+from pydicom.dataset import Dataset
+from pydicom.uid import EnhancedMRImageStorage
 from test_field_inputs import image, read
 
 from adlib.audit.run import run_audit
@@ -57,6 +60,37 @@ def test_one_slice_asks_for_its_folder(volume, tmp_path):
     shutil.copy(next(series.iterdir()), tmp_path / "enhanced.dcm")
     with pytest.raises(StudyError, match="give the folder that holds it and its other slices"):
         open_scan(tmp_path / "enhanced.dcm")
+
+
+def group(**values):
+    """A functional group of one item (DICOM PS3.3, C.7.6.16)."""
+    made = Dataset()
+    for name, value in values.items():
+        setattr(made, name, value)
+    return [made]
+
+
+@pytest.mark.parametrize("name", ["enhanced.dcm", "IM0001"])
+def test_one_enhanced_file_is_a_volume(name, volume, tmp_path):
+    series = write_series(volume, AFFINE, tmp_path / "s", "T1 MPRAGE")
+    files = [pydicom.dcmread(file) for file in sorted(series.iterdir())]
+    one, frames = pydicom.dcmread(sorted(series.iterdir())[0]), []
+    for number, file in enumerate(files, 1):
+        content = group(StackID="1", InStackPositionNumber=number, DimensionIndexValues=[1, number])
+        place = group(ImagePositionPatient=file.ImagePositionPatient)
+        frames += group(PlanePositionSequence=place, FrameContentSequence=content)
+    one.SharedFunctionalGroupsSequence = group(
+        PlaneOrientationSequence=group(ImageOrientationPatient=one.ImageOrientationPatient),
+        PixelMeasuresSequence=group(PixelSpacing=one.PixelSpacing, SliceThickness=one.SliceThickness),
+    )
+    one.PerFrameFunctionalGroupsSequence, one.NumberOfFrames = frames, len(frames)
+    one.PixelData = b"".join(file.PixelData for file in files)
+    one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
+    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(one, tag)
+    one.save_as(tmp_path / name, enforce_file_format=True)
+    read = np.asarray(open_scan(tmp_path / name).image.dataobj)
+    assert np.array_equal(np.sort(read, axis=None), np.sort(volume, axis=None))
 
 
 @pytest.mark.parametrize(
