@@ -35,11 +35,14 @@ def load(path: Path | str) -> tuple[Any, tuple[str, ...]]:
     notes : tuple of str
         What was mended.
     """
-    packed = is_packed(path)
-    if packed != str(path).lower().endswith(_PACKED):
-        return _misnamed(path, packed)
-    with nib.openers.ImageOpener(os.fspath(path)) as stream:
+    with Path(path).open("rb") as stream:
         start = stream.read(_START)
+        packed = start.startswith(_GZIP_MAGIC)
+        if packed != os.fspath(path).lower().endswith(_PACKED):
+            return _misnamed(path, packed)
+        if packed:
+            stream.seek(0)
+            start = gzip.GzipFile(fileobj=stream).read(_START)
     whole, notes = mended(start)
     if whole == start:
         return nib.load(path), notes
