@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import nibabel as nib
 import numpy as np
 
 _KINDS = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by header size, which is what the first four bytes hold
+_GZIP_MAGIC = b"\x1f\x8b"
+_PACKED = (".gz", ".mgz")
 _BEHIND = 4  # bytes of the extension flag between header and voxels
 _START = 544
 _UNITS = {1: ("metres", 1e3), 3: ("microns", 1e-3)}  # codes of xyzt_units; mm in one of them
@@ -20,7 +23,7 @@ _UNSTATED_MGH = "the MGH header states no orientation (goodRASFlag 0): FreeSurfe
 
 
 def load(path: Path | str) -> tuple[Any, tuple[str, ...]]:
-    """Load an image as nibabel does, after mending its header.
+    """Load an image as nibabel does, after mending its header; whether it is compressed is read from its first bytes.
 
     Parameters
     ----------
@@ -32,8 +35,14 @@ def load(path: Path | str) -> tuple[Any, tuple[str, ...]]:
     notes : tuple of str
         What was mended.
     """
-    with nib.openers.ImageOpener(os.fspath(path)) as stream:
+    with Path(path).open("rb") as stream:
         start = stream.read(_START)
+        packed = start.startswith(_GZIP_MAGIC)
+        if packed != os.fspath(path).lower().endswith(_PACKED):
+            return _misnamed(path, packed)
+        if packed:
+            stream.seek(0)
+            start = gzip.GzipFile(fileobj=stream).read(_START)
     whole, notes = mended(start)
     if whole == start:
         return nib.load(path), notes
@@ -41,6 +50,25 @@ def load(path: Path | str) -> tuple[Any, tuple[str, ...]]:
     header = kind.header_class(whole[: kind.header_class.template_dtype.itemsize], check=False)
     proxy = nib.arrayproxy.ArrayProxy(os.fspath(path), header)
     return kind(proxy, header.get_best_affine(), header), notes
+
+
+def is_packed(path: Path | str) -> bool:
+    """Whether a file is compressed by gzip, whatever its name.
+
+    Parameters
+    ----------
+    path : path
+    """
+    with Path(path).open("rb") as stream:
+        return stream.read(2) == _GZIP_MAGIC
+
+
+def _misnamed(path: Path | str, packed: bool) -> tuple[Any, tuple[str, ...]]:
+    with (gzip.open if packed else open)(path, "rb") as stream:
+        content = stream.read()
+    whole, notes = mended(content)
+    kind = nifti_kind(whole) or nib.MGHImage
+    return kind.from_bytes(whole), (*notes, f"its content is {'' if packed else 'not '}compressed, unlike its name")
 
 
 def mended(start: bytes) -> tuple[bytes, tuple[str, ...]]:

@@ -213,16 +213,16 @@ def _diagnosis(row: SimpleNamespace) -> str | None:
 
 
 def _image_id(cell: str) -> str:
-    match = re.fullmatch(r"[ID]?(\d+)", cell)
+    match = re.fullmatch(r"[ID]?\s?(\d+)(\.0+)?", cell.upper())
     if not match:
         raise ValueError("an image id such as I120562")
     return f"I{match[1]}"
 
 
 def _subject(cell: str) -> str:
-    if not re.fullmatch(r"\d{3}_S_\d{4,5}", cell):
+    if not re.fullmatch(r"\d{3}_S_\d{4,5}", cell.upper()):
         raise ValueError("a subject such as 002_S_0295")
-    return cell
+    return cell.upper()
 
 
 def _is_first(cell: str) -> bool:
@@ -248,7 +248,7 @@ def _modality(cell: str) -> str:
 _Field = tuple[Callable[[str], Any], *tuple[str, ...]]
 _COLLECTION: dict[str, _Field] = {
     "image_id": (_image_id, "Image Data ID", "Image ID"),
-    "subject": (str, "Subject", "Subject ID"),
+    "subject": (str.upper, "Subject", "Subject ID"),
     "group": (group_name, "Group", "Research Group"),
     "sex": (cells.sex, "Sex", "Gender"),
     "age": (cells.years, "Age"),

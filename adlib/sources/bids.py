@@ -22,14 +22,14 @@ from adlib.study.tree import NO_CONTENT
 from adlib.study.user_tables import read_user_json, read_user_table
 
 _T1W = re.compile(
-    r"(?P<sub>sub-[^_/]+)/(?:(?P<ses>ses-[^_/]+)/)?anat/(?P<name>(?P=sub)(?:_(?P=ses))?(?:_[A-Za-z0-9]+-[^_/]+)*_T1w)"
-    r"\.nii(?:\.gz)?"
+    r"(?P<sub>sub-[^_/]+)/(?:(?P<ses>ses-[^_/]+)/)?anat/(?P<name>(?P=sub)(?:_(?P=ses))?(?:_[A-Za-z0-9]+-[^_/]+)*_(?i:T1w))"
+    r"(?i:\.nii(?:\.gz)?)"
 )
 _DERIVED = {"space": "in another space", "desc": "derived, not raw", "part": "a part of complex values"}
 _CAPS_NAME = re.compile(
     r"^subjects/(?P<participant>sub-[A-Za-z0-9]+)/(?P<session>ses-[A-Za-z0-9]+)/t1_linear/(?P=participant)_(?P=session)"
     r"(?P<more>(?:_(?:acq|run|ce|rec)-[A-Za-z0-9]+)*)(?:_T1w)?_space-MNI152NLin2009cSym(?P<crop>_desc-Crop)?"
-    r"_res-1x1x1_T1w\.nii(?:\.gz)?$"
+    r"_res-1x1x1_T1w(?i:\.nii(?:\.gz)?)$"
 )
 
 
@@ -65,10 +65,10 @@ def list_bids(source: BidsSource, files: Inventory) -> list[dict[str, Any]]:
     settings: Any = source.naming | {"strict": False}
     people = ParticipantTable(root / "participants.tsv", **settings)
     people.meet(scans)
-    visits = _visits(root, scans, source)
+    visits, faults = _visits(root, scans, source)
     later = None if visits.empty else ParticipantTable(root / "sessions.tsv", **settings, rows=visits)
     read = Sidecars(files)
-    rows = [joined(read.about(scan["path"]), _describe(scan, people, later)) for scan in scans]
+    rows = [joined(read.about(scan["path"]), _describe(scan, people, later, faults)) for scan in scans]
     for row in rows:
         row["label_source"] = f"{source.label_column} of the BIDS tables"
     if all(row.get("diagnosis") is None for row in rows):
@@ -135,7 +135,11 @@ def _images(files: Inventory) -> list[dict[str, str]]:
         match = _T1W.fullmatch(files.inside(path))
         derived = next((why for entity, why in _DERIVED.items() if f"_{entity}-" in path.name), "")
         if match and not derived:
-            names = {"participant_id": match["sub"], "session_id": match["ses"] or "ses-01", "scan_id": match["name"]}
+            names = {
+                "participant_id": match["sub"],
+                "session_id": match["ses"] or "ses-01",
+                "scan_id": f"{match['name'][:-3]}T1w",
+            }
             scans.append(names | {"path": str(path)})
         elif match:
             files.leave(path, derived)
@@ -146,26 +150,34 @@ def _images(files: Inventory) -> list[dict[str, str]]:
     return scans
 
 
-def _visits(root: Path, scans: list[dict[str, str]], source: BidsSource) -> pd.DataFrame:
-    """The rows of all sessions.tsv of the participants, each by its line and file."""
+def _visits(root: Path, scans: list[dict[str, str]], source: BidsSource) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The rows of all sessions.tsv, each by its line and file, and the fault of each such table by its participant."""
     needed = () if "session_id" in source.columns.values() else ("session_id",)
-    tables = []
+    tables, faults = [], {}
     for name in dict.fromkeys(scan["participant_id"] for scan in scans):
         path = root / name / f"{name}_sessions.tsv"
         if path.is_file():
-            rows = read_user_table(path, required=needed)
+            try:
+                rows = read_user_table(path, required=needed)
+            except StudyError as error:
+                faults[name] = f"{error}; participants.tsv is used"
+                continue
             rows.index = [f"{line} of {path.name}" for line in rows.index]
             tables.append(rows.assign(participant_id=name))
-    return pd.concat(tables) if tables else pd.DataFrame()
+    return pd.concat(tables) if tables else pd.DataFrame(), faults
 
 
-def _describe(scan: dict[str, str], people: ParticipantTable, later: ParticipantTable | None) -> dict[str, Any]:
+def _describe(
+    scan: dict[str, str], people: ParticipantTable, later: ParticipantTable | None, faults: dict[str, str]
+) -> dict[str, Any]:
     person, visit = people.about(scan), later.about(scan) if later else {}
     facts = {"diagnosis": None} | joined(person, visit)
     known = later.rows.get(scan["participant_id"], ()) if later else ()
     if known and not visit.keys() - {"label_source"}:
         note = f"{scan['participant_id']}_sessions.tsv has no {scan['session_id']}, only {', '.join(list(known)[:3])}"
         facts = joined(facts, {"notes": f"{note}; participants.tsv is used"})
+    if fault := faults.get(scan["participant_id"]):
+        facts = joined(facts, {"notes": fault})
     day = {"acquisition_date": facts["acquisition_date"][:10]} if "acquisition_date" in facts else {}
     return facts | scan | day
 

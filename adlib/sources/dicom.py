@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 
 from adlib.sources.dicom_headers import cut_short, read_headers, refuse_two_people
-from adlib.sources.image_files import REFORMATTED, SLICES, sidecar_facts, unlike_timing
+from adlib.sources.image_files import REFORMATTED, sidecar_facts, unlike_timing
 from adlib.sources.sequence import sequence_of
 from adlib.study.conversion import raise_if_passing
 from adlib.study.records import StudyError, TryAgain, read_json
@@ -327,7 +327,9 @@ def choose(series: list[Series], source: Path) -> tuple[Series, list[tuple[Serie
     if not usable:
         reasons = "; ".join(f"{one.title} left out: {one.fault}" for one in series)
         remedy = (
-            "one T1w series" if source.suffix.lower() not in SLICES else "the folder that holds it and its other slices"
+            "the folder that holds it and its other slices"
+            if source.is_file() and source.suffix.lower() != ".zip"
+            else "one T1w series"
         )
         raise StudyError(f"{source.name} holds no 3-D T1w series: {reasons}; give {remedy}")
     best, *others = usable

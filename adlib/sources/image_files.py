@@ -43,7 +43,12 @@ _CELLS = {
     "sex": ("PatientSex", cells.sex),
 }
 _ECHO = re.compile(r"\bTE=(\d+\.?\d*)\b")
-_SECONDS = {"echo_time_ms": "EchoTime", "repetition_time_ms": "RepetitionTime", "inversion_time_ms": "InversionTime"}
+# Of each time its name in a sidecar and the longest believed in seconds: a larger number is one of milliseconds.
+_SECONDS = {
+    "echo_time_ms": ("EchoTime", 1.0),
+    "repetition_time_ms": ("RepetitionTime", 100.0),
+    "inversion_time_ms": ("InversionTime", 20.0),
+}
 
 
 def unlike_timing(facts: Mapping[str, Any] | pd.Series) -> str:
@@ -128,22 +133,32 @@ def sidecar_facts(sidecar: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     sidecar : dict
-        Content of the JSON file; times in seconds by BIDS (doi:10.1038/sdata.2016.44).
+        Content of the JSON file; times in seconds by BIDS (doi:10.1038/sdata.2016.44), or in ms where they could be
+        no seconds. A list of one value is that value.
 
     Returns
     -------
     dict
         Times in ms, the parts of ImageType joined by ``/``; only what the sidecar has.
     """
+    kind = sidecar.get("ImageType")
+    sidecar = {
+        key: value[0] if isinstance(value, list) and len(value) == 1 else value for key, value in sidecar.items()
+    }
     facts = {name: sidecar[key] for name, key in _NAMES.items() if isinstance(sidecar.get(key), str | int | float)}
     stated = {name: (key, str(sidecar[key])) for name, (key, _) in _CELLS.items() if sidecar.get(key)}
     read = {name: _CELLS[name][1](text) for name, (_, text) in stated.items()}
     facts |= {name: value for name, (value, _) in read.items() if value}
     notes = [f"{' '.join(stated[name])!r} {note}" for name, (_, note) in read.items() if note]
+    times = {}
+    for name, (key, longest) in _SECONDS.items():
+        value, fault = cells.number(str(sidecar.get(key)))
+        if value is not None:
+            times[name] = value if value > longest else 1000 * value
+            notes += [f"'{key} {value:g}' is read as ms, not s"] if value > longest else []
+        elif isinstance(sidecar.get(key), str):
+            notes.append(f"'{key} {sidecar[key]:.80}' {fault}")
     facts |= {"notes": "; ".join(notes)} if notes else {}
-    seconds = {name: cells.number(str(sidecar.get(key))).value for name, key in _SECONDS.items()}
-    times = {name: 1000 * value for name, value in seconds.items() if value is not None}
-    kind = sidecar.get("ImageType")
     return facts | times | ({"image_type": "/".join(map(str, kind))} if isinstance(kind, list) else {})
 
 

@@ -12,10 +12,11 @@ import pandas as pd
 from adlib.sources.image_files import PICTURES, SEPARATOR, SLICES
 from adlib.sources.scanfile import PAIR_SUFFIXES, RENAME, RENAMED, VOLUME_SUFFIXES
 from adlib.sources.sequence import sequence_of_file
-from adlib.study.tree import walk
+from adlib.study.tree import printable, walk
 
 _OTHER_FORMATS = (".mnc", ".mnc.gz", ".img.gz", ".hdr.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".gii")
 _IMAGES = (*VOLUME_SUFFIXES, *PAIR_SUFFIXES, *PICTURES, *SLICES, *_OTHER_FORMATS)
+_NAMED = "its name is not UTF-8, as those of old archives; rename it (`convmv -f latin1 -t utf8 -r --notest FOLDER`)"
 _SHOWN = 6
 
 
@@ -41,9 +42,12 @@ class Inventory:
         self.root = Path(root or ".")
         entries = list(walk(self.root)) if root is not None else []
         self.found = len(entries)
-        self.files = [entry.path for entry in entries if not entry.fault]
         self._inside = {entry.path: entry.inside for entry in entries}
-        self.faults = {entry.path: entry.fault for entry in entries if entry.fault}
+        faults = {
+            entry.path: entry.fault or ("" if str(entry.path) == printable(entry.path) else _NAMED) for entry in entries
+        }
+        self.faults = {path: fault for path, fault in faults.items() if fault}
+        self.files = [path for path, fault in faults.items() if not fault]
         self._taken: set[Path] = set()
 
     def named(self, *suffixes: str) -> list[Path]:
@@ -98,7 +102,7 @@ class Inventory:
         """
         used = {name for row in rows for name in str(row["path"]).split(SEPARATOR)}
         return [
-            {"scan_id": self.name(path), "path": str(path), "sha256": None, "excluded": reason}
+            {"scan_id": self.name(path), "path": printable(path), "sha256": None, "excluded": reason}
             for path, inside in self._inside.items()
             if path not in self._taken and str(path) not in used and (reason := self._reason(path, inside))
         ]
@@ -115,7 +119,7 @@ class Inventory:
 
     def _reason(self, path: Path, inside: str) -> str:
         """Why an image file is not used; empty for other files."""
-        if not _is_image(path.name):
+        if not _is_image(path.name) and self.faults.get(path) != _NAMED:
             return ""
         if path in self.faults:
             return self.faults[path]

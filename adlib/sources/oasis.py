@@ -361,7 +361,7 @@ def _read_table(files: Inventory, pattern: str, key: str, columns: dict[str, str
     tables = [path for path in files.files if path.parent == files.root and path.match(pattern)]
     if len(tables) != 1:
         raise StudyError(
-            f"expected one {pattern} (csv or xlsx) in {files.root}, found {[path.name for path in tables]}"
+            f"expected one {pattern} (csv or xlsx) in {files.root}, found {[path.name for path in tables]}; keep 1"
         )
     table = _with_bare_names(tables[0], columns)
     missing = [name for name in (key, "sex", *_NUMBERS) if name not in table]
@@ -412,6 +412,7 @@ def _oasis3_tables(files: Inventory, columns: dict[str, str]) -> tuple[dict[str,
             print(f"OASIS-3: {path.name} is ignored: {error}")
             continue
         table = table.rename(columns={"ageatvisit": "age"}) if "age" not in table else table
+        table = table.assign(subject=table["subject"].str.upper()) if "subject" in table else table
         if {"subject", "cdr"} <= set(table) and (dated := _with_days(table)) is not None:
             read = read_cells(dated, path, {}, "days", "cdr")
             usable = read[["days", "cdr"]].notna().all(axis=1)
@@ -432,7 +433,7 @@ def _oasis3_tables(files: Inventory, columns: dict[str, str]) -> tuple[dict[str,
 def _with_days(table: pd.DataFrame) -> pd.DataFrame | None:
     """The table with a column days, from that of OASIS-3 or from a session label; None where it has neither."""
     if "daystovisit" in table:
-        return table.rename(columns={"daystovisit": "days"})
+        return table.rename(columns={"daystovisit": "days"}).assign(days=table["daystovisit"].str.removeprefix("d"))
     label = next((name for name in table if table[name].astype(str).str.contains(r"_d\d+$").any()), None)
     return None if label is None else table.assign(days=table[label].str.extract(r"_d(\d+)$", expand=False))
 

@@ -15,13 +15,29 @@ from adlib.study.cells import read_cells
 from adlib.study.records import LISTING, StudyError
 from adlib.study.user_tables import bare_name, read_user_table, safe_path
 
+_FIRST = {"bl": "m0", "baseline": "m0"}
+_CLASS = re.compile(r"\.0+$")
 _KEYS = ("path", "scan_id", "participant_id")
 _FACTS = ("participant_id", "session_id", "age", "sex", "site", "phase", "acquisition_date", "slice_index", "notes")
-_CLEAR = ("sex", "acquisition_date")  # taken under their other names
+_CLEAR = ("sex", "acquisition_date", "participant_id")  # taken under their other names
 _LIKELY = {  # other names of columns, bare
+    "participant_id": ("participant", "subject", "subjectid", "subid", "ptid", "patientid", "srcsubjectid"),
     "acquisition_date": ("acqtime",),
-    "sex": ("gender", "m/f", "ptgender", "geschlecht", "sexe"),
-    "age": ("ageatscan", "ageyears", "ageatvisit", "ageatentry", "agebl", "ptage", "alter", "years"),
+    "sex": ("gender", "m/f", "sexatbirth", "patientsex", "ptgender", "geschlecht", "sexe"),
+    "age": (
+        "ageatscan",
+        "ageyears",
+        "age(years)",
+        "age[years]",
+        "ageinyears",
+        "patientage",
+        "ageatvisit",
+        "ageatentry",
+        "agebl",
+        "ptage",
+        "alter",
+        "years",
+    ),
     "session_id": ("session", "visit", "visitid", "ses", "timepoint", "viscode"),
 }
 
@@ -67,7 +83,7 @@ class ParticipantTable:
         self.path = Path(path)
         needed = [name for name in (*(columns or {}), label_column) if name and strict]
         table = read_user_table(self.path, required=needed) if rows is None else rows
-        table, named = self._renamed(table, columns or {})
+        table, named = self._renamed(table, columns or {}, label_column)
         self.columns = tuple(table.columns)
         self.key = next((name for name in _KEYS if name in table), None)
         if self.key is None:
@@ -78,7 +94,7 @@ class ParticipantTable:
         self.label_source = {}
         if label_column in table:
             self.label_source = {"label_source": f"column {label_column} of {self.path.name}"}
-            table["diagnosis"] = table[label_column].replace(labels or {})
+            table["diagnosis"] = _relabelled(table[label_column], labels or {})
             facts.append("diagnosis")
         by_session = self.key == "participant_id" and "session_id" in table
         self.index = [self.key, "session_id"] if by_session else [self.key]
@@ -97,13 +113,15 @@ class ParticipantTable:
             self.rows.setdefault(name, {})[visit] = about
         self.alike = _alike(self.rows)
 
-    def _renamed(self, table: pd.DataFrame, columns: dict[str, str]) -> tuple[pd.DataFrame, dict[str, str]]:
+    def _renamed(self, table: pd.DataFrame, columns: dict[str, str], label: str) -> tuple[pd.DataFrame, dict[str, str]]:
         """The table by the listing's names, and the name in the file of each that has another there."""
-        for name, others in _LIKELY.items():
-            likely = [column for column in table if bare_name(column) in others]
+        for name in dict.fromkeys((*_KEYS, *_FACTS, label)):
+            free = [column for column in table if column not in columns]
+            spelt = [column for column in free if bare_name(column) == bare_name(name)]
+            likely = spelt or [column for column in free if bare_name(column) in _LIKELY.get(name, ())]
             if name in (*table, *columns.values()) or not likely:
                 continue
-            if name in _CLEAR:
+            if name in _CLEAR or len(spelt) == 1:
                 columns = columns | {likely[0]: name}
             elif "session_id" not in table:
                 print(f"{self.path.name}: is {likely[0]!r} the {name}? Then add {likely[0]}: {name} to source.columns")
@@ -184,15 +202,24 @@ class ParticipantTable:
         return facts | self.label_source | ({"participant_source": self.path.name} if "participant_id" in facts else {})
 
 
+def _relabelled(column: pd.Series, labels: dict[str, str]) -> pd.Series:
+    """Labels as classes; case and the decimals of a number, as spreadsheets add them, do not count."""
+    loosely = {key.casefold(): label for key, label in labels.items()}
+    exact = {cell: labels.get(cell, loosely.get(_CLASS.sub("", cell).casefold(), cell)) for cell in column.dropna()}
+    return column.replace(exact)
+
+
 def loose(name: str | None) -> str:
     """A name without prefix, leading zeros, separators and case: ``sub-007``, ``SUB007`` and ``7`` are alike.
+
+    So are ``bl``, ``baseline`` and ``M000``, the names of a first visit that ADNI and Clinica use.
 
     Parameters
     ----------
     name : str or None
     """
     bare = re.sub(r"^(?:sub|ses)*(?=.)", "", re.sub(r"[^a-z0-9]", "", str(name).lower()))
-    return re.sub(r"(?<!\d)0+(?=\d)", "", bare)
+    return _FIRST.get(bare, re.sub(r"(?<!\d)0+(?=\d)", "", bare))
 
 
 def _alike(names: Iterable[str | None]) -> dict[str, str]:
@@ -205,7 +232,7 @@ def _alike(names: Iterable[str | None]) -> dict[str, str]:
 
 
 def indexed(table: pd.DataFrame, key: str, path: Path) -> pd.DataFrame:
-    """A user's table with one of its columns as index.
+    """A user's table with one of its columns, in upper case, as index; of equal rows one is kept.
 
     Parameters
     ----------
@@ -219,8 +246,9 @@ def indexed(table: pd.DataFrame, key: str, path: Path) -> pd.DataFrame:
     Raises
     ------
     StudyError
-        If a value of the column comes twice.
+        If a value of the column comes twice with other facts.
     """
+    table = table.assign(**{key: table[key].str.upper()}).drop_duplicates(table.columns.drop("notes", errors="ignore"))
     repeated = table.index[table[key].duplicated()]
     if len(repeated):
         raise StudyError(f"{path}, line {repeated[0]}: {table[key][repeated[0]]!r} comes twice; keep one row for each")

@@ -13,19 +13,23 @@ from typing import IO, Any, cast
 
 import nibabel as nib
 import numpy as np
+from pydicom.misc import is_dicom
 
-from adlib.imaging.nifti import mended, nifti_kind
+from adlib.imaging.nifti import is_packed, mended, nifti_kind
 from adlib.imaging.volume import orientation_notes
 from adlib.sources.dicom import read_dicom
 from adlib.sources.image_files import SLICES, described_facts, sidecar_facts, unlike_timing
 from adlib.study.records import StudyError
+from adlib.study.tree import NO_CONTENT, SHADOW, is_pointer
 from adlib.study.user_tables import read_user_json
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh.gz", ".mgh")
 PAIR_SUFFIXES = (".hdr", ".img")
 SUFFIXES = (*VOLUME_SUFFIXES, *PAIR_SUFFIXES, ".zip", *SLICES)
 RENAMED = re.compile(  # by a browser or a file manager, as the second of that name, or not finished
-    r"\.(?:nii|mg[hz])(?:\.gz)?[ ._-]*(?:\(?\d+\)?|copy|kopie|copie|(?:cr)?download|part)(?:\.gz)?$", re.I
+    r"\.(?:nii|mg[hz])(?:\.gz)?[ ._-]*(?:\(?\d+\)?|~|copy|kopie|copie|copia|bak|old|orig|te?mp"
+    r"|(?:cr|op)?download|(?:file)?part(?:ial)?|!ut)(?:\.gz)?$",
+    re.I,
 )
 RENAME = "a browser's or file manager's name of a second copy; rename it to end in .nii.gz or .nii, or fetch it again"
 MAX_BYTES = 2**30  # of voxels: twice those of 512 x 512 x 512 in single precision
@@ -34,7 +38,6 @@ _MAX_BEHIND = 2**20  # bytes behind the last voxel
 _ANALYZE = (
     "an Analyze header states no orientation: the first axis is taken as right to left, so sides may be exchanged"
 )
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,10 @@ def open_scan(path: Path | str) -> ScanFile:
         If the path is missing, empty, damaged, of an unknown kind, or does not hold one 3-D T1w volume.
     """
     path, facts = Path(path), dict[str, Any]()
+    if path.name.startswith("._"):
+        raise StudyError(f"{path.name}: {SHADOW}; give {path.name[2:]}")
+    if (path.is_symlink() and not path.exists()) or (path.is_file() and is_pointer(path)):
+        raise StudyError(f"{path.name}: {NO_CONTENT}")
     if not path.exists():
         raise StudyError(f"{path} does not exist; expected a file ({', '.join(SUFFIXES)}) or a folder of DICOM")
     if RENAMED.search(path.name):
@@ -89,6 +96,8 @@ def open_scan(path: Path | str) -> ScanFile:
         image, notes = _read_volume(path)
     elif path.name.lower().endswith(PAIR_SUFFIXES):
         image, notes = _read_pair(path)
+    elif is_dicom(path):
+        image, notes, facts = read_dicom(path)
     else:
         raise StudyError(f"{path.name}: unknown kind of file; expected {', '.join(SUFFIXES)} or a folder of DICOM")
     checked, mended = _checked(image, path)
@@ -113,9 +122,7 @@ def scan_name(path: Path | str) -> str:
 
 def _read_volume(path: Path) -> tuple[nib.spatialimages.SpatialImage, tuple[str, ...]]:
     try:
-        with path.open("rb") as stream:
-            packed = stream.read(2) == _GZIP_MAGIC
-        with (gzip.open if packed else Path.open)(path, "rb") as stream:
+        with (gzip.open if is_packed(path) else Path.open)(path, "rb") as stream:
             kind, content, notes = _content(cast(IO[bytes], stream), path)
     except (EOFError, zlib.error, OSError) as error:
         raise StudyError(f"{path.name} is damaged or cut short ({error}); copy it again") from None

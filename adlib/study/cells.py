@@ -13,7 +13,7 @@ import pandas as pd
 NUMBER = re.compile(r"[+-]?(?:[0-9]+[.,]?[0-9]*|[.,][0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _AGE = re.compile(
     r"p?(?P<above>>=?|≥|over )?\s*(?P<number>\d+(?:[.,]\d*)?|[.,]\d+)\s*"
-    r"(?P<over>\+|(?:and|or) (?:over|older|above|more))?\s*"
+    r"(?P<over>\+|plus|(?:and|or) (?:over|older|above|more))?\s*"
     r"(?:(?P<unit>[yamwd])(?:ears?|rs?|o(?:nths?)?|eeks?|ays?)?)?(?: old)?\.?"
 )
 _PER_YEAR = {"m": 12.0, "w": 52.1775, "d": 365.25}
@@ -106,7 +106,7 @@ def number(cell: str) -> Reading:
     return Reading(None, "is no number such as 0.696 or 0,696; it counts as unknown")
 
 
-READERS: dict[str, Callable[..., Reading]] = {"age": years, "sex": sex, "field_strength_T": tesla}
+READERS: dict[str, Callable[..., Reading]] = {"age": years, "ageatentry": years, "sex": sex, "field_strength_T": tesla}
 
 
 def read_cells(table: pd.DataFrame, path: Path, named: dict[str, str], *more: str) -> pd.DataFrame:

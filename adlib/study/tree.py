@@ -29,7 +29,7 @@ class Found(NamedTuple):
     ----------
     path : Path
     inside : str
-        Its path relative to the folder that is walked, with ``/``.
+        Its path relative to the folder that is walked, with ``/``; bytes that are no UTF-8 are escaped.
     state : os.stat_result
     fault : str
         Why it cannot be read; empty where it can.
@@ -71,14 +71,32 @@ def _walk(folder: str, inside: str, walked: set[Path], above: set[Path]) -> Iter
             f"{folder} cannot be read ({error.strerror}); make every folder of the data readable"
         ) from None
     for entry in ordered:
-        if not entry.is_dir():
+        if not _is_folder(entry):
             yield _found(entry, inside)
         elif entry.name.startswith("."):
             yield Found(Path(entry.path), inside + entry.name, entry.stat(), HIDDEN)
         elif entry.is_symlink() and _is_walked(Path(entry.path).resolve(), walked, above):
-            yield Found(Path(entry.path), inside + entry.name, entry.stat(), _LINKED)
+            yield Found(Path(entry.path), printable(inside + entry.name), entry.stat(), _LINKED)
         else:
             yield from _walk(entry.path, f"{inside}{entry.name}/", walked, above)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def printable(path: Path | str) -> str:
+    """A path as text that any file can hold; bytes that are no UTF-8 are escaped.
+
+    Parameters
+    ----------
+    path : path
+    """
+    text = os.fspath(path)
+    return text if text.isascii() else os.fsencode(text).decode(errors="backslashreplace")
 
 
 def _is_walked(target: Path, walked: set[Path], above: set[Path]) -> bool:
@@ -102,14 +120,21 @@ def _found(entry: os.DirEntry[str], inside: str) -> Found:
         fault = _LOCK
     elif not fault and not stat.S_ISREG(state.st_mode):
         fault = _SPECIAL
-    elif not fault and 0 < state.st_size < _MAX_POINTER and name.lower().endswith(_BINARY) and _is_pointer(entry.path):
+    elif not fault and 0 < state.st_size < _MAX_POINTER and name.lower().endswith(_BINARY) and is_pointer(entry.path):
         fault = NO_CONTENT
-    return Found(Path(entry.path), inside + name, state, fault)
+    return Found(Path(entry.path), printable(inside + name), state, fault)
 
 
-def _is_pointer(path: str) -> bool:
+def is_pointer(path: Path | str) -> bool:
+    """Whether a file is what git-annex or Git LFS leaves in place of one that is not fetched.
+
+    Parameters
+    ----------
+    path : path
+    """
     try:
-        return Path(path).read_bytes().startswith(_POINTERS)
+        with Path(path).open("rb") as stream:
+            return stream.read(_MAX_POINTER).startswith(_POINTERS)
     except OSError:
         return False
 

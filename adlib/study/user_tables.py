@@ -28,13 +28,15 @@ MISSING = frozenset(("", ".", "n/a", "na", "nan", "null", "#n/a", "<na>"))
 _PROBED_RECORDS = 20
 _XML = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 _STRINGS, _SHEET = "xl/sharedStrings.xml", "xl/worksheets/sheet1.xml"
+_INVISIBLE = re.compile("[\u200b\u200e\u200f\u2060\ufeff]|\\Asep=.(?=\r?\n)")  # and what Excel writes ahead of a table
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
 
 def read_user_table(path: Path | str, *, required: Iterable[str] = ()) -> pd.DataFrame:
     """Read a csv, tsv or xlsx file of any separator, line end, quoting and usual encoding.
 
-    Lines of nothing but separators are skipped, cells lose surrounding blanks, and a column without a name is called
+    Lines of nothing but separators are skipped, single lines of too few or too many cells are left out with a message,
+    cells lose surrounding blanks, and a column without a name is called
     ``column N``.
 
     Parameters
@@ -53,16 +55,23 @@ def read_user_table(path: Path | str, *, required: Iterable[str] = ()) -> pd.Dat
     Raises
     ------
     StudyError
-        If the file is missing, no text, too large or empty, or a line has too few, too many, repeated or overlong
-        cells or a broken quote; file, line and, where there is one, column are named.
+        If the file is missing, no text, too large or empty, most lines have too few or too many cells, or one has
+        repeated or overlong cells or a broken quote; file, line and, where there is one, column are named.
     """
     path = Path(path)
     names, records = _parse(path)
-    lines, rows = [], []
+    lines, rows, faults = [], [], []
     for line, cells in records:
         if any(cell.strip() for cell in cells):
-            lines.append(line)
-            rows.append([_value(cell) for cell in _fitted(cells, names, line, path)])
+            try:
+                rows.append([_value(cell) for cell in _fitted(cells, names, line, path)])
+                lines.append(line)
+            except StudyError as error:
+                faults.append(error)
+    if faults and len(faults) >= len(rows):
+        raise faults[0]
+    for fault in faults:
+        print(f"{fault} The row is left out.")
     if not rows:
         raise StudyError(f"{path} has the columns {_shown(names)} but no rows; expected at least one")
     table = pd.DataFrame(rows, columns=names, index=pd.Index(lines, name="line"), dtype=object)
@@ -228,7 +237,7 @@ def _text(path: Path) -> str:
             raise StudyError(f"{path} is not a file; give a csv or tsv table")
         if path.stat().st_size > MAX_BYTES:
             raise StudyError(f"{path} has more than {MAX_BYTES // 2**20} MiB; cut the table")
-        text = _decoded(path.read_bytes(), path)
+        text = _INVISIBLE.sub("", _decoded(path.read_bytes(), path))
     except OSError as error:
         raise StudyError(f"{path} cannot be read ({error.strerror}); give a readable csv or tsv table") from None
     if odd := _CONTROL.search(text):

@@ -65,6 +65,14 @@ def test_result_is_normalised_and_complete(result):
         assert np.corrcoef(result.tissues[..., k][base.mask], tissue[base.mask])[0, 1] > 0.7
 
 
+def test_unit_of_intensity_does_not_matter(head, result):
+    scaled = nib.Nifti1Image(head.image.get_fdata(dtype=np.float32) * 100, head.image.affine)
+    changed = preprocess_image(scaled, PARAMS, "scaled")
+    assert np.abs(np.subtract(changed.scan_to_mni, result.scan_to_mni)).max() < 0.05
+    for name in ("icv_ml", "gm_ml", "wm_ml", "hippocampus_ml"):
+        assert changed.features[name] == pytest.approx(result.features[name], rel=5e-3)
+
+
 @pytest.mark.parametrize("codes", ["LPS", "PSR"])
 def test_storage_order_does_not_matter(head, result, codes):
     turned = preprocess_image(reoriented(head.image, codes), PARAMS, "turned")

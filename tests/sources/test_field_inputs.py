@@ -1,5 +1,6 @@
 """Inputs of kinds that users of such programs report, each with its right value."""
 
+import gzip
 import json
 import zipfile
 
@@ -185,6 +186,37 @@ def test_sidecars_are_inherited_in_any_encoding(encoding, tmp_path):
     assert listed["echo_time_ms"].tolist() == [3.0, 3.0]
 
 
+@pytest.mark.parametrize(
+    ("times", "expected", "note"),
+    [
+        ({"EchoTime": 2.98, "RepetitionTime": 2300}, (2.98, 2300), "'EchoTime 2.98' is read as ms"),
+        ({"EchoTime": [0.003], "RepetitionTime": 2.3, "MagneticFieldStrength": "3T"}, (3, 2300), ""),
+        ({"EchoTime": "2.98 ms", "RepetitionTime": 2.3}, (np.nan, 2300), "'EchoTime 2.98 ms' is no number"),
+    ],
+)
+def test_times_of_sidecars_in_other_units(times, expected, note, tmp_path):
+    root = bids(tmp_path / "data", scans=["sub-01_T1w"])
+    (root / "sub-01/anat/sub-01_T1w.json").write_text(json.dumps(times))
+    row = read("bids", root).iloc[0]
+    assert row[["echo_time_ms", "repetition_time_ms"]].tolist() == pytest.approx(expected, nan_ok=True)
+    assert row["field_strength_T"] == 3 or "MagneticFieldStrength" not in times
+    assert note in str(row.get("notes")) and (note or "EchoTime" not in str(row.get("notes")))
+
+
+@pytest.mark.parametrize("name", ["sub-01_T1w.nii", "sub-01_T1w.nii.gz", "sub-01_T1w.NII.GZ", "sub-01_t1w.nii"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_content_goes_before_the_name(packed, name, tmp_path):
+    root = bids(tmp_path / "data", scans=["sub-01_T1w"])
+    path = root / "sub-01/anat/sub-01_T1w.nii.gz"
+    content = gzip.decompress(path.read_bytes())
+    path.unlink()
+    (root / "sub-01/anat" / name).write_bytes(gzip.compress(content) if packed else content)
+    row = read("bids", root).iloc[0]
+    assert row[["scan_id", "shape", "diagnosis"]].tolist() == ["sub-01_T1w", "10x11x12", "CN"]
+    misnamed = packed != name.lower().endswith(".gz")
+    assert ("compressed, unlike its name" in str(row.get("notes"))) == misnamed
+
+
 @pytest.mark.parametrize(("age", "expected"), [("89+", 89), ("35-40", None), ("P071Y", 71), ("n/a", None)])
 @pytest.mark.parametrize("kind", ["bids", "adni", "oasis3"])
 def test_an_age_costs_itself(kind, age, expected, tmp_path):
@@ -196,6 +228,11 @@ def test_an_age_costs_itself(kind, age, expected, tmp_path):
         (root / "c.csv").write_text(f"Image Data ID,Subject,Group,Age\nI120562,002_S_0295,CN,{age}\n")
     else:
         (root / "cdr.csv").write_text(f"OASISID,days_to_visit,age at visit,CDRTOT\nOAS30001,129,{age},0\n")
+    if kind == "oasis3" and age == "89+":
+        (root / "people.csv").write_text("OASISID,GENDER,AgeatEntry\nOAS30001,2,89+\n")
+        row = read(kind, root).iloc[0]
+        assert row["sex"] == "F" and row["age"] == 89.35
+        (root / "people.csv").unlink()
     row = read(kind, root).iloc[0]
     assert row["diagnosis"] == "CN"
     assert row["age"] == expected if expected else np.isnan(row["age"])
@@ -235,6 +272,30 @@ def test_participants_are_found_however_they_are_written(written, tmp_path):
     assert read("bids", root)["diagnosis"].tolist() == ["MCI"]
 
 
+@pytest.mark.parametrize("written", ["bl", "baseline", "M0", "m00", "ses-M000", "M000"])
+def test_first_visits_have_the_names_of_their_studies(written, tmp_path):
+    root = bids(tmp_path / "data", "participant_id\tdiagnosis\nsub-01\tCN\n", ["sub-01_ses-M000_T1w"])
+    (root / "sub-01/sub-01_sessions.tsv").write_text(f"session_id\tdiagnosis\n{written}\tMCI\nM012\tAD\n")
+    assert read("bids", root)["diagnosis"].tolist() == ["MCI"]
+
+
+@pytest.mark.parametrize("content", ["", "visit\tdiagnosis\n1\tAD\n", "session_id\tdiagnosis\n"])
+def test_a_faulty_table_of_sessions_costs_itself(content, tmp_path):
+    root = bids(tmp_path / "data", scans=["sub-01_ses-1_T1w", "sub-02_ses-1_T1w"])
+    (root / "sub-01/sub-01_sessions.tsv").write_text(content)
+    listed = read("bids", root)
+    assert listed["diagnosis"].tolist() == ["CN", "AD"]
+    note = listed["notes"].dropna().item()
+    assert "sub-01_sessions.tsv" in note and "participants.tsv is used" in note
+
+
+def test_a_ragged_row_costs_itself(tmp_path, capsys):
+    people = "participant_id\tage\tdiagnosis\nsub-01\t70\tCN\nsub-02\t71\nsub-03\t72\tAD\n"
+    listed = read("bids", bids(tmp_path / "data", people))
+    assert listed["diagnosis"].tolist() == ["CN", None]
+    assert "participants.tsv, line 3: 2 cells where the header has 3 columns" in capsys.readouterr().out
+
+
 def test_ids_that_two_people_share_are_not_guessed(tmp_path):
     scans = ["sub-1_T1w", "sub-01_T1w", "sub-2_T1w"]
     listed = read("bids", bids(tmp_path / "data", "participant_id\tdiagnosis\n01\tMCI\n002\tAD\n", scans))
@@ -256,6 +317,65 @@ def test_columns_have_other_names(tmp_path):
         read("bids", root)
     listed = read("bids", root, columns={"visit": "session_id", "age_at_scan": "age"})
     assert listed[["diagnosis", "age", "sex"]].values.tolist() == [["CN", 70, "F"], ["AD", 72, "F"]]
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["participant_id\tSEX\tAGE\tDiagnosis", "Participant ID\tGender\tage\tDIAGNOSIS", "Subject\tsex\tAge\tdiagnosis"],
+)
+def test_columns_are_found_however_they_are_written(header, tmp_path):
+    listed = read("bids", bids(tmp_path / "data", f"{header}\nsub-01\tm\t70\tCN\nsub-02\tf\t71\tAD\n"))
+    assert listed[["sex", "age", "diagnosis"]].values.tolist() == [["M", 70, "CN"], ["F", 71, "AD"]]
+
+
+@pytest.mark.parametrize("cells", [("control", "Dementia"), ("0.0", "1.0"), ("0", "1"), ("CONTROL\u200b", "dementia ")])
+def test_labels_are_found_however_they_are_written(cells, tmp_path):
+    people = "participant_id\tdiagnosis\nsub-01\t{}\nsub-02\t{}\n".format(*cells)
+    labels = {"Control": "CN", "0": "CN", "dementia": "AD", "1": "AD"}
+    assert read("bids", bids(tmp_path / "data", people), labels=labels)["diagnosis"].tolist() == ["CN", "AD"]
+
+
+ROWS = {
+    "adni": ("c.csv", "Image Data ID,Subject,Group\n{}\n", ["i120562,002_s_0295,cn", "120562.0,002_S_0295,Normal"]),
+    "oasis1": (
+        "oasis_cross-sectional.csv",
+        "ID,M/F,Age,CDR,eTIV,nWBV\n{0}\n{0}\n",
+        ["oas1_0001_mr1,F,74,0.0,1344,0.743", 'OAS1_0001_MR1,female,"74,5","0,0",#REF!,"0,743"'],
+    ),
+    "oasis3": ("cdr.csv", "OASISID,days_to_visit,CDRTOT\n{}\n", ["oas30001,d0129,0", "OAS30001,129.0,0.0"]),
+}
+
+
+@pytest.mark.parametrize(("kind", "row"), [(kind, row) for kind, (_, _, rows) in ROWS.items() for row in rows])
+def test_rows_of_archives_are_found_however_written(kind, row, tmp_path):
+    one_of(kind, tmp_path / "data")
+    name, table, _ = ROWS[kind]
+    (tmp_path / "data" / name).write_text(table.format(row))
+    assert used(read(kind, tmp_path / "data"))["diagnosis"].tolist() == ["CN"]
+
+
+OWN = {
+    "adni": ("c.csv", "Image Data ID,Subject,Group,Years\nI120562,002_S_0295,CN,70\n"),
+    "oasis1": ("oasis_cross-sectional.csv", "ID,M/F,Years,CDR,eTIV,nWBV\nOAS1_0001_MR1,F,70,0,1344,0.743\n"),
+    "oasis2": ("oasis_longitudinal.csv", "MRI ID,M/F,Years,CDR,eTIV,nWBV\nOAS2_0001_MR1,M,70,0,1987,0.696\n"),
+    "oasis_slices": ("oasis_longitudinal.csv", "MRI ID,M/F,Years,CDR,eTIV,nWBV\nOAS2_0001_MR1,M,70,0,1987,0.696\n"),
+    "oasis3": ("cdr.csv", "OASISID,days_to_visit,Years,CDRTOT\nOAS30001,129,70,0\n"),
+    "bids": ("participants.tsv", "participant_id\tYears\tdiagnosis\nsub-01\t70\tCN\n"),
+    "caps": ("t.tsv", "participant_id\tYears\tdiagnosis\nsub-01\t70\tCN\n"),
+    "dicom": ("people.csv", "participant_id,Years,diagnosis\nP1,70,CN\n"),
+    "folders": ("people.csv", "participant_id,Years\nsub-01,70\n"),
+}
+
+
+@pytest.mark.parametrize("kind", list(OWN))
+def test_columns_can_be_named_for_every_source(kind, tmp_path):
+    settings = one_of(kind, tmp_path / "data")
+    name, table = OWN[kind]
+    (tmp_path / "data" / name).write_text(table)
+    settings |= {"table": tmp_path / "data" / name} if kind == "folders" else {}
+    column = {"adni": "Age"}.get(kind, "age")
+    row = used(read(kind, tmp_path / "data", columns={"Years": column}, **settings)).iloc[0]
+    assert row[["diagnosis", "age"]].tolist() == ["CN", 70]
 
 
 def workbook(path, rows):
@@ -281,6 +401,14 @@ def test_oasis_workbooks_are_read(tmp_path):
     workbook(book, [["ID", "M/F", "Age", "CDR", "eTIV", "nWBV", "Delay"], ["OAS1_0001_MR1", "F", 74, 0.5, 1344, 0.743]])
     row = used(read("oasis1", tmp_path / "data")).iloc[0]
     assert row[["diagnosis", "age", "sex", "nbv"]].tolist() == ["MCI", 74, "F", 0.743]
+    one_of("oasis2", tmp_path / "second")
+    (tmp_path / "second/oasis_longitudinal.csv").unlink()
+    rows = [
+        ["Subject ID", "MRI ID", "M/F", "Age", "CDR", "eTIV", "nWBV"],
+        ["x", "OAS2_0001_MR1", "M", 87, 0.5, 1987, 0.69],
+    ]
+    workbook(tmp_path / "second/oasis_longitudinal_demographics-8d83e569fa2e2d30.xlsx", rows)
+    assert used(read("oasis2", tmp_path / "second")).iloc[0][["diagnosis", "age"]].tolist() == ["MCI", 87]
     book.write_bytes(b"PK\x03\x04" + bytes(99))
     with pytest.raises(StudyError, match=r"xlsx.*save it as csv"):
         read("oasis1", tmp_path / "data")

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from dicom_writer import write_series
+from pydicom.dataset import Dataset
+from pydicom.uid import EnhancedMRImageStorage
 from test_field_inputs import image, read
 
 from adlib.audit.run import run_audit
@@ -26,7 +29,16 @@ def volume():
 
 
 @pytest.mark.parametrize(
-    "name", ["T1w.nii (1).gz", "T1w.nii(2).gz", "T1w.nii.gz.1", "T1w.nii.gz.crdownload", "T1w.nii copy"]
+    "name",
+    [
+        "T1w.nii (1).gz",
+        "T1w.nii(2).gz",
+        "T1w.nii.gz.1",
+        "T1w.nii.gz.crdownload",
+        "T1w.nii copy",
+        "T1w.nii.gz~",
+        "T1w.nii.bak",
+    ],
 )
 def test_second_downloads_are_to_be_renamed(name, volume, tmp_path):
     (tmp_path / name).write_bytes(gzip.compress(nib.Nifti1Image(volume, AFFINE).to_bytes()))
@@ -48,6 +60,63 @@ def test_one_slice_asks_for_its_folder(volume, tmp_path):
     shutil.copy(next(series.iterdir()), tmp_path / "enhanced.dcm")
     with pytest.raises(StudyError, match="give the folder that holds it and its other slices"):
         open_scan(tmp_path / "enhanced.dcm")
+
+
+def group(**values):
+    """A functional group of one item (DICOM PS3.3, C.7.6.16)."""
+    made = Dataset()
+    for name, value in values.items():
+        setattr(made, name, value)
+    return [made]
+
+
+@pytest.mark.parametrize("name", ["enhanced.dcm", "IM0001"])
+def test_one_enhanced_file_is_a_volume(name, volume, tmp_path):
+    series = write_series(volume, AFFINE, tmp_path / "s", "T1 MPRAGE")
+    files = [pydicom.dcmread(file) for file in sorted(series.iterdir())]
+    one, frames = pydicom.dcmread(sorted(series.iterdir())[0]), []
+    for number, file in enumerate(files, 1):
+        content = group(StackID="1", InStackPositionNumber=number, DimensionIndexValues=[1, number])
+        place = group(ImagePositionPatient=file.ImagePositionPatient)
+        frames += group(PlanePositionSequence=place, FrameContentSequence=content)
+    one.SharedFunctionalGroupsSequence = group(
+        PlaneOrientationSequence=group(ImageOrientationPatient=one.ImageOrientationPatient),
+        PixelMeasuresSequence=group(PixelSpacing=one.PixelSpacing, SliceThickness=one.SliceThickness),
+    )
+    one.PerFrameFunctionalGroupsSequence, one.NumberOfFrames = frames, len(frames)
+    one.PixelData = b"".join(file.PixelData for file in files)
+    one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
+    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(one, tag)
+    one.save_as(tmp_path / name, enforce_file_format=True)
+    read = np.asarray(open_scan(tmp_path / name).image.dataobj)
+    assert np.array_equal(np.sort(read, axis=None), np.sort(volume, axis=None))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("01-0003", "give the folder that holds it"), ("DICOMDIR", "give the folder")]
+)
+def test_dicom_is_known_without_its_suffix(name, words, volume, tmp_path):
+    series = write_series(volume, AFFINE, tmp_path / "cd", "T1 MPRAGE")
+    for file in series.iterdir():
+        file.rename(file.with_suffix(""))
+    (series / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(60))
+    assert open_scan(series).image.shape == volume.shape
+    with pytest.raises(StudyError, match=words):
+        open_scan(series / name)
+
+
+def test_files_without_content_say_what_to_fetch(tmp_path):
+    (tmp_path / "._T1w.nii.gz").write_bytes(bytes(99))
+    (tmp_path / "pointer.nii.gz").write_text("/annex/objects/MD5E-s9--0.nii.gz")
+    (tmp_path / "link.nii.gz").symlink_to("nowhere")
+    for name, words in (
+        ("._T1w", "shadow file .* give T1w.nii.gz"),
+        ("pointer", "datalad get"),
+        ("link", "datalad get"),
+    ):
+        with pytest.raises(StudyError, match=words):
+            open_scan(tmp_path / f"{name}.nii.gz")
 
 
 def test_roots_that_are_not_there_are_told_at_once(tmp_path, monkeypatch):

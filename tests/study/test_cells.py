@@ -21,7 +21,7 @@ def test_clear_ages(cell, value):
 
 
 @pytest.mark.parametrize(
-    "cell", ["89+", "> 89", ">89", ">=89", "≥89", "over 89", "89 and over", "89 or older", "89+ years"]
+    "cell", ["89+", "> 89", ">89", ">=89", "≥89", "over 89", "89 and over", "89 or older", "89+ years", "89plus"]
 )
 def test_ages_cut_for_privacy(cell):
     assert years(cell) == (89, "is read as 89")
