@@ -319,7 +319,7 @@ def _content_of(path: Path) -> dict[str, Any]:
 def open_study(params_file: Path | str, **settings: Any) -> StudyParams:
     """Load a study in a notebook.
 
-    A relative `params_file` is looked up in the working folder and in its parent (for a notebook opened in
+    A relative `params_file` is looked up in the working folder and in those above it (for a notebook opened in
     ``notebooks/``); that folder becomes the working folder, so that relative paths in the yaml hold.
 
     Parameters
@@ -337,7 +337,7 @@ def open_study(params_file: Path | str, **settings: Any) -> StudyParams:
     StudyError
         If the file is missing, is not yaml, or a key or value is invalid.
     """
-    for root in (Path.cwd(), Path.cwd().parent):
+    for root in (Path.cwd(), *Path.cwd().parents):
         if (root / params_file).is_file():
             os.chdir(root)
             break
