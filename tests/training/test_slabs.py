@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 from PIL import Image
+from scipy import ndimage
 
 from adlib.imaging import atlas
 from adlib.preprocess.intensity import white_matter_mode
@@ -14,7 +15,7 @@ from adlib.study.exec_params import HERE
 from adlib.study.params import InputParams, PreprocessParams
 from adlib.study.records import StudyError
 from adlib.study.source_params import OasisSlicesSource
-from adlib.training.slabs import ATLAS_TO_MNI, FIRST, MASK, SHAPE, cut_slab, read_slab
+from adlib.training.slabs import ATLAS_TO_MNI, FIRST, MASK, NOISE, SHAPE, cut_slab, read_slab
 from adlib.training.slices import plane_slices, slab_slices
 
 INPUT = InputParams(plane="coronal_2d", positions_mm=(-29.2, -25.1), channel_spacing_mm=1.03, size=148)
@@ -66,8 +67,18 @@ def test_scan_is_cut_with_the_mask_of_the_atlas():
     base = atlas.template(2.0)
     cut = cut_slab(np.ones_like(base.t1), base.affine, "made")
     np.testing.assert_array_equal(cut > 0, np.load(MASK)["mask"])
-    inside = cut_slab(base.t1 * base.mask, base.affine, "made") > 0
-    assert 0.9 < inside.sum() / (cut > 0).sum() <= 1
+    brain = cut_slab(base.t1 * base.mask, base.affine, "made")
+    np.testing.assert_array_equal(brain > 0, cut > 0)
+
+
+def test_scan_gets_the_noise_of_the_pictures_once():
+    base, rng, spreads = atlas.template(1.0), np.random.default_rng(1), []
+    inside = ndimage.binary_erosion(np.load(MASK)["mask"], np.ones((5, 1, 5)))
+    for sd in (0.0, 0.03, 0.1):
+        volume = 1 + rng.normal(0, sd, base.t1.shape).astype(np.float32)
+        spreads.append(cut_slab(volume, base.affine, "made")[inside].std())
+    np.testing.assert_allclose(spreads[:2], NOISE, rtol=0.1)
+    assert 1.3 * NOISE < spreads[2] < 0.1
 
 
 @pytest.mark.realdata
