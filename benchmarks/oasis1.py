@@ -32,9 +32,10 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import ndimage
+from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, log_loss
 from sklearn.model_selection import RepeatedStratifiedKFold
 
 from adlib.classify.model_store import REAL
@@ -194,19 +195,22 @@ def impairment(logits: np.ndarray) -> np.ndarray:
     return np.log((1 - p) / p)
 
 
+def mean_auc(values: np.ndarray, y: np.ndarray) -> float:
+    """ROC AUC of values (repetitions, n), the mean over the repetitions."""
+    return float(np.mean(rankdata(values, axis=1)[:, y > 0].mean(1) - ((y > 0).sum() + 1) / 2) / (y == 0).sum())
+
+
 def scores(found: dict[str, np.ndarray], y: np.ndarray) -> pd.DataFrame:
     """A row for each variant: AUC with its interval, range over repetitions, difference from the rival, accuracy."""
     rng, people = np.random.default_rng(PARAMS.seed), np.arange(len(y))
     draws = [people, *(rng.choice(people, len(people)) for _ in range(RESAMPLES))]
     draws = [draw for draw in draws if 0 < (y[draw] > 0).mean() < 1]
     ranked = {name: impairment(logits) for name, logits in found.items()}
-    aucs = {
-        n: np.array([np.mean([roc_auc_score(y[d] > 0, s[d]) for s in v]) for d in draws]) for n, v in ranked.items()
-    }
+    aucs = {n: np.array([mean_auc(v[:, d], y[d]) for d in draws]) for n, v in ranked.items()}
     share = np.log(np.bincount(y) / len(y))
     rows = []
     for name, values in aucs.items():
-        single = [roc_auc_score(y > 0, each) for each in ranked[name]]
+        single = [mean_auc(each[None], y) for each in ranked[name]]
         right = [balanced_accuracy_score(y, (each - share).argmax(1)) for each in found[name]]
         rows.append(
             {

@@ -7,6 +7,7 @@ from nibabel.affines import apply_affine
 from PIL import Image
 from scipy import ndimage
 
+from adlib.classify.model_store import REAL
 from adlib.imaging import atlas
 from adlib.preprocess.intensity import white_matter_mode
 from adlib.preprocess.pipeline import preprocess_image
@@ -15,6 +16,7 @@ from adlib.study.exec_params import HERE
 from adlib.study.params import InputParams, PreprocessParams
 from adlib.study.records import StudyError
 from adlib.study.source_params import OasisSlicesSource
+from adlib.training import model_file
 from adlib.training.slabs import ATLAS_TO_MNI, FIRST, MASK, NOISE, SHAPE, cut_slab, read_slab
 from adlib.training.slices import plane_slices, slab_slices
 
@@ -116,7 +118,7 @@ def test_unusable_slabs_are_refused(tmp_path):
 
 
 @pytest.mark.realdata
-def test_brains_match_their_own_slices(realdata, tmp_path):
+def test_brains_and_their_slices_look_alike_and_give_one_answer(realdata, tmp_path):
     root = realdata / "oasis1_manual"
     listed = list_source(OasisSlicesSource(kind="oasis_slices", root=realdata / "oasis1_coronal"), tmp_path, pool=HERE)
     paths = listed.set_index("scan_id")["path"]
@@ -124,9 +126,14 @@ def test_brains_match_their_own_slices(realdata, tmp_path):
     with (root / "participants.csv").open() as rows:
         people = {row["scan"]: row["subject"] for row in csv.DictReader(rows)}
     assert len(people) == 8
+    classifier, changes = model_file.load(REAL.parent), []
     for scan, person in people.items():
         done = preprocess_image(nib.load(root / f"{scan}_SS.nii.gz"), params, scan)
         cut, read = cut_slab(done.t1w, done.affine, scan), read_slab(paths[f"{person}_MR1"])
         assert np.corrcoef(cut.ravel(), read.ravel())[0, 1] > 0.95, scan
         both = (cut > 0.9) & (read > 0.9)
         assert abs(np.median(cut[both]) - np.median(read[both])) < 0.05, scan
+        slices = [slab_slices(slab, classifier.card.input) for slab in (cut, read)]
+        of_cut, of_read = (model_file.classify_slices(classifier, each)[0].mean(0) for each in slices)
+        changes.append(np.abs(of_cut - of_read).max())
+    assert np.median(changes) < 0.05 and max(changes) < 0.12
