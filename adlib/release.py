@@ -1,9 +1,14 @@
-"""Release the model of a simulated study: 16-bit weights, model card, datasheet and reproducible scores."""
+"""Release the model of a simulated study: 16-bit weights, model card, datasheet and reproducible scores.
+
+The scores of the model of people, `models/oasis1`, are verified with the data it is trained on.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -14,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from adlib.classify.model_store import RELEASED, SCORES, STORED, WEIGHTS
+from adlib.classify.model_store import REAL, RELEASED, SCORES, STORED, WEIGHTS
 from adlib.classify.nearest import write_examples
 from adlib.classify.prediction import predict_file
 from adlib.classify.stored_results import simulate_scans
@@ -43,6 +48,7 @@ from adlib.training.splits import make_splits
 
 CARD, DATASHEET, HUB, PARAMS = "README.md", "datasheet.md", "config.json", "params.yaml"
 TOLERANCE = 0.01  # of a score, between processors
+PEOPLE_DATA = ("oasis1_coronal", "imagenet_resnet50")  # needed by the benchmark of models/oasis1
 
 Entries = list[dict[str, Any]]
 
@@ -169,6 +175,31 @@ def verify(folder: Path, participants: int | None = None) -> pd.DataFrame:
     return _compare_scores(read_json(folder / SCORES)["entries"], _score_predictions(predictions, params))
 
 
+def verify_people() -> int:
+    """Score `models/oasis1` again by its benchmark, and compare the scores with those of the card.
+
+    Returns
+    -------
+    int
+        1 if a score is not reproduced.
+
+    Raises
+    ------
+    StudyError
+        If the data are not present.
+    """
+    root = os.environ.get("ADLIB_REALDATA", "")
+    missing = [name for name in PEOPLE_DATA if not (root and Path(root, name).is_dir())]
+    if missing:
+        raise StudyError(
+            f"{REAL.parent.name} is not verified: its scores need the slices of OASIS-1 and the ImageNet weights, "
+            f"{' and '.join(missing)} in the folder that ADLIB_REALDATA names ({root or 'not set'}); its terms forbid "
+            "copies of the data here"
+        )
+    script = RELEASED.parent / "benchmarks" / "oasis1.py"
+    return int(subprocess.run([sys.executable, str(script), "verify"], check=False).returncode != 0)
+
+
 def _compare_scores(stored: Entries, computed: Entries) -> pd.DataFrame:
     """One row per computed score; its n and interval are those of the computed ones."""
     points = {(entry["metric"], entry.get("class")): entry["point"] for entry in stored}
@@ -201,6 +232,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--participants", type=int, help="to simulate again for --verify; all if left out")
     options = parser.parse_args(arguments)
     try:
+        if options.verify and options.model.resolve() == REAL.parent:
+            return verify_people()
         params = load_params(options.params)
         table = (
             verify(options.model, options.participants) if options.verify else release(params, RELEASED / params.study)

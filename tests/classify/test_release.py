@@ -172,6 +172,12 @@ def _lists(content):
         yield from _lists(part)
 
 
+def test_verify_of_the_model_of_people_says_what_it_needs(monkeypatch, capsys):
+    monkeypatch.delenv("ADLIB_REALDATA", raising=False)
+    assert release.main(["--verify", "--model", str(RELEASED / "oasis1")]) == 1
+    assert "oasis1_coronal and imagenet_resnet50 in the folder that ADLIB_REALDATA names" in capsys.readouterr().err
+
+
 @of_people
 def test_card_of_the_model_of_people_says_whom_and_under_which_licence():
     text = (RELEASED / "oasis1" / "README.md").read_text(encoding="utf-8")

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 from PIL import Image
+from scipy import ndimage
 
+from adlib.classify.model_store import REAL
 from adlib.imaging import atlas
 from adlib.preprocess.intensity import white_matter_mode
 from adlib.preprocess.pipeline import preprocess_image
@@ -14,7 +16,8 @@ from adlib.study.exec_params import HERE
 from adlib.study.params import InputParams, PreprocessParams
 from adlib.study.records import StudyError
 from adlib.study.source_params import OasisSlicesSource
-from adlib.training.slabs import ATLAS_TO_MNI, FIRST, MASK, SHAPE, cut_slab, read_slab
+from adlib.training import model_file
+from adlib.training.slabs import ATLAS_TO_MNI, FIRST, MASK, NOISE, SHAPE, cut_slab, read_slab
 from adlib.training.slices import plane_slices, slab_slices
 
 INPUT = InputParams(plane="coronal_2d", positions_mm=(-29.2, -25.1), channel_spacing_mm=1.03, size=148)
@@ -66,8 +69,18 @@ def test_scan_is_cut_with_the_mask_of_the_atlas():
     base = atlas.template(2.0)
     cut = cut_slab(np.ones_like(base.t1), base.affine, "made")
     np.testing.assert_array_equal(cut > 0, np.load(MASK)["mask"])
-    inside = cut_slab(base.t1 * base.mask, base.affine, "made") > 0
-    assert 0.9 < inside.sum() / (cut > 0).sum() <= 1
+    brain = cut_slab(base.t1 * base.mask, base.affine, "made")
+    np.testing.assert_array_equal(brain > 0, cut > 0)
+
+
+def test_scan_gets_the_noise_of_the_pictures_once():
+    base, rng, spreads = atlas.template(1.0), np.random.default_rng(1), []
+    inside = ndimage.binary_erosion(np.load(MASK)["mask"], np.ones((5, 1, 5)))
+    for sd in (0.0, 0.03, 0.1):
+        volume = 1 + rng.normal(0, sd, base.t1.shape).astype(np.float32)
+        spreads.append(cut_slab(volume, base.affine, "made")[inside].std())
+    np.testing.assert_allclose(spreads[:2], NOISE, rtol=0.1)
+    assert 1.3 * NOISE < spreads[2] < 0.1
 
 
 @pytest.mark.realdata
@@ -105,7 +118,7 @@ def test_unusable_slabs_are_refused(tmp_path):
 
 
 @pytest.mark.realdata
-def test_brains_match_their_own_slices(realdata, tmp_path):
+def test_brains_and_their_slices_look_alike_and_give_one_answer(realdata, tmp_path):
     root = realdata / "oasis1_manual"
     listed = list_source(OasisSlicesSource(kind="oasis_slices", root=realdata / "oasis1_coronal"), tmp_path, pool=HERE)
     paths = listed.set_index("scan_id")["path"]
@@ -113,9 +126,14 @@ def test_brains_match_their_own_slices(realdata, tmp_path):
     with (root / "participants.csv").open() as rows:
         people = {row["scan"]: row["subject"] for row in csv.DictReader(rows)}
     assert len(people) == 8
+    classifier, changes = model_file.load(REAL.parent), []
     for scan, person in people.items():
         done = preprocess_image(nib.load(root / f"{scan}_SS.nii.gz"), params, scan)
         cut, read = cut_slab(done.t1w, done.affine, scan), read_slab(paths[f"{person}_MR1"])
         assert np.corrcoef(cut.ravel(), read.ravel())[0, 1] > 0.95, scan
         both = (cut > 0.9) & (read > 0.9)
         assert abs(np.median(cut[both]) - np.median(read[both])) < 0.05, scan
+        slices = [slab_slices(slab, classifier.card.input) for slab in (cut, read)]
+        of_cut, of_read = (model_file.classify_slices(classifier, each)[0].mean(0) for each in slices)
+        changes.append(np.abs(of_cut - of_read).max())
+    assert np.median(changes) < 0.05 and max(changes) < 0.12
