@@ -334,7 +334,8 @@ def test_refused_scan_shows_reason_and_no_class():
     refused = replace(whole, predicted=None, probabilities={}, slices=whole.slices[:0], checks=(check,))
     record = as_record(refused)
     shown = html("prediction", record)
-    assert "T1w contrast: white &lt;matter&gt; is dark. Use the T1w series" in shown and "✗ failed" in shown
+    assert "failed input check: T1w contrast" in shown and "Use the T1w series" in shown
+    assert "white &lt;matter&gt; is dark" in shown and "✗ failed" in shown
     assert not re.search(r"\b(CN|MCI|LMCI|AD)\b", re.sub('<p class="muted">.*?</p>', "", shown))
     assert scan_table([record])["predicted"].tolist() == ["none"]
     assert summary_table([record]).index.tolist() == ["icv_ml", "ventricles_ml"]
