@@ -46,8 +46,9 @@ from adlib.sources.reading import list_source
 from adlib.study.exec_params import HERE
 from adlib.study.params import load_params
 from adlib.study.records import atomic_path, digest, file_digest, write_text
-from adlib.training.calibration import fit_calibration, lowest_probability
+from adlib.training.calibration import fit_calibration
 from adlib.training.cohort_reference import COVERAGES, IMAGE, fit_distribution, gate_bounds, mahalanobis_distances
+from adlib.training.conformal import lowest_probability
 from adlib.training.model_file import Classifier, ModelCard, save
 from adlib.training.network import ResNet50Stage3, image_features, load_initial_weights, softmax
 from adlib.training.slabs import MASK, read_slab

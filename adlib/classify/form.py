@@ -10,7 +10,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from adlib.classify.model_store import find_models, list_examples
+from adlib.classify.examples import list_examples
+from adlib.classify.model_store import find_models
 from adlib.classify.scan_tables import scan_table, summary_table, unique_name
 from adlib.classify.uploads import ACCEPT, Chosen, Inbox, open_home
 from adlib.classify.views import Viewer, html, links_html

@@ -8,14 +8,13 @@ from typing import cast
 import numpy as np
 import pandas as pd
 
+from adlib.classify.examples import list_examples, simulated_files
 from adlib.classify.model_store import (
     PREDICTED,
     SCORES,
     STORED,
     WEIGHTS,
     find_model,
-    list_examples,
-    simulated_files,
     was_run,
 )
 from adlib.classify.nearest import write_examples

@@ -29,8 +29,8 @@ from adlib.preprocess.derivatives import file_names
 from adlib.study.exec_params import Pool
 from adlib.study.params import StudyParams
 from adlib.study.records import PREDICTIONS, check_table
-from adlib.training.folds import as_numbers
 from adlib.training.splits import fold_numbers
+from adlib.training.targets import as_numbers
 
 AGE_SEX = ("age", "female")
 COMPONENTS = 50  # of the grey-matter maps

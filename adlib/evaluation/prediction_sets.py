@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from adlib.evaluation import scores
-from adlib.training.calibration import lowest_probability, rank_for
+from adlib.training.conformal import lowest_probability, rank_for
 from adlib.training.pooling import arrays
 
 LEVELS = tuple(np.round(np.arange(0.5, 0.96, 0.05), 2))

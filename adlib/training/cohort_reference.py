@@ -13,10 +13,11 @@ from torch import nn
 
 from adlib.preprocess.quality import INFINITE, LIMITS, OF_SIZE
 from adlib.study.params import StudyParams
-from adlib.training.calibration import lowest_probability
-from adlib.training.folds import Fold, as_numbers
+from adlib.training.conformal import lowest_probability
+from adlib.training.folds import Fold
 from adlib.training.network import image_features
 from adlib.training.pooling import arrays, pool_level
+from adlib.training.targets import as_numbers
 
 IMAGE, VOLUMES, QUALITY = "image", "volumes", "quality"
 COVERAGES = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))

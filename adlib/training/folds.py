@@ -18,11 +18,11 @@ from adlib.study.params import StudyParams
 from adlib.study.records import FEATURES, MANIFEST, StudyError, read_table
 from adlib.training.pooling import ATTENTION
 from adlib.training.slices import scan_percentiles, to_landmarks
+from adlib.training.targets import auxiliary_targets, standardised_covariates
 
 Augment = Callable[[torch.Tensor, torch.Generator, StudyParams], torch.Tensor]
 
 LOADERS = 2  # processes that vary slices during the training, for the slower augmentation
-SHARES = ("gm_ml", "wm_ml", "csf_ml", "hippocampus_ml", "temporal_ml", "ventricles_ml")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Fold:
     targets : (rows,) int64
         Class indices of the diagnoses.
     auxiliary : (rows, M) float32
-        Standardised age and volumes, predicted with the class in training; see `auxiliary_targets`.
+        Standardised age and volumes, predicted with the class in training; see
+        `adlib.training.targets.auxiliary_targets`.
     covariates : (rows, C) float32
         Concatenated to the image features; standardised on training rows, 0 where unknown.
     landmarks : tuple of float
@@ -114,83 +115,13 @@ def make_fold(number: int, slices: np.ndarray, table: pd.DataFrame, splits: pd.D
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST)
     features = read_table(params.folder / "features.tsv", FEATURES)
     auxiliary = auxiliary_targets(table, manifest, features, train)
-    covariates, stats = _covariates(table, manifest, train, params.train.covariates)
+    covariates, stats = standardised_covariates(table, manifest, train, params.train.covariates)
     standard = np.empty(0)
     if params.preprocess.normalise == "landmarks" and not params.input.flat:
         scans = scan_percentiles(params)
         standard = fit_landmarks(scans.loc[table["scan_id"].iloc[train].unique()].to_numpy())
         slices = to_landmarks(slices, table["scan_id"], scans, standard)
     return Fold(NETWORK, number, slices, table, targets, auxiliary, covariates, tuple(map(float, standard)), stats)
-
-
-def _covariates(
-    table: pd.DataFrame, manifest: pd.DataFrame, train: np.ndarray, names: tuple[str, ...]
-) -> tuple[np.ndarray, dict[str, tuple[float, float]]]:
-    """Standardised covariates (rows, C) float32 and their mean and spread among training rows."""
-    scans = manifest.set_index("scan_id").loc[table["scan_id"]]
-    columns, spreads = [np.zeros((len(table), 0))], {}
-    for name in names:
-        values = as_numbers(name, scans[name])
-        if not np.isfinite(values[train]).any():
-            raise StudyError(f"train.covariates names {name}, which no training scan of the manifest has; leave it out")
-        spreads[name] = (float(np.nanmean(values[train])), float(np.nanstd(values[train])) or 1.0)
-        columns.append(((values - spreads[name][0]) / spreads[name][1])[:, None])
-    return np.nan_to_num(np.concatenate(columns, axis=1)).astype(np.float32), spreads
-
-
-def as_numbers(name: str, values: pd.Series) -> np.ndarray:
-    """A covariate as numbers.
-
-    Parameters
-    ----------
-    name : str
-        ``age`` or ``sex``.
-    values : Series
-        As in the manifest.
-
-    Returns
-    -------
-    (n,) float64
-        Years, or 1 for female and 0 for male; not a number where unknown.
-    """
-    if name != "sex":
-        return values.to_numpy(float)
-    first = values.astype("string").str.upper().str[0]
-    return first.map({"F": 1.0, "M": 0.0}).to_numpy(float, na_value=np.nan)
-
-
-def auxiliary_targets(
-    table: pd.DataFrame, manifest: pd.DataFrame, features: pd.DataFrame, train: np.ndarray
-) -> np.ndarray:
-    """Standardised age, intracranial volume, brain fraction and volumes as shares of the intracranial volume.
-
-    They guide training only (multi-task learning, Caruana 1997, doi:10.1023/A:1007379606734); a prediction needs
-    nothing but the image.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Slices in the order of the array's rows; column scan_id.
-    manifest, features : DataFrame
-        With whatever of ``age``, ``icv_ml``, ``nbv`` and `SHARES` the study has.
-    train : (n,) int
-        Rows whose mean and spread standardise all rows.
-
-    Returns
-    -------
-    (rows, M) float32
-        0 where a value is missing; M counts those that some training scan has.
-    """
-    scans = features.drop(columns=[c for c in features if c in manifest and c != "scan_id"])
-    scans = manifest.merge(scans, on="scan_id").set_index("scan_id").loc[table["scan_id"]]
-    shares = [scans[name] / scans["icv_ml"] for name in SHARES if name in scans and "icv_ml" in scans]
-    columns = [scans[name] for name in ("age", "icv_ml", "nbv") if name in scans] + shares
-    present = [values for column in columns if np.isfinite((values := column.to_numpy(float))[train]).any()]
-    if not present:
-        return np.zeros((len(table), 0), np.float32)
-    values = np.stack(present, axis=1)
-    mean, spread = np.nanmean(values[train], axis=0), np.nanstd(values[train], axis=0)
-    return np.nan_to_num((values - mean) / np.where(spread > 0, spread, 1)).astype(np.float32)
 
 
 class Batch(NamedTuple):

@@ -23,7 +23,7 @@ from adlib.training.folds import Batch, Fold, epoch_rows, load_parts, part_seed
 from adlib.training.model_file import continue_from, outputs
 from adlib.training.network import check_network, frozen, keep_outputs, load_initial_weights, slice_outputs, softmax
 from adlib.training.pooling import ATTENTION, arrays, pool_level, within_scan
-from adlib.training.recipe import Loss, Recipe
+from adlib.training.recipe import Loss, Recipe, class_weights
 
 CLIP_NORM = 5.0
 CONTINUED = "adlib:"
@@ -278,7 +278,7 @@ def train_epoch(
     steps = epoch_rows(fold, params, np.random.default_rng(seed))
     parts = iter(load_parts(fold, params, steps, seed, recipe.augment, fabric.global_rank, fabric.world_size))
     share = settings.micro_batches // fabric.world_size
-    weights = _class_weights(fold, len(params.classes)).to(fabric.device) if settings.balance == "weights" else None
+    weights = class_weights(fold, len(params.classes)).to(fabric.device) if settings.balance == "weights" else None
     progress.network.train()
     for part in frozen(progress.network, settings.frozen_stages):
         part.eval()
@@ -334,12 +334,6 @@ def _attended(logits: torch.Tensor, score: torch.Tensor, batch: Batch) -> tuple[
     weights = score.expand(len(scans), -1).masked_fill(~same, float("-inf")).softmax(dim=1)
     first = same.float().argmax(dim=1)
     return weights @ logits, batch.y[first]
-
-
-def _class_weights(fold: Fold, classes: int) -> torch.Tensor:
-    """Inverse class frequencies of the training slices."""
-    counts = np.bincount(fold.targets[fold.rows("train")], minlength=classes)
-    return torch.from_numpy(counts.sum() / (classes * np.maximum(counts, 1))).float()
 
 
 def prediction_table(fold: Fold, rows: np.ndarray, values: np.ndarray, params: StudyParams) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,7 +24,7 @@ from adlib.study.metrics import NETWORK
 from adlib.study.params import StudyParams
 from adlib.study.records import StudyError, digest, file_digest, flat, read_json, write_text
 from adlib.training.augmentation import augment_slices
-from adlib.training.folds import Augment
+from adlib.training.folds import Augment, Fold
 from adlib.training.network import ResNet50
 
 PACKAGE = "adlib."
@@ -56,6 +57,22 @@ def cross_entropy(
         Mean over the batch.
     """
     return nn.functional.cross_entropy(logits, targets, weights, label_smoothing=params.train.label_smoothing)
+
+
+def class_weights(fold: Fold, classes: int) -> torch.Tensor:
+    """Inverse class frequencies of the training slices.
+
+    Parameters
+    ----------
+    fold : Fold
+    classes : int
+
+    Returns
+    -------
+    (K,) float32
+    """
+    counts = np.bincount(fold.targets[fold.rows("train")], minlength=classes)
+    return torch.from_numpy(counts.sum() / (classes * np.maximum(counts, 1))).float()
 
 
 def adamw_one_cycle(

@@ -303,29 +303,28 @@ def test_scans_of_each_class_and_dicom_are_classified(serve, browser, form, scan
 
 
 @pytest.fixture(scope="module")
-def notebook():
-    """Notebook 05 of the default study before its first run."""
-    folder = ROOT / "outputs" / "browser_notebook"
+def whole_page():
+    """The page of `make app` before the first run of the default study."""
+    folder = ROOT / "outputs" / "browser_page"
     folder.mkdir(parents=True, exist_ok=True)
     params = folder / "phantom.yaml"
     params.write_text(dump_params(load_params(ROOT / "params" / "phantom.yaml", (f"exec.outputs={folder}",))))
-    content = nbformat.read(ROOT / "notebooks" / "05_interactive_classifier.ipynb", as_version=4)
-    (cell,) = [cell for cell in content.cells if cell.source.startswith("params_file =")]
-    cell.source = f'params_file = "{params}"'
-    nbformat.write(content, folder / "notebook.ipynb")
-    yield folder / "notebook.ipynb"
+    text = (ROOT / "adlib" / "classify" / "page.ipynb").read_text(encoding="utf-8")
+    (folder / "page.ipynb").write_text(text.replace("params/phantom.yaml", str(params)), encoding="utf-8")
+    yield folder / "page.ipynb"
     shutil.rmtree(folder)
 
 
-def test_notebook_is_a_page_before_the_first_run(serve, browser, notebook, temporary):
-    page = opened(browser, serve("app", notebook))
+def test_page_classifies_an_example_before_the_first_run(serve, browser, whole_page):
+    page = opened(browser, serve("app", whole_page))
+    assert page.get_by_role("button", name="Classify").bounding_box()["y"] < 900
     example = page.get_by_label("or example")
     example.select_option(index=1)
     page.get_by_label("show an attribution map").check()
     classify(page, 1)
     near = page.get_by_role("heading", name="Nearest training scans")
     near.scroll_into_view_if_needed()
-    shoot(page, "app-notebook")
+    shoot(page, "app-page")
     assert page.get_by_role("heading", name="Attribution map").count() == 1
     page.get_by_label("overlay").select_option(label="evidence")
     note = page.get_by_text("Red or orange: evidence for the predicted class")

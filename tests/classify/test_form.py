@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import stat
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -334,7 +336,8 @@ def test_refused_scan_shows_reason_and_no_class():
     refused = replace(whole, predicted=None, probabilities={}, slices=whole.slices[:0], checks=(check,))
     record = as_record(refused)
     shown = html("prediction", record)
-    assert "T1w contrast: white &lt;matter&gt; is dark. Use the T1w series" in shown and "✗ failed" in shown
+    assert "failed input check: T1w contrast" in shown and "Use the T1w series" in shown
+    assert "white &lt;matter&gt; is dark" in shown and "✗ failed" in shown
     assert not re.search(r"\b(CN|MCI|LMCI|AD)\b", re.sub('<p class="muted">.*?</p>', "", shown))
     assert scan_table([record])["predicted"].tolist() == ["none"]
     assert summary_table([record]).index.tolist() == ["icv_ml", "ventricles_ml"]
@@ -434,6 +437,18 @@ def test_stored_predictions_are_of_test_scans(study):
     table = stored_results.stored_predictions(study)
     assert len(table) == 9
     assert (table["predicted"] == table["truth"]).all()
+
+
+def test_form_is_ready_without_a_network():
+    code = "import sys, adlib.classify.form; sys.exit(bool({'torch', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_button_says_how_many_scans_it_classifies(app):
+    upload(app, "a.nii")
+    assert app.button.description == "Classify" and not app.age.disabled
+    app.example.index = 1
+    assert app.button.description == "Classify 2 scans" and app.age.disabled and app.sex.disabled
 
 
 def test_form_offers_examples(study, monkeypatch):

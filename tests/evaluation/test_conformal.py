@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from scipy.stats import betabinom, norm
 
-from adlib.evaluation.prediction_sets import LEVELS, coverage_curve, lowest_probability, prediction_sets, set_scores
+from adlib.evaluation.prediction_sets import LEVELS, coverage_curve, prediction_sets, set_scores
 from adlib.training.calibration import fit_calibration
+from adlib.training.conformal import lowest_probability
 from adlib.training.network import softmax
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")

@@ -7,7 +7,8 @@ from tiny_study import fold_of, make_study
 
 from adlib.study.records import SLICES, read_table
 from adlib.training.augmentation import augment_slices
-from adlib.training.folds import auxiliary_targets, epoch_rows, load_parts
+from adlib.training.folds import epoch_rows, load_parts
+from adlib.training.targets import auxiliary_targets
 
 
 def test_epochs_draw_every_slice_once_or_classes_evenly(tmp_path):

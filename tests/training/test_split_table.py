@@ -14,7 +14,7 @@ from adlib.study.exec_params import HERE
 from adlib.study.params import AuditParams, SplitParams
 from adlib.study.records import SPLITS, StudyError, read_table
 from adlib.study.source_params import OasisSlicesSource
-from adlib.training.balance import BALANCE, balance_table
+from adlib.training.split_balance import BALANCE, balance_table
 from adlib.training.split_table import HASH, write_splits
 from adlib.training.splits import make_splits
 
