@@ -104,7 +104,7 @@ def features(slabs: np.ndarray, weights: Path | None, copies: int) -> np.ndarray
 
 def copy_features(slabs: np.ndarray, weights: Path | None, k: int) -> np.ndarray:
     """Features (n, 1024) of the slabs, k = 0, or of their k-th copies; stored, so that they are computed once."""
-    made_by = [inspect.getsource(as_elsewhere) if k else "", str(weights), k, zlib.crc32(slabs)]
+    made_by = [inspect.getsource(as_elsewhere) if k else "", str(weights), k, zlib.crc32(slabs.tobytes())]
     path = PARAMS.exec.outputs / "oasis1" / f"{digest(made_by)}.npy"
     if path.is_file():
         return np.load(path)

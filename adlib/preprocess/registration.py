@@ -13,6 +13,7 @@ Ashburner & Friston 2005, doi:10.1016/j.neuroimage.2005.02.018 (tissue maps as t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import product
@@ -35,8 +36,10 @@ MIN_STEP_MM = 0.01  # a level ends at a mean step below this
 RIDGE = 1e-6  # on the diagonal of the normal equations, whose columns have unit length
 OUTLIER = 2.5  # robust standard deviations from which residuals lose weight
 CONTRAST_PASSES = 4  # wide ventricles are many outliers
-DOUBTFUL_TISSUE = 0.5  # share of tissue below which the wide search is tried; real and made heads reach 0.73 to 0.95
-MIN_TISSUE = 0.35  # below it the scan is refused; balls, boxes and limbs reach 0.07, heads in a wrong pose 0.28
+FIELD_SD_MM = 15.0  # smoothness of a bias field
+HEAD_LEVEL = 0.15  # least intensity of the head, over the 98th percentile
+DOUBTFUL_TISSUE = 0.5  # share of tissue below which the search is repeated; real and made heads reach 0.73 to 0.95
+MIN_TISSUE = 0.31  # below it the scan is refused; balls, boxes and limbs reach 0.07, heads in a wrong pose 0.28
 # Poses of the coarse search: degrees of nodding (pitch, which varies most between scans), degrees about the other axes,
 # scales, and the scales at which all rotations are tried.
 USUAL = ((-30.0, -15.0, 0.0, 15.0, 30.0), (-20.0, 0.0, 20.0), (0.8, 0.9, 1.0, 1.13), (0.85, 1.05))
@@ -68,8 +71,8 @@ class Registration:
 def register(volume: np.ndarray, affine: np.ndarray, name: str, *, registered: bool = False) -> Registration:
     """Register a scan to MNI152 by an affine with 12 degrees of freedom.
 
-    A wider range of rotations and scales is tried where the usual one yields no brain, a brain of impossible shape, or
-    one whose tissue explains little of the intensities.
+    Where the coarse search yields no brain, a brain of impossible shape, or one whose tissue explains little of the
+    intensities, it is repeated without the bias field, with inverted contrast, and with more rotations and scales.
 
     Parameters
     ----------
@@ -97,11 +100,11 @@ def register(volume: np.ndarray, affine: np.ndarray, name: str, *, registered: b
     if registered:
         return _judged(_Fit(small, grid, *LEVELS[-1][:2]), np.eye(4), name)
     results, refusal = [], None
-    for poses in (USUAL, WIDE):
+    for image, poses in _searches(small, grid):
         try:
-            result = _refine(small, grid, _coarse_search(small, grid, name, poses), name)
+            result = _refine(small, grid, _coarse_search(image, grid, name, poses), name)
         except StudyError as error:
-            refusal = error
+            refusal = refusal or error
             continue
         results.append(result)
         if result.tissue >= DOUBTFUL_TISSUE:
@@ -127,6 +130,26 @@ def rigid_part(scan_to_mni: np.ndarray) -> np.ndarray:
     turn = left @ right
     origin = np.linalg.solve(scan_to_mni, [*_brain_centre(), 1.0])[:3]
     return nib.affines.from_matvec(turn, _brain_centre() - turn @ origin)
+
+
+def _searches(volume: np.ndarray, affine: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[tuple[float, ...], ...]]]:
+    """Images for the coarse search and its poses, the likely ones first.
+
+    Only this search needs the contrast of the template, which has dark fluid as T1-weighted scans have.
+    """
+    yield volume, USUAL
+    flat = _flattened(volume, affine)
+    yield flat, USUAL
+    yield np.clip(np.float32(np.percentile(flat, 99)) - flat, 0, None) * (flat > HEAD_LEVEL), USUAL
+    yield volume, WIDE
+
+
+def _flattened(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Intensities over their mean in the surroundings, without the background."""
+    sigma = FIELD_SD_MM / voxel_sizes(affine)
+    head = (volume > HEAD_LEVEL * np.percentile(volume, 98)).astype(np.float32)
+    share, total = (ndimage.gaussian_filter(part, sigma, truncate=3) for part in (head, volume * head))
+    return np.where(share > 0.05, volume / np.maximum(total / np.maximum(share, 0.05), 1e-12), 0).astype(np.float32)
 
 
 def _refine(volume: np.ndarray, affine: np.ndarray, starts: list[np.ndarray], name: str) -> Registration:
