@@ -68,12 +68,17 @@ def outcomes(worker, home, tmp_path_factory):
         outcomes[kind] |= {"left": left, "rss": peak, "process": worker._process.pid}
     if folder := os.environ.get("ADLIB_SHOTS"):
         rows = [
-            f"| {kind} | `{outcome['file']}` | {escape(outcome['message']).replace('|', '&#124;')} |\n"
+            f"| {kind} | `{outcome['file']}` | {one_line(escape(outcome['message']))} |\n"
             for kind, outcome in outcomes.items()
         ]
         text = "".join(["| upload | file | message |\n|---|---|---|\n", *rows])
         (Path(folder) / "uploads.md").write_text(text, encoding="utf-8")
     return outcomes
+
+
+def one_line(text: str) -> str:
+    """A text as a cell of a table in Markdown."""
+    return " ".join(text.split()).replace("|", "&#124;")
 
 
 def test_each_upload_has_the_expected_message(outcomes):
