@@ -157,7 +157,7 @@ def heads() -> dict[str, tuple[str, bytes, str]]:
     negative = nifti(data, plain.affine, pixdim=[1, -3, -3, -3, 1, 1, 1, 1])
     refused = "refused"
     return {
-        "T2w-like head": ("t2.nii", head(contrast=(0.7, 0.5, 1.0)).to_bytes(), refused),
+        "T2w-like head": ("t2.nii", head(contrast=(0.7, 0.5, 1.0)).to_bytes(), "as in a T2-"),
         "CT-like head": ("ct.nii", head(contrast=(0.5, 0.49, 0.47), noise=0.05).to_bytes(), refused),
         "knee-like": ("knee.nii", nifti(leg.astype(np.float32), np.diag([3.0, 3, 3, 1])), refused),
         "half a head": ("half.nii", nifti(half, plain.affine), refused),

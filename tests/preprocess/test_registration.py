@@ -50,6 +50,12 @@ def test_registration_recovers_known_pose(case):
     assert pose_error(registered(head).scan_to_mni, head.mni_to_scan) < 1.0
 
 
+def test_pose_is_found_where_fluid_is_bright():
+    head = made_head(3, contrast=(0.7, 0.5, 1.0), voxel_mm=(2.0, 2.0, 2.0), pose=posed((10, 5, -5), (20, 10, 0), 1.05))
+    found = registered(head)
+    assert max(found.contrast) < 0 and pose_error(found.scan_to_mni, head.mni_to_scan) < 2.0
+
+
 def test_wide_search_finds_unusual_poses(monkeypatch):
     head = made_head(4, voxel_mm=(3.0, 3.0, 3.0), pose=posed((85, 0, 0), (0, 0, 0), 0.95))
     assert pose_error(registered(head).scan_to_mni, head.mni_to_scan) < 1.0
