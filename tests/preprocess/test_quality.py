@@ -60,7 +60,7 @@ REFUSED = ("no brain was found", "shows no grey and white matter")  # by registr
         ("motion", 5, ("qc_ghost", "qc_edge")),
         ("wrap", 5, ("qc_wrap", "qc_coverage")),
         ("missing slices", 2, ("qc_dark", "qc_jump", *REFUSED)),
-        ("inverted", 5, ("qc_order", "tissue intensities", *REFUSED)),
+        ("inverted", 5, ("as in a T2-",)),
         ("half brain", 0, ("qc_symmetry", "qc_asymmetry", *REFUSED)),
     ],
 )
