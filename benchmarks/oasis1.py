@@ -326,7 +326,7 @@ def main() -> None:
     shown = markdown(table)
     print(f"{len(y)} people ({counts})\n{shown}\n{checked}")
     if sys.argv[1:] == ["verify"]:
-        stored = REAL.with_name("README.md").read_text(encoding="utf-8").partition("| variant")[2]
+        stored = REAL.with_name("README.md").read_text(encoding="utf-8").partition("| variant")[2].partition("\n\n")[0]
         values = [np.array(re.findall(r"-?[0-9]+\.[0-9]{3}", text), float) for text in (shown, stored)]
         worst = np.abs(np.subtract(*values)).max() if len(values[0]) == len(values[1]) else np.inf
         print(f"largest difference {worst:.4f} (limit {TOLERANCE})")
