@@ -43,7 +43,7 @@ _CELLS = {
     "sex": ("PatientSex", cells.sex),
 }
 _ECHO = re.compile(r"\bTE=(\d+\.?\d*)\b")
-# Of each time its name in a sidecar and the longest believed in seconds: a larger number is one of milliseconds.
+# Name of each time in a sidecar, and its largest plausible value in seconds; larger values are in milliseconds.
 _SECONDS = {
     "echo_time_ms": ("EchoTime", 1.0),
     "repetition_time_ms": ("RepetitionTime", 100.0),

@@ -1,4 +1,4 @@
-"""What the network is told or predicts beside the class: covariates, and auxiliary targets such as age and volumes."""
+"""Covariates concatenated to the image features, and auxiliary targets of the training: age and volumes."""
 
 from __future__ import annotations
 
