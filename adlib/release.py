@@ -28,6 +28,7 @@ from adlib.parallel.mapping import map_scans
 from adlib.phantom.cohort import draw_cohort
 from adlib.report.content import read_study
 from adlib.report.pages import INDEXED, datasheet, model_card
+from adlib.study.metrics import file_run
 from adlib.study.params import StudyParams, dump_params, load_params
 from adlib.study.records import (
     ANSWERS,
@@ -98,7 +99,8 @@ def release(params: StudyParams, folder: Path) -> pd.DataFrame:
     network = {"outputs": model_file.outputs(params.classes, params.input), "covariates": len(params.train.covariates)}
     write_json(network | {"adlib": json.loads(classifier.card.to_json())}, folder / HUB)
     write_text(dump_params(params.model_copy(update={"exec": type(params.exec)()})), folder / PARAMS)
-    stored = [e for e in study.metrics["entries"] if (e["run"], e["level"]) == (NETWORK, "subject")]
+    run = file_run(entry["run"] for entry in study.metrics["entries"])
+    stored = [e for e in study.metrics["entries"] if (e["run"], e["level"]) == (run, "subject")]
     return _compare_scores(stored, scores)
 
 

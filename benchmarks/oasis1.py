@@ -48,7 +48,7 @@ from adlib.study.params import load_params
 from adlib.study.records import atomic_path, digest, file_digest, write_text
 from adlib.training.calibration import fit_calibration
 from adlib.training.cohort_reference import COVERAGES, IMAGE, fit_distribution, gate_bounds, mahalanobis_distances
-from adlib.training.conformal import lowest_probability
+from adlib.training.conformal import lowest_probabilities
 from adlib.training.model_file import Classifier, ModelCard, save
 from adlib.training.network import ResNet50Stage3, image_features, load_initial_weights, softmax
 from adlib.training.slabs import MASK, read_slab
@@ -163,8 +163,8 @@ def of_image(
     strength, temperature, bias, inner = choose(x[:, train], y[train])
     logits = of_layer(x, y, strength, train, test) / temperature + bias
     if covered is not None:
-        bound = lowest_probability(y[train], softmax(inner), 0.9)
-        covered.append(float(np.mean(softmax(logits)[np.arange(len(test)), y[test]] >= bound)))
+        bounds = lowest_probabilities(y[train], softmax(inner), 0.9)
+        covered.append(float(np.mean(softmax(logits)[np.arange(len(test)), y[test]] >= bounds[y[test]])))
     return logits
 
 
@@ -281,7 +281,7 @@ def make_classifier(x: np.ndarray, y: np.ndarray, people: pd.DataFrame, folds: n
         code=file_digest(Path(__file__)),
         seed=PARAMS.seed,
         reference={
-            "sets": {f"{level:g}": lowest_probability(y, p, level) for level in COVERAGES},
+            "sets": {f"{level:g}": lowest_probabilities(y, p, level).tolist() for level in COVERAGES},
             "norms": {},
             "gate": gate(x, folds, people["participant_id"]),
             "names": {IMAGE: []},

@@ -15,6 +15,7 @@ from adlib.training.cohort_reference import IMAGE, coordinates
 from adlib.training.model_file import Classifier, load
 from adlib.training.network import image_features
 from adlib.training.slices import load_slices, scan_percentiles, to_landmarks
+from adlib.training.splits import member_parts
 
 FILE = "examples.npz"
 NEAREST = 3  # training scans shown with a result
@@ -173,8 +174,8 @@ def middle_slice(slices: np.ndarray) -> np.ndarray:
 def _examples(params: StudyParams, classifier: Classifier, model: str) -> Examples:
     slices, table = load_slices(params)
     splits = read_table(params.folder / "splits.tsv", SPLITS)
-    trained = splits.loc[(splits["fold"] == 0) & (splits["split"] == "train"), "participant_id"]
-    table = table[table["participant_id"].isin(trained)].sort_values(["scan_id", "slice"])
+    parts = member_parts(splits, 0)
+    table = table[table["participant_id"].isin(parts.index[parts == "train"])].sort_values(["scan_id", "slice"])
     first = table.drop_duplicates("participant_id")["scan_id"]
     features, pictures = [], []
     for _, rows in table[table["scan_id"].isin(first)].groupby("scan_id"):

@@ -13,6 +13,7 @@ from adlib.classify.nearest import Neighbour
 from adlib.classify.scan_tables import COVERAGE, Record
 from adlib.preprocess.derivatives import Preprocessed
 from adlib.training.cohort_reference import volume_percentiles
+from adlib.training.conformal import sets_of
 from adlib.training.model_file import ModelCard
 
 SIMULATED = "Research only. The model was trained on simulated images: the result means nothing about a patient."
@@ -89,8 +90,9 @@ class Prediction:
         enough = [level for level in bounds if float(level) >= self.coverage - 1e-9]
         if not self.probabilities or not enough:
             return ()
-        lowest = bounds[min(enough, key=float)]
-        return tuple(name for name, p in self.probabilities.items() if p >= lowest or name == self.predicted)
+        p = np.array(list(self.probabilities.values()))
+        inside = sets_of(p[None], np.array(bounds[min(enough, key=float)]))[0]
+        return tuple(np.array(list(self.probabilities))[inside].tolist())
 
     @property
     def statement(self) -> str:

@@ -19,7 +19,7 @@ from adlib.classify.model_store import (
 )
 from adlib.classify.nearest import write_examples
 from adlib.phantom.cohort import draw_cohort, write_cohort
-from adlib.study.metrics import NETWORK, read_metrics
+from adlib.study.metrics import file_run, read_metrics
 from adlib.study.params import StudyParams
 from adlib.study.records import ANSWERS, PREDICTIONS, read_table
 from adlib.study.source_params import PhantomSource
@@ -67,7 +67,7 @@ def stored_predictions(params: StudyParams) -> pd.DataFrame:
     columns = [f"p_{name}" for name in params.classes]
     if was_run(params):
         table = read_table(params.folder / PREDICTED, PREDICTIONS)
-        tested = table[(table["run"] == NETWORK) & (table["split"] == "test")]
+        tested = table[(table["run"] == file_run(table["run"])) & (table["split"] == "test")]
         pooled = pool_level(tested, "scan", params.classes, params.input.pooling)
     else:
         pooled = read_table(find_model(params).with_name(STORED), ANSWERS)

@@ -29,7 +29,7 @@ from adlib.preprocess.derivatives import file_names
 from adlib.study.exec_params import Pool
 from adlib.study.params import StudyParams
 from adlib.study.records import PREDICTIONS, check_table
-from adlib.training.splits import fold_numbers
+from adlib.training.splits import fold_numbers, member_parts
 from adlib.training.targets import as_numbers
 
 AGE_SEX = ("age", "female")
@@ -44,6 +44,9 @@ def predict_baselines(
     manifest: pd.DataFrame, features: pd.DataFrame, splits: pd.DataFrame, params: StudyParams
 ) -> pd.DataFrame:
     """Fit every baseline on the training scans of each fold and predict the others.
+
+    Where the network is an ensemble that leaves out other participants in each member, so do the baselines to predict
+    validation scans; those that predict test scans are fitted on all of the participants that are not tested.
 
     Volumes enter a logistic regression as they are and as shares of the intracranial volume; metadata, the facts about
     an acquisition that no brain is needed for, enter one as categories and numbers. Grey-matter maps, where the study
@@ -67,10 +70,18 @@ def predict_baselines(
     scans = _joined(manifest, features)
     inputs, parts = _inputs(scans, params), []
     for number in fold_numbers(splits):
-        split = splits[splits["fold"] == number].set_index("participant_id")["split"]
-        table = scans.assign(split=scans["participant_id"].map(split)).dropna(subset=["split"])
-        parts += [_predicted(run, inputs[run], number, table, params) for run in inputs]
+        for member in splits.loc[splits["fold"] == number, "member"].dropna().sort_values().unique():
+            split = member_parts(splits, number, member).replace("test", None)
+            parts += _all_predicted(inputs, number, scans, split, params)
+        parts += _all_predicted(inputs, number, scans, member_parts(splits, number, 0), params)
     return check_table(pd.concat(parts, ignore_index=True), PREDICTIONS, "baselines")
+
+
+def _all_predicted(
+    inputs: dict[str, pd.DataFrame], fold: int, scans: pd.DataFrame, split: pd.Series, params: StudyParams
+) -> list[pd.DataFrame]:
+    table = scans.assign(split=scans["participant_id"].map(split)).dropna(subset=["split"])
+    return [_predicted(run, inputs[run], fold, table, params) for run in inputs]
 
 
 def _inputs(scans: pd.DataFrame, params: StudyParams) -> dict[str, pd.DataFrame]:

@@ -13,7 +13,7 @@ from adlib.evaluation import scores
 from adlib.evaluation.baselines import predict_baselines
 from adlib.evaluation.prediction_sets import prediction_sets, set_scores
 from adlib.phantom.cohort import TRUTH, bayes_probabilities
-from adlib.study.metrics import CEILING, NETWORK
+from adlib.study.metrics import CEILING, MEMBER, NETWORK
 from adlib.study.params import EvaluateParams, StudyParams
 from adlib.study.records import (
     AUDIT,
@@ -72,7 +72,7 @@ def evaluate_study(params: StudyParams) -> dict[str, Any]:
     trained = set(predictions["run"])
     tables = {str(run): table for run, table in runs.groupby("run", sort=False)}
     entries = [entry for run, table in tables.items() for entry in _score_levels(table, run, run in trained, params)]
-    tested = {run: _tested(table, params) for run, table in tables.items()}
+    tested = {run: _tested(table, params) for run, table in tables.items() if not run.startswith(MEMBER)}
     entries += _against_baselines(tested, params)
     groups, small = _score_subgroups(tested[NETWORK], manifest, params)
     left_out = features.loc[features["qc_verdict"] == "fail", ["scan_id", "qc_reasons"]]
@@ -111,8 +111,12 @@ def check_unseen(predictions: pd.DataFrame, splits: pd.DataFrame) -> None:
     StudyError
         From `check_disjoint`, with the participant.
     """
-    claimed = predictions[predictions["run"] != LEAK][["participant_id", "fold", "split"]].drop_duplicates()
-    check_disjoint(pd.concat([splits[["participant_id", "fold", "split"]], claimed]).drop_duplicates())
+    names = ["participant_id", "fold", "split"]
+    for run, claimed in predictions[predictions["run"] != LEAK].groupby("run"):
+        member = str(run).removeprefix(MEMBER)
+        left_out = splits["member"] == member if member != run else splits["member"].notna()
+        expected = splits.assign(split=splits["split"].mask(left_out, "validation"))
+        check_disjoint(pd.concat([expected[names], claimed[names]]).drop_duplicates())
 
 
 def score_run(pooled: pd.DataFrame, run: str, level: str, params: StudyParams) -> list[dict[str, Any]]:
@@ -135,11 +139,14 @@ def score_run(pooled: pd.DataFrame, run: str, level: str, params: StudyParams) -
 
 def _score_levels(table: pd.DataFrame, run: str, trained: bool, params: StudyParams) -> list[dict[str, Any]]:
     """Entries of a run: scores by level, prediction sets and, of a trained network, scores before calibration."""
+    people = _tested(table, params)
+    if run.startswith(MEMBER):
+        return score_run(people, run, "subject", params)
     tested, entries = table[table["split"] == "test"], []
     for level in LEVELS:
         if trained or level != "slice":
             entries += score_run(_pooled(tested, level, params), run, level, params)
-    people, validation = _tested(table, params), _pooled(table[table["split"] == "validation"], "subject", params)
+    validation = _pooled(table[table["split"] == "validation"], "subject", params)
     sets = prediction_sets(validation, people, params.classes, params.evaluate.coverage)
 
     def score_sets(y: np.ndarray, _: np.ndarray, weights: np.ndarray, params: StudyParams) -> Scores:

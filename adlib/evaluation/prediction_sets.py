@@ -1,4 +1,4 @@
-"""Sets of classes that hold the truth as often as promised: split conformal prediction by participant."""
+"""Sets of classes that hold the truth as often as promised: conformal prediction by participant."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from adlib.evaluation import scores
-from adlib.training.conformal import lowest_probability, rank_for
+from adlib.training.conformal import by_class, lowest_probabilities, rank_for, sets_of
 from adlib.training.pooling import arrays
 
 LEVELS = tuple(np.round(np.arange(0.5, 0.96, 0.05), 2))
@@ -23,19 +23,20 @@ def prediction_sets(
     validation, tested : DataFrame
         Pooled participants of one run, as from `adlib.training.pooling.pool_level`.
     classes : tuple of str
+        In order of severity.
     coverage : float
 
     Returns
     -------
     (n, K) bool
-        Rows as in `tested`. The most probable class is in every set: an empty one would not be informative.
+        Rows as in `tested`; see `adlib.training.conformal.sets_of`.
     """
     _, p, _ = arrays(tested, classes)
-    lowest = np.zeros(len(tested))
+    lowest = np.zeros(p.shape)
     for fold, part in validation.groupby("fold"):
         y, p_validation, _ = arrays(part, classes)
-        lowest[tested["fold"] == fold] = lowest_probability(y, p_validation, coverage)
-    return (p >= lowest[:, None]) | (np.arange(len(classes)) == p.argmax(1)[:, None])
+        lowest[tested["fold"] == fold] = lowest_probabilities(y, p_validation, coverage)
+    return sets_of(p, lowest)
 
 
 def set_scores(
@@ -71,8 +72,8 @@ def coverage_curve(
 ) -> pd.DataFrame:
     """Measured coverage at each of `LEVELS`, and its range by chance where participants are exchangeable.
 
-    Chance has two parts: which participants set the bound (the coverage that they lead to is Beta(r, n + 1 - r), r the
-    rank) and which are tested (binomial). Folds count as independent.
+    Chance has two parts: which participants set a bound (the coverage that they lead to is Beta(r, n + 1 - r), r the
+    rank) and which are tested (binomial). Folds, and classes with a bound of their own, count as independent.
 
     Parameters
     ----------
@@ -94,15 +95,28 @@ def coverage_curve(
     """
     y, _, groups = arrays(tested, classes)
     weights, rng = scores.cluster_weights(groups, resamples, seed), np.random.default_rng(seed)
-    sizes = [(int((validation["fold"] == fold).sum()), len(part)) for fold, part in tested.groupby("fold")]
     rows = []
     for level in LEVELS:
         sets = prediction_sets(validation, tested, classes, level)
         measured = set_scores(y, sets, weights, classes)["coverage", None]
-        hits = sum(rng.binomial(m, _reached(n, level, rng)) for n, m in sizes)
+        hits = sum(
+            rng.binomial(m, _reached(n, level, rng))
+            for fold, part in tested.groupby("fold")
+            for n, m in _sizes(validation[validation["fold"] == fold], part, classes, level)
+        )
         bounds = [*np.percentile(measured[1:], [2.5, 97.5]), *np.percentile(hits / len(tested), [2.5, 97.5])]
         rows.append([level, measured[0], *bounds])
     return pd.DataFrame(rows, columns=["nominal", "coverage", "low", "high", "expected_low", "expected_high"])
+
+
+def _sizes(
+    validation: pd.DataFrame, tested: pd.DataFrame, classes: tuple[str, ...], level: float
+) -> list[tuple[int, int]]:
+    """Numbers of participants that set a bound, and of those it is for."""
+    known, new = (np.bincount(arrays(table, classes)[0], minlength=len(classes)) for table in (validation, tested))
+    if not by_class(arrays(validation, classes)[0], len(classes), level):
+        return [(int(known.sum()), int(new.sum()))]
+    return list(zip(known.tolist(), new.tolist(), strict=True))
 
 
 def _reached(n: int, coverage: float, rng: np.random.Generator) -> np.ndarray:

@@ -145,7 +145,8 @@ def plot_splits(splits: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
     figure, axes = plt.subplots(1, len(folds), figsize=(COLUMN_WIDTH, 2.6), sharey=True, squeeze=False)
     for axis, fold in zip(axes[0], folds, strict=True):
         counts = splits[splits["fold"] == fold].groupby(["split", "diagnosis"]).size().unstack(fill_value=0)
-        counts = counts.reindex(["train", "validation", "test"]).reindex(columns=classes, fill_value=0)
+        counts = counts.reindex([part for part in ("train", "validation", "test") if part in counts.index])
+        counts = counts.reindex(columns=classes, fill_value=0)
         turn = 0 if len(folds) == 1 else 30
         counts.plot.bar(stacked=True, ax=axis, color=list(class_palette(classes).values()), legend=False, rot=turn)
         axis.set(title=f"fold {fold}" if len(folds) > 1 else "Participants by part", xlabel="", ylabel="participants")

@@ -16,7 +16,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from adlib.evaluation import scores
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
-from adlib.study.metrics import NETWORK, format_score, get_score, run_of
+from adlib.study.metrics import MEMBER, NETWORK, format_score, get_score, run_of
 from adlib.training.pooling import arrays
 
 GRID = np.linspace(0, 1, 101)
@@ -270,16 +270,21 @@ def plot_forest(metrics: pd.DataFrame, metric: str, title: str, chance: float) -
     rows = metrics.query(
         "level == 'subject' and group == '' and metric == @metric and `class` == '' and point == point"
     )[::-1]
+    member = rows["run"].str.startswith(MEMBER)
+    members, rows = rows.loc[member, "point"], rows[~member]
     figure, axis = plt.subplots(figsize=(COLUMN_WIDTH, 0.9 + 0.34 * len(rows)))
     for place, row in enumerate(rows.itertuples()):
         colour = ACCENT if row.run == NETWORK else NEUTRAL
         spread = [[row.point - row.low], [row.high - row.point]]
         axis.errorbar(row.point, place, xerr=spread, fmt="o", color=colour, capsize=3)
+        if row.run == NETWORK:
+            axis.plot(members, np.full(len(members), place + 0.25), ".", color=colour, markersize=4)
         axis.text(1.03, place, format_score(row), va="center", transform=axis.get_yaxis_transform(), size="small")
     axis.set_yticks(range(len(rows)), [run_of(run).label for run in rows["run"]])
     axis.axvline(chance, color=NEUTRAL, linestyle=":")
     axis.set(title=title, xlim=(0, 1), ylim=(-0.6, len(rows) - 0.4))
-    axis.set_xlabel(f"dotted: chance ({chance:.2f}); bars: 95 % interval over participants")
+    single = "; small dots: networks of the ensemble" if len(members) else ""
+    axis.set_xlabel(f"dotted: chance ({chance:.2f}); bars: 95 % interval over participants{single}")
     return figure
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from adlib.study.records import StudyError, read_json
 
 NETWORK = "resnet50"  # the run of the study's network
+MEMBER = "member_"  # first part of the names of the members of an ensemble, each a run
 CEILING = "bayes_ceiling"
 KEY = ("run", "level", "group", "metric", "class")  # together they name a score
 CHECK = ("check", "of", "metric")  # the same for a check of the attribution maps
@@ -28,7 +29,7 @@ class Run:
     ----------
     title : str
     group : str
-        network, control, baseline, ceiling or other.
+        network, member, control, baseline, ceiling or other.
     meaning : str
         Its description; of a control, what it must show.
     """
@@ -69,7 +70,21 @@ def run_of(name: str) -> Run:
     name : str
         Value of the column ``run``.
     """
+    if name.startswith(MEMBER):
+        return Run(f"Member {name.removeprefix(MEMBER)}", "member", "one network of the ensemble")
     return RUNS.get(name, Run(name.replace("_", " ").capitalize(), "other", ""))
+
+
+def file_run(runs: Iterable[str]) -> str:
+    """The run of the network that is in the model file: the first member of an ensemble.
+
+    Parameters
+    ----------
+    runs : iterable of str
+        Values of the column ``run``.
+    """
+    first = f"{MEMBER}1"
+    return first if first in set(runs) else NETWORK
 
 
 def read_metrics(path: Path | str) -> pd.DataFrame:
@@ -189,6 +204,33 @@ def metric_table(metrics: pd.DataFrame, level: str, names: Sequence[str]) -> pd.
     """
     rows = metrics[(metrics["level"] == level) & (metrics["group"] == "") & metrics["class"].isin(["", "macro"])]
     return _written(rows[rows["metric"].isin(names)], "run", names)
+
+
+def member_spread(metrics: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """How much the networks of an ensemble differ, beside what the choice of tested participants does.
+
+    Members differ in their seed and in the participants they leave out of the training; those tested are the same.
+
+    Parameters
+    ----------
+    metrics : DataFrame
+        See `metrics_table`.
+    names : sequence of str
+        Metrics, at the level of participants.
+
+    Returns
+    -------
+    DataFrame
+        One row per metric and class: ensemble; mean, sd, lowest and highest of the members; and test_sd, the standard
+        error over tested participants (the ensemble's 95 % interval is 3.92 of them wide where it is normal).
+        Empty without members.
+    """
+    rows = metrics[(metrics["level"] == "subject") & (metrics["group"] == "") & metrics["metric"].isin(names)]
+    own = rows[rows["run"].str.startswith(MEMBER)].groupby(["metric", "class"])["point"]
+    spread = own.agg(mean="mean", sd="std", lowest="min", highest="max")
+    whole = rows[rows["run"] == NETWORK].set_index(["metric", "class"])
+    spread.insert(0, "ensemble", whole["point"])
+    return spread.assign(test_sd=(whole["high"] - whole["low"]) / 3.92).reset_index()
 
 
 def subgroup_table(metrics: pd.DataFrame) -> pd.DataFrame:

@@ -116,7 +116,8 @@ class SplitParams(Section):
     test_fraction: float = Field(0.3, gt=0, lt=1)
     """Fraction of test participants for holdout."""
     validation_fraction: float = Field(0.12, gt=0, lt=1)
-    """Fraction of the remaining participants used for validation curves and calibration."""
+    """Fraction of the remaining participants used for validation curves and calibration; an ensemble uses all of
+    them, see train.members."""
 
 
 class TrainParams(Section):
@@ -163,7 +164,8 @@ class TrainParams(Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Autocast precision; auto uses bf16 where the device supports it."""
     members: int = Field(1, ge=1)
-    """Number of networks per fold whose probabilities are averaged (ensemble)."""
+    """Number of networks per fold whose probabilities are averaged (ensemble). Each leaves out another part of the
+    participants that are not tested, unless a given split names validation participants; controls train one."""
     controls: tuple[Control, ...] = ("shuffled_labels",)
     """Control trainings: permuted labels, slice-level split (leakage), background only, binarised brain,
     acquisition metadata as covariates."""

@@ -254,7 +254,10 @@ FEATURES = Schema(
     ("scan_id",),
 )
 SPLITS = Schema(
-    "splits", {"participant_id": str, "fold": int, "split": str, "diagnosis": str}, key=("participant_id", "fold")
+    "splits",
+    {"participant_id": str, "fold": int, "split": str, "diagnosis": str},
+    {"member": str},
+    ("participant_id", "fold"),
 )
 SLICES = Schema(
     "slices",

@@ -273,7 +273,9 @@ def _tested(folder: Path) -> tuple[str, bool]:
     predicted = predictions.loc[predictions["run"] == NETWORK, [*names, "scan_id", "truth"]].drop_duplicates()
     labels = _read(folder / "manifest.tsv").set_index("scan_id")["diagnosis"].reindex(predicted["scan_id"])
     other = set(predicted.loc[predicted["truth"].to_numpy() != labels.to_numpy(), "participant_id"])
-    held_out = _read(folder / "splits.tsv").query("split != 'train'")[names]
+    splits = _read(folder / "splits.tsv")
+    splits["split"] = splits["split"].mask(splits["member"].notna(), "validation")
+    held_out = splits.query("split != 'train'")[names]
     rows = predicted[names].drop_duplicates().merge(held_out, how="outer", indicator="where")
     other |= set(rows.loc[rows["where"] != "both", "participant_id"])
     title = f"{'held-out participants and their labels':<52}"

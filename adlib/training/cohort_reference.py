@@ -13,7 +13,7 @@ from torch import nn
 
 from adlib.preprocess.quality import INFINITE, LIMITS, OF_SIZE
 from adlib.study.params import StudyParams
-from adlib.training.conformal import lowest_probability
+from adlib.training.conformal import lowest_probabilities
 from adlib.training.folds import Fold
 from adlib.training.network import image_features
 from adlib.training.pooling import arrays, pool_level
@@ -187,7 +187,7 @@ def make_reference(
     network : nn.Module
         The trained one.
     predictions : DataFrame
-        Of this network, uncalibrated with its calibration, as `records.PREDICTIONS`.
+        Of the study's network, of an ensemble of all members, with its calibration, as `records.PREDICTIONS`.
     manifest, features : DataFrame
         Of the study, indexed by scan_id.
     params : StudyParams
@@ -279,8 +279,8 @@ def gate_bounds(off: pd.DataFrame, participants: np.ndarray) -> dict[str, Any]:
     }
 
 
-def set_bounds(predictions: pd.DataFrame, classes: tuple[str, ...], pooling: str) -> dict[str, float]:
-    """Lowest probability of a class in the prediction set, by coverage; see `lowest_probability`.
+def set_bounds(predictions: pd.DataFrame, classes: tuple[str, ...], pooling: str) -> dict[str, list[float]]:
+    """Lowest probability of each class in the prediction set, by coverage; see `lowest_probabilities`.
 
     Parameters
     ----------
@@ -292,14 +292,14 @@ def set_bounds(predictions: pd.DataFrame, classes: tuple[str, ...], pooling: str
 
     Returns
     -------
-    dict of str to float
+    dict of str to list of float
         By coverage, such as ``0.9``; empty without validation participants.
     """
     held_out = predictions[predictions["split"] == "validation"]
     if held_out.empty:
         return {}
     y, p, _ = arrays(pool_level(held_out, "subject", classes, pooling), classes)
-    return {f"{coverage:g}": lowest_probability(y, p, coverage) for coverage in COVERAGES}
+    return {f"{coverage:g}": lowest_probabilities(y, p, coverage).tolist() for coverage in COVERAGES}
 
 
 def healthy_norms(manifest: pd.DataFrame, features: pd.DataFrame) -> dict[str, Any]:

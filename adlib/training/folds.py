@@ -18,6 +18,7 @@ from adlib.study.params import StudyParams
 from adlib.study.records import FEATURES, MANIFEST, StudyError, read_table
 from adlib.training.pooling import ATTENTION
 from adlib.training.slices import scan_percentiles, to_landmarks
+from adlib.training.splits import member_parts
 from adlib.training.targets import auxiliary_targets, standardised_covariates
 
 Augment = Callable[[torch.Tensor, torch.Generator, StudyParams], torch.Tensor]
@@ -34,6 +35,8 @@ class Fold:
     run : str
         ``resnet50`` or the name of a control.
     number : int
+    member : int
+        Number of the network among those of an ensemble, from 1.
     slices : (rows, 3, size, size) float16
         All slices of the study.
     table : DataFrame
@@ -53,6 +56,7 @@ class Fold:
 
     run: str
     number: int
+    member: int
     slices: np.ndarray
     table: pd.DataFrame
     targets: np.ndarray
@@ -81,7 +85,9 @@ class Fold:
         return pd.factorize(self.table["scan_id"])[0]
 
 
-def make_fold(number: int, slices: np.ndarray, table: pd.DataFrame, splits: pd.DataFrame, params: StudyParams) -> Fold:
+def make_fold(
+    number: int, slices: np.ndarray, table: pd.DataFrame, splits: pd.DataFrame, params: StudyParams, member: int = 1
+) -> Fold:
     """Join slices with the split of their participant, its auxiliary targets and its covariates.
 
     Parameters
@@ -94,6 +100,8 @@ def make_fold(number: int, slices: np.ndarray, table: pd.DataFrame, splits: pd.D
     splits : DataFrame
         Schema `records.SPLITS`.
     params : StudyParams
+    member : int
+        Of an ensemble, from 1; it leaves out its own validation participants.
 
     Returns
     -------
@@ -105,8 +113,7 @@ def make_fold(number: int, slices: np.ndarray, table: pd.DataFrame, splits: pd.D
     StudyError
         If a participant with slices has no split, or no training scan has a covariate of the params.
     """
-    chosen = splits[splits["fold"] == number].set_index("participant_id")["split"]
-    table = table.assign(split=table["participant_id"].map(chosen))
+    table = table.assign(split=table["participant_id"].map(member_parts(splits, number, member)))
     if table["split"].isna().any():
         name = table.loc[table["split"].isna(), "participant_id"].iloc[0]
         raise StudyError(f"{name} has slices but no split in fold {number}; run step 03 again")
@@ -121,7 +128,9 @@ def make_fold(number: int, slices: np.ndarray, table: pd.DataFrame, splits: pd.D
         scans = scan_percentiles(params)
         standard = fit_landmarks(scans.loc[table["scan_id"].iloc[train].unique()].to_numpy())
         slices = to_landmarks(slices, table["scan_id"], scans, standard)
-    return Fold(NETWORK, number, slices, table, targets, auxiliary, covariates, tuple(map(float, standard)), stats)
+    return Fold(
+        NETWORK, number, member, slices, table, targets, auxiliary, covariates, tuple(map(float, standard)), stats
+    )
 
 
 class Batch(NamedTuple):

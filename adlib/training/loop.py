@@ -99,7 +99,6 @@ def fit(
     key: str,
     fabric: Fabric,
     recipe: Recipe,
-    member: int = 0,
     on_epoch: OnEpoch | None = None,
 ) -> tuple[nn.Module, str]:
     """Train one network; the last epoch is the result or, where `train.patience` is set, the best one.
@@ -118,8 +117,6 @@ def fit(
     fabric : Fabric
     recipe : Recipe
         Network, loss, optimizer and augmentation.
-    member : int
-        Number of the network among those of an ensemble.
     on_epoch : callable, optional
         Receives the name of the run and its curves after every epoch.
 
@@ -136,21 +133,21 @@ def fit(
     """
     settings = params.train
     repeat_exactly(fabric.device)
-    torch.manual_seed(params.training_seed + fold.number + 1000 * member)
+    torch.manual_seed(params.training_seed + fold.number + 1000 * (fold.member - 1))
     network, origin = initial_network(fold, params, recipe)
     steps = len(epoch_rows(fold, params, np.random.default_rng(0)))
     progress = start(network.to(fabric.device, memory_format=torch.channels_last), params, recipe, steps)
     if progress.load(folder / "checkpoint.pt", key, fabric.device) and fabric.is_global_zero:
         print(f"resuming after epoch {len(progress.history)} of {folder / 'checkpoint.pt'}")
     progress.wrapped = fabric.setup(progress.network, progress.optimizer)
-    title = f"{fold.run}, fold {fold.number}" + (f", member {member}" if settings.members > 1 else "")
+    title = f"{fold.run}, fold {fold.number}" + (f", member {fold.member}" if settings.members > 1 else "")
     if fabric.is_global_zero:
         kind = "bf16" if takes_bf16(settings.precision, fabric.device) else "fp32"
         where = f"{fabric.world_size} × {fabric.device.type}" if fabric.world_size > 1 else str(fabric.device)
         print(f"{title}: {len(fold.rows('train'))} slices, {origin}, {kind} on {where}", flush=True)
     while len(progress.history) < settings.epochs and not _stalled(progress.history, settings.patience):
         started = time.monotonic()
-        seed = [params.training_seed, fold.number, member, len(progress.history)]
+        seed = [params.training_seed, fold.number, fold.member - 1, len(progress.history)]
         loss, waited = train_epoch(fold, progress, params, recipe, seed, fabric)
         row = {"epoch": len(progress.history) + 1, "train_loss": loss}
         scores = _validate(fold, progress.used, params) if fabric.is_global_zero else {}

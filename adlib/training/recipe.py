@@ -28,6 +28,7 @@ from adlib.training.folds import Augment, Fold
 from adlib.training.network import ResNet50
 
 PACKAGE = "adlib."
+TRAINING = ("folds.make_fold", "controls.control_fold", "loop.fit", "runs.predict_fold")  # what a training computes
 RECORD = Path("training") / "record.json"
 NETWORK_FILE = "network.py"
 SECTIONS = ("train", "input", "preprocess", "splits")
@@ -98,7 +99,7 @@ def adamw_one_cycle(
     Loshchilov & Hutter 2019, arXiv:1711.05101 (AdamW); Smith & Topin 2019, arXiv:1708.07120 (one cycle).
     """
     settings = params.train
-    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=max(steps, 8), pct_start=settings.warmup
     )
@@ -140,7 +141,7 @@ class Recipe:
         return [
             {name: _name(part) for name, part in self.parts().items()},
             sources,
-            code_digest(f"{PACKAGE}training.runs.Training"),
+            code_digest(*(f"{PACKAGE}training.{name}" for name in TRAINING)),
         ]
 
 

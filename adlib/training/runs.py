@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from safetensors.torch import load_model, save_model
 from torch import nn
 
-from adlib.study.metrics import NETWORK
+from adlib.study.metrics import MEMBER, NETWORK
 from adlib.study.params import StudyParams
 from adlib.study.records import (
     FEATURES,
@@ -18,6 +21,7 @@ from adlib.study.records import (
     PREDICTIONS,
     SPLITS,
     StudyError,
+    atomic_path,
     content_digest,
     digest,
     file_digest,
@@ -26,19 +30,19 @@ from adlib.study.records import (
     write_json,
     write_table,
 )
-from adlib.training.calibration import fit_calibration
+from adlib.training.calibration import calibrate
 from adlib.training.cohort_reference import make_reference
 from adlib.training.controls import control_fold
 from adlib.training.devices import is_worker, launch, make_fabric
 from adlib.training.folds import Fold, make_fold
 from adlib.training.loop import OnEpoch, fit, prediction_table
-from adlib.training.model_file import Classifier, ModelCard, save
-from adlib.training.network import slice_outputs, softmax
-from adlib.training.pooling import ATTENTION
+from adlib.training.model_file import Classifier, ModelCard, outputs, save
+from adlib.training.network import slice_outputs
 from adlib.training.recipe import RECORD, Recipe, describe, training_record, write_network
 from adlib.training.slices import load_slices
 from adlib.training.splits import check_disjoint, fold_numbers
 
+MODEL = "model.safetensors"
 READ = ("manifest.tsv", "features.tsv", "slices.npy", "slices.tsv", "splits.tsv")
 
 
@@ -63,13 +67,28 @@ def train_study(params: StudyParams, on_epoch: OnEpoch | None = None, **parts: C
     slices, table = load_slices(params)
     splits = read_table(params.folder / "splits.tsv", SPLITS)
     for run in (NETWORK, *params.train.controls):
-        for number in fold_numbers(splits):
-            training.train(run, make_fold(number, slices, table, splits, params))
+        for number, member in product(fold_numbers(splits), members(run, params)):
+            training.train(run, make_fold(number, slices, table, splits, params, member))
     return training.finish()
 
 
+def members(run: str, params: StudyParams) -> list[int]:
+    """Numbers of the networks of a run, from 1: an ensemble of the network; of a control the first member only.
+
+    Parameters
+    ----------
+    run : str
+    params : StudyParams
+
+    Returns
+    -------
+    list of int
+    """
+    return list(range(1, 1 + (params.train.members if run == NETWORK else 1)))
+
+
 class Training:
-    """The trainings of a study, one for each run and fold.
+    """The trainings of a study, one for each run, fold and member of an ensemble.
 
     Finished folds are reused and an interrupted one continues from its last epoch, as long as data, params, recipe and
     code are the same. Where ``exec`` asks for several devices, torchrun starts a process for each at once, and trains
@@ -92,7 +111,7 @@ class Training:
     def __init__(self, params: StudyParams, recipe: Recipe, on_epoch: OnEpoch | None = None) -> None:
         self.params, self.recipe, self.on_epoch = params, recipe, on_epoch
         self.code = self.recipe.code()
-        self.predictions: dict[tuple[str, int], pd.DataFrame] = {}
+        self.predictions: dict[tuple[str, int, int], pd.DataFrame] = {}
         check_disjoint(read_table(params.folder / "splits.tsv", SPLITS))
         if not is_worker():
             write_network(self.recipe, params.folder)
@@ -101,10 +120,10 @@ class Training:
         self.fabric = make_fabric(params)
 
     def train(self, run: str, fold: Fold) -> pd.DataFrame:
-        """Train a run on a fold, or read its stored result, and predict its validation and test slices.
+        """Train a network on a fold, or read its stored result, and predict its validation and test slices.
 
-        Writes ``predictions.parquet`` in ``training/<run>/fold-<n>`` and, of the network's first fold,
-        ``model.safetensors`` in the study's folder.
+        Writes ``predictions.parquet`` in ``training/<run>/fold-<n>`` or, of an ensemble, in a folder of the member
+        there and, of the network's first fold and member, its weights.
 
         Parameters
         ----------
@@ -115,66 +134,98 @@ class Training:
         Returns
         -------
         DataFrame
-            Schema `records.PREDICTIONS`, see `finish`.
+            Schema `records.PREDICTIONS`, uncalibrated.
         """
         params, fabric = self.params, self.fabric
-        folder = params.folder / "training" / run / f"fold-{fold.number}"
+        folder = self._folder(run, fold.number, fold.member)
         done, stored, record = (folder / name for name in ("done.json", "predictions.parquet", "record.json"))
-        model = params.folder / "model.safetensors" if run == NETWORK and fold.number == 0 else None
-        written = [stored, record, *([model] if model else [])]
+        weights = folder / MODEL if (run, fold.number, fold.member) == (NETWORK, 0, 1) else None
+        written = [stored, record, *([weights] if weights else [])]
         key = training_key(params, run, self.code)
         if done.is_file() and read_json(done) == _proof(key, written):
             if fabric.is_global_zero:
-                print(f"{run}, fold {fold.number}: kept, nothing changed")
+                print(f"{run}, fold {fold.number}, member {fold.member}: kept, nothing changed")
         else:
             fold = fold if run == NETWORK else control_fold(run, fold, params)
-            networks = []
-            for member in range(params.train.members):
-                place = folder / f"member-{member}" if params.train.members > 1 else folder
-                network, origin = fit(fold, params, place, key, fabric, self.recipe, member, self.on_epoch)
-                networks.append(network)
+            network, origin = fit(fold, params, folder, key, fabric, self.recipe, self.on_epoch)
             if fabric.is_global_zero:
-                about = describe(self.recipe, networks[0], origin, params)
-                write_json(about, record)
-                if model:
-                    predicted = predict_fold(fold, networks[:1], params)
-                    save(_classifier(fold, networks[0], params, predicted, about, key), model)
-                write_table(predict_fold(fold, networks, params), stored, PREDICTIONS)
+                write_json(describe(self.recipe, network, origin, params), record)
+                if weights:
+                    with atomic_path(weights) as temporary:
+                        save_model(network.to(memory_format=torch.contiguous_format), str(temporary))
+                write_table(predict_fold(fold, network, params), stored, PREDICTIONS)
                 write_json(_proof(key, written), done)
-                for checkpoint in folder.rglob("checkpoint.pt"):
-                    checkpoint.unlink()
+                (folder / "checkpoint.pt").unlink(missing_ok=True)
             fabric.barrier()
-        self.predictions[run, fold.number] = read_table(stored, PREDICTIONS)
-        return self.predictions[run, fold.number]
+        self.predictions[run, fold.number, fold.member] = read_table(stored, PREDICTIONS)
+        return self.predictions[run, fold.number, fold.member]
+
+    def _folder(self, run: str, number: int, member: int) -> Path:
+        folder = self.params.folder / "training" / run / f"fold-{number}"
+        return folder / f"member-{member}" if len(members(run, self.params)) > 1 else folder
 
     def finish(self) -> pd.DataFrame:
-        """Write ``predictions.parquet`` of all runs and folds that were trained, and ``training/record.json``.
+        """Calibrate the predictions and write those of all runs and folds that were trained, the record, and the model.
+
+        An ensemble predicts with the mean of the probabilities of its members, a validation participant with those of
+        the members that left the participant out; its calibration is that of its members, too.
 
         Returns
         -------
         DataFrame
-            Schema `records.PREDICTIONS` with columns ``p_<class>``, ``temperature`` and ``bias_<class>`` and, where
-            attention pools slices, ``weight``.
+            Schema `records.PREDICTIONS` with columns ``p_<class>``, uncalibrated, ``temperature`` and ``bias_<class>``
+            and, where attention pools slices, ``weight``. Members of an ensemble are runs of their own.
 
         Raises
         ------
         StudyError
             If the network itself was not trained.
         """
-        if not any(run == NETWORK for run, _ in self.predictions):
+        trained = [number for run, number, _ in self.predictions if run == NETWORK]
+        if not trained:
             raise StudyError(f"the network itself, run {NETWORK!r}, was not trained; train it with its controls")
-        predictions = pd.concat(self.predictions.values(), ignore_index=True)
+        folds = dict.fromkeys((run, number) for run, number, _ in self.predictions)
+        predictions = pd.concat([self._pooled(run, number) for run, number in folds], ignore_index=True)
         if self.fabric.is_global_zero:
-            folder = self.params.folder / "training"
             runs: dict[str, dict[str, int]] = {}
-            for run, number in self.predictions:
-                history = next((folder / run / f"fold-{number}").rglob("history.json"))
+            for run, number in folds:
+                history = self._folder(run, number, 1) / "history.json"
                 runs.setdefault(run, {})[str(number)] = len(read_json(history))
-            first = min(number for run, number in self.predictions if run == NETWORK)
-            about = read_json(folder / NETWORK / f"fold-{first}" / "record.json")
+            about = read_json(self._folder(NETWORK, min(trained), 1) / "record.json")
             write_json(about | {"runs": runs}, self.params.folder / RECORD)
             write_table(predictions, self.params.folder / "predictions.parquet", PREDICTIONS)
+            if 0 in trained:
+                self._write_model(predictions[(predictions["run"] == NETWORK) & (predictions["fold"] == 0)])
         return predictions
+
+    def _pooled(self, run: str, number: int) -> pd.DataFrame:
+        """Calibrated predictions of a run and, of an ensemble, of its members with the same calibration."""
+        parts = {key[2]: table for key, table in self.predictions.items() if key[:2] == (run, number)}
+        together = pd.concat(parts.values(), ignore_index=True)
+        values = together.filter(regex="^(p_|weight$)").columns.tolist()
+        names = [name for name in together if name not in values]
+        mean = together.groupby(names, sort=False, dropna=False)[values].mean().reset_index()[list(together)]
+        pooled = calibrate(mean, self.params.classes, self.params.input.pooling)
+        if len(parts) == 1:
+            return pooled
+        fitted = pooled.filter(regex="^(temperature|bias_)").columns.tolist()
+        rows = ["scan_id", "slice"]
+        own = [
+            table.drop(columns="temperature").assign(run=f"{MEMBER}{k}").merge(pooled[rows + fitted], on=rows)
+            for k, table in parts.items()
+        ]
+        return pd.concat([pooled, *own], ignore_index=True)
+
+    def _write_model(self, predictions: pd.DataFrame) -> None:
+        """The first member, with the calibration and the bounds that all participants who are not tested give."""
+        params, folder = self.params, self._folder(NETWORK, 0, 1)
+        splits = read_table(params.folder / "splits.tsv", SPLITS)
+        fold = make_fold(0, *load_slices(params), splits, params)
+        count = outputs(params.classes, params.input)
+        network = self.recipe.build_network(count, fold.covariates.shape[1], 0.0)
+        load_model(network, folder / MODEL)
+        about, key = read_json(folder / "record.json"), training_key(params, NETWORK, self.code)
+        save(_classifier(fold, network.eval(), params, predictions, about, key), params.folder / MODEL)
 
 
 def training_key(params: StudyParams, run: str, code: list[Any]) -> str:
@@ -204,47 +255,22 @@ def _proof(key: str, files: list[Path]) -> dict[str, str | None]:
     return {"key": key, **{path.name: file_digest(path) if path.is_file() else None for path in files}}
 
 
-def predict_fold(fold: Fold, networks: list[nn.Module], params: StudyParams) -> pd.DataFrame:
-    """Predict validation and test slices with the mean of networks; fit the calibration on validation slices only.
-
-    Where attention pools slices, the calibration is fitted on validation scans, whose logits are what was trained.
+def predict_fold(fold: Fold, network: nn.Module, params: StudyParams) -> pd.DataFrame:
+    """Predict validation and test slices, uncalibrated.
 
     Parameters
     ----------
     fold : Fold
-    networks : list of nn.Module
-        One, or the members of an ensemble.
+    network : nn.Module
     params : StudyParams
 
     Returns
     -------
     DataFrame
-        Schema `records.PREDICTIONS`; ``p_<class>`` uncalibrated, the fold's ``temperature`` and ``bias_<class>``.
+        Schema `records.PREDICTIONS` and ``p_<class>``.
     """
     rows = np.concatenate([fold.rows("validation"), fold.rows("test")])
-    inputs = fold.slices[rows], fold.covariates[rows]
-    values = _mean_outputs([slice_outputs(network, *inputs) for network in networks], params)
-    table = prediction_table(fold, rows, values, params)
-    held_out = (table["split"] == "validation").to_numpy()
-    logits, y = values[held_out, : len(params.classes)], fold.targets[rows][held_out]
-    people = table.loc[held_out, "participant_id"].to_numpy()
-    if params.input.pooling == ATTENTION:
-        scans, first = np.unique(table.loc[held_out, "scan_id"], return_index=True)
-        weighted = pd.DataFrame(logits * table.loc[held_out, ["weight"]].to_numpy())
-        logits = weighted.groupby(table.loc[held_out, "scan_id"].to_numpy()).sum().loc[scans].to_numpy()
-        y, people = y[first], people[first]
-    temperature, bias = fit_calibration(logits, y, people)
-    biases = {f"bias_{name}": value for name, value in zip(params.classes, bias, strict=True)}
-    return table.assign(temperature=temperature, **biases)
-
-
-def _mean_outputs(values: list[np.ndarray], params: StudyParams) -> np.ndarray:
-    """Logits whose softmax is the mean of the networks' probabilities, and the mean of what comes after them."""
-    if len(values) == 1:
-        return values[0]
-    count = len(params.classes)
-    p = np.mean([softmax(one[:, :count]) for one in values], axis=0)
-    return np.concatenate([np.log(np.maximum(p, 1e-12)), np.mean(values, axis=0)[:, count:]], axis=1)
+    return prediction_table(fold, rows, slice_outputs(network, fold.slices[rows], fold.covariates[rows]), params)
 
 
 def _classifier(
@@ -252,6 +278,7 @@ def _classifier(
 ) -> Classifier:
     manifest = read_table(params.folder / "manifest.tsv", MANIFEST).set_index("scan_id")
     features = read_table(params.folder / "features.tsv", FEATURES).set_index("scan_id")
+    tested = predictions[predictions["split"] == "test"].iloc[0]
     reference, distributions = make_reference(fold, network, predictions, manifest, features, params)
     trained = fold.table.loc[fold.rows("train"), "scan_id"].unique()
     manifest, features = manifest.loc[trained], features.loc[trained]
@@ -261,8 +288,8 @@ def _classifier(
         simulated=params.source.kind == "phantom",
         input=params.input,
         preprocess=params.preprocess,
-        temperature=float(predictions["temperature"].iloc[0]),
-        bias=tuple(float(predictions[f"bias_{name}"].iloc[0]) for name in params.classes),
+        temperature=float(tested["temperature"]),
+        bias=tuple(float(tested[f"bias_{name}"]) for name in params.classes),
         landmarks=fold.landmarks,
         covariates=fold.covariate_stats,
         spaces=tuple(sorted(manifest["space"].dropna().unique())) if "space" in manifest else (),

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from math import ceil
 
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
 
 from adlib.study.linked import first_of_linked
 from adlib.study.params import SplitParams
@@ -15,7 +15,11 @@ from adlib.training.split_table import PARTS, read_given
 
 
 def make_splits(
-    manifest: pd.DataFrame, params: SplitParams, seed: int, usable: Collection[str] | None = None
+    manifest: pd.DataFrame,
+    params: SplitParams,
+    seed: int,
+    usable: Collection[str] | None = None,
+    members: int = 1,
 ) -> pd.DataFrame:
     """Assign every participant to train, validation or test, once per fold.
 
@@ -33,11 +37,16 @@ def make_splits(
     seed : int
     usable : collection of str, optional
         The scans to be used, by scan_id; all by default. A given table may name participants without any.
+    members : int
+        Networks of an ensemble. Where there are several and no table names validation participants, each member leaves
+        another part of the training participants out of its training, so that every one of them is predicted by a
+        network that never saw them (cross-fitting).
 
     Returns
     -------
     DataFrame
-        Columns participant_id, fold, split, diagnosis; one row per participant and fold.
+        Columns participant_id, fold, split, diagnosis and member, the member that leaves the participant out, empty
+        where `members` is 1; one row per participant and fold.
 
     Raises
     ------
@@ -57,10 +66,14 @@ def make_splits(
         parts = [pd.Series("train", units.index).mask(units.index.isin(rows), "test") for rows in tested]
     folds = []
     for fold, split in enumerate(parts):
-        if "validation" not in set(split):
+        member = pd.Series(None, units.index, dtype=object)
+        if "validation" not in set(split) and members == 1:
             split[_drawn(units.loc[split == "train", "diagnosis"], params, seed + fold)] = "validation"
-        split = people["unit"].map(split.set_axis(units["unit"]))
-        folds.append(people[["participant_id", "diagnosis"]].assign(fold=fold, split=split))
+        elif "validation" not in set(split):
+            member = _dealt(units.loc[split == "train", "diagnosis"], members, seed + fold).reindex(units.index)
+        by_unit = pd.DataFrame({"split": split, "member": member}).set_index(units["unit"]).loc[people["unit"]]
+        by_unit.index = people.index
+        folds.append(people[["participant_id", "diagnosis"]].assign(fold=fold).join(by_unit))
     table = check_table(pd.concat(folds, ignore_index=True), SPLITS, "splits")
     check_disjoint(table)
     return table
@@ -99,6 +112,41 @@ def _drawn(diagnosis: pd.Series, params: SplitParams, seed: int) -> pd.Index:
     chooser = StratifiedShuffleSplit(1, test_size=params.validation_fraction, random_state=seed)
     _, positions = next(chooser.split(diagnosis, diagnosis))
     return diagnosis.index[positions]
+
+
+def _dealt(diagnosis: pd.Series, members: int, seed: int) -> pd.Series:
+    """The member that leaves out each of the participants that are not tested."""
+    if diagnosis.value_counts().min() < members:
+        raise StudyError(
+            f"train.members is {members}, and class {diagnosis.value_counts().idxmin()} has only "
+            f"{diagnosis.value_counts().min()} participants outside the test part: take fewer members"
+        )
+    cutter = StratifiedKFold(members, shuffle=True, random_state=seed)
+    dealt = pd.Series("", diagnosis.index)
+    for member, (_, left_out) in enumerate(cutter.split(diagnosis, diagnosis), 1):
+        dealt.iloc[left_out] = str(member)
+    return dealt
+
+
+def member_parts(splits: pd.DataFrame, fold: int, member: int = 1) -> pd.Series:
+    """The part of each participant in the training of one member of a fold.
+
+    Parameters
+    ----------
+    splits : DataFrame
+        Schema `records.SPLITS`.
+    fold : int
+        From 0.
+    member : int
+        From 1.
+
+    Returns
+    -------
+    Series of str
+        ``train``, ``validation`` or ``test``, by participant_id.
+    """
+    rows = splits[splits["fold"] == fold].set_index("participant_id")
+    return rows["split"].mask(rows["member"] == str(member), "validation")
 
 
 def _check_counts(counts: pd.Series, params: SplitParams) -> None:

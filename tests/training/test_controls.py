@@ -64,7 +64,7 @@ def test_permuted_labels_reveal_a_leak(tmp_path, leak):
         parts = ["validation"] * 4 + ["train"] * 36 + ["test"] * 40
         fold = replace(fold, table=fold.table.assign(split=parts))
     network, _ = fit.fit(fold, study, study.folder, "key", make_fabric(study), TINY)
-    score = accuracy(train.predict_fold(fold, [network], study), "shuffled_labels")
+    score = accuracy(train.predict_fold(fold, network, study), "shuffled_labels")
     assert score > 0.75 if leak else abs(score - 0.5) < 0.25
 
 

@@ -1,10 +1,13 @@
 """Training on tiny made slices: what is learnt, kept, resumed and stored with the model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from tiny_study import CLASSES, TINY, accuracy, fold_of, load, make_study, train_study
 
+from adlib.evaluation.evaluate import check_unseen
 from adlib.preprocess.intensity import LANDMARKS, fit_landmarks, standard_slices
 from adlib.study.params import PreprocessParams
 from adlib.study.records import FEATURES, MANIFEST, StudyError, read_table, write_table
@@ -12,6 +15,8 @@ from adlib.training import loop as fit
 from adlib.training import runs as train
 from adlib.training.devices import make_fabric
 from adlib.training.model_file import classify_slices
+from adlib.training.split_table import write_splits
+from adlib.training.splits import make_splits
 
 
 def test_a_planted_signal_is_learnt_and_finished_folds_are_kept(study, capsys):
@@ -85,8 +90,35 @@ def test_ensemble_is_the_mean_of_its_members(tmp_path):
     both = make_study(tmp_path / "both", "train.members=2", "train.controls=[]")
     together = train_study(both)
     fold, parts = fold_of(both), []
-    for member in (0, 1):
-        network, _ = fit.fit(fold, both, tmp_path / str(member), "k", make_fabric(both), TINY, member)
-        parts.append(train.predict_fold(fold, [network], both)[["p_CN", "p_AD"]].to_numpy())
+    for member in (1, 2):
+        network, _ = fit.fit(replace(fold, member=member), both, tmp_path / str(member), "k", make_fabric(both), TINY)
+        parts.append(train.predict_fold(fold, network, both)[["p_CN", "p_AD"]].to_numpy())
     assert not np.allclose(*parts, atol=1e-3)
-    np.testing.assert_allclose(together[["p_CN", "p_AD"]], np.mean(parts, axis=0), atol=1e-9)
+    mean, *own = (
+        together.loc[together["run"] == run, ["p_CN", "p_AD"]] for run in ("resnet50", "member_1", "member_2")
+    )
+    np.testing.assert_allclose(mean, np.mean(parts, axis=0), atol=1e-9)
+    np.testing.assert_allclose(own, parts, atol=1e-9)
+
+
+def test_cross_fitted_members_predict_everyone_they_left_out(tmp_path):
+    study = make_study(tmp_path, "train.members=3")
+    manifest = read_table(study.folder / "manifest.tsv", MANIFEST)
+    splits = make_splits(manifest, study.splits, study.seed, members=3)
+    write_splits(splits, None, study.folder)
+    predictions = train_study(study)
+    check_unseen(predictions, splits)
+    splits = splits.set_index("participant_id")
+    own = predictions[predictions["run"] == "resnet50"].set_index("participant_id")
+    assert set(own.index) == set(splits.index)
+    assert (own["split"] == splits["split"].replace("train", "validation").loc[own.index]).all()
+    for member in ("1", "2", "3"):
+        left_out = predictions.query(f"run == 'member_{member}' and split == 'validation'")
+        assert set(left_out["participant_id"]) == set(splits.index[splits["member"] == member])
+    control = predictions.query("run == 'shuffled_labels' and split == 'validation'")
+    assert set(control["participant_id"]) == set(splits.index[splits["member"] == "1"])
+    card, tested = load(study.folder / "model.safetensors").card, own[own["split"] == "test"]
+    assert card.temperature == tested["temperature"].iloc[0]
+    assert len(card.reference["sets"]["0.9"]) == 2
+    with pytest.raises(StudyError, match="more than one part"):
+        check_unseen(predictions.replace({"run": {"member_1": "member_2"}}), splits.reset_index())
