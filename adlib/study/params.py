@@ -100,8 +100,8 @@ class SplitParams(Section):
     """Table for given: participant_id or participant_hash, split (train, validation, test) and optionally fold,
     such as another study's splits.tsv; empty for the parts of the source's folders."""
     salt: Path | None = None
-    """File with the secret of splits_hashed.tsv, a table with keyed hashes of participants, for the study that
-    writes it and those that take it."""
+    """File with the secret of keyed hashes of participants, in splits_hashed.tsv and the model card, for the study
+    that writes them and those that take them."""
     groups: tuple[str, ...] = (SAME_PERSON,)
     """Columns of the manifest, such as family, whose equal values link participants, who are kept on one side;
     same_person is of those that the audit takes for one person."""

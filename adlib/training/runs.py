@@ -37,6 +37,7 @@ from adlib.training.network import slice_outputs, softmax
 from adlib.training.pooling import ATTENTION
 from adlib.training.recipe import RECORD, Recipe, describe, training_record, write_network
 from adlib.training.slices import load_slices
+from adlib.training.split_table import by_hash
 from adlib.training.splits import check_disjoint, fold_numbers
 
 READ = ("manifest.tsv", "features.tsv", "slices.npy", "slices.tsv", "splits.tsv")
@@ -195,8 +196,8 @@ def training_key(params: StudyParams, run: str, code: list[Any]) -> str:
     settings = params.train.model_dump(exclude={"controls"})
     facts = [settings, params.input.pooling, params.classes, params.seed]
     tables = [content_digest(params.folder / name) for name in READ]
-    begun = params.train.weights_file
-    tables += [file_digest(begun)] if begun and begun.is_file() else []
+    files = (params.train.weights_file, params.splits.salt)
+    tables += [file_digest(path) for path in files if path and path.is_file()]
     return digest([*facts, params.preprocess.normalise, code, tables, run])
 
 
@@ -275,9 +276,18 @@ def _classifier(
         code=key,
         seed=params.seed,
         reference=reference,
+        people=_hashed_people(fold, params),
         training=about,
     )
     return Classifier(network, card, distributions)
+
+
+def _hashed_people(fold: Fold, params: StudyParams) -> tuple[str, ...]:
+    """See `ModelCard.people`."""
+    if params.splits.salt is None:
+        return ()
+    names = fold.table.loc[fold.table["split"] != "test", "participant_id"].unique()
+    return tuple(sorted(by_hash([*names, ""], params.splits.salt)))
 
 
 def _volume_summary(features: pd.DataFrame, diagnosis: pd.Series) -> dict[str, dict[str, list[float]]]:
