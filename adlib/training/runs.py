@@ -259,7 +259,7 @@ def _classifier(
     card = ModelCard(
         study=params.study,
         classes=params.classes,
-        simulated=params.source.kind == "phantom",
+        simulated=params.simulated,
         input=params.input,
         preprocess=params.preprocess,
         temperature=float(predictions["temperature"].iloc[0]),
