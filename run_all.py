@@ -100,7 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
         params = load_params(params_file, tuple(options.set))
         steps = _selected(options)
         if not (sides or options.check or options.accept):
-            check_source(params.source)
+            for name, source in params.cohorts.items():
+                check_source(source, f"sources.{name}" if name else "source")
             check_variables(params.exec, "exec")
         if options.dry_run:
             return dry_run(params, steps, options.force, console)

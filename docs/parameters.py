@@ -62,7 +62,8 @@ def _type(schema: dict[str, Any]) -> str:
     if schema["type"] == "array":
         return f"list of {_type(schema['items'])}"
     if schema["type"] == "object":
-        return f"mapping of text to {_type(schema['additionalProperties'])}"
+        values = schema["additionalProperties"]
+        return f"mapping of text to {'a source' if 'discriminator' in values else _type(values)}"
     return TYPES[schema.get("format", schema["type"])]
 
 

@@ -9,17 +9,18 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+COHORT = ("cohort",)
 PHASE = ("phase",)
 SLICES = ("slice_count", "slice_index")
 SEQUENCE = ("series_description", "echo_time_ms", "repetition_time_ms", "inversion_time_ms")
 _SCANNER = ("site", "manufacturer", "model", "field_strength_T", "orientation", "dtype", "matrix")
 _VOXELS = ("voxel_x_mm", "voxel_y_mm", "voxel_z_mm", "acquisition_year")
-ACQUISITION = (*PHASE, *SLICES, *SEQUENCE, *_SCANNER, *_VOXELS)
+ACQUISITION = (*COHORT, *PHASE, *SLICES, *SEQUENCE, *_SCANNER, *_VOXELS)
 _RARE = 5  # scans; rarer categories count as one
 
 
 def with_facts(scans: pd.DataFrame) -> pd.DataFrame:
-    """Add acquisition year, in-plane matrix, slice count and slice index, the derived columns of `ACQUISITION`.
+    """Add acquisition year, in-plane matrix, slice count, slice index and cohort, the columns that a manifest may lack.
 
     Parameters
     ----------
@@ -35,6 +36,7 @@ def with_facts(scans: pd.DataFrame) -> pd.DataFrame:
     year = pd.to_datetime(scans["acquisition_date"], errors="coerce", format="mixed").dt.year
     index = scans["slice_index"] if "slice_index" in scans else pd.Series(np.nan, index=scans.index)
     return scans.assign(
+        cohort=scans.get("cohort"),
         acquisition_year=year.astype(float),
         matrix=sizes[0].astype(object),
         slice_count=sizes[1].astype(float),

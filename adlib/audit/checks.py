@@ -122,6 +122,27 @@ def _same_shape(thumbnails: pd.Series) -> list[np.ndarray]:
     return [np.flatnonzero(shapes == shape) for shape in dict.fromkeys(shapes)]
 
 
+def check_cohorts(scans: pd.DataFrame) -> list[Finding]:
+    """Find participants of several cohorts, and cohorts whose labels are from other sources.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Schema `records.LISTING`; nothing is checked without the column cohort.
+    """
+    if "cohort" not in scans:
+        return []
+    cohorts = scans.groupby("participant_id")["cohort"].unique()
+    shared = cohorts[cohorts.map(len) > 1]
+    names = shared.index + " (" + shared.map(", ".join) + ")"
+    findings = findings_of("person-in-cohorts", "stop", names, f"{len(names)} participants", "1 cohort each")
+    rules = scans.groupby("cohort")["label_source"].agg(lambda column: ", ".join(sorted(column.dropna().unique())))
+    if rules.nunique() > 1:
+        value = "; ".join(f"{name}: {rule or 'not stated'}" for name, rule in rules.items())
+        findings += findings_of("label-policies", "warn", list(rules.index), value, "1 rule")
+    return findings
+
+
 def check_people(scans: pd.DataFrame) -> list[Finding]:
     """Find participants who may be one person with two ids: of equal sex, age and intracranial volume at a visit.
 

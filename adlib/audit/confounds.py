@@ -12,12 +12,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from adlib.audit.acquisition import ACQUISITION, PHASE, SEQUENCE, SLICES, acquisition_encoder, first_scans
+from adlib.audit.acquisition import ACQUISITION, COHORT, PHASE, SEQUENCE, SLICES, acquisition_encoder, first_scans
 from adlib.audit.advice import Finding, findings_of
 from adlib.study.params import AuditParams
 
 DEMOGRAPHIC = ("age", "sex")
-_SINGLE = {"phase-tells-label": PHASE, "slices-tell-label": SLICES, "sequence-tells-label": SEQUENCE}
+_SINGLE = {
+    "cohort-tells-label": COHORT,
+    "phase-tells-label": PHASE,
+    "slices-tell-label": SLICES,
+    "sequence-tells-label": SEQUENCE,
+}
 _RESAMPLES = 500
 _MIN_PEOPLE = 10  # of each of two classes, for the AUC of that pair
 _AUC_WARN = 0.7  # ROC AUC without any image above which a finding is a warning
@@ -109,7 +114,7 @@ def _p_value(values: pd.Series, labels: pd.Series, numeric: bool) -> float:
 
 
 def check_confounds(manifest: pd.DataFrame, params: AuditParams, seed: int) -> list[Finding]:
-    """Score classifiers without images: on phase, slices and sequence each, then on all acquisition facts together.
+    """Score classifiers without images: on cohort, phase, slices, sequence each, then all acquisition facts together.
 
     A score stops the study where the macro AUC or that of a pair of classes is above the limit, so that a phase that
     separates MCI from LMCI counts among other classes. Facts that stop by themselves are left out of the last score.

@@ -95,7 +95,7 @@ def run_audit(
     findings += checks.check_copies(kept, facts, params)
     if pixels is None:
         findings += findings_of("pixels-unchecked", "info", ["all scans"], f"{len(kept)} scans")
-    findings += checks.check_people(kept) + geometry
+    findings += checks.check_cohorts(kept) + checks.check_people(kept) + geometry
     kept = kept.fillna({"session_id": "ses-01", "sha256": "unread"}).drop(
         columns=["excluded", "notes"], errors="ignore"
     )

@@ -87,7 +87,7 @@ def write_examples(params: StudyParams, model: Path) -> Path | None:
         None, and no file, unless the cohort is simulated or `classify.show_training` is set.
     """
     path, classifier = model.with_name(FILE), load(model, trusted=True)
-    shown = params.source.kind == "phantom" or params.classify.show_training
+    shown = params.simulated or params.classify.show_training
     if not shown or params.input.flat or classifier.card.refusal or IMAGE not in classifier.distributions:
         path.unlink(missing_ok=True)
         return None

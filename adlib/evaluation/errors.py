@@ -23,7 +23,7 @@ def may_show_participants(params: StudyParams) -> bool:
     -------
     bool
     """
-    return params.source.kind == "phantom" or params.evaluate.show_participants
+    return params.simulated or params.evaluate.show_participants
 
 
 def most_confident_errors(pooled: pd.DataFrame, classes: tuple[str, ...], count: int) -> pd.DataFrame:

@@ -228,9 +228,9 @@ def difference_from_here(pool: Pool) -> Iterator[Callable[[], str] | None]:
     with tempfile.NamedTemporaryFile(prefix=".seen-", dir=pool.outputs.resolve()) as file:
         marker = file.name
         shared = {pool.outputs.resolve(): Path(marker), Path.cwd(): Path.cwd()}
-        data = pool.data.absolute() if pool.data is not None and pool.data.is_dir() else None
-        if data and (some := next(data.iterdir(), None)):
-            shared[data] = some
+        for data in pool.data:
+            if data.is_dir() and (some := next(data.absolute().iterdir(), None)):
+                shared[data.absolute()] = some
 
         def code_of() -> str:  # this and the next travel as their own code: the worker's adlib may be another version
             if (package := find_spec("adlib")) is None:

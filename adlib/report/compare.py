@@ -123,7 +123,7 @@ def compare(first: Path, second: Path, outputs: Path) -> tuple[Path, str]:
     page = render(
         "compare.html.j2",
         title=f"Two runs side by side: {a.params.study} and {b.params.study}",
-        simulated="phantom" in (a.params.source.kind, b.params.source.kind),
+        simulated=a.params.simulated or b.params.simulated,
         sides={"A": a.title, "B": b.title},
         edited={name: "; ".join(texts) for name, texts in (("A", a.differences), ("B", b.differences)) if texts},
         main_scores=main,

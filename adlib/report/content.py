@@ -86,7 +86,7 @@ class Study:
     @property
     def simulated(self) -> bool:
         """Whether the heads are simulated, so that nothing is about people."""
-        return self.params.source.kind == "phantom"
+        return self.params.simulated
 
     @property
     def chance(self) -> float:

@@ -15,7 +15,7 @@ from adlib.sources.image_files import image_facts, joined
 from adlib.sources.inventory import Inventory
 from adlib.study.exec_params import EVERY_CORE, Pool
 from adlib.study.params import StudyParams
-from adlib.study.records import LISTING, check_table
+from adlib.study.records import LISTING, check_table, digest
 from adlib.study.source_params import BidsSource, check_source
 
 _Reader = Callable[..., list[dict[str, Any]]]
@@ -38,7 +38,11 @@ CONVERTERS: dict[str, _Reader] = {
 
 
 def read_source(params: StudyParams) -> pd.DataFrame:
-    """List the scans of the study's source; the phantom source writes its cohort first.
+    """List the scans of the study's source, or of all its sources; a phantom source writes its cohort first.
+
+    Of several sources the listing has the column ``cohort``. A participant whose name is a number gets that of the
+    cohort before it, ``sub-0001`` of north becomes ``sub-north0001``, as every dataset counts anew; other names, such
+    as ADNI's, are of one person in all cohorts. Names of scans begin with that of their participant.
 
     Parameters
     ----------
@@ -52,15 +56,36 @@ def read_source(params: StudyParams) -> pd.DataFrame:
     Raises
     ------
     StudyError
-        If the source cannot be read.
+        If a source cannot be read.
     """
-    source, pool = params.source, params.pool
     folder = params.folder / "source"
+    if not params.sources:
+        return _read(params.source, params.seed, folder, params)
+    listed = []
+    for name, source in params.sources.items():
+        seed = int(digest([params.seed, name])[:8], 16)  # no simulated person is in two cohorts
+        listed.append(_of_cohort(_read(source, seed, folder / name, params), name))
+    return check_table(pd.concat(listed, ignore_index=True), LISTING, "cohorts")
+
+
+def _read(source: Any, seed: int, folder: Path, params: StudyParams) -> pd.DataFrame:
+    pool = params.pool
     if source.kind == "phantom":
-        root = phantom.write_cohort(source, params.classes, params.seed, folder, pool=pool)
+        root = phantom.write_cohort(source, params.classes, seed, folder, pool=pool)
         source = BidsSource(kind="bids", root=root)
     listed = list_source(source, folder, pool=pool)
     return check_table(dicom_tree.convert_rows(listed, folder / "nifti", pool), LISTING, "DICOM conversion")
+
+
+def _of_cohort(listed: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A listing with the name of its cohort, in a column and in the names that other cohorts may have, too."""
+    people = listed["participant_id"].str.replace(r"^sub-(?=\d+$)", f"sub-{name}", regex=True)
+    bare = [
+        scan.removeprefix(f"{person}_") if isinstance(person, str) else scan
+        for scan, person in zip(listed["scan_id"], listed["participant_id"], strict=True)
+    ]
+    scans = people.fillna(name) + "_" + pd.Series(bare, index=listed.index)
+    return listed.assign(participant_id=people, scan_id=scans, cohort=name)
 
 
 def list_source(source: Any, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.DataFrame:

@@ -91,11 +91,11 @@ class Pool(ExecParams):
 
     Attributes
     ----------
-    data : path or None
-        Folder of the images, which the workers of other computers must see too.
+    data : tuple of path
+        Folders of the images, which the workers of other computers must see too.
     """
 
-    data: Path | None = None
+    data: tuple[Path, ...] = ()
 
 
 EVERY_CORE = Pool()

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from adlib.study.exec_params import ExecParams, Pool
 from adlib.study.records import SAME_PERSON, StudyError
-from adlib.study.source_params import KINDS, Section, Source
+from adlib.study.source_params import KINDS, SEVERAL, CohortsSource, Section, Source
 
 Control = Literal["shuffled_labels", "slice_split", "background", "binarised", "metadata_added"]
 SLAB = "coronal_2d"  # 2-D slices with a place in MNI152 space
@@ -100,8 +100,8 @@ class SplitParams(Section):
     """Table for given: participant_id or participant_hash, split (train, validation, test) and optionally fold,
     such as another study's splits.tsv; empty for the parts of the source's folders."""
     salt: Path | None = None
-    """File with the secret of splits_hashed.tsv, a table with keyed hashes of participants, for the study that
-    writes it and those that take it."""
+    """File with the secret of keyed hashes of participants, in splits_hashed.tsv and the model card, for the study
+    that writes them and those that take them."""
     groups: tuple[str, ...] = (SAME_PERSON,)
     """Columns of the manifest, such as family, whose equal values link participants, who are kept on one side;
     same_person is of those that the audit takes for one person."""
@@ -224,7 +224,9 @@ class StudyParams(Section):
     """Diagnoses in ascending order of severity."""
     seed: int = Field(20, ge=0)
     """Random seed."""
-    source: Source
+    source: Source = CohortsSource()
+    sources: dict[str, Source] = Field({})
+    """Mapping of cohort names (letters and digits) to sections as `source` takes them, in its place."""
     audit: AuditParams = AuditParams()
     preprocess: PreprocessParams = PreprocessParams()
     derivatives: DerivativesParams = DerivativesParams()
@@ -248,16 +250,31 @@ class StudyParams(Section):
     @property
     def pool(self) -> Pool:
         """The processes that do per-scan work, for `parallel.mapping.map_scans`."""
-        return Pool(**dict(self.exec), data=getattr(self.source, "root", None))
+        roots = (getattr(source, "root", None) for source in self.cohorts.values())
+        return Pool(**dict(self.exec), data=tuple(filter(None, roots)))
+
+    @property
+    def cohorts(self) -> dict[str, Source]:
+        """Sources by the name of their cohort; a single one has no name."""
+        return self.sources or {"": self.source}
+
+    @property
+    def simulated(self) -> bool:
+        """Whether all scans are simulated, so that nothing is about people."""
+        return all(source.kind == "phantom" for source in self.cohorts.values())
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyParams:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes repeat: {list(self.classes)}")
-        if self.source.kind == "phantom" and len(self.source.severity_mean) != len(self.classes):
-            raise ValueError(
-                f"source.severity_mean has {len(self.source.severity_mean)} values for {len(self.classes)} classes"
-            )
+        if (self.source.kind == SEVERAL) != bool(self.sources):
+            raise ValueError("give source, or sources with a name for each cohort")
+        for name, source in self.cohorts.items():
+            if self.sources and not (name.isascii() and name.isalnum() and source.kind != SEVERAL):
+                raise ValueError(f"sources.{name} must be a source, under a name of letters and digits")
+            if source.kind == "phantom" and len(source.severity_mean) != len(self.classes):
+                count = len(source.severity_mean)
+                raise ValueError(f"severity_mean has {count} values for {len(self.classes)} classes")
         unknown = {name for names in self.evaluate.binary.values() for name in names} - set(self.classes)
         if unknown:
             raise ValueError(f"evaluate.binary names {sorted(unknown)}, not among classes {list(self.classes)}")
@@ -404,12 +421,13 @@ def _set(content: dict[str, Any], name: str, value: Any) -> None:
 
 def _fault(item: ErrorDetails) -> str:
     location = [str(part) for part in item["loc"]]
-    name = ".".join(part for part in location if part not in KINDS) or "the study"
+    kind = {"source": 1, "sources": 2}.get(next(iter(location), ""), len(location))  # its place in the location
+    name = ".".join(location[:kind] + location[kind + 1 :]) or "the study"
     if item["type"] != "extra_forbidden":
         return f"{name}: {item['msg']} (got {item['input']!r:.80})"
-    model: Any = StudyParams
-    for part in location[:-1]:
-        model = KINDS.get(part) or model.model_fields[part].annotation
+    model: Any = KINDS.get(location[kind], CohortsSource) if kind < len(location) else StudyParams
+    for part in location[:-1] if model is StudyParams else ():
+        model = model.model_fields[part].annotation
     close = difflib.get_close_matches(location[-1], model.model_fields, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"expected one of: {', '.join(model.model_fields)}"
     return f"{name}: unknown key; {hint}"

@@ -160,7 +160,8 @@ def accept(params: StudyParams, root: Path) -> None:
     """
     metrics, history = (read_json(params.folder / name) for name in ("metrics.json", "provenance.json"))
     history["params"].pop("exec", None)
-    history["params"]["source"].pop("root", None)
+    for source in (history["params"]["source"], *history["params"]["sources"].values()):
+        source.pop("root", None)
     write_json(metrics, root / PUBLISHED / "metrics.json")
     write_json(history, root / PUBLISHED / "provenance.json")
     if params.source.kind == "phantom":

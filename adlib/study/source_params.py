@@ -185,6 +185,12 @@ class DicomSource(Section):
     columns: dict[str, str] = _COLUMNS
 
 
+class CohortsSource(Section):
+    """Several cohorts: the sources that `sources` names."""
+
+    kind: Literal["cohorts"] = "cohorts"
+
+
 Source = Annotated[
     PhantomSource
     | BidsSource
@@ -196,30 +202,34 @@ Source = Annotated[
     | Oasis3Source
     | OasisVbmSource
     | FoldersSource
-    | DicomSource,
+    | DicomSource
+    | CohortsSource,
     Field(discriminator="kind"),
 ]
-KINDS = {get_args(model.model_fields["kind"].annotation)[0]: model for model in get_args(get_args(Source)[0])}
+SEVERAL = "cohorts"
+KINDS = {get_args(model.model_fields["kind"].annotation)[0]: model for model in get_args(get_args(Source)[0])[:-1]}
 
 
-def check_source(source: Any) -> None:
+def check_source(source: Any, place: str = "source") -> None:
     """Refuse a source whose folder or table is not there, as where a variable in its path is not set.
 
     Parameters
     ----------
     source : section of this module
+    place : str
+        Its key in the params, for the error.
 
     Raises
     ------
     StudyError
     """
-    check_variables(source, "source")
+    check_variables(source, place)
     for name, path in _paths(source):
         if name == "root" and not path.is_dir():
             described = type(source).model_fields[name].description
-            raise StudyError(f"source.root {path} is not a folder; expected: {described}")
+            raise StudyError(f"{place}.root {path} is not a folder; expected: {described}")
         if name in ("table", "tables") and not path.is_file():
-            raise StudyError(f"source.{name} {path} is not a file; give a csv, tsv or xlsx table")
+            raise StudyError(f"{place}.{name} {path} is not a file; give a csv, tsv or xlsx table")
 
 
 def check_variables(section: Section, name: str) -> None:

@@ -76,7 +76,7 @@ class Step:
 STEPS = (
     Step(
         "01_data_audit",
-        ("classes", "seed", "source", "audit"),
+        ("classes", "seed", "source", "sources", "audit"),
         (SOURCE,),
         ("listing.tsv", "manifest.tsv", "audit.tsv", "flow.tsv", "confounds.tsv"),
         ("source",),
@@ -171,8 +171,9 @@ class StepState:
 
     def missing_inputs(self) -> list[str]:
         """Files that an earlier step must write before this one can run."""
-        optional = (SOURCE, _TRUTH, _DERIVATIVES, WEIGHTS, GIVEN, SALT)
-        return [name for name, path in self._reads().items() if name not in optional and not path.exists()]
+        optional = (_TRUTH, _DERIVATIVES, WEIGHTS, GIVEN, SALT)
+        paths = {name: path for name, path in self._reads().items() if not name.startswith((SOURCE, *optional))}
+        return [name for name, path in paths.items() if not path.exists()]
 
     def require_room(self) -> None:
         """Refuse the step if the disk has too little room for what it writes.
@@ -248,13 +249,18 @@ class StepState:
 
     def _reads(self) -> dict[str, Path]:
         """What the step reads in this study; the step that makes the images does not read them."""
-        makes_images = "source" in self.step.may_write and not hasattr(self.params.source, "root")
-        paths = {name: self._input(name) for name in self.step.reads if name != SOURCE or not makes_images}
+        paths = {name: self._input(name) for name in self.step.reads if name != SOURCE}
+        if SOURCE in self.step.reads:
+            paths |= {f"{SOURCE} {name}".strip(): path for name, path in self._images().items()}
         return {name: path for name, path in paths.items() if path is not None}
 
+    def _images(self) -> dict[str, Path]:
+        """Folder of the images of each cohort."""
+        made = None if "source" in self.step.may_write else self.params.folder / "source"
+        folders = {name: getattr(source, "root", made and made / name) for name, source in self.params.cohorts.items()}
+        return {name: path for name, path in folders.items() if path is not None}
+
     def _input(self, name: str) -> Path | None:
-        if name == SOURCE:
-            return Path(getattr(self.params.source, "root", self.params.folder / "source"))
         return attrgetter(name[1:])(self.params) if name[0] == "@" else self.params.folder / name
 
 
@@ -270,16 +276,20 @@ def expected_bytes(params: StudyParams) -> dict[str, float]:
     dict of str to float
         Bytes by file or folder; empty where the number of scans is unknown.
     """
-    manifest, source, cut = params.folder / "manifest.tsv", params.source, params.input
+    manifest, cut = params.folder / "manifest.tsv", params.input
+    phantoms = [source for source in params.cohorts.values() if source.kind == "phantom"]
+    heads = [
+        source.participants_per_class * len(params.classes) * (1 + source.followup_fraction) for source in phantoms
+    ]
     if manifest.is_file():
         scans = len(manifest.read_bytes().splitlines()) - 1
-    elif source.kind == "phantom":
-        scans = round(source.participants_per_class * len(params.classes) * (1 + source.followup_fraction))
+    elif params.simulated:
+        scans = round(sum(heads))
     else:
         return {}
     sizes: dict[str, float] = {"model.safetensors": TRAINING_BYTES}
-    if source.kind == "phantom":
-        sizes["source"] = scans * HEAD_BYTES / source.voxel_mm**3
+    if phantoms:
+        sizes["source"] = sum(n * HEAD_BYTES / source.voxel_mm**3 for n, source in zip(heads, phantoms, strict=True))
     if not cut.flat:
         each = BRAIN_BYTES + sum(KEPT_BYTES[part] for part in set(params.derivatives.keep))
         sizes["derivatives"] = scans * each * TEMPLATE_MM3 / params.preprocess.resolution_mm**3
@@ -309,7 +319,7 @@ def _changes(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) 
             elif kind == "code" and not (old and new):
                 changes.append(f"code of {name} is {'new' if new else 'gone'}")
             else:
-                title = "the images" if name == SOURCE else name.replace("@", "the file of ")
+                title = name.replace(SOURCE, "the images").replace("@", "the file of ")
                 changes.append(f"{'code of ' * (kind == 'code')}{title} changed")
     return changes
 

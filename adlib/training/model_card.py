@@ -46,6 +46,9 @@ class ModelCard:
         Covariates of the output layer, in order, with their mean and standard deviation in training.
     reference : dict
         Reference values for a single scan, see `adlib.training.cohort_reference.make_reference`; empty in older files.
+    people : tuple of str
+        Keyed hashes of the participants of training and validation and, to recognise the secret, of the empty name, see
+        `adlib.training.split_table.by_hash`; empty without `splits.salt`.
     training : dict
         Record of the training, see `adlib.training.recipe.describe`; empty in older files, whose network is ResNet50.
     """
@@ -66,6 +69,7 @@ class ModelCard:
     spaces: tuple[str, ...] = ()
     covariates: dict[str, tuple[float, float]] = field(default_factory=dict)
     reference: dict[str, Any] = field(default_factory=dict)
+    people: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -111,7 +115,8 @@ class ModelCard:
             If a field is missing, unknown or not valid.
         """
         content = json.loads(text)
-        content |= {name: tuple(content[name]) for name in ("classes", "bias", "landmarks", "spaces")}
+        tuples = {"classes", "bias", "landmarks", "spaces", "people"} & set(content)
+        content |= {name: tuple(content[name]) for name in tuples}
         content["covariates"] = {name: (mean, sd) for name, mean, sd in content["covariates"]}
         content["input"] = InputParams.model_validate_json(json.dumps(content["input"]))
         content["preprocess"] = PreprocessParams.model_validate_json(json.dumps(content["preprocess"]))

@@ -147,6 +147,35 @@ def outputs(classes: tuple[str, ...], params: InputParams) -> int:
     return len(classes) + (params.pooling == ATTENTION)
 
 
+def check_alike(card: ModelCard, path: Path, params: StudyParams) -> None:
+    """Refuse a model whose classes, their order, input or preprocessing are not those of a study.
+
+    Parameters
+    ----------
+    card : ModelCard
+    path : path
+        Of the model, for messages.
+    params : StudyParams
+
+    Raises
+    ------
+    StudyError
+        With the first difference.
+    """
+    if card.classes != params.classes:
+        raise StudyError(
+            f"{path} has the classes {list(card.classes)}, the study {list(params.classes)}; the order counts too"
+        )
+    for mine, theirs in ((params.input, card.input), (params.preprocess, card.preprocess)):
+        changed = {k: (v, getattr(mine, k)) for k, v in theirs.model_dump().items() if getattr(mine, k) != v}
+        if changed:
+            name, (there, here) = next(iter(changed.items()))
+            raise StudyError(
+                f"{path} was trained with {name} = {there!r}, the study has {here!r}; set it alike (train.weights "
+                "path:FILE takes the body of a network, whatever its input was)"
+            )
+
+
 def continue_from(network: nn.Module, path: Path, params: StudyParams, build_network: BuildNetwork) -> str:
     """Load body and class outputs of a model that this project trained on the same kind of input.
 
@@ -172,17 +201,7 @@ def continue_from(network: nn.Module, path: Path, params: StudyParams, build_net
         If the model's classes, their order, its input or its preprocessing differ.
     """
     model = load(path, build_network)
-    if model.card.classes != params.classes:
-        raise StudyError(
-            f"{path} has the classes {list(model.card.classes)}, the study {list(params.classes)}; the order counts too"
-        )
-    for mine, theirs in ((params.input, model.card.input), (params.preprocess, model.card.preprocess)):
-        changed = {k: (v, getattr(mine, k)) for k, v in theirs.model_dump().items() if getattr(mine, k) != v}
-        if changed:
-            name, (there, here) = next(iter(changed.items()))
-            raise StudyError(
-                f"{path} was trained with {name} = {there!r}, the study has {here!r}; path: takes its body alone"
-            )
+    check_alike(model.card, path, params)
     load_body(network, model.network.state_dict(), str(path))
     (_, last), (_, first), count = output_layer(model.network), output_layer(network), len(params.classes)
     with torch.no_grad():

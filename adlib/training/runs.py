@@ -40,6 +40,7 @@ from adlib.training.model_file import Classifier, ModelCard, outputs, save
 from adlib.training.network import slice_outputs
 from adlib.training.recipe import RECORD, Recipe, describe, training_record, write_network
 from adlib.training.slices import load_slices
+from adlib.training.split_table import by_hash
 from adlib.training.splits import check_disjoint, fold_numbers
 
 MODEL = "model.safetensors"
@@ -246,8 +247,8 @@ def training_key(params: StudyParams, run: str, code: list[Any]) -> str:
     settings = params.train.model_dump(exclude={"controls"})
     facts = [settings, params.input.pooling, params.classes, params.seed]
     tables = [content_digest(params.folder / name) for name in READ]
-    begun = params.train.weights_file
-    tables += [file_digest(begun)] if begun and begun.is_file() else []
+    files = (params.train.weights_file, params.splits.salt)
+    tables += [file_digest(path) for path in files if path and path.is_file()]
     return digest([*facts, params.preprocess.normalise, code, tables, run])
 
 
@@ -285,7 +286,7 @@ def _classifier(
     card = ModelCard(
         study=params.study,
         classes=params.classes,
-        simulated=params.source.kind == "phantom",
+        simulated=params.simulated,
         input=params.input,
         preprocess=params.preprocess,
         temperature=float(tested["temperature"]),
@@ -302,9 +303,18 @@ def _classifier(
         code=key,
         seed=params.seed,
         reference=reference,
+        people=_hashed_people(fold, params),
         training=about,
     )
     return Classifier(network, card, distributions)
+
+
+def _hashed_people(fold: Fold, params: StudyParams) -> tuple[str, ...]:
+    """See `ModelCard.people`."""
+    if params.splits.salt is None:
+        return ()
+    names = fold.table.loc[fold.table["split"] != "test", "participant_id"].unique()
+    return tuple(sorted(by_hash([*names, ""], params.splits.salt)))
 
 
 def _volume_summary(features: pd.DataFrame, diagnosis: pd.Series) -> dict[str, dict[str, list[float]]]:

@@ -45,7 +45,7 @@ def write_splits(splits: pd.DataFrame, salt: Path | None, folder: Path) -> pd.Da
     hashed = folder / "splits_hashed.tsv"
     hashed.unlink(missing_ok=True)
     if salt is not None:
-        hashes = {name: token for token, name in _by_token(splits["participant_id"].unique(), _hasher(salt)).items()}
+        hashes = {name: token for token, name in by_hash(splits["participant_id"].unique(), salt).items()}
         table = splits[["fold", "split"]].assign(**{HASH: splits["participant_id"].map(hashes)})
         write_table(table.sort_values(["fold", HASH]), hashed, HASHED_SPLITS)
     return write_table(splits, folder / "splits.tsv", SPLITS)
@@ -85,7 +85,8 @@ def read_given(params: SplitParams, manifest: pd.DataFrame, linked: dict[str, st
     else:
         key = HASH if HASH in table_columns(path) else key
         table = read_user_table(path, required=(key, "split"))
-    people = _by_token(manifest["participant_id"].unique(), _hasher(params.salt) if key == HASH else loose)
+    names = manifest["participant_id"].unique()
+    people = by_hash(names, params.salt) if key == HASH else _by_token(names, loose)
     token = table[key].fillna("").map(str.lower if key == HASH else loose)
     fold = pd.to_numeric(table["fold"], errors="coerce") if "fold" in table else 0
     person = token.map(people).map(lambda name: linked.get(name, name))
@@ -96,6 +97,26 @@ def read_given(params: SplitParams, manifest: pd.DataFrame, linked: dict[str, st
     sides = table.groupby(["fold", "person"])["split"].transform("nunique")
     _refuse(table, sides > 1, path, "one or linked people are on two sides")
     return table.drop_duplicates(["fold", "person"]).pivot(index="person", columns="fold", values="split")
+
+
+def by_hash(names: Iterable[str], salt: Path | None) -> dict[str, str]:
+    """Participants by the keyed hash of their name, see `write_splits`.
+
+    Parameters
+    ----------
+    names : iterable of str
+    salt : path or None
+
+    Returns
+    -------
+    dict of str to str
+
+    Raises
+    ------
+    StudyError
+        If the salt is missing or short, or two participants have one name in the hash.
+    """
+    return _by_token(names, _hasher(salt))
 
 
 def _refuse(table: pd.DataFrame, wrong: pd.Series, path: Path, what: str) -> None:
@@ -116,7 +137,7 @@ def _by_token(names: Iterable[str], token: Callable[[str], str]) -> dict[str, st
 
 def _hasher(salt: Path | None) -> Callable[[str], str]:
     if salt is None:
-        raise StudyError("splits.table has hashes of participants; name the file of their secret in splits.salt")
+        raise StudyError("participants are to be matched by hashes; name the file of their secret in splits.salt")
     key = salt.read_bytes().strip() if salt.is_file() else b""
     if len(key) < _MIN_SALT:
         raise StudyError(

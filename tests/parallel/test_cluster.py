@@ -111,7 +111,7 @@ def test_workers_without_the_shared_disk_are_refused(tmp_path):
     place = Elsewhere(tmp_path)
     try:
         place.work(inside=empty)
-        pool = Pool(scheduler=place.address, outputs=tmp_path / "study", data=data)
+        pool = Pool(scheduler=place.address, outputs=tmp_path / "study", data=(data,))
         with pytest.raises(StudyError, match=rf"worker tcp://.* does not see {data} as this process does; put study"):
             map_scans(double, range(4), pool=pool, label="doubling")
     finally:
