@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from adlib.audit.acquisition import ACQUISITION, COHORT, PHASE, SEQUENCE, SLICES, acquisition_encoder, first_scans
-from adlib.audit.advice import Finding, findings_of
+from adlib.audit.advice import CHECKS, Finding, findings_of
 from adlib.study.params import AuditParams
 
 DEMOGRAPHIC = ("age", "sex")
@@ -140,6 +140,36 @@ def check_confounds(manifest: pd.DataFrame, params: AuditParams, seed: int) -> l
     return findings + _confound("demographics-tell-label", people, DEMOGRAPHIC, params, seed)
 
 
+def check_quality(manifest: pd.DataFrame, features: pd.DataFrame, params: AuditParams, seed: int) -> list[Finding]:
+    """Score a classifier on the quality values of participants' first scans alone.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+        Schema `records.MANIFEST`.
+    features : DataFrame
+        Schema `records.FEATURES`; scans that fail quality control do not count.
+    params : AuditParams
+    seed : int
+        Of the folds.
+    """
+    columns = quality_columns(features)
+    usable = features.loc[features["qc_verdict"] != "fail", ["scan_id", *columns]]
+    people = first_scans(manifest[manifest["scan_id"].isin(usable["scan_id"])]).merge(usable, on="scan_id")
+    return _confound("quality-tells-label", people, columns, params, seed)
+
+
+def quality_columns(features: pd.DataFrame) -> tuple[str, ...]:
+    """Names of the numeric quality values.
+
+    Parameters
+    ----------
+    features : DataFrame
+        Schema `records.FEATURES`.
+    """
+    return tuple(features.select_dtypes("number").filter(regex="^qc_").columns)
+
+
 def _confound(
     check: str, people: pd.DataFrame, columns: tuple[str, ...], params: AuditParams, seed: int
 ) -> list[Finding]:
@@ -155,7 +185,7 @@ def _confound(
     macro = float(np.mean([roc_auc_score(labels == name, p[:, k]) for k, name in enumerate(classes)]))
     auc, pair, chance = _best_pair(labels.to_numpy(), p, classes)
     value = f"{macro:.2f}" + (f", {pair} {auc:.2f}" if len(classes) > 2 and pair else "")
-    limit, stops = f"warn {_AUC_WARN}", check != "demographics-tell-label"
+    limit, stops = f"warn {_AUC_WARN}", "stop" in CHECKS[check].severities
     limit += f", stop {params.metadata_auc_stop}" if stops else ""
     severity = "warn" if macro > _AUC_WARN or auc > max(_AUC_WARN, chance) else "info"
     if stops and max(macro, auc) > params.metadata_auc_stop:

@@ -1,4 +1,4 @@
-"""Baselines of the network: chance, metadata, age and sex, volumes, and grey-matter maps, on the same splits."""
+"""Baselines of the network: chance, metadata, quality, age and sex, volumes and grey matter, on the same splits."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from adlib.audit.acquisition import acquisition_encoder, acquisition_facts, with_facts
+from adlib.audit.confounds import quality_columns
 from adlib.imaging import atlas
 from adlib.parallel.mapping import map_scans
 from adlib.preprocess.derivatives import file_names
@@ -99,7 +100,7 @@ def _inputs(scans: pd.DataFrame, params: StudyParams) -> dict[str, pd.DataFrame]
 
 
 def feature_sets(scans: pd.DataFrame) -> dict[str, tuple[str, ...]]:
-    """Columns of each baseline of demographics and volumes.
+    """Columns of each baseline of quality, demographics and volumes.
 
     Parameters
     ----------
@@ -112,13 +113,15 @@ def feature_sets(scans: pd.DataFrame) -> dict[str, tuple[str, ...]]:
         Only columns that the study has and that vary; baselines without any are left out.
     """
     volumes = tuple(n for n in scans.columns if (n.endswith("_ml") and not n.startswith("qc_")) or n == "nbv")
+    quality = quality_columns(scans)
     sets = {
+        "quality": quality,
         "age_sex": AGE_SEX,
         "brain_fraction": ("nbv",),
         "volumes": volumes,
         "age_sex_volumes": AGE_SEX + volumes,
     }
-    varying = {c for c in (*AGE_SEX, *volumes, "nbv") if c in scans and scans[c].nunique() > 1}
+    varying = {c for c in (*AGE_SEX, *volumes, *quality, "nbv") if c in scans and scans[c].nunique() > 1}
     usable = {name: tuple(c for c in columns if c in varying) for name, columns in sets.items()}
     return {name: columns for name, columns in usable.items() if columns}
 

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adlib.evaluation import scores
+from adlib.audit.advice import LINKED
+from adlib.audit.confounds import check_quality
+from adlib.evaluation import risk, scores
 from adlib.evaluation.baselines import predict_baselines
 from adlib.evaluation.prediction_sets import prediction_sets, set_scores
 from adlib.phantom.cohort import TRUTH, bayes_probabilities
 from adlib.study.metrics import CEILING, MEMBER, NETWORK
-from adlib.study.params import EvaluateParams, StudyParams
+from adlib.study.params import StudyParams
 from adlib.study.records import (
     AUDIT,
     FEATURES,
@@ -31,6 +33,8 @@ from adlib.training.pooling import LEVELS, arrays, pool_level, uncalibrated
 from adlib.training.splits import check_disjoint
 
 LEAK = "slice_split"  # the control with a split that disregards participants
+GAPS = ("balanced_accuracy", "roc_auc_binary")
+SHARED = {"slice": "shared_slice", "subject": "shared_subject"}  # levels of slices that network and `LEAK` both test
 Scores = dict[tuple[str, str | None], np.ndarray]  # by metric and class, None for all: (weightings,)
 Score = Callable[[np.ndarray, np.ndarray, np.ndarray, StudyParams], Scores]  # of y, p, weights, params
 SOURCES = ("manifest.tsv", "features.tsv", "splits.tsv", "predictions.parquet", "model.safetensors")
@@ -49,7 +53,8 @@ def evaluate_study(params: StudyParams) -> dict[str, Any]:
     -------
     dict
         The content of ``metrics.json``: ``entries`` and ``subgroups``, see `adlib.study.metrics.metrics_table`;
-        ``confusion`` by run (participants); ``small_groups``, names of groups with too few participants;
+        ``confusion`` by run (participants); ``decision_curve`` of the network; ``findings`` of the audit about image
+        quality, which need this study's features; ``small_groups``, names of groups with too few participants;
         ``ceiling``; ``left_out`` scans; ``accepted``, the audit's stop findings that the params accept; ``sources``
         with the digest of every table the numbers come from.
 
@@ -73,9 +78,13 @@ def evaluate_study(params: StudyParams) -> dict[str, Any]:
     tables = {str(run): table for run, table in runs.groupby("run", sort=False)}
     entries = [entry for run, table in tables.items() for entry in _score_levels(table, run, run in trained, params)]
     tested = {run: _tested(table, params) for run, table in tables.items() if not run.startswith(MEMBER)}
+    entries += _entries(_calibration_by_class, tested[NETWORK], NETWORK, "subject", params)
     entries += _against_baselines(tested, params)
-    groups, small = _score_subgroups(tested[NETWORK], manifest, params)
+    if LEAK in tables:
+        entries += _against_leak(tables[NETWORK], tables[LEAK], params)
+    groups, small = _score_subgroups(tested[NETWORK], _sets(tables[NETWORK], params), manifest, params)
     left_out = features.loc[features["qc_verdict"] == "fail", ["scan_id", "qc_reasons"]]
+    findings = check_quality(manifest, features, params.audit, params.seed)
     accepted = audit.loc[audit["decision"] == "accepted by params", ["check", "subject", "value", "meaning"]]
     metrics: dict[str, Any] = {
         "study": params.study,
@@ -85,6 +94,8 @@ def evaluate_study(params: StudyParams) -> dict[str, Any]:
         "subgroups": groups,
         "small_groups": small,
         "confusion": {run: _confusion(pooled, params) for run, pooled in tested.items()},
+        "decision_curve": _decision_curve(tested[NETWORK], params),
+        "findings": [{name: value for name, value in found.items() if name != LINKED} for found in findings],
         "left_out": left_out.to_dict("records"),
         "accepted": accepted.to_dict("records"),
         "sources": {name: content_digest(folder / name) for name in SOURCES},
@@ -146,16 +157,22 @@ def _score_levels(table: pd.DataFrame, run: str, trained: bool, params: StudyPar
     for level in LEVELS:
         if trained or level != "slice":
             entries += score_run(_pooled(tested, level, params), run, level, params)
-    validation = _pooled(table[table["split"] == "validation"], "subject", params)
-    sets = prediction_sets(validation, people, params.classes, params.evaluate.coverage)
+    sets = _sets(table, params)
 
     def score_sets(y: np.ndarray, _: np.ndarray, weights: np.ndarray, params: StudyParams) -> Scores:
         return set_scores(y, sets, weights, params.classes)
 
-    entries += _entries(score_sets, people, run, "subject", params)
+    for score in (score_sets, _risk_scores):
+        entries += _entries(score, people, run, "subject", params)
     if trained:
         entries += _entries(_uncalibrated_scores, _tested(uncalibrated(table), params), run, "subject", params)
     return entries
+
+
+def _sets(table: pd.DataFrame, params: StudyParams) -> np.ndarray:
+    """Prediction sets (n, K) of the tested participants of a run."""
+    validation = _pooled(table[table["split"] == "validation"], "subject", params)
+    return prediction_sets(validation, _tested(table, params), params.classes, params.evaluate.coverage)
 
 
 def _pooled(table: pd.DataFrame, level: str, params: StudyParams) -> pd.DataFrame:
@@ -203,9 +220,10 @@ def _scores(y: np.ndarray, p: np.ndarray, weights: np.ndarray, params: StudyPara
     values["roc_auc", "macro"] = np.mean(list(aucs.values()), axis=0)
     for k, name in enumerate(params.classes):
         values["average_precision", name] = scores.average_precision(y == k, p[:, k], weights)
-    values["roc_auc_binary", None] = _binary_auc(y, p, weights, params.classes, params.evaluate)
+    values["roc_auc_binary", None] = _of_risk(scores.roc_auc, y, p, weights, params)
     values["log_loss", None] = scores.log_loss(y, p, weights)
     values["brier", None] = scores.brier(y, p, weights)
+    values["ranked_probability", None] = scores.ranked_probability(y, p, weights)
     values["calibration_error", None] = scores.calibration_error(y, p, weights)
     return values
 
@@ -219,21 +237,79 @@ def _uncalibrated_scores(y: np.ndarray, p: np.ndarray, weights: np.ndarray, para
 
 def _two_scores(y: np.ndarray, p: np.ndarray, weights: np.ndarray, params: StudyParams) -> Scores:
     balanced = scores.from_confusion(scores.confusion(y, p, weights), params.classes)["balanced_accuracy", None]
-    area = _binary_auc(y, p, weights, params.classes, params.evaluate)
+    area = _of_risk(scores.roc_auc, y, p, weights, params)
     return {("balanced_accuracy", None): balanced, ("roc_auc_binary", None): area}
 
 
-def _subgroup_scores(y: np.ndarray, p: np.ndarray, weights: np.ndarray, params: StudyParams) -> Scores:
-    """As `_two_scores`, but NaN where they would mislead.
+def _of_risk(
+    score: Callable[[np.ndarray, np.ndarray, np.ndarray], Any],
+    y: np.ndarray,
+    p: np.ndarray,
+    weights: np.ndarray,
+    params: StudyParams,
+) -> Any:
+    """A score of the binary view, among the items of its classes."""
+    taken, positive, risks = risk.binary_view(y, p, params.classes, params.evaluate.binary)
+    return score(positive, risks, weights[:, taken])
 
-    Without one of the classes balanced accuracy has another chance level; with a handful of participants on one side of
-    the binary view its AUC is often 1 in every resample.
+
+def _risk_scores(y: np.ndarray, p: np.ndarray, weights: np.ndarray, params: StudyParams) -> Scores:
+    """Scores of the binary view other than its AUC."""
+    taken, positive, risks = risk.binary_view(y, p, params.classes, params.evaluate.binary)
+    view = positive, risks, weights[:, taken]
+    intercept, slope = risk.calibration_line(*view)
+    for_positive, for_negative = risk.predictive_values(*view, params.evaluate.prevalence)
+    return {
+        ("calibration_intercept", None): intercept,
+        ("calibration_slope", None): slope,
+        ("positive_predictive_value", None): for_positive,
+        ("negative_predictive_value", None): for_negative,
+        ("sensitivity_at_90_specificity", None): risk.sensitivity_at(*view),
+    }
+
+
+def _calibration_by_class(y: np.ndarray, p: np.ndarray, weights: np.ndarray, params: StudyParams) -> Scores:
+    """Calibration intercept and slope of each class against the rest."""
+    values: Scores = {}
+    for k, name in enumerate(params.classes):
+        lines = risk.calibration_line(y == k, p[:, k], weights)
+        values |= {
+            (f"calibration_{part}", name): line for part, line in zip(("intercept", "slope"), lines, strict=True)
+        }
+    return values
+
+
+def _decision_curve(pooled: pd.DataFrame, params: StudyParams) -> dict[str, list[float]]:
+    """Net benefit of the network by threshold, with its interval, and of treating all; empty without anyone to treat."""
+
+    def curves(y: np.ndarray, p: np.ndarray, weights: np.ndarray, params: StudyParams) -> dict[str, np.ndarray]:
+        taken, positive, risks = risk.binary_view(y, p, params.classes, params.evaluate.binary)
+        view = {"network": risks, "treat_all": np.ones_like(risks)}
+        return {name: risk.net_benefit(positive, values, weights[:, taken]) for name, values in view.items()}
+
+    y, p, groups = arrays(pooled, params.classes)
+    if not risk.binary_view(y, p, params.classes, params.evaluate.binary)[0].any():
+        return {}
+    found = scores.resampled(lambda w: curves(y, p, w, params), groups, params.evaluate.bootstrap, params.seed)
+    low, high = np.nanpercentile(found["network"][1:], [2.5, 97.5], axis=0)
+    columns = {"network": found["network"][0], "low": low, "high": high, "treat_all": found["treat_all"][0]}
+    return {"threshold": risk.THRESHOLDS.tolist()} | {name: values.tolist() for name, values in columns.items()}
+
+
+def _subgroup_scores(y: np.ndarray, p: np.ndarray, weights: np.ndarray, params: StudyParams) -> Scores:
+    """Scores of a group, but NaN where they would mislead.
+
+    Without one of the classes balanced accuracy has another chance level. With a handful of participants of a class, or
+    on one side of the binary view, the score hardly varies over resamples, and its interval is too narrow.
     """
-    complete = (weights @ np.eye(len(params.classes))[y] > 0).all(1)
-    smaller = min(np.isin(np.array(params.classes)[y], names).sum() for names in params.evaluate.binary.values())
-    valid = (complete, 2 * smaller >= params.evaluate.subgroup_minimum)
+    enough = params.evaluate.subgroup_minimum / 2
+    each = np.bincount(y, minlength=len(params.classes))
+    complete = (weights @ np.eye(len(params.classes))[y] > 0).all(1) & (each.min() >= enough)
+    sides = [sum(each[params.classes.index(c)] for c in names) for names in params.evaluate.binary.values()]
     values = _two_scores(y, p, weights, params)
-    return {name: np.where(kept, values[name], np.nan) for name, kept in zip(values, valid, strict=True)}
+    values["calibration_intercept", None] = _of_risk(risk.calibration_line, y, p, weights, params)[0]
+    valid = dict.fromkeys(values, min(sides) >= enough) | {("balanced_accuracy", None): complete}
+    return {name: np.where(valid[name], value, np.nan) for name, value in values.items()}
 
 
 def participant_groups(manifest: pd.DataFrame, age_bands: tuple[float, ...]) -> pd.DataFrame:
@@ -272,8 +348,8 @@ def _bands(age: pd.Series, edges: tuple[float, ...]) -> pd.Series:
     return pd.cut(age, [-np.inf, *edges, np.inf], right=False, labels=names, ordered=True)
 
 
-def subgroups(pooled: pd.DataFrame, groups: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Rows of each group of each column; age bands rise.
+def subgroups(pooled: pd.DataFrame, groups: pd.DataFrame) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Rows of each group of each column, and those of its other groups; age bands rise.
 
     Parameters
     ----------
@@ -286,35 +362,51 @@ def subgroups(pooled: pd.DataFrame, groups: pd.DataFrame) -> Iterator[tuple[str,
     ------
     name : str
         Such as ``sex F``.
-    rows : DataFrame
-        Of `pooled`; never empty.
+    inside, outside : (n,) bool
+        Rows of `pooled` in the group, of which there are some, and in another group of the column.
     """
     for column in groups:
-        for name, rows in pooled.groupby(pooled["participant_id"].map(groups[column]), observed=True):
-            yield f"{column} {name}", rows
+        values = pooled["participant_id"].map(groups[column])
+        present = values.cat.categories if isinstance(values.dtype, pd.CategoricalDtype) else sorted(values.dropna())
+        for name in dict.fromkeys(present):
+            inside = (values == name).fillna(False).to_numpy(bool)
+            if inside.any():
+                yield f"{column} {name}", inside, values.notna().to_numpy() & ~inside
 
 
 def _score_subgroups(
-    tested: pd.DataFrame, manifest: pd.DataFrame, params: StudyParams
+    tested: pd.DataFrame, sets: np.ndarray, manifest: pd.DataFrame, params: StudyParams
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Two scores of the network in each group of participants, and the names of groups that are too small."""
+    """Scores of the network in each group of participants, and the names of groups that are too small.
+
+    All groups are scored on the same resamples of all participants, so that a gap, the score of a group less that of
+    all participants outside it whose group is known, has an interval. `sets` are the prediction sets (n, K).
+    """
     entries, small = [], []
-    for name, part in subgroups(tested, participant_groups(manifest, params.evaluate.age_bands)):
-        if part["participant_id"].nunique() < params.evaluate.subgroup_minimum:
+    groups = participant_groups(manifest, params.evaluate.age_bands)
+    for name, inside, outside in subgroups(tested, groups):
+        if tested.loc[inside, "participant_id"].nunique() < params.evaluate.subgroup_minimum:
             small.append(name)
-        else:
-            entries += _entries(_subgroup_scores, part, NETWORK, "subject", params, group=name)
+            continue
+
+        def score_group(
+            y: np.ndarray, p: np.ndarray, weights: np.ndarray, params: StudyParams,
+            inside: np.ndarray = inside, outside: np.ndarray = outside,
+        ) -> Scores:  # fmt: skip
+            mine, others = (_subgroup_scores(y[of], p[of], weights[:, of], params) for of in (inside, outside))
+            gaps = {(f"{metric}_gap", None): mine[metric, None] - others[metric, None] for metric in GAPS}
+            held = set_scores(y[inside], sets[inside], weights[:, inside], params.classes)["coverage", None]
+            return mine | {("coverage", None): held} | gaps
+
+        found = _entries(score_group, tested, NETWORK, "subject", params, group=name)
+        entries += [_with_interval_or_none(entry) | {"n": int(inside.sum())} for entry in found]
     return entries, small
 
 
-def _binary_auc(
-    y: np.ndarray, p: np.ndarray, weights: np.ndarray, classes: tuple[str, ...], params: EvaluateParams
-) -> np.ndarray:
-    """ROC AUC (B,) of the positive against the negative classes, among the items of these classes."""
-    negative, positive = ([classes.index(c) for c in params.binary[side]] for side in ("negative", "positive"))
-    taken = np.isin(y, negative + positive)
-    up, down = p[taken][:, positive].sum(1), p[taken][:, negative].sum(1)
-    return scores.roc_auc(np.isin(y[taken], positive), up / np.maximum(up + down, 1e-12), weights[:, taken])
+def _with_interval_or_none(entry: dict[str, Any]) -> dict[str, Any]:
+    """Without an interval where all resamples agree: a few participants, not certainty, are the reason."""
+    bounds = entry["ci95"]
+    return entry | {"ci95": None} if bounds and bounds[0] == bounds[1] else entry
 
 
 def _against_baselines(tested: dict[str, pd.DataFrame], params: StudyParams) -> list[dict[str, Any]]:
@@ -330,13 +422,37 @@ def _against_baselines(tested: dict[str, pd.DataFrame], params: StudyParams) -> 
         if run == NETWORK or list(other["participant_id"]) != list(network["participant_id"]):
             continue
         name = f"{NETWORK} - {run}"
-        values, others = (_resampled(_two_scores, table, params) for table in (network, other))
-        for metric, label in values:
-            difference = values[metric, label] - others[metric, label]
-            entries.append(_entry(name, "subject", f"{metric}_difference", label, n, difference))
+        entries += _differences(network, other, name, "subject", params)
         right = [p.argmax(1) == y for y, p, _ in (arrays(table, params.classes) for table in (network, other))]
         entries.append(_entry(name, "subject", "mcnemar_p", None, n, np.array([scores.mcnemar(*right)])))
     return entries
+
+
+def _against_leak(network: pd.DataFrame, leak: pd.DataFrame, params: StudyParams) -> list[dict[str, Any]]:
+    """Network and `LEAK` on the slices that both test, hence on the same participants, and their differences."""
+    tables = [table[table["split"] == "test"] for table in (network, leak)]
+    keys = ["fold", "participant_id", "scan_id", "slice"]
+    shared = tables[0][keys].merge(tables[1][keys])
+    if shared.empty:
+        return []
+    entries = []
+    for level, name in SHARED.items():
+        mine, theirs = (_pooled(table.merge(shared), level, params) for table in tables)
+        for run, pooled in ((NETWORK, mine), (LEAK, theirs)):
+            entries += _entries(_two_scores, pooled, run, name, params)
+        entries += _differences(mine, theirs, f"{NETWORK} - {LEAK}", name, params)
+    return entries
+
+
+def _differences(
+    network: pd.DataFrame, other: pd.DataFrame, name: str, level: str, params: StudyParams
+) -> list[dict[str, Any]]:
+    """Differences of two scores on the same items and the same resamples of participants."""
+    values, others = (_resampled(_two_scores, table, params) for table in (network, other))
+    return [
+        _entry(name, level, f"{metric}_difference", label, len(network), values[metric, label] - others[metric, label])
+        for metric, label in values
+    ]
 
 
 def _confusion(pooled: pd.DataFrame, params: StudyParams) -> list[list[int]]:

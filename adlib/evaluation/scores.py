@@ -60,8 +60,9 @@ def from_confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> dict[tuple[s
         f1 = np.where(true > 0, 2 * hits / (true + decided), np.nan)
         rest = total[:, None] - true
         specificity = np.where(rest > 0, (rest - decided + hits) / rest, np.nan)
+        accuracy = hits.sum(1) / total
     scores: dict[tuple[str, str | None], np.ndarray] = {
-        ("accuracy", None): hits.sum(1) / total,
+        ("accuracy", None): accuracy,
         ("balanced_accuracy", None): _mean(recall),
     }
     for name, values in (("precision", precision), ("recall", recall), ("specificity", specificity), ("f1", f1)):
@@ -223,6 +224,33 @@ def brier(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
     Brier 1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2.
     """
     return weights @ ((p - np.eye(p.shape[1])[y]) ** 2).sum(1) / weights.sum(1)
+
+
+def ranked_probability(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Ranked probability score for ordered classes: an error by two stages costs more than one by one.
+
+    Parameters
+    ----------
+    y : (n,) int
+        True classes, in their order.
+    p : (n, K) float
+        Probabilities.
+    weights : (B, n) float
+        One weighting of the items per row.
+
+    Returns
+    -------
+    (B,) float64
+        Weighted mean squared distance of the cumulative probabilities to those of the truth, over K - 1; 0 best, 1
+        worst.
+
+    References
+    ----------
+    Epstein 1969, doi:10.1175/1520-0450(1969)008<0985:ASSFPF>2.0.CO;2.
+    """
+    k = p.shape[1]
+    distance = p.cumsum(1) - (np.arange(k) >= y[:, None])
+    return weights @ (distance[:, :-1] ** 2).sum(1) / (k - 1) / weights.sum(1)
 
 
 def calibration_error(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:

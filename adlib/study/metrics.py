@@ -53,6 +53,7 @@ RUNS = {
     "metadata_added": Run("Metadata added", "control", "scanner metadata as covariates: how much they would add"),
     "majority": Run("Majority", "baseline", "always the most frequent class"),
     "metadata": Run("Scanner metadata", "baseline", "site, scanner, voxels and date alone, no image"),
+    "quality": Run("Image quality", "baseline", "quality-control values alone, which must not predict the class"),
     "age_sex": Run("Age and sex", "baseline", "logistic regression"),
     "brain_fraction": Run("Brain fraction", "baseline", "brain volume as a share of the intracranial volume"),
     "volumes": Run("Volumes", "baseline", "logistic regression on regional volumes"),

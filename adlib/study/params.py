@@ -186,6 +186,9 @@ class EvaluateParams(Section):
     """Number of bootstrap resamples of participants."""
     binary: dict[str, tuple[str, ...]] = Field({"negative": ("CN",), "positive": ("AD",)})
     """Classes of the binary comparison."""
+    prevalence: float | None = Field(None, gt=0, lt=1)
+    """Prevalence of the positive side of the binary comparison for predictive values; empty for that of the test
+    participants."""
     coverage: float = Field(0.9, ge=0.5, lt=1)
     """Nominal coverage of the conformal prediction sets."""
     age_bands: tuple[float, ...] = Field((65.0, 75.0, 85.0), min_length=1)

@@ -34,7 +34,8 @@ def test_groups_are_those_of_the_first_session_and_unknown_facts_are_in_none():
     expected = ["F", "under 65", "a", "1.5 T"], ["M", "65 to under 75", "a", "3 T"]
     assert [groups.loc[name].tolist() for name in ("sub-000", "sub-001")] == list(expected)
     pooled = manifest[["participant_id"]].assign(fold=0)
-    found = {name: part["participant_id"].str[-1].tolist() for name, part in subgroups(pooled, groups)}
+    last = pooled["participant_id"].str[-1]
+    found = {name: last[inside].tolist() for name, inside, _ in subgroups(pooled, groups)}
     assert found == {
         "sex F": ["0", "3"], "sex M": ["1"],
         "age under 65": ["0"], "age 65 to under 75": ["1"], "age 75 and over": ["2"],
@@ -53,12 +54,14 @@ def made():
     rng = np.random.default_rng(0)
     y, site = np.arange(200) % 4, np.repeat(["good", "bad", "small"], [100, 89, 11])
     p = rng.dirichlet(np.ones(4), 200)
-    p[:100] = 0.3 * p[:100] + 0.7 * np.eye(4)[y[:100]]
+    p[:100] = 0.7 * p[:100] + 0.3 * np.eye(4)[y[:100]]
     ages = np.where(y == 3, 80.0, np.where(np.arange(200) % 2, 70.0, 80.0))
     manifest = people(site=site, age=ages, diagnosis=np.array(CLASSES)[y])
     tested = manifest[["participant_id", "session_id", "scan_id"]].assign(fold=0, truth=manifest["diagnosis"])
     tested[[f"p_{name}" for name in CLASSES]] = p
-    return ages, *_score_subgroups(tested, manifest, PARAMS)
+    sets = np.random.default_rng(1).random((200, 4)) < 0.9
+    sets[100:, :] = True
+    return ages, *_score_subgroups(tested, sets, manifest, PARAMS)
 
 
 def test_groups_differ_and_small_ones_are_left_out(made):
@@ -78,7 +81,31 @@ def test_a_group_without_one_of_the_classes_has_no_balanced_accuracy(made):
     assert lacking["balanced_accuracy"]["point"] is None and lacking["balanced_accuracy"]["ci95"] is None
     assert lacking["roc_auc_binary"]["point"] is None
     table = subgroup_table(metrics_table({"entries": [], "subgroups": entries}))
-    assert table.loc["age 65 to under 75"].tolist()[1:] == ["undefined"] * 2
+    assert table.loc["age 65 to under 75"].tolist()[1:3] == ["undefined"] * 2
+
+
+def test_gaps_are_to_all_others_and_have_intervals(made):
+    found = {(e["group"], e["metric"]): e for e in made[1]}
+    gaps = [found[f"site {name}", "balanced_accuracy_gap"] for name in ("good", "bad")]
+    assert gaps[0]["ci95"][0] > 0 and gaps[1]["ci95"][1] < 0
+    assert (gaps[0]["n"], gaps[1]["n"]) == (100, 89)
+
+
+def test_sets_that_always_hold_the_truth_have_no_interval(made):
+    found = {e["group"]: e for e in made[1] if e["metric"] == "coverage"}
+    assert found["site good"]["point"] < 1 and found["site good"]["ci95"][0] < found["site good"]["point"]
+    assert (found["site bad"]["point"], found["site bad"]["ci95"]) == (1.0, None)
+
+
+@pytest.mark.parametrize(("single", "scored"), [(5, False), (6, True)])
+def test_a_group_with_few_of_one_class_has_no_score(single, scored):
+    y = np.concatenate([np.repeat(np.arange(3), 12), np.full(single, 3), np.arange(40) % 4])
+    manifest = people(site=np.repeat(["one", "two"], [36 + single, 40]), diagnosis=np.array(CLASSES)[y])
+    tested = manifest[["participant_id"]].assign(fold=0, truth=manifest["diagnosis"])
+    tested[[f"p_{name}" for name in CLASSES]] = np.random.default_rng(2).dirichlet(np.ones(4), len(y))
+    entries, _ = _score_subgroups(tested, np.ones((len(y), 4), bool), manifest, PARAMS)
+    points = {e["metric"]: e["point"] for e in entries if e["group"] == "site one"}
+    assert [points[name] is not None for name in ("balanced_accuracy", "roc_auc_binary")] == [scored, scored]
 
 
 def test_age_bands_must_rise():

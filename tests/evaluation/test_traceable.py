@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import brentq
 from scipy.stats import norm
 from sklearn import metrics as sk
+from sklearn.linear_model import LogisticRegression
 
 from adlib.evaluation.evaluate import _entries, _two_scores
 from adlib.study.params import load_params
@@ -43,6 +45,7 @@ def by_scikit_learn(y, p):
         ("log_loss", None): sk.log_loss(y, p),
         ("brier", None): 3 * sk.mean_squared_error(one_hot.ravel(), p.ravel()),
         ("calibration_error", None): calibration_error(y, p),
+        ("ranked_probability", None): ranked_probability(y, p),
     }
     specificity = [sk.recall_score(y != k, decided != k) for k in range(3)]
     table = sk.precision_recall_fscore_support(y, decided, labels=[0, 1, 2], zero_division=0)[:3]
@@ -52,6 +55,34 @@ def by_scikit_learn(y, p):
         found["roc_auc", name] = sk.roc_auc_score(y == k, p[:, k])
         found["average_precision", name] = sk.average_precision_score(y == k, p[:, k])
     return found
+
+
+def of_the_binary_view(y, p):
+    """Scores of CN against MCI and AD by scikit-learn."""
+    ill, risk = y > 0, p[:, 1:].sum(1)
+    false, true, _ = sk.roc_curve(ill, risk, drop_intermediate=False)
+    return calibration_lines(ill, risk) | {
+        ("positive_predictive_value", None): sk.precision_score(ill, risk >= 0.5, zero_division=np.nan),
+        ("negative_predictive_value", None): sk.precision_score(~ill, risk < 0.5, zero_division=np.nan),
+        ("sensitivity_at_90_specificity", None): true[false <= 0.1 + 1e-12].max(),
+    }
+
+
+def calibration_lines(ill, risk, label=None):
+    """Intercept at slope 1, by a root of the score equation, and slope by an unpenalised logistic regression."""
+    logit = np.log(risk / (1 - risk))
+    model = LogisticRegression(C=np.inf, tol=1e-10, solver="newton-cholesky").fit(logit[:, None], ill)
+    large = brentq(lambda a: (ill - 1 / (1 + np.exp(-a - logit))).sum(), -9, 9, xtol=1e-12)
+    separated = sk.roc_auc_score(ill, risk) == 1  # by which the slope has no bound
+    return {
+        ("calibration_slope", label): np.nan if separated else model.coef_[0, 0],
+        ("calibration_intercept", label): large,
+    }
+
+
+def ranked_probability(y, p):
+    """By thresholds: the mean Brier score of being beyond each stage."""
+    return float(np.mean([sk.brier_score_loss(y > k, p[:, k + 1 :].sum(1).clip(0, 1)) for k in range(2)]))
 
 
 def calibration_error(y, p):
@@ -79,6 +110,11 @@ def sets(table, run):
     return {(metric, name): v[inside].mean() for metric, v in values.items() for name, inside in groups.items()}
 
 
+def tolerance(name):
+    """Iterative fits agree to 1e-6, all other scores to rounding."""
+    return 1e-6 if name[0] in ("calibration_slope", "calibration_intercept") else 1e-12
+
+
 def stored(metrics, run, level):
     chosen = [e for e in metrics["entries"] if e["run"] == run and e["level"] == level]
     return {(e["metric"], e["class"]): e for e in chosen}
@@ -95,13 +131,17 @@ def test_every_score_of_a_network_follows_from_its_predictions(study, run, level
         y_raw, p_raw, _ = pooled(table.query("split == 'test'"), level, calibrate=False)
         expected["log_loss_uncalibrated", None] = sk.log_loss(y_raw, p_raw)
         expected["calibration_error_uncalibrated", None] = calibration_error(y_raw, p_raw)
+        expected |= of_the_binary_view(y, p)
         expected |= sets(table, run)
+    if level == "subject" and run == "resnet50":
+        for k, name in enumerate(CLASSES):
+            expected |= calibration_lines(y == k, p[:, k], name)
     found = stored(metrics, run, level)
     left = {k for k in found if k not in expected}
     assert left <= {("permutation_p", None)}, "a score has no reference here; add one"
     assert set(expected) <= set(found)
     for name, value in expected.items():
-        assert found[name]["point"] == pytest.approx(value, abs=1e-12), name
+        assert found[name]["point"] == pytest.approx(value, abs=tolerance(name)), name
         assert found[name]["n"] == len(y)
 
 
@@ -114,11 +154,14 @@ def test_every_score_of_a_baseline_follows_from_its_predictions(study):
         table = baselines[baselines["run"] == run]
         for level in ("scan", "subject"):
             expected = by_scikit_learn(*pooled(table.query("split == 'test'"), level)[:2])
-            expected |= sets(table, run) if level == "subject" else {}
+            if level == "subject":
+                y, p, _ = pooled(table.query("split == 'test'"), level)
+                expected |= sets(table, run) | of_the_binary_view(y, p)
             found = stored(metrics, run, level)
             assert set(found) == set(expected)
             for name, value in expected.items():
-                assert found[name]["point"] == pytest.approx(value, abs=1e-12), (run, level, name)
+                point = np.nan if found[name]["point"] is None else found[name]["point"]
+                assert point == pytest.approx(value, abs=tolerance(name), nan_ok=True), (run, level, name)
 
 
 def test_differences_subgroups_and_confusion_follow_from_the_predictions(study):
@@ -141,6 +184,10 @@ def test_differences_subgroups_and_confusion_follow_from_the_predictions(study):
             entry = groups[f"sex {name}", metric]
             assert entry["point"] == pytest.approx(expected[metric, None], abs=1e-12)
             assert entry["n"] == (sex == name).sum()
+            others = by_scikit_learn(y[sex != name], p[sex != name])[metric, None]
+            gap = groups[f"sex {name}", f"{metric}_gap"]
+            assert gap["point"] == pytest.approx(expected[metric, None] - others, abs=1e-12)
+            assert gap["ci95"][0] < gap["point"] < gap["ci95"][1]
 
 
 def test_intervals_are_those_of_samples_in_which_people_are_really_repeated(study):
