@@ -80,7 +80,7 @@ def test_refused_scan_has_reason_and_advice_but_no_class(with_reference, kind):
     assert result.predicted is None and result.probabilities == {} and not len(result.slices)
     failed = next(check for check in result.checks if check.status == FAILED)
     assert (
-        result.statement == f"Not classified; failed input check: {failed.title}"
+        result.statement == f"Not classified: {failed.problem}"
         and result.possible == ()
         and result.agreement == ""
     )
