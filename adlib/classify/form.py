@@ -66,8 +66,6 @@ class App:
         By title, where there is a choice; the first is the default.
     simulate : callable
         Makes the files of the examples, where they do not exist yet.
-    about : str
-        What the default model is.
     results : list of Result
         Every scan classified in this session.
     """
@@ -77,7 +75,6 @@ class App:
     examples: dict[str, str]
     models: dict[str, Worker] = field(default_factory=dict)
     simulate: Callable[[], object] = lambda: None
-    about: str = ""
     results: list[Result] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -101,8 +98,8 @@ class App:
         examples = widgets.Box([widgets.HTML(html("note", EXAMPLES)), *self.samples], layout=WRAP)
         order = widgets.Box([self.report, self.sort, self.descending], layout=WRAP)
         self.after = widgets.VBox([order, self.links, self.summary], layout={"display": "none"})
-        about = widgets.HTML(html("note", self.about))
-        asked = [self.upload, self.waiting, about, row, self.more, *([examples] if self.samples else [])]
+        self.about = widgets.HTML(html("note", self.worker.about))
+        asked = [self.upload, self.waiting, self.about, row, self.more, *([examples] if self.samples else [])]
         self.box = Form(
             [*asked, self.stage, self.queue, self.shown, self.after],
             "The upload form appears here while a kernel runs: make lab, or make app",
@@ -153,6 +150,7 @@ class App:
 
     def _model_chosen(self, change: dict[str, Any]) -> None:
         self.worker = change["new"]
+        self.about.value = html("note", self.worker.about)
 
     def _options_changed(self, change: dict[str, Any]) -> None:
         self.more.layout.display = "" if change["new"] else "none"
@@ -352,13 +350,14 @@ def classifier_app(params: StudyParams) -> widgets.Widget:
     examples = {f"{scan.participant_id} ({scan.diagnosis})": scan.path for scan in list_examples(params).itertuples()}
     inbox = Inbox(params.classify, open_home())
     settings = (params.classify, inbox.home, params.evaluate.coverage, params.evaluate.attribution)
-    workers = {title: Worker(model, *settings) for title, model in models.items()}
+    workers = {
+        title: Worker(model, *settings, about=f"Model: {title}. {read_card(model).origin}.")
+        for title, model in models.items()
+    }
 
     def simulate() -> None:
         from adlib.classify.stored_results import example_scans
 
         example_scans(params)
 
-    first, *others = models
-    about = f"Model: {first}. {read_card(models[first]).origin}."
-    return App(workers[first], inbox, examples, workers if others else {}, simulate, about).box
+    return App(next(iter(workers.values())), inbox, examples, workers if len(workers) > 1 else {}, simulate).box

@@ -94,6 +94,8 @@ class Worker:
         Attribution method.
     target : callable
         Runs in the process, see `serve`.
+    about : str
+        What the model is, for the user.
     expected : dict of str to float
         Seconds of each stage, as last measured.
     """
@@ -104,6 +106,7 @@ class Worker:
     coverage: float = COVERAGE
     method: str = "integrated_gradients"
     target: Callable[..., None] = serve
+    about: str = ""
     expected: dict[str, float] = field(default_factory=EXPECTED_S.copy)
 
     def __post_init__(self) -> None:
