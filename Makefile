@@ -3,10 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PARAMS ?= params/phantom.yaml
-UPLOAD_BYTES ?= 1073741824
-LARGE = "{'websocket_max_message_size': $(UPLOAD_BYTES)}"
 OWN = default-src 'self' ws://127.0.0.1:* ws://localhost:* data: blob: 'unsafe-inline' 'unsafe-eval'
-CLOSED = "{'websocket_max_message_size': $(UPLOAD_BYTES), 'headers': {'Content-Security-Policy': \"$(OWN)\"}}"
+CLOSED = "{'headers': {'Content-Security-Policy': \"$(OWN)\"}}"
 APP ?= adlib/classify/page.ipynb
 CULL = --MappingKernelManager.cull_idle_timeout=90 --MappingKernelManager.cull_interval=30
 PYTEST ?=
@@ -50,7 +48,7 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
 lab: $(READY)
-	$(BIN)/jupyter lab $(STRIP) --ServerApp.tornado_settings=$(LARGE) --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
+	$(BIN)/jupyter lab $(STRIP) --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
 app: $(READY)
 	$(BIN)/voila $(APP) --token --Voila.ip=127.0.0.1 --Voila.tornado_settings=$(CLOSED) --VoilaConfiguration.file_denylist="['.*']" $(CULL)

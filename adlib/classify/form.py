@@ -10,10 +10,11 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from adlib.classify.drop_zone import DropZone
 from adlib.classify.examples import list_examples
 from adlib.classify.model_store import find_models
-from adlib.classify.scan_tables import scan_table, summary_table, unique_name
-from adlib.classify.uploads import ACCEPT, Chosen, Inbox, open_home
+from adlib.classify.scan_tables import scan_table, summaries, unique_name
+from adlib.classify.uploads import ACCEPT, MIB, Chosen, Inbox, open_home
 from adlib.classify.views import Viewer, html, links_html
 from adlib.classify.worker import EXPECTED_S, CancelledError, Result, Worker
 from adlib.sources.scanfile import scan_name
@@ -21,15 +22,15 @@ from adlib.study.params import StudyParams
 from adlib.study.records import StudyError
 from adlib.training.model_card import read_card
 
-NOTHING_CHOSEN = (
-    "Choose a file, a path or an example first. A chosen file that does not arrive exceeds the upload limit of this "
-    "server (10 MB unless started by make lab or make app); give its path instead."
-)
+NOTHING_CHOSEN = "Choose or drop a scan first, or press an example."
+EXAMPLES = "Or try an example, a simulated head with its true class:"
+PROPOSED = "Age and sex are proposed from the header of the file: correct or clear them where they are wrong."
 STAGES = tuple(EXPECTED_S)
 MAX_WITH_PICTURES = 20  # pictures of older results are deleted to save memory
 MAX_AGE = 120.0  # years
 WIDE = {"width": "38em", "max_width": "100%"}
-LABELS = {"description_width": "7em"}
+LABELS = {"description_width": "5em"}
+SHORT = {"description_width": "initial"}
 WRAP = {"flex_flow": "row wrap"}
 
 
@@ -79,50 +80,54 @@ class App:
     def __post_init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._stop = False
+        self._states: list[list[str]] = []
+        self._running = self.worker
         self._inputs()
         self._outputs()
-        self.upload.observe(self._received, "value")
         self.button.on_click(lambda _: self.classify())
         self.cancel.on_click(lambda _: self.stop())
         self.report.on_click(lambda _: self._report())
         for control in (self.sort, self.descending):
             control.observe(lambda _: self._show_tables(), "value")
-        for control in (self.path, self.example):
-            control.observe(lambda _: self._count(), "value")
+        self.path.observe(lambda _: self._count(), "value")
         self.model.observe(self._model_chosen, "value")
-        self.example.observe(self._example_chosen, "value")
-        person = widgets.Box([self.age, self.sex, self.explain], layout=WRAP)
-        row = widgets.Box([self.button, self.cancel, self.progress], layout=WRAP)
-        order = widgets.Box([self.sort, self.descending, self.report], layout=WRAP)
+        self.options.observe(self._options_changed, "value")
+        row = widgets.Box([self.age, self.sex, self.button, self.cancel, self.options], layout=WRAP)
+        chosen = [self.path, *([self.model] if self.models else []), self.explain]
+        self.more = widgets.VBox(chosen, layout={"display": "none"})
+        examples = widgets.Box([widgets.HTML(html("note", EXAMPLES)), *self.samples], layout=WRAP)
+        order = widgets.Box([self.report, self.sort, self.descending], layout=WRAP)
         self.after = widgets.VBox([order, self.links, self.summary], layout={"display": "none"})
-        asked = [self.example, *([self.model] if self.models else []), person, row]
-        parts = [self.upload, self.waiting, self.path, *asked, self.stage, self.shown, self.after]
-        self.box = Form(parts, "The upload form appears here while a kernel runs: make lab, or make app")
+        self.about = widgets.HTML(html("note", self.worker.about))
+        asked = [self.upload, self.waiting, self.about, row, self.more, *([examples] if self.samples else [])]
+        self.box = Form(
+            [*asked, self.stage, self.queue, self.shown, self.after],
+            "The upload form appears here while a kernel runs: make lab, or make app",
+        )
+        self.box.add_class("adlib-form")
 
     def _inputs(self) -> None:
-        self.upload = widgets.FileUpload(
-            accept=",".join(ACCEPT), multiple=True, description="Choose scans", layout={"width": "14em"},
-            tooltip="NIfTI, MGH, Analyze pairs, a zip of DICOM or all DICOM files of one series",
-        )  # fmt: skip
+        self.upload = DropZone(self.receive, [*ACCEPT], self.inbox.limits.max_upload_mb * MIB)
         self.path = widgets.Text(
             description="or a path", placeholder="on this computer: a file or a folder of DICOM", layout=WIDE,
             style=LABELS, tooltip="path of a scan on the computer that runs this page",
         )  # fmt: skip
-        options = [("none", ""), *self.examples.items()]
-        self.example = widgets.Dropdown(
-            options=options, description="or example", layout=WIDE, style=LABELS, tooltip="test scans of the study"
-        )
+        self.samples = [
+            widgets.Button(description=label, tooltip=f"classify the example {label}") for label in self.examples
+        ]
+        for sample, path in zip(self.samples, self.examples.values(), strict=True):
+            sample.on_click(lambda _, path=path: self._classify_example(path))
         self.model = widgets.Dropdown(
             options=[*self.models.items()] or [("of the study", self.worker)], description="model", layout=WIDE,
             style=LABELS, tooltip="whom the model was trained on",
         )  # fmt: skip
         self.age = widgets.Text(
-            description="age, years", placeholder="optional", layout={"width": "14em"}, style=LABELS,
+            description="age, years", placeholder="optional", layout={"width": "11em"}, style=SHORT,
             tooltip="age in years, for percentiles of volumes; of one scan only",
         )  # fmt: skip
         self.sex = widgets.Dropdown(
-            options=[("not given", None), ("female", 1.0), ("male", 0.0)], description="sex", layout={"width": "16em"},
-            tooltip="for percentiles of volumes; of one scan only",
+            options=[("not given", None), ("female", 1.0), ("male", 0.0)], description="sex", layout={"width": "12em"},
+            style=SHORT, tooltip="for percentiles of volumes; of one scan only",
         )  # fmt: skip
         self.explain = widgets.Checkbox(
             description="show an attribution map", indent=False, layout={"width": "18em"},
@@ -130,40 +135,57 @@ class App:
         )  # fmt: skip
 
     def _outputs(self) -> None:
-        self.button = widgets.Button(description="Classify", button_style="primary", icon="play", tooltip="start")
+        self.button = widgets.Button(description="Classify", button_style="primary", tooltip="start")
         self.cancel = widgets.Button(
-            description="Cancel", icon="stop", disabled=True, tooltip="stop now and drop the scans that have not begun"
+            description="Cancel", disabled=True, tooltip="stop now and drop the scans that have not begun"
         )
-        self.progress = widgets.IntProgress(max=len(STAGES), layout={"width": "20em", "visibility": "hidden"})
-        self.waiting, self.stage, self.links, self.summary = (widgets.HTML() for _ in range(4))
+        self.options = widgets.ToggleButton(description="More options", tooltip="a path, the model, an attribution map")
+        self.waiting, self.stage, self.queue, self.links, self.summary = (widgets.HTML() for _ in range(5))
         self.shown = widgets.VBox()
         self.sort = widgets.Dropdown(
             options=["scan"], description="sort by", tooltip="column that the table is sorted by"
         )
         self.descending = widgets.ToggleButton(description="descending", tooltip="largest first")
-        self.report = widgets.Button(description="Make report", icon="download", tooltip="CSV, JSON, HTML and PDF")
+        self.report = widgets.Button(description="Make report", tooltip="CSV, JSON, HTML and PDF")
 
     def _model_chosen(self, change: dict[str, Any]) -> None:
         self.worker = change["new"]
+        self.about.value = html("note", self.worker.about)
 
-    def _example_chosen(self, change: dict[str, Any]) -> None:
-        """Examples are of the study: its model is the last."""
-        if self.models:
-            self.model.index = len(self.models) - 1 if change["new"] else 0
+    def _options_changed(self, change: dict[str, Any]) -> None:
+        self.more.layout.display = "" if change["new"] else "none"
 
-    def _received(self, change: dict[str, Any]) -> None:
-        """Take uploads out of the page at once, so that no bytes of them stay in the widget."""
-        if not change["new"]:
-            return
-        left_out = self.inbox.receive(change["new"])
-        self.upload.value = ()
+    def receive(self, files: list[dict[str, Any]]) -> None:
+        """Store uploads in the private folder and start the worker.
+
+        Parameters
+        ----------
+        files : list of dict
+            See `adlib.classify.uploads.Inbox.receive`.
+        """
+        left_out = self.inbox.receive(files)
         self.worker.start()
         self._show_waiting(left_out)
+        chosen = self._chosen()
+        if len(chosen) == 1 and (chosen[0].path.is_dir() or chosen[0].path.suffix == ".zip"):
+            threading.Thread(target=self._propose, args=(chosen[0],), daemon=True).start()
+
+    def _propose(self, scan: Chosen) -> None:
+        """Fill in age and sex that the DICOM header states, unless something is there or the scan is gone."""
+        try:
+            stated = self.worker.stated_person(scan.path)
+        except (StudyError, CancelledError, OSError):
+            return
+        if not stated or self._chosen() != [scan] or self.age.value or self.sex.value is not None:
+            return
+        self.age.value = f"{stated['age']:g}" if "age" in stated else ""
+        self.sex.value = stated.get("sex")
+        self.waiting.value += html("status", PROPOSED)
 
     def _chosen(self) -> list[Chosen]:
         """All scans that the button classifies."""
-        paths = [path for path in (self.path.value.strip(), self.example.value) if path]
-        return [*self.inbox.chosen, *(Chosen(scan_name(path), Path(path), 0) for path in paths)]
+        path = self.path.value.strip()
+        return [*self.inbox.chosen, *([Chosen(scan_name(path), Path(path), 0)] if path else [])]
 
     def _count(self) -> None:
         """Say on the button what it classifies; age and sex are those of one person."""
@@ -178,7 +200,7 @@ class App:
 
     def classify(self) -> None:
         """Start to classify all chosen scans in a thread."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._is_busy():
             return
         chosen = self._chosen()
         if not chosen:
@@ -189,8 +211,24 @@ class App:
         except ValueError as error:
             self.stage.value = html("alert", str(error))
             return
-        self._stop, self.shown.children, self.inbox.chosen = False, (), []
+        self.inbox.chosen, self.path.value, self.age.value, self.sex.value = [], "", "", None
         self._show_waiting([])
+        self._begin(self.worker, chosen, person)
+
+    def _classify_example(self, path: str) -> None:
+        """Examples are of the study, whose model is the last; chosen scans go on waiting."""
+        if not self._is_busy():
+            worker = [*self.models.values()][-1] if self.models else self.worker
+            self._begin(worker, [Chosen(scan_name(path), Path(path), 0)], {})
+
+    def _is_busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _begin(self, worker: Worker, chosen: list[Chosen], person: dict[str, float]) -> None:
+        if worker is not self._running:
+            self._running.stop()
+        self._running, self._stop, self.shown.children = worker, False, ()
+        self._states = [[scan.name, "waiting"] for scan in chosen]
         self._busy(True)
         self._thread = threading.Thread(target=self._run, args=(chosen, person), daemon=True)
         self._thread.start()
@@ -198,7 +236,7 @@ class App:
     def stop(self) -> None:
         """End the work now."""
         self._stop = True
-        self.worker.stop()
+        self._running.stop()
 
     def _person(self) -> dict[str, float]:
         person = {} if self.sex.value is None else {"sex": self.sex.value}
@@ -213,46 +251,56 @@ class App:
 
     def _run(self, chosen: list[Chosen], person: dict[str, float]) -> None:
         try:
-            for number, scan in enumerate(chosen, start=1):
-                if not self._stop:
-                    self._attempt(scan, person, f"{number} of {len(chosen)}: " if len(chosen) > 1 else "")
+            for number, scan in enumerate(chosen):
+                self._enter(number, "in progress")
+                self._enter(number, "cancelled" if self._stop else self._attempt(scan, person, number, len(chosen)))
                 self.inbox.delete(scan)
-            self._show_tables()
+                self._show_tables()
         finally:
             self._busy(False)
 
-    def _attempt(self, scan: Chosen, person: dict[str, float], prefix: str) -> None:
-        explain = self.explain.value
+    def _enter(self, number: int, state: str) -> None:
+        """Write the state of a scan into the table of several scans."""
+        self._states[number][1] = state
+        self.queue.value = html("queue", self._states) if len(self._states) > 1 else ""
+
+    def _attempt(self, scan: Chosen, person: dict[str, float], number: int, count: int) -> str:
+        """Classify one scan, show it, and return its statement or why it has none."""
+        explain, worker = self.explain.value, self._running
 
         def show_stage(stage: str) -> None:
-            left = self.worker.seconds_left(stage, explain)
-            self.progress.value = STAGES.index(stage)
-            self.stage.value = html("status", f"{prefix}{scan.name}: {stage}; about {left:.0f} s left")
+            left = worker.seconds_left(stage, explain)
+            left += (count - 1 - number) * worker.seconds_left(STAGES[1], explain)
+            place = f"scan {number + 1} of {count}, " if count > 1 else ""
+            text = f"{place}{scan.name}: {stage}; about {left:.0f} s left"
+            self.stage.value = html("progress", text, STAGES.index(stage), len(STAGES))
+            self.upload.progress = f"{number + 1} of {count}: {stage}"
 
         try:
             if str(scan.path) in self.examples.values() and not scan.path.exists():
-                self.stage.value = html("status", "simulating the examples")
+                self.stage.value = html("status", "simulating the examples; this takes about a minute, once")
                 self.simulate()
-            result = self.worker.classify(scan.path, person, show_stage, explain)
+            result = worker.classify(scan.path, person, show_stage, explain)
         except CancelledError:
             self._show(widgets.HTML(html("status", f"{scan.name}: cancelled")))
+            return "cancelled"
         except (StudyError, OSError, MemoryError) as error:
             self._show(widgets.HTML(html("failure", scan.name, str(error))))
-        else:
-            record = result.record
-            record["name"] = unique_name(record["name"], [earlier.record["name"] for earlier in self.results])
-            self.results.append(result)
-            for old in self.results[:-MAX_WITH_PICTURES]:
-                old.pictures.clear()
-                old.view.clear()
-            details = widgets.HTML(html("details", record, result.pictures))
-            self._show(widgets.HTML(html("prediction", record)), Viewer(result.view), details)
+            return str(error)
+        record = result.record
+        record["name"] = unique_name(record["name"], [earlier.record["name"] for earlier in self.results])
+        self.results.append(result)
+        for old in self.results[:-MAX_WITH_PICTURES]:
+            old.pictures.clear()
+            old.view.clear()
+        self._show(widgets.HTML(html("card", record, result.pictures)), Viewer(result.view))
+        return str(record["statement"])
 
     def _show(self, *shown: widgets.Widget) -> None:
         self.shown.children = (*self.shown.children, *shown)
 
     def _show_tables(self) -> None:
-        """The sortable table of all scans of the session and their summary."""
+        """The sortable table of all scans of the session, and a summary of those of each model."""
         if not self.results:
             return
         records = [result.record for result in self.results]
@@ -262,20 +310,18 @@ class App:
         if self.sort.options != columns:
             self.sort.options = columns
         table = table.sort_values(self.sort.value, ascending=not self.descending.value, kind="stable")
-        tables = {f"Scans of this session: {len(records)}": table}
-        if len(records) > 1:
-            tables["Summary"] = summary_table(records)
-        self.summary.value = html("tables", tables)
+        self.summary.value = html("tables", {f"Scans of this session: {len(records)}": table} | summaries(records))
 
     def _report(self) -> None:
         self.links.value = links_html(self.results)
 
     def _busy(self, busy: bool) -> None:
-        self.button.disabled, self.cancel.disabled = busy, not busy
-        self.progress.layout.visibility = "visible" if busy else "hidden"
+        self.cancel.disabled = not busy
+        for button in (self.button, *self.samples):
+            button.disabled = busy
         self.links.value = ""
         if not busy:
-            self.stage.value = ""
+            self.stage.value, self.upload.progress = "", ""
 
 
 def classifier_app(params: StudyParams) -> widgets.Widget:
@@ -301,10 +347,13 @@ def classifier_app(params: StudyParams) -> widgets.Widget:
     if card.refusal:
         text = f"This study's model {card.refusal}."
         return Form([widgets.HTML(text)], text)
-    examples = {f"{scan.scan_id} ({scan.diagnosis})": scan.path for scan in list_examples(params).itertuples()}
+    examples = {f"{scan.participant_id} ({scan.diagnosis})": scan.path for scan in list_examples(params).itertuples()}
     inbox = Inbox(params.classify, open_home())
     settings = (params.classify, inbox.home, params.evaluate.coverage, params.evaluate.attribution)
-    workers = {title: Worker(model, *settings) for title, model in models.items()}
+    workers = {
+        title: Worker(model, *settings, about=f"Model: {title}. {read_card(model).origin}.")
+        for title, model in models.items()
+    }
 
     def simulate() -> None:
         from adlib.classify.stored_results import example_scans

@@ -19,43 +19,51 @@ from adlib.training.cohort_reference import (
 )
 from adlib.training.model_file import Classifier
 
+UNLIKE = "too different from the training scans"
 PASSED, WARNING, FAILED, UNCHECKED = "passed", "warning", "failed", "not checked"
-# Title of a check, the QC values that it rests on, and what to do if it fails.
+# Title of a check, the QC values that it rests on, and, if it fails, what is wrong and what to do.
 LIMIT_CHECKS = {
     "Whole brain in the field of view": (
         ("qc_coverage", "qc_mask_ml", "qc_scale", "qc_dark"),
+        "a part of the brain is missing or dark",
         "Use a scan of the whole head without cropped or blanked parts",
     ),
     "Registration and orientation": (
         ("qc_similarity", "qc_mask_dice", "qc_symmetry", "qc_asymmetry"),
+        "the head does not fit the template",
         "Check the brain outline in the figure; if it misses the brain, convert the scan from DICOM again to restore "
         "the orientation in its header",
     ),
     "T1w contrast": (
         ("qc_order", "qc_cnr"),
+        "the contrast is not that of a T1w scan",
         "White matter must be brighter than grey matter and grey matter brighter than CSF; use the T1w series "
         "(MPRAGE, SPGR, FSPGR or TFE) without contrast agent",
     ),
     "Noise, motion and artefacts": (
         ("qc_snr", "qc_edge", "qc_ghost", "qc_air", "qc_wrap", "qc_jump"),
+        "too much noise, motion or artefacts",
         "Use a repeat of the scan, if there is one",
     ),
 }
-# Title of a check, the compared quantity, and what to do if it fails.
+# Title of a check, the compared quantity, and, if it fails, what is wrong and what to do.
 DISTANCE_CHECKS = {
     QUALITY: (
         "Image quality within the training distribution",
         "quality",
+        f"{UNLIKE} in image quality",
         "The model was not tested on such scans; use another scan of the person, or a model trained on similar scans",
     ),
     VOLUMES: (
         "Volumes within the training distribution",
         "volume",
+        f"{UNLIKE} in volumes",
         "Check the outlines in the figure; if they follow the brain, the model was not trained on similar brains",
     ),
     IMAGE: (
         "Network features within the training distribution",
         "feature",
+        f"{UNLIKE} for the network",
         "Use a model trained on similar scans (scanner, sequence, age)",
     ),
 }
@@ -74,12 +82,15 @@ class Check:
         Measured and expected values.
     advice : str
         What to do if the check fails.
+    problem : str
+        What is wrong if it fails, in plain words.
     """
 
     title: str
     status: str
     message: str
     advice: str
+    problem: str = ""
 
     @property
     def refusal(self) -> str:
@@ -111,7 +122,7 @@ def check_input(
         checks.append(_check_age((person or {}).get("age"), least))
     reference = classifier.card.reference.get("gate") or {}
     values = describe(prepared.features | prepared.qc)
-    for name, (title, quantity, advice) in DISTANCE_CHECKS.items():
+    for name, (title, quantity, problem, advice) in DISTANCE_CHECKS.items():
         if name not in classifier.distributions or name not in reference.get("centre", {}):
             checks.append(Check(title, UNCHECKED, "the model file stores no cohort reference", ""))
             continue
@@ -121,9 +132,11 @@ def check_input(
         z = (distance - reference["centre"][name]) / reference["spread"][name]
         limit = reference["threshold"]
         message = f"{quantity} distance z = {z:.2f} relative to held-out scans (limit {limit:.2f})"
-        details = [] if name == IMAGE else _largest_deviations(measured, space)
-        message += f"; largest deviations: {'; '.join(details)}" if details else ""
-        checks.append(Check(title, FAILED if z > limit else PASSED, message, advice))
+        deviations = {} if name == IMAGE else _largest_deviations(measured, space)
+        if deviations:
+            message += f"; largest deviations: {'; '.join(map(' '.join, deviations.items()))}"
+            problem += f": {next(iter(deviations))}"
+        checks.append(Check(title, FAILED if z > limit else PASSED, message, advice, problem))
     return tuple(checks)
 
 
@@ -132,10 +145,11 @@ def _check_age(age: float | None, least: float) -> Check:
     if age is None:
         return Check(title, UNCHECKED, f"age is not given; {trained}", "")
     status = PASSED if age >= least else FAILED
-    return Check(title, status, f"age is {age:g} years; {trained}", "This model has no class for it")
+    problem = f"the model is for people of {least:g} years or more"
+    return Check(title, status, f"age is {age:g} years; {trained}", "This model has no class for it", problem)
 
 
-def _check_limits(title: str, values: dict[str, float], names: tuple[str, ...], advice: str) -> Check:
+def _check_limits(title: str, values: dict[str, float], names: tuple[str, ...], problem: str, advice: str) -> Check:
     grades = {name: quality.grade(name, values[name]) for name in names if name in values}
     if not grades:
         return Check(title, UNCHECKED, "not measured", advice)
@@ -143,16 +157,17 @@ def _check_limits(title: str, values: dict[str, float], names: tuple[str, ...], 
     limits = {name: quality.LIMITS[name] for name, grade in grades.items() if grade == worst != "pass"}
     reasons = [f"{v.meaning} is {values[k]:.3g}, expected {quality.limit_text(k)}" for k, v in limits.items()]
     status = {"fail": FAILED, "check": WARNING, "pass": PASSED}[worst]
-    return Check(title, status, "; ".join(reasons) or "within limits", advice)
+    return Check(title, status, "; ".join(reasons) or "within limits", advice, problem)
 
 
-def _largest_deviations(values: np.ndarray, space: FeatureDistribution) -> list[str]:
-    parts = []
+def _largest_deviations(values: np.ndarray, space: FeatureDistribution) -> dict[str, str]:
+    """Value and training values by the words for each of the most extreme quantities."""
+    parts = {}
     for name, value, mean, sd in farthest(values, space):
         if name in quality.LIMITS:
-            parts.append(f"{quality.LIMITS[name].meaning} {value:.3g} (training {mean:.3g} ± {sd:.2g})")
+            parts[quality.LIMITS[name].meaning] = f"{value:.3g} (training {mean:.3g} ± {sd:.2g})"
         else:  # logarithms of volumes
             value, low, high = np.exp([value, mean - sd, mean + sd])
             title = name.removesuffix("_ml").replace("_", " ")
-            parts.append(f"{title} {value:.3g} ml (training {low:.3g} to {high:.3g})")
+            parts[title] = f"{value:.3g} ml (training {low:.3g} to {high:.3g})"
     return parts

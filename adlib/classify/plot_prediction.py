@@ -1,4 +1,4 @@
-"""Figures of a classified scan: summary, evidence, nearest training scans."""
+"""Figures of a classified scan: three views, summary, evidence, nearest training scans."""
 
 from __future__ import annotations
 
@@ -25,8 +25,31 @@ POSITIONS_MM = {
     "coronal": (-60.0, -40.0, -20.0, 0.0, 30.0),
     "sagittal": (-45.0, -22.0, 0.0, 22.0, 45.0),
 }
+MIDDLE_MM = {"axial": 10.0, "coronal": -20.0, "sagittal": 4.0}
 BRAIN_EDGE = "#f0e442"
 TISSUE_EDGE = "#56b4e9"
+
+
+def plot_views(prepared: Preprocessed) -> Figure:
+    """Draw an axial, a coronal and a sagittal slice through the middle of the brain with their outlines.
+
+    Parameters
+    ----------
+    prepared : Preprocessed
+
+    Returns
+    -------
+    matplotlib Figure
+        Black, without text but the sides; left is left. Yellow: brain mask; blue: edge of white matter.
+    """
+    figure, axes = plt.subplots(1, len(MIDDLE_MM), figsize=(9.5, 3.4), facecolor="black", layout="none")
+    figure.subplots_adjust(0, 0, 1, 1, 0, 0)
+    for axis, (plane, position) in zip(axes, MIDDLE_MM.items(), strict=True):
+        _draw_slices(axis, prepared, plane, (position,))
+    for axis in axes[:2]:
+        _label(axis, 0.03, 0.03, "L", va="bottom")
+        _label(axis, 0.97, 0.03, "R", va="bottom", ha="right")
+    return figure
 
 
 def plot_prediction(prediction: Prediction) -> Figure:
@@ -43,8 +66,8 @@ def plot_prediction(prediction: Prediction) -> Figure:
         dot per slice, or why the scan is refused, and each volume with mean ± SD of each class.
     """
     prepared, card = prediction.prepared, prediction.card
-    figure = plt.figure(figsize=(9.5, 9.4))
-    head, result, foot = figure.subfigures(3, 1, height_ratios=(6.3, 2.8, 0.5))
+    figure = plt.figure(figsize=(9.5, 9.6))
+    head, result, foot = figure.subfigures(3, 1, height_ratios=(6.3, 2.8, 0.7))
     measured = [name for name in VOLUME_LABELS if name in prepared.features]
     shown = [name for name in measured if name in card.cohort.get("volumes", {})]
     _mosaic(head, prepared)
@@ -60,7 +83,8 @@ def plot_prediction(prediction: Prediction) -> Figure:
     apart = f"{', '.join(sizes)}\nno volumes of the training cohort to compare with"
     compared = "volumes: blue line, this scan; dots and bars, mean ± SD of the training cohort"
     result.supxlabel(compared if shown else apart, fontsize="small")
-    foot.text(0.5, 0.5, prediction.warning, ha="center", va="center", fontweight="bold", wrap=True)
+    foot.text(0.5, 0.75, prediction.warning, ha="center", va="center", fontweight="bold", wrap=True)
+    foot.text(0.5, 0.3, textwrap.fill(prediction.provenance, 130), ha="center", va="center", fontsize="x-small")
     return figure
 
 
@@ -79,7 +103,8 @@ def _result(axis: Axes, prediction: Prediction) -> None:
         return
     axis.set_axis_off()
     axis.set_title("not classified", fontweight="bold")
-    words = "\n".join(textwrap.fill(textwrap.shorten(reason, 170), 44) for reason in prediction.refusals[:3])
+    failed = [f"{check.problem}. {check.advice}." for check in prediction.checks if check.refusal]
+    words = "\n".join(textwrap.fill(reason, 44) for reason in failed or prediction.refusals)
     axis.text(0, 1, words, va="top", fontsize="x-small", transform=axis.transAxes)
 
 
@@ -147,18 +172,23 @@ def _neighbour_title(scan: Neighbour) -> str:
 def _mosaic(figure: SubFigure, prepared: Preprocessed) -> None:
     """The slices of each plane in one image, which is faster to lay out than axes for each."""
     axes = figure.subplots(len(POSITIONS_MM), 1, gridspec_kw={"hspace": 0})
-    head = prepared.native.astype(np.float32)
-    edges = {TISSUE_EDGE: prepared.tissues[..., 1].astype(np.float32), BRAIN_EDGE: prepared.mask.astype(np.float32)}
     for axis, letter, (plane, positions) in zip(axes, "zyx", POSITIONS_MM.items(), strict=True):
-        cut = partial(_row, affine=prepared.affine, plane=plane, positions=positions)
-        axis.set_axis_off()
-        axis.imshow(cut(head), cmap="gray", vmin=0, vmax=brightest(prepared), interpolation="bilinear")
-        _outline(axis, {colour: cut(volume) for colour, volume in edges.items()})
+        _draw_slices(axis, prepared, plane, positions)
         for column, position in enumerate(positions):
             _label(axis, (column + 0.02) / len(positions), 0.98, f"{letter} = {position:+.0f}", va="top")
     first = 1 / len(POSITIONS_MM["axial"])
     _label(axes[0], 0.02 * first, 0.02, "L", va="bottom")
     _label(axes[0], 0.98 * first, 0.02, "R", va="bottom", ha="right")
+
+
+def _draw_slices(axis: Axes, prepared: Preprocessed, plane: str, positions: tuple[float, ...]) -> None:
+    cut = partial(_row, affine=prepared.affine, plane=plane, positions=positions)
+    edges = {TISSUE_EDGE: prepared.tissues[..., 1], BRAIN_EDGE: prepared.mask}
+    axis.set_axis_off()
+    axis.imshow(
+        cut(prepared.native.astype(np.float32)), cmap="gray", vmin=0, vmax=brightest(prepared), interpolation="bilinear"
+    )
+    _outline(axis, {colour: cut(volume.astype(np.float32)) for colour, volume in edges.items()})
 
 
 def brightest(prepared: Preprocessed) -> float:

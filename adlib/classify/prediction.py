@@ -99,7 +99,9 @@ def predict_image(
     missing = [name for name in card.covariates if name not in person]
     imputed = [f"{name} is not given; the mean of the training cohort is used" for name in missing]
     notes = (*notes, *imputed, *outside_cohort(prepared.features, card.cohort))
-    result = Prediction(name, None, {}, slices[:0], prepared, card, notes, checks, person, seen, coverage)
+    result = Prediction(
+        name, None, {}, slices[:0], prepared, card, notes, checks, person, seen, coverage, sha256=classifier.sha256
+    )
     if prepared.verdict == "fail" or any(check.refusal for check in checks):
         return result
     pooled = pool_slices(slices, weights, np.zeros(len(slices), int), card.input.pooling)[0]
@@ -145,12 +147,29 @@ def predict_file(
     """
     stage(STAGES[0])
     scan = open_scan(path)
-    given, notes = options.pop("person", None) or {}, scan.notes
-    stated = {"age": scan.facts.get("age"), "sex": {"F": 1.0, "M": 0.0}.get(scan.facts.get("sex", ""))}
-    stated = {name: value for name, value in stated.items() if value is not None and name not in given}
-    if stated:
-        notes += (f"{' and '.join(f'{name} {scan.facts[name]}' for name in stated)} by the header of the file",)
-    return predict_image(scan.image, scan.name, classifier, notes=notes, stage=stage, person=stated | given, **options)
+    return predict_image(scan.image, scan.name, classifier, notes=scan.notes, stage=stage, **options)
+
+
+def stated_person(path: Path | str) -> dict[str, float]:
+    """Age and sex in the header of a scan file: to be proposed to the user, never taken without asking.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    dict of str to float
+        ``age`` and ``sex`` as in `predict_image`, if they are there.
+
+    Raises
+    ------
+    StudyError
+        If the file cannot be read.
+    """
+    facts = open_scan(path).facts
+    stated = {"age": facts.get("age"), "sex": {"F": 1.0, "M": 0.0}.get(facts.get("sex", ""))}
+    return {name: float(value) for name, value in stated.items() if value is not None}
 
 
 def outside_cohort(features: dict[str, float], cohort: dict[str, Any]) -> tuple[str, ...]:

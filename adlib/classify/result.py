@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from importlib.metadata import version
 
 import numpy as np
@@ -17,6 +18,7 @@ from adlib.training.conformal import sets_of
 from adlib.training.model_file import ModelCard
 
 SIMULATED = "Research only. The model was trained on simulated images: the result means nothing about a patient."
+SHORT = 12  # characters of the hash of a model file
 RESEARCH = "Research only. Not a medical device: the result is no diagnosis and no basis for treatment."
 
 
@@ -48,6 +50,10 @@ class Prediction:
         Probability with which the prediction set contains the true class.
     nearest : list of Neighbour
         Nearest training scans in the network's features, nearest first.
+    sha256 : str
+        Of the model file.
+    time : str
+        Local time with its offset, ISO 8601.
     """
 
     name: str
@@ -62,6 +68,8 @@ class Prediction:
     seen: np.ndarray = field(default_factory=lambda: np.zeros((0, 3, 1, 1), np.float32))
     coverage: float = COVERAGE
     nearest: list[Neighbour] = field(default_factory=list)
+    sha256: str = ""
+    time: str = field(default_factory=lambda: datetime.now().astimezone().isoformat(timespec="seconds"))
 
     @property
     def warning(self) -> str:
@@ -69,13 +77,10 @@ class Prediction:
         return SIMULATED if self.card.simulated else RESEARCH
 
     @property
-    def origin(self) -> str:
-        """The model and its training cohort."""
-        people = self.card.cohort.get("participants", {})
-        counts = ", ".join(f"{people[name]} {name}" for name in self.card.classes if name in people)
-        kind = "simulated heads" if self.card.simulated else "participants"
-        trained = f", trained on {sum(people.values())} {kind} ({counts})" if people else ""
-        return f"{self.card.network} of the study {self.card.study!r}{trained}"
+    def provenance(self) -> str:
+        """Model, hash of its file, version and time in one line, the same wherever a result is shown."""
+        file = f"model file sha256 {self.sha256[:SHORT]}" if self.sha256 else "model without file"
+        return f"{self.card.origin}; {file}; adlib {version('adlib')}; {self.time}"
 
     @property
     def refusals(self) -> tuple[str, ...]:
@@ -98,12 +103,12 @@ class Prediction:
     def statement(self) -> str:
         """The result in one line, the same wherever it is shown.
 
-        ``Most probable: MCI (0.48). At 90 %: CN or MCI; AD excluded``, or which input check failed.
+        ``Most probable: MCI (0.48). At 90 %: CN or MCI; AD excluded``, or what is wrong with the scan.
         """
         if self.predicted is None:
-            failed = [check.title for check in self.checks if check.refusal]
-            reason = f"failed input check: {failed[0]}" if failed else "; ".join(self.prepared.reasons)
-            return f"Not classified; {reason}" if reason else "Not classified"
+            problems = [check.problem for check in self.checks if check.refusal]
+            reason = problems[0] if problems else "; ".join(self.prepared.reasons)
+            return f"Not classified: {reason}" if reason else "Not classified"
         most = f"Most probable: {self.predicted} ({self.probabilities[self.predicted]:.2f})"
         if not self.possible:
             return f"{most}. No prediction set: the model file stores no bounds"
@@ -163,7 +168,9 @@ def as_record(prediction: Prediction) -> Record:
     return {
         "name": prediction.name,
         "warning": prediction.warning,
-        "origin": prediction.origin,
+        "origin": card.origin,
+        "provenance": prediction.provenance,
+        "time": prediction.time,
         "version": version("adlib"),
         "predicted": prediction.predicted,
         "statement": prediction.statement,
@@ -186,7 +193,9 @@ def as_record(prediction: Prediction) -> Record:
         "steps": list(prepared.steps),
         "notes": list(prediction.notes),
         "model": {
+            "name": card.title,
             "study": card.study,
+            "sha256": prediction.sha256,
             "simulated_cohort": card.simulated,
             "classes": list(card.classes),
             "input": card.input.model_dump(mode="json"),

@@ -104,5 +104,28 @@ def summary_table(records: Iterable[Record]) -> pd.DataFrame:
     return table.astype({"count": int})
 
 
+def summaries(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
+    """A `summary_table` of the classified scans of each model, by title; none of a single scan.
+
+    Parameters
+    ----------
+    records : iterable of dict
+        From `as_record`.
+
+    Returns
+    -------
+    dict of str to DataFrame
+    """
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        if record["predicted"]:
+            groups.setdefault(record["model"]["name"], []).append(record)
+    return {
+        f"Summary of {len(group)} classified scans, {name}": summary_table(group)
+        for name, group in groups.items()
+        if len(group) > 1
+    }
+
+
 def _probabilities(record: Record) -> dict[str, float]:
     return {f"p({name})": value for name, value in record["probabilities"].items()}

@@ -17,10 +17,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import psutil
 
 from adlib.classify.nearest import read_examples
-from adlib.classify.plot_prediction import brightest, plot_attribution, plot_nearest, plot_prediction
-from adlib.classify.prediction import as_png, predict_file
+from adlib.classify.plot_prediction import brightest, plot_attribution, plot_nearest, plot_prediction, plot_views
+from adlib.classify.prediction import as_png, predict_file, stated_person
 from adlib.classify.result import Prediction, as_record
 from adlib.classify.worker import DRAWING, EVIDENCE_MAX, EXPLAINING
 from adlib.evaluation.explain.attribution import THREE_PLANES, TITLES, attribute
@@ -37,7 +38,8 @@ def serve(pipe: Connection, model: Path, home: Path, coverage: float, method: st
     ----------
     pipe : Connection
         Receives path, age and sex, and whether to compute an attribution map; sends ``("stage", title)`` when a stage
-        begins, and ``("result", record, pictures, view)``, see `Result`, or ``("error", message)``.
+        begins, and ``("result", record, pictures, view)``, see `Result`, or ``("error", message)``. For a path with
+        None sends ``("stated", person)``, see `adlib.classify.prediction.stated_person`.
     model, home, coverage, method
         See `adlib.classify.worker.Worker`.
     memory_mb : int
@@ -46,7 +48,7 @@ def serve(pipe: Connection, model: Path, home: Path, coverage: float, method: st
     if hasattr(os, "setsid"):
         os.setsid()  # an interrupted notebook does not interrupt it, and its children end with it
     signal.signal(signal.SIGTERM, lambda *_: _end(home))  # of a kernel that shuts down
-    jobs: queue.Queue[tuple[str, dict[str, float], bool]] = queue.Queue()
+    jobs: queue.Queue[tuple[str, dict[str, float] | None, bool]] = queue.Queue()
     threading.Thread(target=_listen, args=(pipe, jobs, home), daemon=True).start()
     for output in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), output)
@@ -66,6 +68,9 @@ def serve(pipe: Connection, model: Path, home: Path, coverage: float, method: st
     while True:
         path, person, explain = jobs.get()
         try:
+            if person is None:
+                pipe.send(("stated", stated_person(path)))
+                continue
             prediction = predict_file(
                 path, classifier, stage=stage, person=person, coverage=coverage, examples=examples
             )
@@ -91,8 +96,8 @@ def _listen(pipe: Connection, jobs: queue.Queue[Any], home: Path) -> None:
 
 def _end(home: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        os.killpg(0, signal.SIGKILL)
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
     os._exit(0)
 
 
@@ -114,7 +119,8 @@ def _draw(
 ) -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
     """Pictures and volumes of a `Result`, with an attribution map if there is a `method`."""
     stage(DRAWING)
-    pictures, view = {"summary": as_png(plot_prediction(prediction))}, view_arrays(prediction)
+    pictures = {"views": as_png(plot_views(prediction.prepared)), "summary": as_png(plot_prediction(prediction))}
+    view = view_arrays(prediction)
     if prediction.nearest:
         pictures["nearest"] = as_png(plot_nearest(prediction))
     if method and prediction.predicted:

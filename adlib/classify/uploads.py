@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from adlib.sources.dicom import MAX_FILES
 from adlib.sources.image_files import SLICES
 from adlib.sources.scanfile import PAIR_SUFFIXES, SUFFIXES
@@ -71,22 +73,12 @@ def sweep() -> list[Path]:
     removed = []
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         owner = re.match(rf"{PREFIX}(\d+)-", folder.name)
-        if owner is None or folder.is_symlink() or not folder.is_dir() or _is_running(int(owner[1])):
+        if owner is None or folder.is_symlink() or not folder.is_dir() or psutil.pid_exists(int(owner[1])):
             continue
-        if folder.lstat().st_uid == os.getuid():
+        if not hasattr(os, "getuid") or folder.lstat().st_uid == os.getuid():
             shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder)
     return removed
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except PermissionError:  # it is of another user
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
 
 
 def safe_name(name: str) -> str:
@@ -129,8 +121,9 @@ class Inbox:
         Parameters
         ----------
         files : iterable of mapping
-            ``name`` and ``content`` of each, as in the value of `ipywidgets.FileUpload`. Loose DICOM files make one
-            scan, and so does a pair of ``.hdr`` and ``.img``.
+            ``name``, with its folder if it has one, ``size`` in bytes and ``content`` of each. The DICOM files of a
+            folder make one scan, and so do loose ones, and a pair of ``.hdr`` and ``.img``; other files of a folder
+            are no scans.
 
         Returns
         -------
@@ -139,12 +132,13 @@ class Inbox:
         """
         groups: dict[str, list[Mapping[str, Any]]] = {}
         for file in files:
-            groups.setdefault(_group(file), []).append(file)
+            if "/" not in str(file["name"]) or _is_dicom(file) or str(file["name"]).lower().endswith(SUFFIXES):
+                groups.setdefault(_group(file), []).append(file)
         return [reason for name, members in groups.items() if (reason := self._add(name, members))]
 
     def _add(self, name: str, members: list[Mapping[str, Any]]) -> str:
         """Write the files of one scan, or return why it is left out."""
-        limits, size = self.limits, sum(memoryview(member["content"]).nbytes for member in members)
+        limits, size = self.limits, sum(member["size"] for member in members)
         total = size + sum(scan.bytes for scan in self.chosen)
         if len(self.chosen) >= limits.max_scans:
             return f"{name} was left out: at most {limits.max_scans} scans at once (classify.max_scans)"
@@ -157,7 +151,7 @@ class Inbox:
             )
         self._count += 1
         loose = _is_dicom(members[0])
-        folder = self.home / f"upload-{self._count:04d}" / ("DICOM_files" if loose else "")
+        folder = self.home / f"upload-{self._count:04d}" / (safe_name(name).replace(" ", "_") if loose else "")
         folder.mkdir(mode=0o700, parents=True)
         names: list[str] = []
         for number, member in enumerate(members):
@@ -183,7 +177,7 @@ def _group(file: Mapping[str, Any]) -> str:
     """Name of the scan that a file belongs to."""
     name = str(file["name"])
     if _is_dicom(file):
-        return "DICOM files"
+        return name.rpartition("/")[0] or "DICOM files"
     if name.lower().endswith(PAIR_SUFFIXES):
         return f"{name[:-4]}.hdr"
     return name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import textwrap
 from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import pandas as pd
 from ipyniivue import NiiVue, ShowRender
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from adlib.classify.scan_tables import VOLUME_LABELS, format_ml, scan_table, summary_table
+from adlib.classify.scan_tables import VOLUME_LABELS, format_ml, scan_table, summaries
 from adlib.classify.worker import EVIDENCE_MAX, Result
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ MARKS = {"passed": "✓", "warning": "!", "failed": "✗", "not checked": "–"}
 LABELS = VOLUME_LABELS | {"csf_ml": "CSF", "temporal_ml": "temporal lobes, grey matter"}
 EVIDENCE_NOTE = "Red or orange: evidence for the predicted class, blue: against it; only where slices were cut."
 HEIGHT = 420  # pixels
+LINE = 0.011  # height of a line of a PDF page, over that of the page
 OVERLAYS = {
     "brain mask": ("mask", 0.35, {"colormap": "blue", "cal_min": 0.5}),
     "tissues": ("tissue", 0.45, {"colormap": "viridis", "cal_min": 0.5}),
@@ -32,7 +34,7 @@ OVERLAYS = {
                                    "cal_max": EVIDENCE_MAX, "cal_min_neg": -EVIDENCE_MAX,
                                    "cal_max_neg": -EVIDENCE_MAX / 4}),
 }  # fmt: skip
-WORDS = {"result": "statement", "warning": "warning", "model": "origin", "version": "version"}  # of the CSV
+WORDS = {"result": "statement", "what to do": "advice", "warning": "warning", "time": "time", "version": "version"}
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # characters that make a spreadsheet run a cell
 
 
@@ -50,7 +52,7 @@ def _macro(name: str, *values: Any) -> str:
 
 
 def html(name: str, *values: Any) -> str:
-    """A macro of ``views.html.j2`` with the style of the form.
+    """A macro of ``views.html.j2``, in the style of the form.
 
     Parameters
     ----------
@@ -63,7 +65,7 @@ def html(name: str, *values: Any) -> str:
     -------
     str
     """
-    return f"{_macro('style')}<div class='adlib'>{_macro(name, *values)}</div>"
+    return f"<div class='adlib'>{_macro(name, *values)}</div>"
 
 
 def as_csv(results: list[Result]) -> bytes:
@@ -79,6 +81,8 @@ def as_csv(results: list[Result]) -> bytes:
     """
     records = [result.record for result in results]
     words = pd.DataFrame([{title: record[name] for title, name in WORDS.items()} for record in records])
+    words["model"] = [record["model"]["name"] for record in records]
+    words["model_sha256"] = [record["model"]["sha256"] for record in records]
     words["refused"] = ["; ".join(record["refused"]) for record in records]
     table = scan_table(records).join(words.set_axis([record["name"] for record in records]))
     table.index = [f"'{name}" if name.startswith(FORMULA) else name for name in table.index]
@@ -110,7 +114,7 @@ def as_html(results: list[Result]) -> bytes:
     -------
     bytes
     """
-    return _macro("report", results, summary_table(result.record for result in results)).encode()
+    return _macro("report", results, summaries([result.record for result in results])).encode()
 
 
 def as_pdf(results: list[Result]) -> bytes:
@@ -138,15 +142,21 @@ def _sheet(result: Result, png: bytes) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.image import imread
 
-    figure = Figure(figsize=(8.27, 11.69), layout="none")
-    record = result.record
-    figure.text(0.06, 0.965, f"{record['name']}: {record['statement']}", fontsize=11, fontweight="bold", wrap=True)
-    figure.text(0.06, 0.945, record["warning"], fontsize=7)
-    figure.text(0.06, 0.93, record["origin"], fontsize=7)
-    axis = figure.add_axes((0.05, 0.05, 0.9, 0.86))
+    figure, record = Figure(figsize=(8.27, 11.69), layout="none"), result.record
+    texts = [record["advice"], record["warning"], *record["refused"], record["provenance"]]
+    title, words = textwrap.fill(f"{record['name']}: {record['statement']}", 80), _wrapped(texts, 130)
+    top = 0.97 - LINE * (2 * title.count("\n") + 2)
+    figure.text(0.06, 0.97, title, fontsize=11, fontweight="bold", va="top")
+    figure.text(0.06, top, words, fontsize=7, va="top")
+    axis = figure.add_axes((0.05, 0.03, 0.9, top - LINE * (words.count("\n") + 2) - 0.03))
     axis.set_axis_off()
     axis.imshow(imread(BytesIO(png)))
+    axis.set_anchor("N")
     return figure
+
+
+def _wrapped(texts: list[str], width: int) -> str:
+    return "\n".join(textwrap.fill(text, width) for text in texts if text)
 
 
 def links_html(results: list[Result]) -> str:
@@ -227,7 +237,7 @@ class Viewer(widgets.VBox):
             layout={"width": "17em"},
         )  # fmt: skip
         self.turn = widgets.ToggleButton(
-            description="turn it with the mouse", icon="cube", layout={"width": "17em"},
+            description="turn it with the mouse", layout={"width": "17em"},
             tooltip="planes and a rendering that follow the mouse; needs a browser with WebGL 2",
         )  # fmt: skip
         self.overlay.observe(self._overlay_changed, "value")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import shutil
 import signal
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from adlib.classify.scan_tables import COVERAGE, STAGES, Record
 from adlib.parallel.threads import one_thread
@@ -94,6 +94,8 @@ class Worker:
         Attribution method.
     target : callable
         Runs in the process, see `serve`.
+    about : str
+        What the model is, for the user.
     expected : dict of str to float
         Seconds of each stage, as last measured.
     """
@@ -104,11 +106,12 @@ class Worker:
     coverage: float = COVERAGE
     method: str = "integrated_gradients"
     target: Callable[..., None] = serve
+    about: str = ""
     expected: dict[str, float] = field(default_factory=EXPECTED_S.copy)
 
     def __post_init__(self) -> None:
         self._process: Any = None
-        self._lock = threading.Lock()
+        self._lock, self._job = threading.Lock(), threading.Lock()
         self._cancelled = False
 
     def start(self) -> None:
@@ -151,6 +154,32 @@ class Worker:
         CancelledError
             If `stop` was called.
         """
+        with self._job:
+            return Result(*self._ask(path, person, stage, explain))
+
+    def stated_person(self, path: Path | str) -> dict[str, float]:
+        """Read age and sex in the header of a scan, see `adlib.classify.prediction.stated_person`.
+
+        Parameters
+        ----------
+        path : path
+
+        Returns
+        -------
+        dict of str to float
+
+        Raises
+        ------
+        StudyError, CancelledError
+            As for `classify`.
+        """
+        with self._job:
+            return self._ask(path, None, lambda stage: None, False)[0]
+
+    def _ask(
+        self, path: Path | str, person: dict[str, float] | None, stage: Callable[[str], None], explain: bool
+    ) -> list[Any]:
+        """Content of the message that ends a job."""
         self._cancelled = False
         title, began = START, time.monotonic()
         deadline = began + self.limits.timeout_s
@@ -164,8 +193,8 @@ class Worker:
                 if kind == "error":
                     raise StudyError(*content)
                 self.expected[title], began = time.monotonic() - began, time.monotonic()
-                if kind == "result":
-                    return Result(*content)
+                if kind != "stage":
+                    return content
                 (title,) = content
                 stage(title)
         except (StudyError, CancelledError):
@@ -221,8 +250,10 @@ class Worker:
 
     def _kill(self) -> None:
         if self._process is not None and self._process.is_alive():
-            with contextlib.suppress(OSError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            children = psutil.Process(self._process.pid).children(recursive=True)
             self._process.kill()
             self._process.join()
+            for child in children:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
         shutil.rmtree(self.home / "tmp", ignore_errors=True)

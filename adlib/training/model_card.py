@@ -78,6 +78,19 @@ class ModelCard:
         return self.training.get("network", {}).get("title", NETWORK)
 
     @property
+    def title(self) -> str:
+        """Network and study."""
+        return f"{self.network} of the study {self.study!r}"
+
+    @property
+    def origin(self) -> str:
+        """The model and its training cohort, in one line."""
+        people = self.cohort.get("participants", {})
+        counts = ", ".join(f"{people[name]} {name}" for name in self.classes if name in people)
+        kind = "simulated heads" if self.simulated else "participants"
+        return self.title + (f", trained on {sum(people.values())} {kind} ({counts})" if people else "")
+
+    @property
     def refusal(self) -> str | None:
         """Why the model cannot classify a head, to follow "the model"; None where it can."""
         if not self.input.takes_heads:

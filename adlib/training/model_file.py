@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from adlib.study.params import InputParams, StudyParams
-from adlib.study.records import StudyError, atomic_path
+from adlib.study.records import StudyError, atomic_path, file_digest
 from adlib.training.cohort_reference import FeatureDistribution
 from adlib.training.model_card import FORMAT, ModelCard, card_in
 from adlib.training.network import OWN, ResNet50, load_body, output_layer, read_state, slice_outputs, softmax
@@ -24,11 +24,12 @@ STORED_PARTS = ("mean", "sd", "axes", "variances", "rest")
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network in evaluation mode, its card, and how its training scans are distributed."""
+    """A trained network in evaluation mode, its card, how its training scans are distributed, and its file's hash."""
 
     network: nn.Module
     card: ModelCard
     distributions: dict[str, FeatureDistribution] = field(default_factory=dict)
+    sha256: str = ""
 
 
 def save(classifier: Classifier, path: Path, *, half: bool = False) -> None:
@@ -108,7 +109,7 @@ def load(path: Path | str, build_network: BuildNetwork | None = None, trusted: b
         network.load_state_dict(state)
     except RuntimeError as error:
         raise StudyError(f"{path} does not fit {card.network}: {str(error).splitlines()[-1].strip()}") from None
-    return Classifier(network.eval(), card, distributions)
+    return Classifier(network.eval(), card, distributions, file_digest(path))
 
 
 def _builder(card: ModelCard, path: Path, trusted: bool) -> BuildNetwork:

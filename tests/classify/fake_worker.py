@@ -14,7 +14,7 @@ def result(path, person, explain):
     record = json.loads(Path(os.environ["FAKE_RECORD"]).read_text())
     record |= {"name": path.name.split(".nii")[0].removesuffix(".mgz"), "person": person}
     record["bytes"] = path.stat().st_size if path.exists() else None
-    kinds = ["summary"] + ["evidence"] * explain + ["nearest"] * bool(record["nearest"])
+    kinds = ["views", "summary"] + ["evidence"] * explain + ["nearest"] * bool(record["nearest"])
     pictures = dict.fromkeys(kinds, Path(os.environ["FAKE_PICTURE"]).read_bytes())
     volume = np.zeros((6, 7, 5), np.uint8)
     volume[2:4, 2:5, 1:4] = 1
@@ -31,6 +31,9 @@ def serve(pipe, model, home, *settings):
     while True:
         path, person, explain = pipe.recv()
         name = Path(path).name
+        if person is None:
+            pipe.send(("stated", {"age": 63.0, "sex": 0.0}))
+            continue
         pipe.send(("stage", "reading the file"))
         if "bad" in name:
             pipe.send(("error", "<b>bad</b> is no scan; copy it again"))

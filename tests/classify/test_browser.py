@@ -16,12 +16,15 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import nbformat
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from chromium import CHROMIUM, chromium
 from dicom_writer import write_series
 from PIL import Image
@@ -30,6 +33,7 @@ from test_form import prediction_of
 
 from adlib.classify.result import as_record
 from adlib.classify.stored_results import simulate_scans
+from adlib.classify.uploads import PREFIX
 from adlib.study.params import dump_params, load_params
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +160,19 @@ def shoot(page, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
+def check_access(page, name: str) -> None:
+    """No violation of axe-core and no sideways scroll at three widths in both themes, and a screenshot of each."""
+    size = page.viewport_size
+    for theme, width in product(("light", "dark"), (1280, 1024, 390)):
+        page.emulate_media(color_scheme=theme)
+        page.set_viewport_size({"width": width, "height": 900})
+        found = [f"{one['id']}: {one['nodes'][0]['html']}" for one in Axe().run(page).response["violations"]]
+        assert found == [], (name, theme, width)
+        assert page.evaluate("document.querySelector('#rendered_cells').scrollWidth") <= width
+        shoot(page, f"{name}-{theme}-{width}")
+    page.set_viewport_size(size)
+
+
 def give(page, *files: Path) -> None:
     """Choose files and wait until they have arrived."""
     with page.expect_file_chooser() as chooser:
@@ -167,9 +184,9 @@ def give(page, *files: Path) -> None:
 def classify(page, count: int) -> None:
     """Press the button and wait for as many new results or refusals."""
     page.evaluate("document.querySelectorAll('p.result').forEach(one => one.dataset.old = '')")
-    page.get_by_role("button", name="Classify").click()
+    page.get_by_role("button", name="Classify", exact=count == 1).click()
     expect(page.locator("p.result:not([data-old])")).to_have_count(count, timeout=WAIT_MS)
-    expect(page.get_by_role("button", name="Classify")).to_be_enabled(timeout=WAIT_MS)
+    expect(page.get_by_role("button", name="Classify", exact=True)).to_be_enabled(timeout=WAIT_MS)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +218,7 @@ def walk(page, files: dict[str, Path], where: str) -> None:
     expect(page.get_by_text("copy it again")).to_be_visible()
     shoot(page, f"{where}-3-several")
     give(page, files["slow"])
-    page.get_by_role("button", name="Classify").click()
+    page.get_by_role("button", name="Classify", exact=True).click()
     expect(page.get_by_text("classifying slices")).to_be_visible(timeout=WAIT_MS)
     shoot(page, f"{where}-4-working")
     page.get_by_role("button", name="Cancel").click()
@@ -241,8 +258,19 @@ def test_voila_requires_the_token(serve, browser, fake_form, files, temporary):
     page.on("pageerror", lambda error: errors.append(str(error)))
     walk(page, files, "voila")
     assert no_scan_left(temporary) and not errors
-    assert page.evaluate("document.documentElement.scrollWidth") <= WIDTH
     page.close()
+    await_end_of_kernel(temporary)
+
+
+def await_end_of_kernel(temporary: Path) -> None:
+    """A closed page leaves neither process nor file."""
+    for _ in range(120):
+        if not list(temporary.glob(f"{PREFIX}*")):
+            break
+        time.sleep(1)
+    assert list(temporary.glob(f"{PREFIX}*")) == []
+    kernels = [one for one in psutil.Process().children(recursive=True) if "ipykernel" in " ".join(one.cmdline())]
+    assert kernels == []
 
 
 def test_jupyterlab_saves_no_byte_of_an_upload(serve, browser, fake_form, files, temporary):
@@ -317,15 +345,18 @@ def whole_page():
 
 def test_page_classifies_an_example_before_the_first_run(serve, browser, whole_page):
     page = opened(browser, serve("app", whole_page))
-    assert page.get_by_role("button", name="Classify").bounding_box()["y"] < 900
-    example = page.get_by_label("or example")
-    example.select_option(index=1)
+    check_access(page, "app-empty")
+    assert page.get_by_role("button", name="Classify", exact=True).bounding_box()["y"] < 900
+    page.get_by_role("button", name="More options").click()
     page.get_by_label("show an attribution map").check()
-    classify(page, 1)
-    near = page.get_by_role("heading", name="Nearest training scans")
-    near.scroll_into_view_if_needed()
-    shoot(page, "app-page")
-    assert page.get_by_role("heading", name="Attribution map").count() == 1
+    page.get_by_role("button", name="(AD)").click()
+    expect(page.locator("p.result")).to_have_count(1, timeout=3 * WAIT_MS)
+    expect(page.get_by_text("Attribution map", exact=True)).to_be_visible(timeout=WAIT_MS)
+    check_access(page, "app-example")
+    for fold in page.locator(".adlib summary").all():
+        fold.click()
+    expect(page.get_by_alt_text("nearest training scans")).to_be_visible()
+    check_access(page, "app-folds")
     page.get_by_label("overlay").select_option(label="evidence")
     note = page.get_by_text("Red or orange: evidence for the predicted class")
     expect(note).to_be_visible(timeout=WAIT_MS)

@@ -31,7 +31,7 @@ from adlib.classify.views import as_csv, as_html, as_json, as_pdf, html
 from adlib.classify.worker import Worker
 from adlib.preprocess.derivatives import Preprocessed
 from adlib.study.params import ClassifyParams, InputParams, PreprocessParams, load_params
-from adlib.study.records import MANIFEST, PREDICTIONS, TISSUE_MAPS, read_table, write_table
+from adlib.study.records import MANIFEST, PREDICTIONS, TISSUE_MAPS, StudyError, read_table, write_table
 from adlib.training.model_file import ModelCard
 
 CLASSES = ("CN", "MCI", "LMCI", "AD")
@@ -93,8 +93,12 @@ def app(make_app):
 
 
 def upload(app, *names, content=SECRET):
-    file = {"type": "", "size": len(content), "content": memoryview(content), "last_modified": pd.Timestamp.now()}
-    app.upload.value = [{"name": name, **file} for name in names]
+    """Send files as the page does, in parts."""
+    app.upload._take(None, {"files": [{"name": name, "size": len(content)} for name in names]}, [])
+    for number in range(len(names)):
+        for part in (content[:9], content[9:]):
+            app.upload._take(None, {"number": number}, [memoryview(part)])
+    app.upload._take(None, {"end": True}, [])
 
 
 def run(app):
@@ -132,7 +136,7 @@ def left_in(home) -> list[str]:
 
 def test_upload_leaves_page_at_once_and_disk_when_done(app, home):
     upload(app, "head.nii.gz")
-    assert app.upload.value == () and not app.upload.get_state()["value"]
+    assert not app.upload._files
     assert "head.nii.gz" in app.waiting.value
     assert left_in(home) == ["upload-0001", "upload-0001/head.nii.gz"]
     assert not holds(SECRET, [widget.get_state() for widget in descendants(app.box)])
@@ -148,6 +152,7 @@ def test_result_is_shown_with_warning_and_origin(app):
     assert "<td>0.40</td>" in pages(app) and "Most probable: AD" in pages(app)
     assert "means nothing about a patient" in pages(app) and "ResNet50 of the study" in pages(app)
     assert re.search('<img alt="[^"]+" src="data:image/png', pages(app))
+    assert re.search(r"adlib [\d.]+; 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", pages(app))
 
 
 def test_private_folder_is_removed_with_its_process(home, tmp_path):
@@ -168,11 +173,13 @@ def test_private_folder_is_removed_with_its_process(home, tmp_path):
     assert home.exists() and other.exists()
 
 
-def test_example_and_path_are_classified_together(app):
-    app.example.value = "examples/sub-01.nii.gz"
+def test_example_is_classified_by_its_button_alone(app):
     app.path.value = "  /data/other.mgz "
+    app.samples[0].click()
+    app._thread.join()
+    assert names(app) == ["sub-01"]
     run(app)
-    assert names(app) == ["other", "sub-01"]
+    assert names(app) == ["sub-01", "other"] and not app.path.value
 
 
 def test_age_and_sex_apply_to_single_scans_only(app):
@@ -181,7 +188,21 @@ def test_age_and_sex_apply_to_single_scans_only(app):
     run(app)
     upload(app, "b.nii", "c.nii")
     run(app)
-    assert [result.record["person"] for result in app.results] == [{"sex": 1.0, "age": 71.5}, {}, {}]
+    upload(app, "d.nii")
+    run(app)
+    assert [result.record["person"] for result in app.results] == [{"sex": 1.0, "age": 71.5}, {}, {}, {}]
+
+
+def test_age_and_sex_of_a_dicom_header_are_proposed_only(app):
+    upload(app, "series.zip")
+    deadline = time.monotonic() + 20
+    while not app.age.value:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert (app.age.value, app.sex.value) == ("63", 0.0) and "are proposed" in app.waiting.value
+    app.age.value, app.sex.value = "", None
+    run(app)
+    assert app.results[0].record["person"] == {}
 
 
 @pytest.mark.parametrize("age", ["old", "-3", "400", "nan"])
@@ -212,6 +233,24 @@ def test_names_and_messages_are_escaped(app):
     assert "&lt;img" in pages(app) and "&lt;b&gt;bad" in pages(app)
 
 
+def test_table_of_several_scans_fills_as_they_come(app):
+    shown = []
+    app.queue.observe(lambda change: shown.append(re.findall("<td>(.*?)</td>", change["new"])), "value")
+    titles = []
+    app.upload.observe(lambda change: titles.append(change["new"]), "progress")
+    upload(app, "a.nii", "bad.nii", "c.nii")
+    run(app)
+    assert shown[0] == ["in progress", "waiting", "waiting"] and shown[-2][2] == "in progress"
+    assert shown[-1][0].startswith("Most probable: AD") and "is no scan; copy it again" in shown[-1][1]
+    assert titles[0].startswith("1 of 3: ") and titles[-2].startswith("3 of 3: ") and titles[-1] == ""
+
+
+def test_files_of_folders_are_grouped_and_others_left(app):
+    upload(app, "study/T1/1.dcm", "study/T1/2.dcm", "study/T2/1.dcm", "study/notes.txt", "study/head.nii")
+    assert [scan.name for scan in app.inbox.chosen] == ["study/T1", "study/T2", "study/head.nii"]
+    assert [scan.path.name for scan in app.inbox.chosen] == ["T1", "T2", "head.nii"]
+
+
 def test_names_with_folders_stay_in_private_folder(app, home):
     upload(app, "../../evil.nii", "..\\evil.nii", "a:b/c.nii", "..", "/")
     assert all(scan.path.is_relative_to(home) and scan.path.is_file() for scan in app.inbox.chosen)
@@ -230,7 +269,7 @@ def test_safe_names(name, safe):
 
 def test_nothing_chosen_message(app):
     run(app)
-    assert "Choose a file" in pages(app) and "10 MB" in pages(app)
+    assert "Choose or drop a scan first" in pages(app)
 
 
 def test_cancel_ends_process_and_waiting_scans(app, home):
@@ -292,7 +331,8 @@ def test_table_is_sorted_by_chosen_column(app):
     def order():
         return re.findall(r"<th>([abc])</th>", app.summary.value)
 
-    assert order() == ["a", "b", "c"] and "session: 3" in app.summary.value and "Summary" in app.summary.value
+    assert order() == ["a", "b", "c"] and "session: 3" in app.summary.value
+    assert "Summary of 3 classified scans, ResNet50 of the study" in app.summary.value
     app.descending.value = True
     assert order() == ["c", "b", "a"]
     app.sort.value = "icv_ml"
@@ -308,8 +348,8 @@ def test_reports_contain_every_scan(app):
     table = pd.read_csv(BytesIO(as_csv(app.results)))
     assert table["scan"].tolist() == ["a", "b"] and table["p(AD)"].tolist() == [0.4, 0.4]
     page = as_html(app.results).decode()
-    assert page.count("data:image/png") == 4 and "means nothing about a patient" in page and "<script" not in page
-    assert as_pdf(app.results).startswith(b"%PDF") and as_pdf(app.results).count(b"/Type /Page ") == 4
+    assert page.count("data:image/png") == 6 and "means nothing about a patient" in page and "<script" not in page
+    assert as_pdf(app.results).startswith(b"%PDF") and as_pdf(app.results).count(b"/Type /Page ") == 6
     app.report.click()
     links = re.findall(r'download="classified_scans\.(\w+)" href="data:[\w/]+;base64,([^"]+)"', app.links.value)
     assert [kind for kind, _ in links] == ["csv", "json", "html", "pdf"]
@@ -327,16 +367,16 @@ def test_old_pictures_are_deleted(app, monkeypatch):
     upload(app, "a.nii", "b.nii")
     run(app)
     assert [bool(result.pictures) for result in app.results] == [False, True]
-    assert as_html(app.results).count(b"data:image/png") == 1
+    assert as_html(app.results).count(b"data:image/png") == 2
 
 
 def test_refused_scan_shows_reason_and_no_class():
-    check = Check("T1w contrast", "failed", "white <matter> is dark", "Use the T1w series")
+    check = Check("T1w contrast", "failed", "white <matter> is dark", "Use the T1w series", "the contrast is not T1w")
     whole = prediction_of("a")
     refused = replace(whole, predicted=None, probabilities={}, slices=whole.slices[:0], checks=(check,))
     record = as_record(refused)
-    shown = html("prediction", record)
-    assert "failed input check: T1w contrast" in shown and "Use the T1w series" in shown
+    shown = html("card", record, {})
+    assert "Not classified: the contrast is not T1w" in shown and "Use the T1w series" in shown
     assert "white &lt;matter&gt; is dark" in shown and "✗ failed" in shown
     assert not re.search(r"\b(CN|MCI|LMCI|AD)\b", re.sub('<p class="muted">.*?</p>', "", shown))
     assert scan_table([record])["predicted"].tolist() == ["none"]
@@ -369,7 +409,7 @@ def test_nearest_training_scans_are_shown(app, tmp_path):
         (tmp_path / "record.json").write_text(json.dumps(record | {"nearest": nearest}))
         upload(app, "a.nii")
         run(app)
-        page = app.shown.children[-1].value
+        page = app.shown.children[0].value
         assert ("sub-&lt;7&gt; (MCI, distance 0.93)" in page) == ("not part of the decision" in page) == shown
 
 
@@ -447,7 +487,7 @@ def test_form_is_ready_without_a_network():
 def test_button_says_how_many_scans_it_classifies(app):
     upload(app, "a.nii")
     assert app.button.description == "Classify" and not app.age.disabled
-    app.example.index = 1
+    app.path.value = "b.nii"
     assert app.button.description == "Classify 2 scans" and app.age.disabled and app.sex.disabled
 
 
@@ -456,8 +496,8 @@ def test_form_offers_examples(study, monkeypatch):
     monkeypatch.setattr(form, "find_models", lambda params: {"of the study": Path("any")})
     monkeypatch.setattr(form, "read_card", lambda path: card)
     app = form.classifier_app(study)
-    labels = [label for label, _ in app.children[3].options]
-    assert labels[1:] == [f"sub-0{i}_ses-01 ({name})" for i, name in enumerate(CLASSES)]
+    labels = [item.description for item in descendants(app) if hasattr(item, "description")]
+    assert {f"sub-0{i} ({name})" for i, name in enumerate(CLASSES)} <= set(labels)
     assert "make lab" in repr(app)
     card = replace(card, input=InputParams(plane="three_planes_2d"))
     assert "cannot take a whole head" in form.classifier_app(study).children[0].value
@@ -467,14 +507,19 @@ def test_model_of_people_is_the_default_and_examples_take_that_of_the_study(make
     app = make_app()
     people, study = app.worker, Worker(Path("study.safetensors"), app.worker.limits, app.worker.home)
     both = form.App(people, app.inbox, app.examples, {"people": people, "study": study})
-    assert both.model in both.box.children and app.model not in app.box.children
+    assert both.model in both.more.children and app.model not in app.more.children
     assert both.worker is people
-    both.example.value = "examples/sub-01.nii.gz"
-    assert both.worker is study and both.model.label == "study"
-    both.model.label = "people"
-    assert both.worker is people
-    both.example.value = ""
-    assert both.worker is people
+    asked = []
+    for name, worker in both.models.items():
+        worker.classify = lambda *_, name=name: asked.append(name) or (_ for _ in ()).throw(StudyError("no"))
+    both.samples[0].click()
+    both._thread.join()
+    upload(both, "a.nii")
+    run(both)
+    both.model.label = "study"
+    upload(both, "b.nii")
+    run(both)
+    assert asked == ["study", "people", "study"]
 
 
 def test_models_of_a_simulated_study_are_two_where_one_of_people_is_released(monkeypatch, tmp_path):

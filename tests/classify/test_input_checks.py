@@ -79,11 +79,7 @@ def test_refused_scan_has_reason_and_advice_but_no_class(with_reference, kind):
         return
     assert result.predicted is None and result.probabilities == {} and not len(result.slices)
     failed = next(check for check in result.checks if check.status == FAILED)
-    assert (
-        result.statement == f"Not classified; failed input check: {failed.title}"
-        and result.possible == ()
-        and result.agreement == ""
-    )
+    assert result.statement == f"Not classified: {failed.problem}" and result.possible == () and result.agreement == ""
     record = as_record(result)
     assert record["refused"] and record["probabilities"] == {} and record["slice_probabilities"] == []
     assert all(any(advice in reason for advice in ("Use", "use", "Check")) for reason in record["refused"])

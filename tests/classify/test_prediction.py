@@ -40,7 +40,7 @@ def test_prediction_of_file_and_image_are_identical(prediction, classifier, scan
     scan.to_filename(tmp_path / "made.nii.gz")
     stages = []
     again = predict_file(tmp_path / "made.nii.gz", classifier, stage=stages.append, person=prediction.person)
-    assert as_record(again) == as_record(prediction)
+    assert as_record(replace(again, time=prediction.time)) == as_record(prediction)
     assert stages == list(STAGES)
 
 
@@ -66,7 +66,7 @@ def test_failed_quality_control_refuses(classifier, scan, monkeypatch):
     refused = predict_image(scan, "made", classifier)
     assert refused.predicted is None
     assert as_record(refused)["reasons"] == as_record(refused)["refused"] == ["no brain"]
-    assert "Not classified; no brain" in plot_prediction(refused).subfigs[0].get_suptitle()
+    assert "Not classified: no brain" in plot_prediction(refused).subfigs[0].get_suptitle()
 
 
 def test_volumes_outside_the_cohort_are_noted(classifier):
@@ -160,12 +160,12 @@ def test_real_scans(realdata, classifier, file, extracted):
     assert nib.aff2axcodes(prediction.prepared.affine) == ("R", "A", "S")
 
 
-def test_age_and_sex_are_those_given_else_of_the_header(tmp_path, monkeypatch):
+def test_age_and_sex_of_the_header_are_read_but_not_assumed(monkeypatch):
     facts = {"age": 3.0, "sex": "F"}
     monkeypatch.setattr(module, "open_scan", lambda path: ScanFile("a", None, (), facts))
     monkeypatch.setattr(module, "predict_image", lambda *_, **options: options)
-    read = predict_file("a.nii", None)
-    assert read["person"] == {"age": 3, "sex": 1} and read["notes"] == ("age 3.0 and sex F by the header of the file",)
-    assert predict_file("a.nii", None, person={"age": 4.0})["person"] == {"age": 4, "sex": 1}
+    assert module.stated_person("a.dcm") == {"age": 3, "sex": 1}
+    assert predict_file("a.dcm", None, person={"age": 4.0})["person"] == {"age": 4}
+    assert "person" not in predict_file("a.dcm", None)
     facts.clear()
-    assert predict_file("a.nii", None) == {"notes": (), "stage": read["stage"], "person": {}}
+    assert module.stated_person("a.dcm") == {}

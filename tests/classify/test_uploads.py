@@ -58,7 +58,7 @@ def outcomes(worker, home, tmp_path_factory):
     """Message and process of each upload, and the files left in the private folder."""
     inbox, outcomes = Inbox(worker.limits, home), {}
     for kind, (name, content, expected) in all_uploads(tmp_path_factory.mktemp("made")).items():
-        assert inbox.receive([{"name": name, "content": memoryview(content)}]) == []
+        assert inbox.receive([{"name": name, "size": len(content), "content": memoryview(content)}]) == []
         scan = inbox.chosen.pop()
         message, result = shown(worker, scan.path)
         inbox.delete(scan)
