@@ -9,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import torch
 from nilearn.image import index_img, resample_img
 from nilearn.maskers import NiftiMasker
 from sklearn.base import BaseEstimator
@@ -30,6 +31,8 @@ from adlib.preprocess.derivatives import file_names
 from adlib.study.exec_params import Pool
 from adlib.study.params import StudyParams
 from adlib.study.records import PREDICTIONS, check_table
+from adlib.training.network import ResNet50, image_features
+from adlib.training.slices import load_slices
 from adlib.training.splits import fold_numbers, member_parts
 from adlib.training.targets import as_numbers
 
@@ -51,7 +54,8 @@ def predict_baselines(
 
     Volumes enter a logistic regression as they are and as shares of the intracranial volume; metadata, the facts about
     an acquisition that no brain is needed for, enter one as categories and numbers. Grey-matter maps, where the study
-    has them, are reduced by principal components and separated by a linear support vector machine.
+    has them, and image features of a network with random weights are reduced by principal components and separated by a
+    linear support vector machine.
 
     Parameters
     ----------
@@ -92,6 +96,8 @@ def _inputs(scans: pd.DataFrame, params: StudyParams) -> dict[str, pd.DataFrame]
     if facts.shape[1]:
         inputs["metadata"] = facts
     inputs |= {name: scans[list(columns)] for name, columns in feature_sets(scans).items()}
+    if (params.folder / "slices.npy").is_file():
+        inputs["untrained_network"] = pd.DataFrame(untrained_features(scans, params), index=scans.index)
     derivatives = params.folder / "derivatives"
     if not params.input.flat and has_maps(scans, derivatives):
         maps = grey_matter_rows(scans, derivatives, params.pool)
@@ -144,7 +150,7 @@ def _model(run: str, train: pd.DataFrame) -> BaseEstimator:
         return DummyClassifier(strategy="prior")
     if run == "metadata":
         return make_pipeline(acquisition_encoder(), LogisticRegression(max_iter=5000, class_weight="balanced"))
-    if run == "grey_matter_svm":
+    if run in ("grey_matter_svm", "untrained_network"):
         return _map_model(train)
     regression = LogisticRegression(max_iter=5000, class_weight="balanced", C=0.3)
     return make_pipeline(SimpleImputer(strategy="median"), StandardScaler(), regression)
@@ -168,6 +174,27 @@ def _predicted(run: str, inputs: pd.DataFrame, fold: int, table: pd.DataFrame, p
     p = p.reindex(columns=params.classes, fill_value=0.0).add_prefix("p_")
     scans = rest[["participant_id", "session_id", "scan_id", "split"]]
     return scans.assign(run=run, fold=fold, slice=0, truth=rest["diagnosis"], temperature=1.0).join(p)
+
+
+def untrained_features(scans: pd.DataFrame, params: StudyParams) -> np.ndarray:
+    """Image features of each scan by a ResNet50 with random weights: what the architecture alone makes of the slices.
+
+    Parameters
+    ----------
+    scans : DataFrame
+        Column scan_id.
+    params : StudyParams
+        Of a study whose slices are cut.
+
+    Returns
+    -------
+    (scans, 2048) float32
+        Means over the slices of a scan.
+    """
+    slices, table = load_slices(params)
+    torch.manual_seed(params.seed)
+    features = pd.DataFrame(image_features(ResNet50(len(params.classes)), slices))
+    return features.groupby(table["scan_id"].to_numpy()).mean().loc[scans["scan_id"]].to_numpy()
 
 
 def grey_matter_rows(scans: pd.DataFrame, derivatives: Path, pool: Pool) -> np.ndarray:

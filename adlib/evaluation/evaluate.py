@@ -150,12 +150,10 @@ def score_run(pooled: pd.DataFrame, run: str, level: str, params: StudyParams) -
 
 def _score_levels(table: pd.DataFrame, run: str, trained: bool, params: StudyParams) -> list[dict[str, Any]]:
     """Entries of a run: scores by level, prediction sets and, of a trained network, scores before calibration."""
-    people = _tested(table, params)
-    if run.startswith(MEMBER):
-        return score_run(people, run, "subject", params)
+    people, member = _tested(table, params), run.startswith(MEMBER)
     tested, entries = table[table["split"] == "test"], []
     for level in LEVELS:
-        if trained or level != "slice":
+        if level == "subject" or not (member or (level == "slice" and not trained)):
             entries += score_run(_pooled(tested, level, params), run, level, params)
     sets = _sets(table, params)
 
@@ -164,7 +162,7 @@ def _score_levels(table: pd.DataFrame, run: str, trained: bool, params: StudyPar
 
     for score in (score_sets, _risk_scores):
         entries += _entries(score, people, run, "subject", params)
-    if trained:
+    if trained and not member:
         entries += _entries(_uncalibrated_scores, _tested(uncalibrated(table), params), run, "subject", params)
     return entries
 
@@ -280,7 +278,7 @@ def _calibration_by_class(y: np.ndarray, p: np.ndarray, weights: np.ndarray, par
 
 
 def _decision_curve(pooled: pd.DataFrame, params: StudyParams) -> dict[str, list[float]]:
-    """Net benefit of the network by threshold, with its interval, and of treating all; empty without anyone to treat."""
+    """Net benefit of the network by threshold, its interval, and that of treating all; empty without anyone to treat."""
 
     def curves(y: np.ndarray, p: np.ndarray, weights: np.ndarray, params: StudyParams) -> dict[str, np.ndarray]:
         taken, positive, risks = risk.binary_view(y, p, params.classes, params.evaluate.binary)

@@ -58,6 +58,7 @@ RUNS = {
     "brain_fraction": Run("Brain fraction", "baseline", "brain volume as a share of the intracranial volume"),
     "volumes": Run("Volumes", "baseline", "logistic regression on regional volumes"),
     "age_sex_volumes": Run("Age, sex and volumes", "baseline", "logistic regression"),
+    "untrained_network": Run("Untrained network", "baseline", "image features of a ResNet50 with random weights"),
     "grey_matter_svm": Run("Grey-matter maps", "baseline", "linear support vector machine"),
     CEILING: Run("Best possible", "ceiling", "uses the true severity and age of every simulated participant"),
 }

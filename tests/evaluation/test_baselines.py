@@ -11,7 +11,7 @@ from adlib.imaging.atlas import template
 from adlib.preprocess.derivatives import file_names
 from adlib.study.exec_params import HERE
 from adlib.study.params import validate_params
-from adlib.study.records import FEATURES, MANIFEST, SPLITS, check_table
+from adlib.study.records import FEATURES, MANIFEST, SLICES, SPLITS, check_table, write_table
 
 CLASSES = ("CN", "MCI", "AD")
 PARTS = np.array(["train", "train", "validation", "test"])
@@ -92,6 +92,33 @@ def test_only_unseen_and_usable_scans_are_predicted_and_maps_are_not_required(sc
     assert set(predicted["split"]) == {"validation", "test"}
     assert scans[0].loc[0, "scan_id"] not in set(predicted["scan_id"])
     assert "grey_matter_svm" not in set(predicted["run"])
+
+
+def test_features_of_an_untrained_network_see_what_is_drawn(scans, splits, params):
+    manifest, rng = scans[0], np.random.default_rng(2)
+    table = manifest[["participant_id", "session_id", "scan_id", "diagnosis"]].sample(frac=1, random_state=3)
+    x = rng.normal(0, 1, (len(table), 3, 32, 32)).astype(np.float16)
+    for name in CLASSES[1:]:
+        x[table["diagnosis"] == name, :, 8:24, 8:24] += 4 * CLASSES.index(name)
+    np.save(params.folder / "slices.npy", x)
+    write_table(table.assign(row=range(len(table)), slice=0), params.folder / "slices.tsv", SLICES)
+    assert accuracies(predict_baselines(*scans, splits, params))["untrained_network"] > 0.8
+
+
+def test_baselines_are_cross_fitted_where_the_network_is(scans, splits, params):
+    """Validation scans are predicted by fits that left them out, those of the test by one fit on all others."""
+    people = splits.assign(split=splits["split"].replace("validation", "train"))
+    people["member"] = [None if part == "test" else str(k % 2 + 1) for k, part in enumerate(people["split"])]
+    predicted = predict_baselines(*scans, people, params).query("run == 'metadata'")
+    assert not predicted.duplicated("scan_id").any()
+    assert set(predicted["participant_id"]) == set(people["participant_id"])
+    left_out = people.loc[people["member"] == "1", "participant_id"]
+    wrong = scans[0].assign(diagnosis=scans[0]["diagnosis"].mask(scans[0]["participant_id"].isin(left_out), "AD"))
+    columns = ["scan_id", "p_CN"]
+    again = predict_baselines(wrong, scans[1], people, params).query("run == 'metadata'")
+    rows = predicted["participant_id"].isin(left_out).to_numpy()
+    pd.testing.assert_frame_equal(predicted.loc[rows, columns], again.loc[rows, columns])
+    assert not np.allclose(predicted.loc[~rows, "p_CN"], again.loc[~rows, "p_CN"])
 
 
 def test_a_site_of_tested_people_alone_is_no_error(scans, splits, params):
