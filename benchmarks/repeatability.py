@@ -7,8 +7,8 @@ The study is finished first (``run_all.py``). Each repetition trains a copy of i
 one or two threads, AVX2 instead of AVX-512 instructions) and evaluates. With ``--faults`` the check itself is tested:
 each repetition must pass with the tolerances of the others, and four faults, edited into notebook 03, must not: the
 class drawn into the slices, tested participants in the training, labels of other participants, half the epochs. The
-exit code is 1 where that fails. Without repetitions (``--runs 0``) the spread is that of the networks of the study's
-ensemble, which differ in seed and training participants: more than repetitions do. ``--set`` changes the params of the study and of its repetitions alike.
+exit code is 1 where that fails. ``--set`` changes the params of the study and of its repetitions alike. Without
+repetitions (``--runs 0``) the means are the study's, and the standard deviations those measured before.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from adlib.study.metrics import MEMBER, read_metrics
+from adlib.study.metrics import read_metrics
 from adlib.study.params import StudyParams, load_params
 from adlib.study.reference import MAIN_RESULTS, TOLERANCES, accept, compare, main_results
 from adlib.training.recipe import record_differences, training_record
@@ -123,8 +123,8 @@ def tolerances(copies: list[StudyParams]) -> pd.DataFrame:
     variances = values.var().groupby(["metric", "class"])
     spread = pd.DataFrame({"sd": np.sqrt(variances.mean()), "df": variances.count() * (n - 1)})
     if n == 1:
-        members = main_results(rows[0], wanted[wanted["run"].str.startswith(MEMBER)])
-        spread = members.groupby(["metric", "class"])["point"].agg(sd="std", df=lambda points: len(points) - 1)
+        measured = pd.read_csv(ROOT / TOLERANCES, sep="\t", keep_default_na=False)
+        spread = measured.groupby(["metric", "class"])[["sd", "df"]].first()
     spread = spread.reset_index()
     table = MAIN_RESULTS.merge(values.agg(["mean", "min", "max"]).reset_index()).merge(spread)
     quantile = student.ppf(1 - (1 - LEVEL) / len(table) / 2, table["df"])

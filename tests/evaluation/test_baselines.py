@@ -100,6 +100,7 @@ def test_features_of_an_untrained_network_see_what_is_drawn(scans, splits, param
     x = rng.normal(0, 1, (len(table), 3, 32, 32)).astype(np.float16)
     for name in CLASSES[1:]:
         x[table["diagnosis"] == name, :, 8:24, 8:24] += 4 * CLASSES.index(name)
+    params.folder.mkdir()
     np.save(params.folder / "slices.npy", x)
     write_table(table.assign(row=range(len(table)), slice=0), params.folder / "slices.tsv", SLICES)
     assert accuracies(predict_baselines(*scans, splits, params))["untrained_network"] > 0.8
