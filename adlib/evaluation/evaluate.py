@@ -273,7 +273,7 @@ def _calibration_by_class(y: np.ndarray, p: np.ndarray, weights: np.ndarray, par
 
 
 def _decision_curve(pooled: pd.DataFrame, params: StudyParams) -> dict[str, list[float]]:
-    """Net benefit of the network by threshold, with its interval, and of treating all; empty without anyone to treat."""
+    """Net benefit of the network by threshold, with its interval, and of treating all; empty without anybody."""
 
     def curves(y: np.ndarray, p: np.ndarray, weights: np.ndarray, params: StudyParams) -> dict[str, np.ndarray]:
         taken, positive, risks = risk.binary_view(y, p, params.classes, params.evaluate.binary)
