@@ -14,8 +14,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from adlib.evaluation.evaluate import LEAK, SHARED
+from adlib.figures.sides import mark_sides
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL
 from adlib.study.metrics import CEILING, NETWORK, format_score, get_score
+from adlib.study.params import Display
 
 WARNING = "#d55e00"
 BEST = "#1b1f24"
@@ -206,13 +208,18 @@ def plot_subgroups(metrics: pd.DataFrame, classes: tuple[str, ...], binary: str,
     return figure
 
 
-def plot_failures(table: pd.DataFrame, images: np.ndarray) -> Figure:
+def plot_failures(
+    table: pd.DataFrame, images: np.ndarray, plane: str = "", display: Display = "neurological"
+) -> Figure:
     """The middle slice of each misclassification with true and predicted class, probability and quality verdict.
 
     Parameters
     ----------
     table, images
         From `adlib.evaluation.errors.study_failures`.
+    plane : str
+        Of the images, empty where it is not known which side is left.
+    display : {"neurological", "radiological"}
     """
     count = len(table)
     columns, rows = 4, max(1, -(-count // 4))
@@ -221,6 +228,7 @@ def plot_failures(table: pd.DataFrame, images: np.ndarray) -> Figure:
         axis.axis("off")
     for axis, row, image in zip(axes.flat, table.to_dict("records"), images, strict=False):
         axis.imshow(image, cmap="gray", vmin=np.percentile(image, 1), vmax=np.percentile(image, 99.5))
+        mark_sides(axis, plane, display)
         reasons = "" if pd.isna(row["qc_reasons"]) else f" ({row['qc_reasons']})"
         quality = textwrap.fill(f"quality: {row['qc_verdict']}{reasons}", 30)
         title = f"{row['participant_id']}\ntrue {row['truth']}, predicted {row['answer']} ({row['probability']:.2f})"
