@@ -16,9 +16,11 @@ from matplotlib.ticker import MaxNLocator
 from adlib.classify.nearest import Neighbour, middle_slice
 from adlib.classify.result import Prediction
 from adlib.classify.scan_tables import VOLUME_LABELS, format_ml
+from adlib.figures.sides import SIDED, channel_planes, mark_sides, turned
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
 from adlib.imaging.volume import extract_slice
 from adlib.preprocess.derivatives import Preprocessed
+from adlib.study.params import Display
 
 POSITIONS_MM = {
     "axial": (-30.0, -10.0, 10.0, 30.0, 50.0),
@@ -30,39 +32,40 @@ BRAIN_EDGE = "#f0e442"
 TISSUE_EDGE = "#56b4e9"
 
 
-def plot_views(prepared: Preprocessed) -> Figure:
+def plot_views(prepared: Preprocessed, display: Display = "neurological") -> Figure:
     """Draw an axial, a coronal and a sagittal slice through the middle of the brain with their outlines.
 
     Parameters
     ----------
     prepared : Preprocessed
+    display : {"neurological", "radiological"}
 
     Returns
     -------
     matplotlib Figure
-        Black, without text but the sides; left is left. Yellow: brain mask; blue: edge of white matter.
+        Black, without text but the sides. Yellow: brain mask; blue: edge of white matter.
     """
     figure, axes = plt.subplots(1, len(MIDDLE_MM), figsize=(9.5, 3.4), facecolor="black", layout="none")
     figure.subplots_adjust(0, 0, 1, 1, 0, 0)
     for axis, (plane, position) in zip(axes, MIDDLE_MM.items(), strict=True):
-        _draw_slices(axis, prepared, plane, (position,))
-    for axis in axes[:2]:
-        _label(axis, 0.03, 0.03, "L", va="bottom")
-        _label(axis, 0.97, 0.03, "R", va="bottom", ha="right")
+        _draw_slices(axis, prepared, plane, (position,), display)
+        _label_sides(axis, plane, display, 1)
     return figure
 
 
-def plot_prediction(prediction: Prediction) -> Figure:
+def plot_prediction(prediction: Prediction, display: Display = "neurological") -> Figure:
     """Draw the processed head, the prediction, and the volumes relative to the training cohort.
 
     Parameters
     ----------
     prediction : Prediction
+    display : {"neurological", "radiological"}
+        Side of the left of the head.
 
     Returns
     -------
     matplotlib Figure
-        Brain outline and white matter edges on the head in three planes; left is left. Below, a bar per class with a
+        Brain outline and white matter edges on the head in three planes. Below, a bar per class with a
         dot per slice, or why the scan is refused, and each volume with mean ± SD of each class.
     """
     prepared, card = prediction.prepared, prediction.card
@@ -70,14 +73,14 @@ def plot_prediction(prediction: Prediction) -> Figure:
     head, result, foot = figure.subfigures(3, 1, height_ratios=(6.3, 2.8, 0.7))
     measured = [name for name in VOLUME_LABELS if name in prepared.features]
     shown = [name for name in measured if name in card.cohort.get("volumes", {})]
-    _mosaic(head, prepared)
+    _mosaic(head, prepared, display)
     grid = result.add_gridspec(1, 1 + len(shown), width_ratios=(2.4, *[1] * len(shown)))
     _result(result.add_subplot(grid[0]), prediction)
     for column, name in enumerate(shown, start=1):
         axis = result.add_subplot(grid[column])
         _volume(axis, prepared.features[name], card.cohort["volumes"][name], card.classes)
         axis.set_title(f"{VOLUME_LABELS[name]}\n{format_ml(prepared.features[name])} ml", color=ACCENT)
-    head.supxlabel("yellow: brain mask; blue: edge of white matter; left is left", fontsize="small")
+    head.supxlabel("yellow: brain mask; blue: edge of white matter; L: left, R: right", fontsize="small")
     head.suptitle(_title(prediction), fontweight="bold")
     sizes = [f"{VOLUME_LABELS[name]} {format_ml(prepared.features[name])} ml" for name in measured]
     apart = f"{', '.join(sizes)}\nno volumes of the training cohort to compare with"
@@ -108,7 +111,9 @@ def _result(axis: Axes, prediction: Prediction) -> None:
     axis.text(0, 1, words, va="top", fontsize="x-small", transform=axis.transAxes)
 
 
-def plot_attribution(prediction: Prediction, maps: np.ndarray, method: str) -> Figure:
+def plot_attribution(
+    prediction: Prediction, maps: np.ndarray, method: str, display: Display = "neurological"
+) -> Figure:
     """Draw attribution maps for the predicted class on the slices.
 
     Parameters
@@ -118,6 +123,7 @@ def plot_attribution(prediction: Prediction, maps: np.ndarray, method: str) -> F
         Signed evidence for the predicted class, from `adlib.evaluation.explain.attribution.attribute`.
     method : str
         Title of the method.
+    display : {"neurological", "radiological"}
 
     Returns
     -------
@@ -136,17 +142,19 @@ def plot_attribution(prediction: Prediction, maps: np.ndarray, method: str) -> F
                 axis.imshow(
                     evidence[k], cmap="RdBu_r", vmin=-top, vmax=top, alpha=np.clip(2 * abs(evidence[k]) / top, 0, 0.7)
                 )
+            mark_sides(axis, channel_planes(prediction.card.input)[1], display)
     figure.suptitle(f"Evidence for {prediction.predicted} (red) and against it (blue)\n{method}", fontsize="medium")
     return figure
 
 
-def plot_nearest(prediction: Prediction) -> Figure:
+def plot_nearest(prediction: Prediction, display: Display = "neurological") -> Figure:
     """Draw the scan's middle slice next to those of its nearest training scans.
 
     Parameters
     ----------
     prediction : Prediction
         With at least one of `Prediction.nearest`.
+    display : {"neurological", "radiological"}
 
     Returns
     -------
@@ -158,6 +166,7 @@ def plot_nearest(prediction: Prediction) -> Figure:
     for axis, picture in zip(axes[0], [middle_slice(prediction.seen), *(scan.picture for scan in near)], strict=True):
         axis.set_axis_off()
         axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="bilinear")
+        mark_sides(axis, channel_planes(prediction.card.input)[1], display)
     axes[0, 0].set_title("this scan\n", fontsize="small", fontweight="bold")
     for axis, scan in zip(axes[0, 1:], near, strict=True):
         axis.set_title(_neighbour_title(scan), fontsize="small", color=colours.get(scan.diagnosis, NEUTRAL))
@@ -169,20 +178,27 @@ def _neighbour_title(scan: Neighbour) -> str:
     return f"{scan.diagnosis}{f' ({person})' if person else ''}\ndistance {scan.distance:.2f}"
 
 
-def _mosaic(figure: SubFigure, prepared: Preprocessed) -> None:
+def _mosaic(figure: SubFigure, prepared: Preprocessed, display: Display) -> None:
     """The slices of each plane in one image, which is faster to lay out than axes for each."""
     axes = figure.subplots(len(POSITIONS_MM), 1, gridspec_kw={"hspace": 0})
     for axis, letter, (plane, positions) in zip(axes, "zyx", POSITIONS_MM.items(), strict=True):
-        _draw_slices(axis, prepared, plane, positions)
+        _draw_slices(axis, prepared, plane, positions, display)
         for column, position in enumerate(positions):
             _label(axis, (column + 0.02) / len(positions), 0.98, f"{letter} = {position:+.0f}", va="top")
-    first = 1 / len(POSITIONS_MM["axial"])
-    _label(axes[0], 0.02 * first, 0.02, "L", va="bottom")
-    _label(axes[0], 0.98 * first, 0.02, "R", va="bottom", ha="right")
+        _label_sides(axis, plane, display, len(positions))
 
 
-def _draw_slices(axis: Axes, prepared: Preprocessed, plane: str, positions: tuple[float, ...]) -> None:
-    cut = partial(_row, affine=prepared.affine, plane=plane, positions=positions)
+def _label_sides(axis: Axes, plane: str, display: Display, columns: int) -> None:
+    left, right = "LR" if display == "neurological" else "RL"
+    if plane in SIDED:
+        _label(axis, 0.02 / columns, 0.02, left, va="bottom")
+        _label(axis, 0.98 / columns, 0.02, right, va="bottom", ha="right")
+
+
+def _draw_slices(
+    axis: Axes, prepared: Preprocessed, plane: str, positions: tuple[float, ...], display: Display
+) -> None:
+    cut = partial(_row, affine=prepared.affine, plane=plane, positions=positions, display=display)
     edges = {TISSUE_EDGE: prepared.tissues[..., 1], BRAIN_EDGE: prepared.mask}
     axis.set_axis_off()
     axis.imshow(
@@ -207,8 +223,11 @@ def brightest(prepared: Preprocessed) -> float:
     return float(np.percentile(inside, 99.5)) * 1.2 if inside.size else float(prepared.native.max())
 
 
-def _row(volume: np.ndarray, affine: np.ndarray, plane: str, positions: tuple[float, ...]) -> np.ndarray:
-    return np.hstack([extract_slice(volume, affine, plane, position) for position in positions])
+def _row(
+    volume: np.ndarray, affine: np.ndarray, plane: str, positions: tuple[float, ...], display: Display
+) -> np.ndarray:
+    slices = (extract_slice(volume, affine, plane, position) for position in positions)
+    return np.hstack([turned(slice_, plane, display) for slice_ in slices])
 
 
 def _label(axis: Axes, x: float, y: float, label: str, **aligned: str) -> None:

@@ -153,14 +153,16 @@ def calibration_line(positive: np.ndarray, risk: np.ndarray, weights: np.ndarray
     """
     x = np.clip(risk, SMALLEST, 1 - SMALLEST)
     x = np.log(x / (1 - x))
-    fixed = _logistic(x, positive, weights, slope=False)[:, 0]
-    return fixed, _logistic(x, positive, weights, slope=True)[:, 1]
+    fixed = _logistic(x, positive, weights, free=1)[:, 0]
+    middle, scale = (x.mean(), x.std()) if len(x) else (0.0, 0.0)
+    if scale < SMALLEST:
+        return fixed, np.full(len(weights), np.nan)
+    return fixed, _logistic((x - middle) / scale, positive, weights, free=2)[:, 1] / scale
 
 
-def _logistic(x: np.ndarray, positive: np.ndarray, weights: np.ndarray, slope: bool) -> np.ndarray:
-    """Intercepts and slopes (B, 2) of greatest likelihood by Newton's method; without `slope` that stays 1."""
+def _logistic(x: np.ndarray, positive: np.ndarray, weights: np.ndarray, free: int) -> np.ndarray:
+    """Intercepts and slopes (B, 2) of greatest likelihood by Newton's method; with one free, the slope stays 1."""
     line = np.tile([0.0, 1.0], (len(weights), 1))
-    free = 2 if slope else 1
     design = np.column_stack([np.ones_like(x), x])[:, :free]
     products = (design[:, :, None] * design[:, None, :]).reshape(len(x), free * free)
     step = np.full((len(weights), free), np.inf)

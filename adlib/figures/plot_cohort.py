@@ -9,7 +9,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from adlib.figures.sides import mark_sides
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
+from adlib.study.params import Display
 
 # OASIS-1 by Clinical Dementia Rating 0, 0.5, >= 1: whole-brain volume as a share of the intracranial volume
 # (Marcus et al. 2007, doi:10.1162/jocn.2007.19.9.1498): mean, sd.
@@ -154,7 +156,13 @@ def plot_splits(splits: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
     return figure
 
 
-def plot_input_slices(slices: np.ndarray, table: pd.DataFrame, classes: tuple[str, ...]) -> Figure:
+def plot_input_slices(
+    slices: np.ndarray,
+    table: pd.DataFrame,
+    classes: tuple[str, ...],
+    planes: tuple[str, str, str] = ("", "", ""),
+    display: Display = "neurological",
+) -> Figure:
     """One scan of each class as input to the network: a row per class, a column per slice and channel.
 
     Parameters
@@ -165,6 +173,9 @@ def plot_input_slices(slices: np.ndarray, table: pd.DataFrame, classes: tuple[st
         Columns scan_id, diagnosis, row (index into `slices`) and position_mm.
     classes : tuple of str
         Each with at least one scan in `table`.
+    planes : tuple of str
+        Of the channels, from `adlib.figures.sides.channel_planes`.
+    display : {"neurological", "radiological"}
     """
     scans = [table.loc[table["diagnosis"] == name, "scan_id"].iloc[0] for name in classes]
     items = [np.asarray(slices[table.loc[table["scan_id"] == scan, "row"]], dtype=np.float32) for scan in scans]
@@ -173,8 +184,9 @@ def plot_input_slices(slices: np.ndarray, table: pd.DataFrame, classes: tuple[st
     height = COLUMN_WIDTH / len(panels[0]) * len(classes)
     figure, axes = plt.subplots(len(classes), len(panels[0]), figsize=(COLUMN_WIDTH, height + 0.4), squeeze=False)
     for row, (name, panel) in enumerate(zip(classes, panels, strict=True)):
-        for axis, image in zip(axes[row], panel, strict=True):
+        for k, (axis, image) in enumerate(zip(axes[row], panel, strict=True)):
             axis.imshow(image, cmap="gray", vmin=np.percentile(panel, 1), vmax=np.percentile(panel, 99.5))
+            mark_sides(axis, planes[k % 3], display)
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
         axes[row, 0].set_ylabel(name, weight="bold")

@@ -15,15 +15,22 @@ from nilearn.plotting import plot_stat_map
 
 from adlib.evaluation.explain.attribution import AttributionMaps
 from adlib.evaluation.explain.sanity import FRACTIONS
+from adlib.figures.sides import mark_sides
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL
 from adlib.study.metrics import CHECK, format_score, tidy
+from adlib.study.params import Display
 
 METRICS = {"rank_correlation": "with sign", "rank_correlation_absolute": "without sign"}
 OVERLAPS = {"trained": "the network's maps", "randomised": "maps of a random network", "edges": "edges of the image"}
 CHANGES = ("volume", "image")
 
 
-def plot_attribution(maps: AttributionMaps, classes: tuple[str, ...]) -> Figure:
+def plot_attribution(
+    maps: AttributionMaps,
+    classes: tuple[str, ...],
+    planes: tuple[str, str, str] = ("", "", ""),
+    display: Display = "neurological",
+) -> Figure:
     """Evidence for the last class on the mean slice of each true class: red for, blue against.
 
     Parameters
@@ -32,26 +39,35 @@ def plot_attribution(maps: AttributionMaps, classes: tuple[str, ...]) -> Figure:
         Mean maps and mean slices of each true class.
     classes : tuple of str
         In the order of `maps`.
+    planes : tuple of str
+        Of the channels, from `adlib.figures.sides.channel_planes`.
+    display : {"neurological", "radiological"}
     """
     rows, columns = maps.attribution.shape[:2]
     size = COLUMN_WIDTH / max(columns, 3)
     figure, axes = plt.subplots(rows, columns, figsize=(size * columns + 0.6, size * rows + 0.3), squeeze=False)
     limit = np.percentile(np.abs(maps.attribution), 99.5)
     for k, name in enumerate(classes):
-        for axis, image, evidence in zip(axes[k], maps.slices[k], maps.attribution[k], strict=True):
+        panels = zip(axes[k], maps.slices[k], maps.attribution[k], strict=True)
+        for column, (axis, image, evidence) in enumerate(panels):
             axis.imshow(image, cmap="gray")
             shown = axis.imshow(
                 evidence, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=np.clip(np.abs(evidence) / limit, 0, 0.8)
             )
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
+            mark_sides(axis, planes[column % 3], display)
         axes[k, 0].set_ylabel(f"{name}\n(mean of {maps.scans[k]})")
     figure.colorbar(shown, ax=axes, label=f"evidence for {classes[-1]} (logit per pixel)", shrink=0.6)
     return figure
 
 
 def plot_attribution_mni(
-    images: dict[str, nib.Nifti1Image], background: nib.Nifti1Image, mode: str, coordinates: tuple[float, ...]
+    images: dict[str, nib.Nifti1Image],
+    background: nib.Nifti1Image,
+    mode: str,
+    coordinates: tuple[float, ...],
+    display: Display = "neurological",
 ) -> Figure:
     """The mean map of each true class in MNI152 space at the positions of the slices; weak evidence is transparent.
 
@@ -63,6 +79,7 @@ def plot_attribution_mni(
         The template that the maps are drawn on.
     mode, coordinates
         From `adlib.evaluation.explain.regions.cut_positions`.
+    display : {"neurological", "radiological"}
     """
     count = 3 if mode == "ortho" else len(coordinates)
     columns = min(max(1, 3 // count), len(images))
@@ -82,7 +99,7 @@ def plot_attribution_mni(
         plot_stat_map(
             image, bg_img=background, display_mode=mode, cut_coords=where, axes=axis, colorbar=False, cmap="RdBu_r",
             vmin=-limit, vmax=limit, black_bg=False, draw_cross=False, annotate=False,
-            **look,
+            radiological=display == "radiological", **look,
         ).annotate(size=7)  # fmt: skip
         axis.set_title(name, fontsize="small", loc="left", pad=2)
     _mni_scale(figure, limit, list(images)[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from functools import partial
 
 import matplotlib.pyplot as plt
 import nibabel as nib
@@ -10,22 +11,25 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from adlib.figures.sides import note, turned
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
 from adlib.imaging import atlas
 from adlib.imaging.volume import extract_slice, fit_square, resample, to_canonical, voxel_sizes
 from adlib.preprocess.derivatives import Preprocessed
 from adlib.preprocess.quality import LIMITS, Limit, limit_text
+from adlib.study.params import Display
 from adlib.study.records import StudyError
 
 VIEWS = (("sagittal", 4.0), ("coronal", -20.0), ("axial", 8.0))
-OUTLINE = "#e8590c"
-VERDICTS = {"pass": "#2b8a3e", "check": "#c25e00", "fail": "#c92a2a"}
+OUTLINE = "#d55e00"
+VERDICTS = {"pass": "#0072b2", "check": "#e69f00", "fail": "#d55e00"}
 COLUMNS = 3
 BLANK = (117, 315)  # shape of a tile without a picture
 REASON_WIDTH = 44  # characters of a line below a picture
-TISSUES = {"GM": "#c92a2a", "WM": "#2b8a3e", "CSF": "#1c4fa3"}
+TISSUES = {"GM": "#e69f00", "WM": "#56b4e9", "CSF": "#0072b2"}  # Okabe & Ito, for the colour-blind
 VOLUMES = {
     "nbv": "brain tissue / intracranial volume",
     "icv_ml": "intracranial volume (ml)",
@@ -36,7 +40,7 @@ VOLUMES = {
 }
 
 
-def plot_steps(scan: Preprocessed, image: nib.Nifti1Image) -> Figure:
+def plot_steps(scan: Preprocessed, image: nib.Nifti1Image, display: Display = "neurological") -> Figure:
     """One scan before and after each step: a row per step, three planes in each picture, histograms below.
 
     Parameters
@@ -44,22 +48,24 @@ def plot_steps(scan: Preprocessed, image: nib.Nifti1Image) -> Figure:
     scan : Preprocessed
     image : nibabel image
         The scan as it was stored.
+    display : {"neurological", "radiological"}
+        Side of all pictures but the first, which shows the array as it is stored.
     """
     stored = np.squeeze(image.get_fdata(dtype=np.float32))
-    rows = (*_geometry(scan, stored, image.affine), *_intensities(scan))
+    rows = (*_geometry(scan, stored, image.affine, display), *_intensities(scan, display))
     heights = [1.0] * len(rows) + [0.8]
     figure, axes = plt.subplots(len(heights), 2, figsize=(COLUMN_WIDTH, 8.2), height_ratios=heights)
     for line, pair in zip(axes, rows, strict=False):
         for axis, (title, picture, *outlines) in zip(line, pair, strict=True):
-            _draw(axis, title, picture, [strip(outline, scan.affine) for outline in outlines])
+            _draw(axis, title, picture, [strip(outline, scan.affine, display) for outline in outlines])
     _draw_histogram(axes[-1, 0], scan, scan.native, "6 normalisation: brain as it came")
     _draw_histogram(axes[-1, 1], scan, scan.t1w, "normalised")
     axes[-1, 0].legend(fontsize=6, frameon=False)
-    figure.suptitle(f"{scan.name}: {scan.verdict}", fontsize=9)
+    figure.suptitle(f"{scan.name}: {scan.verdict}\n{note(display)}", fontsize=9)
     return figure
 
 
-def _geometry(scan: Preprocessed, stored: np.ndarray, affine: np.ndarray) -> tuple[tuple, tuple]:
+def _geometry(scan: Preprocessed, stored: np.ndarray, affine: np.ndarray, display: Display) -> tuple[tuple, tuple]:
     """Rows of titles, pictures and outlines: orientation and registration."""
     volume, world = to_canonical(stored, affine)
     base = atlas.template(float(scan.affine[0, 0]))
@@ -68,31 +74,36 @@ def _geometry(scan: Preprocessed, stored: np.ndarray, affine: np.ndarray) -> tup
     codes = "".join(nib.aff2axcodes(affine))
     template = (base.mask.astype(np.float32), base.wm)
     return (
-        ((f"1 orientation: as stored, {codes}", _middles(stored, affine)), ("turned to RAS", _middles(volume, world))),
         (
-            ("2 registration: by its header, template's edges", strip(unmoved, scan.affine), *template),
-            ("registered, template's edges", strip(scan.native, scan.affine), *template),
+            (f"1 orientation: as stored, {codes}", _middles(stored, affine)),
+            ("turned to RAS", _middles(volume, world, display)),
+        ),
+        (
+            ("2 registration: by its header, template's edges", strip(unmoved, scan.affine, display), *template),
+            ("registered, template's edges", strip(scan.native, scan.affine, display), *template),
         ),
     )
 
 
-def _intensities(scan: Preprocessed) -> tuple[tuple, ...]:
+def _intensities(scan: Preprocessed, display: Display) -> tuple[tuple, ...]:
     """Rows of titles, pictures and outlines: bias field, brain extraction, tissues."""
     gain = _gain(scan)
     low, high = np.percentile(gain[gain > 0], (2, 98)) if (gain > 0).any() else (1, 1)
     corrected = np.divide(scan.native, gain, out=np.zeros_like(scan.native), where=gain > 0)
-    tissue = np.stack([strip(scan.tissues[..., k], scan.affine) for k in range(3)], axis=-1)
-    head, mask = strip(scan.native, scan.affine), scan.mask.astype(np.float32)
-    brain = strip(np.where(scan.mask, scan.t1w, scan.t1w[scan.mask].min(initial=0)), scan.affine)
+    cut = partial(strip, affine=scan.affine, display=display)
+    fractions = np.stack([cut(scan.tissues[..., k]) for k in range(3)], axis=-1)
+    tissue = fractions @ np.array([to_rgb(colour) for colour in TISSUES.values()])
+    head, mask = cut(scan.native), scan.mask.astype(np.float32)
+    brain = cut(np.where(scan.mask, scan.t1w, scan.t1w[scan.mask].min(initial=0)))
     return (
         (
-            ("3 bias: brain before correction", strip(scan.native * (gain > 0), scan.affine)),
-            (f"corrected by a gain of {low:.2f} to {high:.2f}", strip(corrected, scan.affine)),
+            ("3 bias: brain before correction", cut(scan.native * (gain > 0))),
+            (f"corrected by a gain of {low:.2f} to {high:.2f}", cut(corrected)),
         ),
         (("4 extraction: head and the brain's outline", head, mask), ("brain, normalised", brain)),
         (
             ("5 segmentation: brain and outline of WM", brain, scan.tissues[..., 1]),
-            ("tissues: red GM, green WM, blue CSF", tissue),
+            ("tissues: orange GM, light blue WM, blue CSF", tissue),
         ),
     )
 
@@ -146,7 +157,9 @@ def plot_volumes_truth(features: pd.DataFrame, truth: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_quality_page(worst: pd.DataFrame, pictures: dict[str, Preprocessed]) -> Figure:
+def plot_quality_page(
+    worst: pd.DataFrame, pictures: dict[str, Preprocessed], display: Display = "neurological"
+) -> Figure:
     """Many scans at a glance: three planes with the brain's outline, verdict, worst value and reason.
 
     Parameters
@@ -155,6 +168,7 @@ def plot_quality_page(worst: pd.DataFrame, pictures: dict[str, Preprocessed]) ->
         From `quality.ranked`, in the order to draw.
     pictures : dict of scan_id to Preprocessed
         Scans without a picture get their reason alone.
+    display : {"neurological", "radiological"}
 
     Raises
     ------
@@ -169,7 +183,8 @@ def plot_quality_page(worst: pd.DataFrame, pictures: dict[str, Preprocessed]) ->
         axis.set(xticks=[], yticks=[], frame_on=False)
         axis.grid(False)
     for axis, row in zip(axes.ravel(), worst.to_dict("records"), strict=False):
-        _tile(axis, row, pictures.get(row["scan_id"]))
+        _tile(axis, row, pictures.get(row["scan_id"]), display)
+    figure.supxlabel(note(display), fontsize=6.5)
     return figure
 
 
@@ -207,7 +222,7 @@ def plot_quality_values(features: pd.DataFrame) -> Figure:
     return figure
 
 
-def strip(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+def strip(volume: np.ndarray, affine: np.ndarray, display: Display = "neurological") -> np.ndarray:
     """The sagittal, coronal and axial view of a volume, side by side.
 
     Parameters
@@ -215,28 +230,29 @@ def strip(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
     volume : (X, Y, Z) float32
     affine : (4, 4) float
         Voxel to world, mm.
+    display : {"neurological", "radiological"}
 
     Returns
     -------
     (rows, columns) float32
     """
-    views = [extract_slice(volume, affine, plane, position) for plane, position in VIEWS]
+    views = [turned(extract_slice(volume, affine, plane, position), plane, display) for plane, position in VIEWS]
     height = max(map(len, views))
     return np.hstack([np.pad(view, ((height - len(view), 0), (0, 0)), constant_values=view.min()) for view in views])
 
 
-def _tile(axis: Axes, row: dict, scan: Preprocessed | None) -> None:
+def _tile(axis: Axes, row: dict, scan: Preprocessed | None, display: Display) -> None:
     name = str(row["scan_id"]).removesuffix("_T1w")
-    axis.set_title(f"{name}: {row['qc_verdict']}", fontsize=6.5, pad=2, color=VERDICTS[row["qc_verdict"]])
+    axis.set_title(f"{name}: {row['qc_verdict']}", fontsize=6.5, pad=2)
     if scan is None:
         axis.imshow(np.ones(BLANK), cmap="gray", vmin=0, vmax=1)
         reason = textwrap.fill(str(row["qc_reasons"]), REASON_WIDTH, max_lines=6, placeholder=" …")
         axis.text(0.5, 0.5, reason, fontsize=5.5, ha="center", va="center", transform=axis.transAxes)
         return
-    picture = strip(_brain(scan) if scan.native is None else scan.native, scan.affine)
+    picture = strip(_brain(scan) if scan.native is None else scan.native, scan.affine, display)
     bright = np.percentile(picture[picture > 0], 99.5) if (picture > 0).any() else 1
     axis.imshow(picture, cmap="gray", vmin=0, vmax=bright)
-    axis.contour(strip(scan.mask.astype(np.float32), scan.affine), [0.5], colors=OUTLINE, linewidths=0.6)
+    axis.contour(strip(scan.mask.astype(np.float32), scan.affine, display), [0.5], colors=OUTLINE, linewidths=0.6)
     axis.set_xlabel(_reason(row), fontsize=5.5, labelpad=2)
 
 
@@ -289,14 +305,15 @@ def _draw_histogram(axis: Axes, scan: Preprocessed, volume: np.ndarray, title: s
     axis.tick_params(labelsize=6)
 
 
-def _middles(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+def _middles(volume: np.ndarray, affine: np.ndarray, display: Display = "neurological") -> np.ndarray:
     """The middle slice along each array axis, side by side, pixels of 2 mm, (128, 384) float32."""
     zooms = voxel_sizes(affine) / 2
     pictures = []
     for axis in range(3):
         across, up = (k for k in range(3) if k != axis)
         middle = np.take(volume, volume.shape[axis] // 2, axis=axis).T[::-1]
-        pictures.append(fit_square(middle - volume.min(), 128, (zooms[up], zooms[across])))
+        picture = fit_square(middle - volume.min(), 128, (zooms[up], zooms[across]))
+        pictures.append(turned(picture, VIEWS[axis][0], display))
     return np.hstack(pictures)
 
 

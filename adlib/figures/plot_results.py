@@ -1,4 +1,4 @@
-"""Figures of the main results: training, confusion, ROC, precision and recall, reliability, scores of all runs."""
+"""Figures of the main results: training, confusion, ROC, precision and recall, calibration, scores of all runs."""
 
 from __future__ import annotations
 
@@ -12,38 +12,50 @@ import seaborn as sns
 from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from adlib.evaluation import scores
+from adlib.evaluation import risk, scores
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
 from adlib.study.metrics import MEMBER, NETWORK, format_score, get_score, run_of
 from adlib.training.pooling import arrays
 
 GRID = np.linspace(0, 1, 101)
+BINS = np.linspace(0, 1, 21)
 FAINT = 1.8  # top of the blues: a share of 1 is light enough for black numbers, contrast above 7
 
 
 def plot_curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
-    """Loss and validation balanced accuracy by epoch, a line per training (run and fold).
+    """Training loss, validation loss and validation balanced accuracy by epoch, a line per training (run and fold).
+
+    The training loss has label smoothing, class weights and auxiliary terms that the validation loss lacks, so that the
+    two have axes of their own.
 
     Parameters
     ----------
     histories : dict of str to list of dict
         For each ``run, fold``, a dict per epoch: epoch, train_loss, validation_loss and validation_balanced_accuracy.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 2.8))
+    panels = {
+        "train_loss": "Training loss",
+        "validation_loss": "Validation cross-entropy",
+        "validation_balanced_accuracy": "Validation\nbalanced accuracy",
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(COLUMN_WIDTH, 2.8))
     colours = dict(
         zip(dict.fromkeys(name.split(",")[0] for name in histories), sns.color_palette("colorblind"), strict=False)
     )
     for name, history in histories.items():
         table, run = pd.DataFrame(history), name.split(",")[0]
-        left.plot(table["epoch"], table["train_loss"], color=colours[run])
-        left.plot(table["epoch"], table["validation_loss"], color=colours[run], linestyle=":")
-        right.plot(table["epoch"], table["validation_balanced_accuracy"], color=colours[run])
+        for axis, column in zip(axes, panels, strict=True):
+            axis.plot(table["epoch"], table[column], color=colours[run])
+    for axis, title in zip(axes, panels.values(), strict=True):
+        axis.set_title(title, size="small")
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     for run, colour in colours.items():
-        right.plot([], [], color=colour, label=run_of(run).label)
-    left.set(title="Loss (dotted: validation)", xlabel="epoch", ylabel="cross-entropy")
-    right.set(title="Validation balanced accuracy", xlabel="epoch", ylim=(0, 1))
+        axes[2].plot([], [], color=colour, label=run_of(run).label)
+    axes[2].set_ylim(0, 1)
     figure.legend(fontsize="small", loc="outside lower center", ncols=2, frameon=False)
     return figure
 
@@ -138,7 +150,8 @@ def plot_precision_recall(pooled: pd.DataFrame, metrics: pd.DataFrame, classes: 
         Of the bootstrap.
     """
     figure, axes = plt.subplots(1, len(classes), figsize=(COLUMN_WIDTH, 2.4), sharey=True, squeeze=False)
-    for axis, share in _class_curves(axes[0], precision_at, pooled, classes, seed, "AP", "average_precision", metrics):
+    for axis, k in _class_curves(axes[0], precision_at, pooled, classes, seed, "AP", "average_precision", metrics):
+        share = (pooled["truth"] == classes[k]).mean()
         axis.axhline(share, color=NEUTRAL, linestyle=":", linewidth=1)
         axis.set(aspect="equal", xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
     axes[0, 0].set_ylabel("precision")
@@ -148,8 +161,8 @@ def plot_precision_recall(pooled: pd.DataFrame, metrics: pd.DataFrame, classes: 
 def _class_curves(
     axes: Sequence[Axes], curve: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray], pooled: pd.DataFrame,
     classes: tuple[str, ...], seed: int, title: str, metric: str, metrics: pd.DataFrame,
-) -> Iterator[tuple[Axes, float]]:  # fmt: skip
-    """Draw the curve of each class against the rest with its band; yields the panel and the share of the class.
+) -> Iterator[tuple[Axes, int]]:  # fmt: skip
+    """Draw the curve of each class against the rest with its band; yields the panel and the number of the class.
 
     Panels of classes that none or all of the participants have say so and are not yielded.
     """
@@ -164,13 +177,14 @@ def _class_curves(
             axis.text(0.5, 0.5, reason, transform=axis.transAxes, ha="center", va="center", size="x-small", wrap=True)
         else:
             curves = np.array([curve(y == k, p[:, k], w) for w in weights if w[y == k].sum() and w[y != k].sum()])
-            low, high = np.percentile(curves[1:], [2.5, 97.5], axis=0)
+            drawn = np.isfinite(curves[0])
+            low, high = np.nanpercentile(curves[1:][:, drawn], [2.5, 97.5], axis=0)
             colour = class_palette(classes)[name]
-            axis.fill_between(GRID, low, high, color=colour, alpha=0.25, linewidth=0)
+            axis.fill_between(GRID[drawn], low, high, color=colour, alpha=0.25, linewidth=0)
             axis.plot(GRID, curves[0], color=colour)
             area = format_score(get_score(metrics, NETWORK, metric, name))
             axis.set_title(f"{name} against the rest\n{title} {area}")
-            yield axis, share
+            yield axis, k
         axis.title.set_size("x-small")
 
 
@@ -200,57 +214,86 @@ def precision_at(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -
     return precision[np.minimum(first, len(recall) - 1)]
 
 
-def plot_reliability(
+def plot_calibration(
     pooled: pd.DataFrame, before: pd.DataFrame, metrics: pd.DataFrame, classes: tuple[str, ...], seed: int
 ) -> Figure:
-    """Confidence of the predicted class against its accuracy, with intervals over participants.
+    """Observed share of each class by its predicted probability, smoothed, with 95 % bands over participants.
+
+    Below, the distribution of the probability: upwards of participants of the class, downwards of all others.
 
     Parameters
     ----------
     pooled : DataFrame
-        Calibrated probabilities of the test participants, drawn as dots.
+        Calibrated probabilities of the test participants.
     before : DataFrame
-        The same without calibration, drawn as crosses.
+        The same without calibration, drawn dashed.
     metrics : DataFrame
         See `adlib.study.metrics.metrics_table`.
     classes : tuple of str
     seed : int
         Of the bootstrap.
     """
-    bins = scores.CALIBRATION_BINS
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(COLUMN_WIDTH * 0.7, 4.2), sharex=True, height_ratios=(3, 1))
-    looks = (
-        (before, "calibration_error_uncalibrated", "before", {"fmt": "x", "color": NEUTRAL, "elinewidth": 0.8}),
-        (pooled, "calibration_error", "calibrated", {"fmt": "o", "color": ACCENT, "capsize": 2}),
-    )
-    for table, metric, words, look in looks:
-        y, p, groups = arrays(table, classes)
-        error = format_score(get_score(metrics, NETWORK, metric))
-        where, share, spread = _binned(y, p, scores.cluster_weights(groups, 500, seed), bins)
-        top.errorbar(where, share, spread, label=f"{words}: error {error}", **look)
-        above = {"histtype": "step", "linewidth": 1.5, "zorder": 3, "linestyle": "--"}
-        style = {"color": look["color"], **({"histtype": "stepfilled", "alpha": 0.5} if table is pooled else above)}
-        bottom.hist(p.max(1), bins=np.linspace(0, 1, bins + 1), **style)
-    top.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":")
-    top.set(title="Reliability by participant", ylabel="share right", ylim=(-0.03, 1.03), xlim=(0, 1))
-    top.legend(fontsize="x-small", loc="upper left")
-    bottom.set(xlabel="confidence of the decision (dashed: before calibration)", ylabel="participants")
+    figure, axes = plt.subplots(2, len(classes), figsize=(COLUMN_WIDTH, 3.3), sharey="row", sharex=True,
+                                height_ratios=(2.6, 1), squeeze=False)  # fmt: skip
+    y, p, _ = arrays(before, classes)
+    panels = _class_curves(axes[0], _observed, pooled, classes, seed, "slope", "calibration_slope", metrics)
+    for axis, k in panels:
+        axis.plot([0, 1], [0, 1], color=NEUTRAL, linestyle=":", linewidth=1)
+        axis.plot(GRID, _observed(y == k, p[:, k], np.ones(len(y))), color=NEUTRAL, linestyle="--", linewidth=1)
+        axis.set(xlim=(0, 1), ylim=(0, 1))
+    y, p, _ = arrays(pooled, classes)
+    for k, (axis, name) in enumerate(zip(axes[1], classes, strict=True)):
+        for inside, sign, colour in ((y == k, 1, class_palette(classes)[name]), (y != k, -1, NEUTRAL)):
+            counts, edges = np.histogram(p[inside, k], BINS)
+            axis.stairs(sign * counts, edges, color=colour, fill=True, alpha=0.7)
+        axis.axhline(0, color=NEUTRAL, linewidth=0.8)
+        axis.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")
+    axes[0, 0].set_ylabel("observed share")
+    axes[1, 0].set_ylabel("participants")
+    figure.supxlabel("predicted probability of the class (dashed: before calibration)", size="small")
     return figure
 
 
-def _binned(y: np.ndarray, p: np.ndarray, weights: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean confidence (b,), share of right decisions (b,) and its spread below and above (2, b) of bins with items."""
-    confidence, right = p.max(1), (p.argmax(1) == y).astype(float)
-    member = np.minimum((confidence * bins).astype(int), bins - 1)
-    rows = []
-    for index in np.unique(member):
-        inside = member == index
-        with np.errstate(invalid="ignore"):
-            share = (weights[:, inside] @ right[inside]) / weights[:, inside].sum(1)
-        low, high = np.nanpercentile(share[1:], [2.5, 97.5])
-        rows.append((confidence[inside].mean(), share[0], max(share[0] - low, 0), max(high - share[0], 0)))
-    where, share, below, above = np.array(rows).T
-    return where, share, np.array([below, above])
+def _observed(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return risk.smoothed(positive, score, weights[None], GRID)[0]
+
+
+def plot_decision(
+    pooled: pd.DataFrame, curve: dict[str, list[float]], classes: tuple[str, ...], binary: dict[str, tuple[str, ...]]
+) -> Figure:
+    """The two-class view: predicted risk by truth, and its net benefit over treating all or nobody.
+
+    Parameters
+    ----------
+    pooled : DataFrame
+        Calibrated probabilities of the test participants.
+    curve : dict of str to list of float
+        ``decision_curve`` of ``metrics.json``.
+    classes : tuple of str
+    binary : dict
+        Names of the classes of ``negative`` and ``positive``.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 2.9))
+    y, p, _ = arrays(pooled, classes)
+    _, positive, risks = risk.binary_view(y, p, classes, binary)
+    for side, inside in (("negative", ~positive), ("positive", positive)):
+        look = {"color": class_palette(classes)[binary[side][-1]], "alpha": 0.6, "edgecolor": "white"}
+        left.hist(risks[inside], BINS, label=f"{' or '.join(binary[side])} ({inside.sum()})", **look)
+    left.set(xlabel=f"predicted risk of {' or '.join(binary['positive'])}", ylabel="participants", xlim=(0, 1))
+    left.set_title("Predicted risk by truth")
+    left.legend(fontsize="x-small", title="truth", title_fontsize="x-small")
+    right.set_title("Net benefit by threshold")
+    if not curve:
+        right.text(0.5, 0.5, "nobody of the two classes was tested", ha="center", va="center", size="x-small")
+        return figure
+    right.fill_between(curve["threshold"], curve["low"], curve["high"], color=ACCENT, alpha=0.2, linewidth=0)
+    right.plot(curve["threshold"], curve["network"], color=ACCENT, label=run_of(NETWORK).title)
+    right.plot(curve["threshold"], curve["treat_all"], color=NEUTRAL, linestyle="--", label="treat all")
+    right.axhline(0, color=NEUTRAL, linestyle=":", label="treat nobody")
+    top = max(max(curve["high"]), positive.mean())
+    right.set(xlabel="threshold of the risk", ylabel="net benefit", xlim=(0, 1), ylim=(-0.25 * top, 1.08 * top))
+    right.legend(fontsize="x-small")
+    return figure
 
 
 def plot_forest(metrics: pd.DataFrame, metric: str, title: str, chance: float) -> Figure:

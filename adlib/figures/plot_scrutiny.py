@@ -13,21 +13,24 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from adlib.evaluation.evaluate import LEAK
+from adlib.evaluation.evaluate import LEAK, SHARED
+from adlib.figures.sides import mark_sides
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL
 from adlib.study.metrics import CEILING, NETWORK, format_score, get_score
+from adlib.study.params import Display
 
 WARNING = "#d55e00"
 BEST = "#1b1f24"
 BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
 WIDTH = 0.36
-LEVELS = {"slice": "each slice", "subject": "each participant"}
+LEVELS = {SHARED["slice"]: "each slice", SHARED["subject"]: "each participant"}
 
 
 def plot_leak(metrics: pd.DataFrame, classes: tuple[str, ...], binary: str) -> Figure:
-    """Scores of the network with a split by participant and with a split by slice, at slice and participant level.
+    """Scores of the network with a split by participant and with a split by slice, on the slices that both test.
 
-    What the leak adds is hatched. For a phantom a line marks the best possible classifier.
+    What the leak adds is hatched; its interval is paired over the shared participants. For a phantom a line marks the
+    best possible classifier.
 
     Parameters
     ----------
@@ -50,11 +53,18 @@ def plot_leak(metrics: pd.DataFrame, classes: tuple[str, ...], binary: str) -> F
         axis.axhline(chance, color=NEUTRAL, linestyle=":")
         if ceiling is not None:
             axis.axhline(ceiling.point, color=BEST, linestyle="--", linewidth=1)
-        axis.set_xticks(range(len(LEVELS)), [f"score of\n{words}" for words in LEVELS.values()])
+        axis.set_xticks(range(len(LEVELS)), [_added(metrics, metric, *level) for level in LEVELS.items()], size="small")
         axis.set_axisbelow(True)
         axis.set(title=title, ylim=(0, 1.12), yticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
     _legend(figure, any(ceiling is not None for ceiling in best))
     return figure
+
+
+def _added(metrics: pd.DataFrame, metric: str, level: str, words: str) -> str:
+    """Name of a pair of bars: what is scored, how many, and what the leaking score adds to the network's."""
+    score = get_score(metrics, f"{NETWORK} - {LEAK}", f"{metric}_difference", level=level).copy()
+    score[["point", "low", "high"]] = -score[["point", "high", "low"]].to_numpy(float)
+    return f"{words} ({score.n:.0f})\nleak adds " + format_score(score).replace(" [", "\n[")
 
 
 def _pair(axis: Axes, place: int, honest: pd.Series, leaking: pd.Series) -> None:
@@ -151,8 +161,8 @@ def _sizes(axis: Axes, sizes: np.ndarray, truth: np.ndarray, classes: tuple[str,
                 loc="upper center", bbox_to_anchor=(0.5, -0.22), frameon=False)  # fmt: skip
 
 
-def plot_subgroups(metrics: pd.DataFrame, classes: tuple[str, ...], binary: str) -> Figure:
-    """Balanced accuracy and binary ROC AUC of the network in each subgroup and in all participants.
+def plot_subgroups(metrics: pd.DataFrame, classes: tuple[str, ...], binary: str, nominal: float) -> Figure:
+    """Balanced accuracy, binary ROC AUC and coverage of the network in each subgroup and in all participants.
 
     Parameters
     ----------
@@ -161,12 +171,18 @@ def plot_subgroups(metrics: pd.DataFrame, classes: tuple[str, ...], binary: str)
     classes : tuple of str
     binary : str
         Name of the two-class comparison, in words.
+    nominal : float
+        Nominal coverage of the prediction sets.
     """
     rows = metrics[metrics["group"] != ""]
     counts = rows.drop_duplicates("group").set_index("group")["n"]
-    figure, axes = plt.subplots(1, 2, figsize=(COLUMN_WIDTH, 1.3 + 0.3 * max(len(counts), 1)), sharey=True)
-    titles = {"balanced_accuracy": "Balanced accuracy", "roc_auc_binary": f"ROC AUC, {binary}"}
-    for axis, (metric, title), chance in zip(axes, titles.items(), (1 / len(classes), 0.5), strict=True):
+    figure, axes = plt.subplots(1, 3, figsize=(COLUMN_WIDTH, 1.4 + 0.3 * max(len(counts), 1)), sharey=True)
+    titles = {
+        "balanced_accuracy": "Balanced accuracy",
+        "roc_auc_binary": f"ROC AUC,\n{binary}",
+        "coverage": "Coverage of\nprediction sets",
+    }
+    for axis, (metric, title), chance in zip(axes, titles.items(), (1 / len(classes), 0.5, nominal), strict=True):
         whole = get_score(metrics, NETWORK, metric)
         if not np.isnan(whole.point):
             axis.axvspan(whole.low, whole.high, color=ACCENT, alpha=0.1, linewidth=0)
@@ -179,24 +195,31 @@ def plot_subgroups(metrics: pd.DataFrame, classes: tuple[str, ...], binary: str)
                 axis.text(0.02, place, "too few of a class", va="center", color=NEUTRAL, size="x-small", bbox=box)
             else:
                 axis.plot([row.low, row.high], [place, place], color=NEUTRAL)
-                axis.plot(row.point, place, "o", color=NEUTRAL)
-        axis.set(title=f"{title}\nall: {format_score(whole)}", xlim=(0, 1.03))
+                axis.plot(row.point, place, "o", color=NEUTRAL, fillstyle="none" if np.isnan(row.low) else "full")
+        axis.set_title(f"{title}\nall: {format_score(whole)}", size="small")
+        axis.set_xlim(0, 1.04)
         axis.grid(axis="x")
     labels = [f"{name} ({n})" for name, n in counts.items()] or ["no group is\nlarge enough"]
     axes[0].set_yticks(range(len(labels)), labels)
     axes[0].set_ylim(max(len(counts), 1) - 0.4, -0.6)
     figure.supxlabel("dots and bars: group (participants) with 95 % interval;\n"
-                     "blue: all participants; dotted: chance", size="small")  # fmt: skip
+                     "empty dot: all resamples agree, too few for an interval;\n"
+                     "blue: all participants; dotted: chance, or nominal coverage", size="small")  # fmt: skip
     return figure
 
 
-def plot_failures(table: pd.DataFrame, images: np.ndarray) -> Figure:
+def plot_failures(
+    table: pd.DataFrame, images: np.ndarray, plane: str = "", display: Display = "neurological"
+) -> Figure:
     """The middle slice of each misclassification with true and predicted class, probability and quality verdict.
 
     Parameters
     ----------
     table, images
         From `adlib.evaluation.errors.study_failures`.
+    plane : str
+        Of the images, empty where it is not known which side is left.
+    display : {"neurological", "radiological"}
     """
     count = len(table)
     columns, rows = 4, max(1, -(-count // 4))
@@ -205,6 +228,7 @@ def plot_failures(table: pd.DataFrame, images: np.ndarray) -> Figure:
         axis.axis("off")
     for axis, row, image in zip(axes.flat, table.to_dict("records"), images, strict=False):
         axis.imshow(image, cmap="gray", vmin=np.percentile(image, 1), vmax=np.percentile(image, 99.5))
+        mark_sides(axis, plane, display)
         reasons = "" if pd.isna(row["qc_reasons"]) else f" ({row['qc_reasons']})"
         quality = textwrap.fill(f"quality: {row['qc_verdict']}{reasons}", 30)
         title = f"{row['participant_id']}\ntrue {row['truth']}, predicted {row['answer']} ({row['probability']:.2f})"

@@ -14,8 +14,8 @@ import yaml
 
 from adlib.report.privacy import Ids
 from adlib.study.code_digest import ROOT
-from adlib.study.metrics import CHECK, NETWORK, get_score, metrics_table, tidy
-from adlib.study.params import StudyParams
+from adlib.study.metrics import CHECK, NETWORK, get_score, metrics_table, run_of, tidy
+from adlib.study.params import AboutParams, StudyParams
 from adlib.study.records import (
     AUDIT,
     FEATURES,
@@ -35,6 +35,7 @@ from adlib.training.recipe import SECTIONS, record_differences, training_record
 
 PARTS = ("network", "loss", "optimizer", "augment")
 SANITY = "attribution/sanity.json"
+PUBLISHED = ("adni", "oasis1", "oasis2", "oasis_slices", "oasis3", "oasis_vbm")  # kinds of source
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -87,6 +88,21 @@ class Study:
     def simulated(self) -> bool:
         """Whether the heads are simulated, so that nothing is about people."""
         return self.params.simulated
+
+    @property
+    def public(self) -> bool:
+        """Whether the source is a published cohort, whose collection others have described."""
+        return self.params.source.kind in PUBLISHED
+
+    @property
+    def about(self) -> AboutParams:
+        """What the params state about ethics, funding and the like."""
+        return self.params.about
+
+    @property
+    def controls(self) -> list[str]:
+        """Names of the controls that were scored."""
+        return [run for run in self.runs() if run_of(run).group == "control"]
 
     @property
     def chance(self) -> float:
@@ -208,7 +224,7 @@ def read_study(params: StudyParams) -> Study:
         sanity=tidy(read_json(folder / SANITY)["entries"] if (folder / SANITY).is_file() else [], CHECK),
         card=card,
         manifest=manifest,
-        audit=read_table(folder / "audit.tsv", AUDIT).fillna(""),
+        audit=_findings(folder, metrics),
         flow=read_table(folder / "flow.tsv", FLOW),
         splits=read_table(folder / "splits.tsv", SPLITS),
         features=read_table(folder / "features.tsv", FEATURES),
@@ -216,6 +232,12 @@ def read_study(params: StudyParams) -> Study:
         ids=Ids.of(manifest, listing),
         changed_cells=changed_cells(folder / "notebooks", provenance.get("git_sha") or "HEAD"),
     )
+
+
+def _findings(folder: Path, metrics: dict[str, Any]) -> pd.DataFrame:
+    """Findings of the audit, with those that needed the features of step 02."""
+    later = pd.DataFrame(metrics.get("findings", []), columns=list(AUDIT.columns)).fillna({"decision": "go on"})
+    return pd.concat([read_table(folder / "audit.tsv", AUDIT), later], ignore_index=True).fillna("")
 
 
 def trained_params(params: StudyParams, record: dict[str, Any]) -> StudyParams:

@@ -13,9 +13,10 @@ import yaml
 
 from adlib.report import tables, text
 from adlib.report.content import Study, read_study
+from adlib.report.crate import CRATE, crate
 from adlib.study.metrics import KEY, tidy
 from adlib.study.params import StudyParams
-from adlib.study.records import TISSUE_MAPS, write_text
+from adlib.study.records import TISSUE_MAPS, json_text, table_schemas, write_text
 from adlib.study.steps import STEPS
 
 FOLDER = "report"
@@ -24,6 +25,8 @@ FILES = {
     "datasheet.md": "Datasheet of the cohort",
     "claim.md": "CLAIM checklist",
     "tripod-ai.md": "TRIPOD+AI checklist",
+    "stard-ai.md": "STARD-AI checklist",
+    "tables.schema.json": "JSON schemas of the tables",
 }
 INDEXED = (
     ("balanced_accuracy", None), ("accuracy", None), ("f1", "macro"), ("roc_auc", "macro"), ("roc_auc_binary", None),
@@ -32,7 +35,9 @@ INDEXED = (
 
 
 def write_report(params: StudyParams) -> Path:
-    """Write the page, the cards and the checklists of a finished study to ``outputs/<study>/report/``.
+    """Write the page, the cards, the checklists and the schemas of a finished study to ``outputs/<study>/report/``.
+
+    ``ro-crate-metadata.json`` in the study's folder describes its files.
 
     Everything is rendered and checked for ids of people before the first file is written; a file whose text is
     unchanged is not written again.
@@ -58,12 +63,16 @@ def write_report(params: StudyParams) -> Path:
         "datasheet.md": datasheet(study),
         "claim.md": text.checklist(study, "claim"),
         "tripod-ai.md": text.checklist(study, "tripod-ai"),
+        "stard-ai.md": text.checklist(study, "stard-ai"),
+        "tables.schema.json": json_text(table_schemas()),
     }
     folder = params.folder / FOLDER
+    pages = {f"{FOLDER}/{name}": page for name, page in pages.items()}
+    pages[CRATE] = json_text(crate(study, [*pages]))
     for name, page in pages.items():
-        study.ids.check(page, f"{FOLDER}/{name}")
+        study.ids.check(page, name)
     for name, page in pages.items():
-        path = folder / name
+        path = params.folder / name
         if not path.is_file() or path.read_text(encoding="utf-8") != page:
             write_text(page, path)
     return folder / "index.html"

@@ -19,7 +19,7 @@ SHOWS = {  # from the least to the most revealing
     COHORT: (
         "01_cohort", "01_confounds", "01_flow", "02_qc", "03_curves", "03_splits", "04_attribution",
         "04_attribution_mni", "04_conformal", "04_confusion", "04_deletion", "04_forest", "04_forest_binary", "04_leak",
-        "04_precision_recall", "04_randomisation", "04_reliability", "04_roc", "04_subgroups",
+        "04_calibration", "04_decision", "04_precision_recall", "04_randomisation", "04_roc", "04_subgroups",
     ),
     POINTS: ("01_calibration", "02_volumes", "02_volumes_truth", "04_severity", "05_answers"),
     SCANS: ("02_input_slices", "02_mosaic", "02_steps", "04_failures"),

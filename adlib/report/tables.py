@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 
 import pandas as pd
 
+from adlib.evaluation.evaluate import LEAK, SHARED
 from adlib.report.content import Study, read_yaml
 from adlib.report.privacy import may_show, shows
 from adlib.study.metrics import CHANCE, KEY, NETWORK, NOT_MEASURED, format_score, run_of, tidy
@@ -20,8 +21,10 @@ UNKNOWN = "unknown"
 MAIN = (("balanced_accuracy", ""), ("roc_auc", "macro"), ("roc_auc_binary", ""), ("brier", ""))
 DIFFERENCES = ("balanced_accuracy_difference", "roc_auc_binary_difference", "mcnemar_p")
 OVERALL = (
-    "accuracy", "balanced_accuracy", "f1", "roc_auc", "roc_auc_binary", "kappa_linear", "matthews", "log_loss",
-    "brier", "calibration_error", "share_of_bayes_ceiling", "permutation_p",
+    "accuracy", "balanced_accuracy", "f1", "roc_auc", "roc_auc_binary", "sensitivity_at_90_specificity",
+    "positive_predictive_value", "negative_predictive_value", "kappa_linear", "matthews", "log_loss", "brier",
+    "ranked_probability", "calibration_error", "calibration_slope", "calibration_intercept", "share_of_bayes_ceiling",
+    "permutation_p",
 )  # fmt: skip
 BY_CLASS = ("recall", "specificity", "precision", "roc_auc", "average_precision")
 LEVELS = {"slice": "Slices", "scan": "Scans", "subject": "Participants"}
@@ -96,6 +99,31 @@ def released(entries: list[dict[str, Any]]) -> Table:
     )
 
 
+def at_a_glance(study: Study) -> dict[str, str]:
+    """The main facts of the first screen: participants, the network's scores, and what they compare with.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    dict of str to str
+        By title.
+    """
+    best = best_baseline(study)
+    facts = {
+        "Test participants": f"{study.tested} of {study.participants}",
+        f"Balanced accuracy (chance {study.chance:.2f})": written(study.score("balanced_accuracy")),
+        "ROC AUC, two classes": written(study.score("roc_auc_binary")),
+    }
+    if best:
+        score = study.score("balanced_accuracy", run=best)
+        facts["Best baseline, balanced accuracy"] = f"{written(score)}, {run_of(best).title.lower()}"
+    accepted_or_warned = (study.audit["severity"] != "info").sum()
+    return facts | {"Warnings and stops of the audit": str(accepted_or_warned)}
+
+
 def controls(study: Study) -> Table:
     """Expected and observed result of each control.
 
@@ -156,6 +184,11 @@ def _observed(study: Study, name: str, score: pd.Series | None) -> str:
     if CHANCE in run_of(name).meaning:
         where = "in" if score["high"] >= study.chance else "above"
         return f"as expected: chance ({study.chance:.2f}) is {where} the interval"
+    if name == LEAK:
+        shared = study.score("balanced_accuracy_difference", run=f"{NETWORK} - {LEAK}", level=SHARED["subject"])
+        if shared is None:
+            return "no participant is tested by both splits"
+        return f"network less leak {written(shared)} on the {shared['n']:.0f} participants that both test"
     network = study.score("balanced_accuracy")
     if network is None or pd.isna(network["point"]):
         return "not comparable"

@@ -132,13 +132,13 @@ def limitations(study: Study) -> list[str]:
 
 
 def checklist(study: Study, name: str) -> str:
-    """A reporting guideline, ``claim`` or ``tripod-ai``, filled from the records, as Markdown.
+    """A reporting guideline, ``claim``, ``tripod-ai`` or ``stard-ai``, filled from the records, as Markdown.
 
     Parameters
     ----------
     study : Study
     name : str
-        ``claim`` or ``tripod-ai``.
+        ``claim``, ``tripod-ai`` or ``stard-ai``.
 
     Returns
     -------
@@ -148,8 +148,9 @@ def checklist(study: Study, name: str) -> str:
     ----------
     CLAIM: Mongan et al. 2020, doi:10.1148/ryai.2020200029; update 2024, doi:10.1148/ryai.240300.
     TRIPOD+AI: Collins et al. 2024, doi:10.1136/bmj-2023-078378.
+    STARD-AI: Sounderajah et al. 2025, doi:10.1038/s41591-025-03953-8.
     """
-    controls = [run_of(run).title for run in study.runs() if run_of(run).group == "control"]
+    controls = [run_of(run).title for run in study.controls]
     checks = [
         f"{title[0].lower()}{title[1:]} {tables.in_words(score)}"
         for title, score in tables.attribution_scores(study).items()

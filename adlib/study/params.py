@@ -18,6 +18,7 @@ from adlib.study.source_params import KINDS, SEVERAL, CohortsSource, Section, So
 
 Control = Literal["shuffled_labels", "slice_split", "background", "binarised", "metadata_added"]
 SLAB = "coronal_2d"  # 2-D slices with a place in MNI152 space
+Display = Literal["neurological", "radiological"]
 Plane = Literal["coronal", "axial", "sagittal", "three_planes", "coronal_2d", "three_planes_2d", "images_2d"]
 
 
@@ -203,6 +204,21 @@ class EvaluateParams(Section):
     """Number of test scans with attribution maps."""
 
 
+class AboutParams(Section):
+    """What no record of a run can say; stated in report, checklists and datasheet."""
+
+    ethics: str = ""
+    """Ethics approval and consent, or why none was needed."""
+    funding: str = ""
+    """Sources of funding and the role of funders."""
+    conflicts: str = ""
+    """Conflicts of interest and commercial interests."""
+    registration: str = ""
+    """Registry and number of the study, and where its protocol can be read."""
+    data_access: str = ""
+    """Where the data come from, how others get them, and under which terms."""
+
+
 class ClassifyParams(Section):
     """The interactive classifier."""
 
@@ -227,6 +243,8 @@ class StudyParams(Section):
     """Diagnoses in ascending order of severity."""
     seed: int = Field(20, ge=0)
     """Random seed."""
+    display: Display = "neurological"
+    """Side of the left of the head in pictures: neurological, on the left; radiological, on the right."""
     source: Source = CohortsSource()
     sources: dict[str, Source] = Field({})
     """Mapping of cohort names (letters and digits) to sections as `source` takes them, in its place."""
@@ -237,6 +255,7 @@ class StudyParams(Section):
     splits: SplitParams = SplitParams()
     train: TrainParams = TrainParams()
     evaluate: EvaluateParams = EvaluateParams()
+    about: AboutParams = AboutParams()
     classify: ClassifyParams = ClassifyParams()
     exec: ExecParams = ExecParams()
 

@@ -113,7 +113,18 @@ def write_json(content: Any, path: Path | str) -> Path:
     ValueError
         If a number is NaN or infinite.
     """
-    return write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", path)
+    return write_text(json_text(content), path)
+
+
+def json_text(content: Any) -> str:
+    """The text that `write_json` writes.
+
+    Parameters
+    ----------
+    content : any
+        What JSON can hold.
+    """
+    return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_json(path: Path | str) -> Any:
@@ -289,6 +300,44 @@ FIGURES = Schema(
     {"name": str, "notebook": str, "sources": str, "sha256": str, "caption": str},
     key=("name",),
 )
+
+
+TABLES = {
+    "listing.tsv": LISTING,
+    "manifest.tsv": MANIFEST,
+    "audit.tsv": AUDIT,
+    "flow.tsv": FLOW,
+    "features.tsv": FEATURES,
+    "splits.tsv": SPLITS,
+    "slices.tsv": SLICES,
+    "predictions.parquet": PREDICTIONS,
+    "baselines.parquet": PREDICTIONS,
+    "figures/figures.tsv": FIGURES,
+}  # of a study's folder
+
+
+def table_schemas() -> dict[str, Any]:
+    """JSON Schema of a row of each table of `TABLES`; a row may have further columns.
+
+    Returns
+    -------
+    dict
+        One definition for each file, under ``$defs``.
+    """
+    names = {str: "string", int: "integer", float: "number"}
+    rows = {
+        path: {
+            "type": "object",
+            "title": schema.name,
+            "properties": {
+                name: {"type": names[kind] if name in schema.required else [names[kind], "null"]}
+                for name, kind in schema.columns.items()
+            },
+            "required": list(schema.required),
+        }
+        for path, schema in TABLES.items()
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": rows}
 
 
 def check_table(table: pd.DataFrame, schema: Schema, where: str) -> pd.DataFrame:

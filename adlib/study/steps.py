@@ -83,7 +83,7 @@ STEPS = (
     ),
     Step(
         "02_preprocessing",
-        ("classes", "seed", "source.kind", "preprocess", "derivatives", *_SLICES),
+        ("classes", "seed", "display", "source.kind", "preprocess", "derivatives", *_SLICES),
         ("manifest.tsv", SOURCE),
         ("features.tsv", *_SLICE_FILES),
         (_DERIVATIVES,),
@@ -98,14 +98,14 @@ STEPS = (
     ),
     Step(
         "04_evaluation",
-        ("classes", "seed", "input.pooling", "train.controls", "evaluate"),
+        ("classes", "seed", "display", "input.pooling", "train.controls", "evaluate"),
         ("manifest.tsv", "audit.tsv", "features.tsv", _DERIVATIVES, *_SLICE_FILES, *_TRAINED, _TRUTH),
         ("metrics.json", "baselines.parquet", "attribution.npz", "attribution/sanity.json"),
         ("attribution",),
     ),
     Step(
         "05_interactive_classifier",
-        ("classes", "source.kind", "input", "evaluate.coverage", "classify"),
+        ("classes", "display", "source.kind", "input", "evaluate.coverage", "classify"),
         ("manifest.tsv", "features.tsv", *_SLICE_FILES, *_TRAINED, "metrics.json"),
         (),
         ("examples.npz",),

@@ -14,9 +14,11 @@ pytestmark = pytest.mark.usefixtures("look")
 def metrics(honest=0.5, leaking=0.75, ceiling=0.6):
     """Scores by slice and participant; the latter are lower by 0.1."""
     entries = []
-    for run, point in (("resnet50", honest), ("slice_split", leaking)):
+    gap = None if leaking is None else honest - leaking
+    for run, point in (("resnet50", honest), ("slice_split", leaking), ("resnet50 - slice_split", gap)):
         for metric in METRICS:
-            for level, lower in (("slice", 0.0), ("subject", 0.1)):
+            metric = f"{metric}_difference" if " - " in run else metric
+            for level, lower in (("shared_slice", 0.0), ("shared_subject", 0.0 if " - " in run else 0.1)):
                 value = None if point is None else point - lower
                 interval = None if value is None else [value - 0.05, value + 0.1]
                 entries.append(entry(run, metric, level, value, interval))
@@ -47,8 +49,7 @@ def test_bars_stand_side_by_side_by_slice_and_by_participant():
             for bar, colour in zip(bars(axis), 2 * (ACCENT, WARNING), strict=True)
         )
         assert [label.get_text() for label in axis.get_xticklabels()] == [
-            "score of\neach slice",
-            "score of\neach participant",
+            f"{words} (9)\nleak adds 0.25\n[0.15, 0.30]" for words in ("each slice", "each participant")
         ]
 
 

@@ -123,22 +123,51 @@ def test_the_conformal_figure_draws_the_curve_and_counts_set_sizes_by_class():
 def test_the_forest_of_groups_has_a_row_for_each_and_says_where_there_is_no_score():
     groups = ({"group": "sex F", "n": 30}, {"group": "sex M", "n": 12, "point": None, "ci95": None})
     figure = scrutiny.plot_subgroups(
-        metrics("balanced_accuracy", "roc_auc_binary", groups=groups), CLASSES, "AD against CN"
+        metrics("balanced_accuracy", "roc_auc_binary", "coverage", groups=groups), CLASSES, "AD against CN", 0.9
     )
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["sex F (30)", "sex M (12)"]
-    assert [[t.get_text() for t in axis.texts] for axis in figure.axes] == [["too few of a class"]] * 2
+    assert [[t.get_text() for t in axis.texts] for axis in figure.axes] == [["too few of a class"]] * 3
     assert "AD against CN" in texts(figure)
-    nobody = metrics("balanced_accuracy", "roc_auc_binary")
+    nobody = metrics("balanced_accuracy", "roc_auc_binary", "coverage")
     nobody.loc[1, ["point", "low", "high"]] = None
-    figure = scrutiny.plot_subgroups(nobody, CLASSES, "AD against CN")
+    figure = scrutiny.plot_subgroups(nobody, CLASSES, "AD against CN", 0.9)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["no group is\nlarge enough"]
     assert "all: undefined" in texts(figure)
 
 
-def test_reliability_shows_both_before_and_after():
-    before = people([[0.4, 0.3, 0.3]] * 10, ["CN"] * 4 + ["AD"] * 6)
-    after = people([[0.9, 0.05, 0.05]] * 10, ["CN"] * 4 + ["AD"] * 6)
-    numbers = metrics("calibration_error", "calibration_error_uncalibrated")
-    figure = results.plot_reliability(after, before, numbers, CLASSES, 1)
-    drawn = [(line.get_xdata()[0], line.get_ydata()[0]) for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
-    assert {(round(float(x), 6), float(y)) for x, y in drawn} >= {(0.4, 0.4), (0.9, 0.4)}
+def test_a_group_without_an_interval_has_an_empty_dot():
+    groups = ({"group": "sex F", "point": 1.0, "ci95": None}, {"group": "sex M"})
+    drawn = metrics("balanced_accuracy", "roc_auc_binary", "coverage", groups=groups)
+    for axis in scrutiny.plot_subgroups(drawn, CLASSES, "AD against CN", 0.9).axes:
+        assert [line.get_fillstyle() for line in axis.lines if line.get_marker() == "o"] == ["none", "full"]
+
+
+def many():
+    rng = np.random.default_rng(2)
+    p = rng.dirichlet(np.ones(3), 90)
+    return people(p, [CLASSES[rng.choice(3, p=row)] for row in p]), people(p**2 / (p**2).sum(1, keepdims=True), "CN")
+
+
+def test_calibration_has_a_panel_for_each_class_and_both_states():
+    after, before = many()
+    before["truth"] = after["truth"]
+    figure = results.plot_calibration(after, before, metrics("calibration_slope", label=CLASSES), CLASSES, 1)
+    upper, lower = figure.axes[:3], figure.axes[3:]
+    assert [axis.get_title() for axis in upper] == [f"{n} against the rest\nslope 0.50 [0.25, 0.75]" for n in CLASSES]
+    assert all([line.get_linestyle() for line in axis.lines] == ["-", ":", "--"] for axis in upper)
+    for axis, name in zip(lower, CLASSES, strict=True):
+        up, down = (patch.get_data().values.sum() for patch in axis.patches)
+        assert (up, down) == ((after["truth"] == name).sum(), -(after["truth"] != name).sum())
+
+
+def test_decision_draws_the_stored_curve_and_risks_by_truth():
+    curve = {"threshold": [0.1, 0.5], "network": [0.4, 0.2], "low": [0.3, 0.1], "high": [0.5, 0.3]}
+    binary = {"negative": ("CN",), "positive": ("MCI", "AD")}
+    table = many()[0]
+    figure = results.plot_decision(table, curve | {"treat_all": [0.35, -0.2]}, CLASSES, binary)
+    risks, decision = figure.axes
+    assert [line.get_ydata()[-1] for line in decision.lines] == [0.2, -0.2, 0]
+    sizes = [sum(bar.get_height() for bar in group) for group in risks.containers]
+    assert sizes == [(table["truth"] == "CN").sum(), (table["truth"] != "CN").sum()]
+    nobody = results.plot_decision(table, {}, CLASSES, binary)
+    assert "nobody of the two classes was tested" in texts(nobody)

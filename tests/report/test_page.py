@@ -1,5 +1,6 @@
 """The report matches the records, contains no ids, needs no network, and is written whole or not at all."""
 
+import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -12,17 +13,29 @@ import yaml
 from finished_study import FIGURE_NAMES, make_finished
 
 from adlib.report.content import changed_cells
+from adlib.report.crate import CRATE
 from adlib.report.pages import write_report
 from adlib.report.text import read_yaml
 from adlib.study.metrics import RUNS
 from adlib.study.params import Control, InputParams, PreprocessParams, StudyParams, TrainParams
-from adlib.study.records import LISTING, MANIFEST, StudyError, read_json, read_table, write_json, write_text
+from adlib.study.records import (
+    LISTING,
+    MANIFEST,
+    StudyError,
+    file_digest,
+    read_json,
+    read_table,
+    write_json,
+    write_text,
+)
 from adlib.study.steps import STEPS
 from adlib.training.recipe import RECORD
 
 ROOT = Path(__file__).parents[2]
 COHORTS = {"phantom": "params/phantom.yaml", "people": "params/oasis2_slices.yaml"}
-FILES = ("claim.md", "datasheet.md", "index.html", "model-card.md", "tripod-ai.md")
+FILES = (
+    "claim.md", "datasheet.md", "index.html", "model-card.md", "stard-ai.md", "tables.schema.json", "tripod-ai.md",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=COHORTS)
@@ -101,6 +114,8 @@ def test_page_has_ordered_headings_and_descriptions(study):
 
 def test_warning_is_first_line_of_every_file(study):
     for name, text in texts(study).items():
+        if name.endswith(".json"):
+            continue
         if name == "index.html":
             words = Page(text[text.index("<header>") :]).words.strip()
         else:
@@ -162,6 +177,7 @@ def test_model_card_index_holds_the_scores(study):
     [
         ("claim", ("10.1148/ryai.2020200029", "10.1148/ryai.240300"), range(1, 43)),
         ("tripod-ai", ("10.1136/bmj-2023-078378",), range(1, 28)),
+        ("stard-ai", ("10.1038/s41591-025-03953-8", "10.1136/bmj.h5527"), range(1, 41)),
     ],
 )
 def test_checklist_answers_every_item(study, name, dois, numbers):
@@ -175,7 +191,7 @@ def test_checklist_answers_every_item(study, name, dois, numbers):
 
 def test_no_answer_of_the_checklists_is_unused():
     template = (ROOT / "adlib/report/templates/checklist-answers.j2").read_text()
-    used = {key for name in ("claim", "tripod-ai") for _, _, key in read_yaml(name)["items"]}
+    used = {key for name in ("claim", "tripod-ai", "stard-ai") for _, _, key in read_yaml(name)["items"]}
     assert set(re.findall(r"(?m)^## (.+)$", template)) == used
 
 
@@ -224,7 +240,7 @@ def test_texts_state_what_was_trained(made):
     write_json(record, made.folder / RECORD)
     write_report(made)
     for name, text in texts(made).items():
-        if name != "datasheet.md":
+        if name not in ("datasheet.md", "tables.schema.json"):
             assert "trained for 1 epoch in" in text and "on the loss function focal_loss (notebook 03)" in text, name
             assert f"train.epochs is 1 instead of {made.train.epochs}" in text, name
             assert "loss is focal_loss (notebook 03) instead of cross_entropy" in text, name
@@ -241,6 +257,62 @@ def test_edited_cells_of_notebooks_are_named(made):
         notebook.cells.insert(0, tagged)
         write_text(nbformat.writes(notebook), executed / f"{step.name}.ipynb")
     assert changed_cells(executed, "no-commit") == {"03_training_resnet50": "cell 3"}
+
+
+def test_what_the_params_state_stands_in_checklists_and_datasheet(tmp_path):
+    stated = {"ethics": "Board 7", "funding": "Grant 8", "conflicts": "None at all", "registration": "Registry 9"}
+    settings = [f"about.{name}={value}" for name, value in stated.items()]
+    params = make_finished(tmp_path, COHORTS["people"], *settings, "about.data_access=On request")
+    write_report(params)
+    found = texts(params)
+    assert all(value in found["stard-ai.md"] for value in stated.values())
+    assert all("On request" in found[name] for name in ("claim.md", "tripod-ai.md", "stard-ai.md", "datasheet.md"))
+
+
+def test_nothing_is_said_of_the_data_of_a_lab(tmp_path, monkeypatch):
+    monkeypatch.setenv("BIDS_ROOT", str(tmp_path))
+    params = make_finished(tmp_path, "params/bids.yaml")
+    write_report(params)
+    for name, text in texts(params).items():
+        for claim in (
+            "collected by others",
+            "distributor",
+            "publications of the source",
+            "pathology or biomarker confirmed",
+        ):
+            assert claim not in text, name
+
+
+def test_controls_are_claimed_only_where_they_were_scored(made):
+    assert "baselines and controls were scored" in Page(write_report(made).read_text()).words
+    metrics = read_json(made.folder / "metrics.json")
+    metrics["entries"] = [e for e in metrics["entries"] if e["run"] not in ("shuffled_labels", "background")]
+    write_json(metrics, made.folder / "metrics.json")
+    words = Page(write_report(made).read_text()).words
+    assert "baselines were scored" in words and "No control training was done" in words
+    assert "The training was repeated" not in words
+
+
+def test_the_first_screen_has_conclusion_main_facts_and_contents(study):
+    text = texts(study)["index.html"]
+    first = Page(text[: text.index("<main")])
+    assert "the network was better than chance" in first.words and "Test participants15 of 60" in first.words
+    linked = {link["href"] for link in first.all("a")}
+    figures = [attributes["id"] for attributes in Page(text).all("figure")]
+    assert f"#{figures[0]}" in linked and "#results" in linked
+
+
+def test_the_crate_lists_files_that_exist_with_their_digests(study):
+    content = read_json(study.folder / CRATE)
+    items = {item["@id"]: item for item in content["@graph"]}
+    assert items[CRATE]["about"] == {"@id": "./"} and content["@context"].startswith("https://w3id.org/ro/crate/")
+    files = [part["@id"] for part in items["./"]["hasPart"]]
+    assert {"metrics.json", "splits.tsv", "report/index.html"} <= set(files)
+    for name in files:
+        assert (study.folder / name).is_file() and items[name]["encodingFormat"], name
+        assert items[name].get("sha256", file_digest(study.folder / name)) == file_digest(study.folder / name)
+    references = re.findall(r'\{"@id": "([^"]+)"\}', json.dumps(content["@graph"]))
+    assert {name for name in references if not name.startswith("http")} <= set(items)
 
 
 def test_second_writing_changes_nothing(made):

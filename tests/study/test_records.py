@@ -9,6 +9,7 @@ from adlib.study.records import (
     digest,
     read_json,
     read_table,
+    table_schemas,
     write_json,
     write_table,
 )
@@ -16,6 +17,16 @@ from adlib.study.records import (
 
 def rows(**changes):
     return pd.DataFrame([{"participant_id": "sub-1", "fold": 0, "split": "train", "diagnosis": "CN", **changes}])
+
+
+def test_schemas_of_tables_have_their_columns_and_types():
+    definition = table_schemas()["$defs"]["splits.tsv"]
+    assert definition["required"] == list(SPLITS.required)
+    assert {name: kind["type"] for name, kind in definition["properties"].items()} == {
+        "participant_id": "string", "fold": "integer", "split": "string", "diagnosis": "string",
+    }  # fmt: skip
+    scan = table_schemas()["$defs"]["manifest.tsv"]["properties"]
+    assert scan["age"]["type"] == ["number", "null"] and scan["scan_id"]["type"] == "string"
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
