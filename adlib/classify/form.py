@@ -179,7 +179,7 @@ class App:
         if not stated or self._chosen() != [scan] or self.age.value or self.sex.value is not None:
             return
         self.age.value = f"{stated['age']:g}" if "age" in stated else ""
-        self.sex.value = stated.get("sex")
+        self.sex.index = [value for _, value in self.sex.options].index(stated.get("sex"))
         self.waiting.value += html("status", PROPOSED)
 
     def _chosen(self) -> list[Chosen]:
@@ -211,7 +211,7 @@ class App:
         except ValueError as error:
             self.stage.value = html("alert", str(error))
             return
-        self.inbox.chosen, self.path.value, self.age.value, self.sex.value = [], "", "", None
+        self.inbox.chosen, self.path.value, self.age.value, self.sex.index = [], "", "", 0
         self._show_waiting([])
         self._begin(self.worker, chosen, person)
 
@@ -310,7 +310,7 @@ class App:
         if self.sort.options != columns:
             self.sort.options = columns
         table = table.sort_values(self.sort.value, ascending=not self.descending.value, kind="stable")
-        self.summary.value = html("tables", {f"Scans of this session: {len(records)}": table} | summaries(records))
+        self.summary.value = html("tables", {f"Scans read in this session: {len(records)}": table} | summaries(records))
 
     def _report(self) -> None:
         self.links.value = links_html(self.results)

@@ -63,7 +63,7 @@ DISTANCE_CHECKS = {
     IMAGE: (
         "Network features within the training distribution",
         "feature",
-        f"{UNLIKE} for the network",
+        f"{UNLIKE} in the network's features",
         "Use a model trained on similar scans (scanner, sequence, age)",
     ),
 }
@@ -146,7 +146,7 @@ def _check_age(age: float | None, least: float) -> Check:
         return Check(title, UNCHECKED, f"age is not given; {trained}", "")
     status = PASSED if age >= least else FAILED
     problem = f"the model is for people of {least:g} years or more"
-    return Check(title, status, f"age is {age:g} years; {trained}", "This model has no class for it", problem)
+    return Check(title, status, f"age is {age:g} years; {trained}", "Use a model for that age", problem)
 
 
 def _check_limits(title: str, values: dict[str, float], names: tuple[str, ...], problem: str, advice: str) -> Check:

@@ -106,8 +106,11 @@ def _result(axis: Axes, prediction: Prediction) -> None:
         return
     axis.set_axis_off()
     axis.set_title("not classified", fontweight="bold")
-    failed = [f"{check.problem}. {check.advice}." for check in prediction.checks if check.refusal]
-    words = "\n".join(textwrap.fill(reason, 44) for reason in failed or prediction.refusals)
+    problems = [check.problem for check in prediction.checks if check.refusal]
+    reasons = (
+        [prediction.advice, *(f"Also: {problem}" for problem in problems[1:])] if problems else prediction.refusals
+    )
+    words = "\n".join(textwrap.fill(reason, 44) for reason in reasons)
     axis.text(0, 1, words, va="top", fontsize="x-small", transform=axis.transAxes)
 
 

@@ -237,7 +237,7 @@ class Viewer(widgets.VBox):
             layout={"width": "17em"},
         )  # fmt: skip
         self.turn = widgets.ToggleButton(
-            description="turn it with the mouse", layout={"width": "17em"},
+            description="View in 3-D",
             tooltip="planes and a rendering that follow the mouse; needs a browser with WebGL 2",
         )  # fmt: skip
         self.overlay.observe(self._overlay_changed, "value")

@@ -200,7 +200,7 @@ def test_age_and_sex_of_a_dicom_header_are_proposed_only(app):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert (app.age.value, app.sex.value) == ("63", 0.0) and "are proposed" in app.waiting.value
-    app.age.value, app.sex.value = "", None
+    app.age.value, app.sex.index = "", 0
     run(app)
     assert app.results[0].record["person"] == {}
 
@@ -331,7 +331,7 @@ def test_table_is_sorted_by_chosen_column(app):
     def order():
         return re.findall(r"<th>([abc])</th>", app.summary.value)
 
-    assert order() == ["a", "b", "c"] and "session: 3" in app.summary.value
+    assert order() == ["a", "b", "c"] and "Scans read in this session: 3" in app.summary.value
     assert "Summary of 3 classified scans, ResNet50 of the study" in app.summary.value
     app.descending.value = True
     assert order() == ["c", "b", "a"]
