@@ -22,6 +22,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
+from torchvision.models.resnet import Bottleneck
 
 from adlib.audit.acquisition import acquisition_encoder, acquisition_facts, with_facts
 from adlib.audit.confounds import quality_columns
@@ -193,7 +194,10 @@ def untrained_features(scans: pd.DataFrame, params: StudyParams) -> np.ndarray:
     """
     slices, table = load_slices(params)
     torch.manual_seed(params.seed)
-    features = pd.DataFrame(image_features(ResNet50(len(params.classes)), slices))
+    network = ResNet50(len(params.classes))
+    for block in (part for part in network.modules() if isinstance(part, Bottleneck)):
+        torch.nn.init.ones_(block.bn3.weight)  # a training begins with blocks that pass their input on unchanged
+    features = pd.DataFrame(image_features(network, slices))
     return features.groupby(table["scan_id"].to_numpy()).mean().loc[scans["scan_id"]].to_numpy()
 
 
