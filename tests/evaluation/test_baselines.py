@@ -114,7 +114,8 @@ def test_baselines_are_cross_fitted_where_the_network_is(scans, splits, params):
     assert not predicted.duplicated("scan_id").any()
     assert set(predicted["participant_id"]) == set(people["participant_id"])
     left_out = people.loc[people["member"] == "1", "participant_id"]
-    wrong = scans[0].assign(diagnosis=scans[0]["diagnosis"].mask(scans[0]["participant_id"].isin(left_out), "AD"))
+    other = scans[0]["diagnosis"].map({"CN": "MCI", "MCI": "AD", "AD": "CN"})
+    wrong = scans[0].assign(diagnosis=scans[0]["diagnosis"].mask(scans[0]["participant_id"].isin(left_out), other))
     columns = ["scan_id", "p_CN"]
     again = predict_baselines(wrong, scans[1], people, params).query("run == 'metadata'")
     rows = predicted["participant_id"].isin(left_out).to_numpy()
