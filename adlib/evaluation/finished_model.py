@@ -151,7 +151,7 @@ def _predict(
         slices = to_landmarks(slices, table["scan_id"], scan_percentiles(params), np.array(card.landmarks))
     targets = table["diagnosis"].map({name: k for k, name in enumerate(params.classes)}).to_numpy()
     none = np.zeros((len(table), 0), np.float32)
-    fold = Fold(NETWORK, 0, slices, table, targets, none, _covariates(card, table, manifest))
+    fold = Fold(NETWORK, 0, 1, slices, table, targets, none, _covariates(card, table, manifest))
     rows = np.concatenate([fold.rows("validation"), fold.rows("test")])
     network = classifier.network.to(memory_format=torch.channels_last)
     predictions = prediction_table(fold, rows, slice_outputs(network, slices[rows], fold.covariates[rows]), params)
