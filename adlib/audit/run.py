@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from adlib.audit import checks
+from adlib.audit.acquisition import with_phase
 from adlib.audit.advice import CHECKS, LINKED, Finding, findings_of
 from adlib.audit.confounds import associations, check_confounds
 from adlib.audit.similarity import PIXEL_FACTS
@@ -76,7 +77,7 @@ def run_audit(
         If no scan of any class is left, `pixels` is of another listing, or `audit.accept` has an unknown id.
     """
     _check_accepted(params)
-    scans = check_table(listed, LISTING, "listing")
+    scans = with_phase(check_table(listed, LISTING, "listing"))
     findings, flow, kept = _eligible(scans, classes, params.min_age)
     if pixels is None:
         facts = pd.DataFrame(index=scans.index, columns=PIXEL_FACTS)

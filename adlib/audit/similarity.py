@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def near_duplicates(thumbnails: np.ndarray, limit: float) -> pd.DataFrame:
     """Pairs of images whose fine detail agrees, as they are or mirrored.
 
     The coarse shape that all heads share is filtered away first; correlation ignores brightness and contrast. All
-    pairs are compared in blocks, so memory grows with the number of images, time with its square.
+    pairs are compared in blocks, so memory grows with the number of images (docs/audit.md), time with its square.
 
     Parameters
     ----------
@@ -178,15 +179,16 @@ def near_duplicates(thumbnails: np.ndarray, limit: float) -> pd.DataFrame:
     """
     plain = _detail(thumbnails)
     found = []
-    for how, axes in _FLIPS.items():
-        turned = plain if not axes else _detail(np.flip(thumbnails, tuple(2 if axis == 0 else axis for axis in axes)))
-        for start in range(0, len(turned), _BLOCK):
-            product = turned[start : start + _BLOCK] @ plain.T
-            first, second = np.nonzero(product >= limit)
-            keep = first + start < second
-            first, second = first[keep], second[keep]
-            found.append(pd.DataFrame({"first": first + start, "second": second, "how": how,
-                                       "similarity": product[first, second]}))  # fmt: skip
+    for start in range(0, len(plain), _BLOCK):
+        part = thumbnails[start : start + _BLOCK]
+        for how, axes in _FLIPS.items():
+            turned = _detail(np.flip(part, tuple(2 if axis == 0 else axis for axis in axes)))
+            for other in range(start, len(plain), _BLOCK):
+                product = turned @ plain[other : other + _BLOCK].T
+                rows = np.argwhere(product >= limit)
+                first, second = rows[rows[:, 0] + start < rows[:, 1] + other].T
+                pairs = {"first": first + start, "second": second + other, "similarity": product[first, second]}
+                found.append(pd.DataFrame(pairs).assign(how=how))
     pairs = pd.concat(found, ignore_index=True).sort_values("similarity", ascending=False, kind="stable")
     return pairs.drop_duplicates(["first", "second"]).sort_values(["first", "second"]).reset_index(drop=True)
 
@@ -194,12 +196,19 @@ def near_duplicates(thumbnails: np.ndarray, limit: float) -> pd.DataFrame:
 def _detail(thumbnails: np.ndarray) -> np.ndarray:
     """(N, D) float32 unit rows of high-passed thumbnails."""
     width = 1.5 if thumbnails.ndim == 4 else 1.0
-    spatial = thumbnails.ndim - 2
-    rows = np.empty((len(thumbnails), thumbnails[0].size), dtype=np.float32)
-    for start in range(0, len(rows), _BLOCK):
-        part = thumbnails[start : start + _BLOCK].astype(np.float32)
-        part = part - ndimage.gaussian_filter(part, (0, 0, *[width] * spatial))
-        rows[start : start + _BLOCK] = part.reshape(len(part), -1)
+    blur = (0, 0, *[width] * (thumbnails.ndim - 2))
+    return _by_blocks(thumbnails, lambda part: _centred(part - ndimage.gaussian_filter(part, blur)))
+
+
+def _by_blocks(thumbnails: np.ndarray, rows: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """(N, ...) float32 rows of float32 blocks of thumbnails."""
+    blocks = (thumbnails[start : start + _BLOCK].astype(np.float32) for start in range(0, len(thumbnails), _BLOCK))
+    return np.concatenate([rows(block).astype(np.float32, copy=False) for block in blocks])
+
+
+def _centred(thumbnails: np.ndarray) -> np.ndarray:
+    """(N, D) unit rows without their mean."""
+    rows = thumbnails.reshape(len(thumbnails), -1)
     return _unit(rows - rows.mean(axis=1, keepdims=True))
 
 
@@ -252,12 +261,10 @@ def recover_groups(thumbnails: np.ndarray, limit: float, seed: int) -> tuple[np.
 
 def _whitened(thumbnails: np.ndarray, seed: int) -> np.ndarray:
     """(N, K) float32 unit rows, whitened against what the cohort has in common."""
-    rows = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
-    rows = _unit(rows - rows.mean(axis=1, keepdims=True))
-    sample = np.random.default_rng(seed).permutation(len(rows))[:_FITTED_ON]
-    components = min(_COMPONENTS, len(sample) // 4, rows.shape[1])
-    fitted = PCA(components, whiten=True, random_state=seed).fit(rows[np.sort(sample)])
-    return _unit(fitted.transform(rows)).astype(np.float32)
+    sample = np.sort(np.random.default_rng(seed).permutation(len(thumbnails))[:_FITTED_ON])
+    components = min(_COMPONENTS, len(sample) // 4, thumbnails[0].size)
+    fitted = PCA(components, whiten=True, random_state=seed).fit(_by_blocks(thumbnails[sample], _centred))
+    return _by_blocks(thumbnails, lambda part: _unit(fitted.transform(_centred(part))))
 
 
 def _threshold(similarity: np.ndarray, seed: int) -> float:

@@ -29,7 +29,7 @@ _SPELLINGS = {
     **{group.lower(): group for group in ("SMC", "EMCI", "MCI", "LMCI")},
     "significant memory concern": "SMC",
 }
-_PHASE = re.compile(r"ADNI\s?(1/GO|GO|[1-9])?(?![A-Z0-9])", re.I)
+_PHASE = re.compile(r"ADNI\s?(1/?GO|GO|[1-9])?(?:(?![A-Z0-9])|(?-i:(?=[A-Z][a-z])))", re.I)
 
 
 class _ColumnFault(StudyError):
@@ -118,7 +118,8 @@ def is_group(text: str) -> bool:
 def phase_name(text: str | None) -> str | None:
     """ADNI1, ADNIGO, ADNI2, ... from a phase or the name of a visit; ADNI1/GO where ADNI left it open.
 
-    Visits that are called ``ADNI Screening`` or ``ADNI Baseline``, without a number, are of the first phase.
+    Visits that are called ``ADNI Screening`` or ``ADNI Baseline``, without a number, are of the first phase. The name
+    of a session, which has no spaces and signs, is read as that of its visit.
 
     Parameters
     ----------
@@ -130,7 +131,7 @@ def phase_name(text: str | None) -> str | None:
         None where the text names no phase.
     """
     match = _PHASE.match(text or "")
-    return f"ADNI{(match[1] or '1').upper()}" if match else None
+    return f"ADNI{(match[1] or '1').upper().replace('1GO', '1/GO')}" if match else None
 
 
 def _columns(columns: list[str], fields: dict[str, _Field]) -> dict[str, str]:

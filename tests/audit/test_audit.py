@@ -127,6 +127,7 @@ STOPS = {
     "sequence-not-t1w (modality)": lambda t, r: t.assign(modality="PT"),
     "sequence-not-t1w (image type)": lambda t, r: t.assign(image_type="DERIVED/PRIMARY/DIFFUSION/ADC"),
     "sequence-not-t1w (file name)": lambda t, r: t.assign(path=t["path"].str.replace("T1w", "T2w")),
+    "cohort-tells-label": _by_class("cohort", dict(zip(CLASSES, "aabb", strict=True))),
     "phase-tells-label": _phase_of_mci,
     "slices-tell-label": _by_class("slice_index", FEW, noise=1.0),
     "slices-tell-label (count)": _by_class("shape", {c: f"256x256x{150 + 9 * k}" for k, c in enumerate(CLASSES)}),
@@ -220,6 +221,37 @@ def test_several_faults_are_reported_once_each(seed):
     with pytest.raises(AuditStop) as error:
         enforce(audit.findings)
     assert str(error.value).count("\n  [") == len(faults)
+
+
+@pytest.mark.parametrize(
+    ("column", "name", "image"),
+    [
+        ("session_id", "ADNI{} Screening MRI", "/d/{}/slice_{}.jpg"),
+        ("session_id", "ses-ADNI{}InitialVisitContPt", "/d/{}_{:03d}.png"),
+        ("series_description", "MPRAGE ADNI {} accelerated", "/d/{}/{}.png"),
+        ("series_description", "Sag ADNI-{}", "/d/{}_SLICE-{:03d}_T1w.nii.gz|/d/other.nii.gz"),
+    ],
+)
+def test_phase_and_slice_in_names_tell_the_label(column, name, image):
+    table, rng = clean(4), np.random.default_rng(4)
+    phases = [name.format(3 if label == "AD" else 2) for label in table["diagnosis"]]
+    indices = table["diagnosis"].map({"CN": 40, "MCI": 52, "LMCI": 60, "AD": 70}) + rng.integers(0, 2, len(table))
+    paths = [image.format(person, index) for person, index in zip(table["participant_id"], indices, strict=True)]
+    named = table.drop(columns=["slice_index", "phase"]).assign(**{column: phases, "path": paths, "shape": "176x208"})
+    audit = audited(named.drop_duplicates("participant_id"))
+    assert {"phase-tells-label", "slices-tell-label"} <= set(stops(audit))
+    assert set(audit.manifest["phase"]) == {"ADNI2", "ADNI3"}
+    found = audit.confounds.set_index("column")["p_holm"]
+    assert found["phase"] < 1e-6 and found["slice_index"] < 1e-6
+
+
+def test_other_numbers_in_names_are_no_slices_and_no_phases():
+    table = clean(4).drop_duplicates("participant_id").drop(columns=["slice_index", "phase"])
+    number = table.groupby("diagnosis").cumcount() + 10 * table["diagnosis"].map(CLASSES.index)
+    for path in ("/d/image_" + number.astype(str).str.zfill(3) + ".png", "/d/" + table["participant_id"] + ".png"):
+        named = table.assign(path=path, shape="176x208", series_description="MPRAGE_ADNI", session_id="ses-02")
+        audit = audited(named)
+        assert not {"slice_index", "phase"} & set(audit.confounds["column"]) and stops(audit) == []
 
 
 def test_phase_that_separates_one_pair_of_classes_is_found():
