@@ -15,7 +15,7 @@ import yaml
 from adlib.report.privacy import Ids
 from adlib.study.code_digest import ROOT
 from adlib.study.metrics import CHECK, NETWORK, get_score, metrics_table, run_of, tidy
-from adlib.study.params import AboutParams, StudyParams
+from adlib.study.params import StudyParams
 from adlib.study.records import (
     AUDIT,
     FEATURES,
@@ -95,9 +95,16 @@ class Study:
         return self.params.source.kind in PUBLISHED
 
     @property
-    def about(self) -> AboutParams:
-        """What the params state about ethics, funding and the like."""
-        return self.params.about
+    def about(self) -> dict[str, str]:
+        """What the params state and no record can say, by subject; empty where they do not."""
+        about = self.params.about
+        return {
+            "ethics": about.ethics,
+            "funding": about.funding,
+            "conflicts": about.conflicts,
+            "registration": about.registration,
+            "data_access": about.data_access,
+        }
 
     @property
     def controls(self) -> list[str]:

@@ -38,7 +38,12 @@ def crate(study: Study, pages: list[str]) -> dict[str, Any]:
     files += [_typed(name) for name in pages]
     parts = [{"@id": file["@id"]} for file in files]
     own = "BSD 3-Clause: the heads are simulated." if study.simulated else "Not stated in the records of the study."
-    terms = {"@id": "#terms", "@type": "CreativeWork", "name": "Terms", "description": study.about.data_access or own}
+    terms = {
+        "@id": "#terms",
+        "@type": "CreativeWork",
+        "name": "Terms",
+        "description": study.about["data_access"] or own,
+    }
     root = {
         "@id": "./",
         "@type": "Dataset",
