@@ -306,6 +306,8 @@ class App:
         records = [result.record for result in self.results]
         table = scan_table(records)
         self.after.layout.display = ""
+        for widget in (self.sort, self.descending):
+            widget.layout.display = "" if len(records) > 1 else "none"
         columns = ("scan", *table.columns)
         if self.sort.options != columns:
             self.sort.options = columns
