@@ -80,7 +80,7 @@ def plot_prediction(prediction: Prediction, display: Display = "neurological") -
         axis = result.add_subplot(grid[column])
         _volume(axis, prepared.features[name], card.cohort["volumes"][name], card.classes)
         axis.set_title(f"{VOLUME_LABELS[name]}\n{format_ml(prepared.features[name])} ml", color=ACCENT)
-    head.supxlabel("yellow: brain mask; blue: edge of white matter; L: left, R: right", fontsize="small")
+    head.supxlabel("yellow: intracranial mask; blue: edge of white matter; L: left, R: right", fontsize="small")
     head.suptitle(_title(prediction), fontweight="bold")
     sizes = [f"{VOLUME_LABELS[name]} {format_ml(prepared.features[name])} ml" for name in measured]
     apart = f"{', '.join(sizes)}\nno volumes of the training cohort to compare with"

@@ -103,7 +103,8 @@ class Prediction:
     def statement(self) -> str:
         """The result in one line, the same wherever it is shown.
 
-        ``Most probable: MCI (0.48). At 90 %: CN or MCI; AD excluded``, or what is wrong with the scan.
+        ``Most probable: MCI (0.48). At 90 %: CN or MCI; AD excluded``, that nothing is excluded, or what is wrong with
+        the scan.
         """
         if self.predicted is None:
             problems = [check.problem for check in self.checks if check.refusal]
@@ -112,9 +113,11 @@ class Prediction:
         most = f"Most probable: {self.predicted} ({self.probabilities[self.predicted]:.2f})"
         if not self.possible:
             return f"{most}. No prediction set: the model file stores no bounds"
+        level = f"{100 * self.coverage:.0f} %"
         excluded = [name for name in self.card.classes if name not in self.possible]
-        result = f"{_listed(excluded, 'and')} excluded" if excluded else "no class excluded"
-        return f"{most}. At {100 * self.coverage:.0f} %: {_listed(self.possible, 'or')}; {result}"
+        if not excluded:
+            return f"Undecided: at {level} no class is excluded. {most}"
+        return f"{most}. At {level}: {_listed(self.possible, 'or')}; {_listed(excluded, 'and')} excluded"
 
     @property
     def advice(self) -> str:

@@ -51,7 +51,7 @@ def test_distances_unchecked_without_reference(prediction):
 def test_similar_scan_has_set_and_percentiles(with_reference, scan):
     result = predict_image(scan, "made", with_reference, person={"age": 70.0, "sex": 1.0})
     assert result.predicted, result.refusals
-    assert result.statement.endswith("At 90 %: CN, MCI, LMCI or AD; no class excluded")
+    assert result.statement.startswith("Undecided: at 90 % no class is excluded. Most probable: ")
     assert 0 <= result.percentiles["hippocampus_ml"] <= 100
     assert "200 simulated CN" in result.percentiles_note
     record = json.loads(json.dumps(as_record(result), allow_nan=False))
