@@ -48,7 +48,7 @@ from adlib.study.params import load_params
 from adlib.study.records import atomic_path, digest, file_digest, write_text
 from adlib.training.calibration import fit_calibration
 from adlib.training.cohort_reference import COVERAGES, IMAGE, fit_distribution, gate_bounds, mahalanobis_distances
-from adlib.training.conformal import lowest_probabilities
+from adlib.training.conformal import lowest_probabilities, sets_of
 from adlib.training.model_file import Classifier, ModelCard, save
 from adlib.training.network import ResNet50Stage3, image_features, load_initial_weights, softmax
 from adlib.training.slabs import MASK, read_slab
@@ -164,7 +164,7 @@ def of_image(
     logits = of_layer(x, y, strength, train, test) / temperature + bias
     if covered is not None:
         bounds = lowest_probabilities(y[train], softmax(inner), 0.9)
-        covered.append(float(np.mean(softmax(logits)[np.arange(len(test)), y[test]] >= bounds[y[test]])))
+        covered.append(float(sets_of(softmax(logits), bounds)[np.arange(len(test)), y[test]].mean()))
     return logits
 
 

@@ -18,6 +18,7 @@ COHORT = ("cohort",)
 PHASE = ("phase",)
 SLICES = ("slice_count", "slice_index")
 SEQUENCE = ("series_description", "echo_time_ms", "repetition_time_ms", "inversion_time_ms")
+IMAGE_QUALITY = ("qc_snr", "qc_edge", "qc_ghost", "qc_air", "qc_wrap", "qc_jump")  # of noise, motion and artefacts
 _SCANNER = ("site", "manufacturer", "model", "field_strength_T", "orientation", "dtype", "matrix")
 _VOXELS = ("voxel_x_mm", "voxel_y_mm", "voxel_z_mm", "acquisition_year")
 ACQUISITION = (*COHORT, *PHASE, *SLICES, *SEQUENCE, *_SCANNER, *_VOXELS)

@@ -12,7 +12,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from adlib.audit.acquisition import ACQUISITION, COHORT, PHASE, SEQUENCE, SLICES, acquisition_encoder, first_scans
+from adlib.audit.acquisition import (
+    ACQUISITION,
+    COHORT,
+    IMAGE_QUALITY,
+    PHASE,
+    SEQUENCE,
+    SLICES,
+    acquisition_encoder,
+    first_scans,
+)
 from adlib.audit.advice import CHECKS, Finding, findings_of
 from adlib.study.params import AuditParams
 
@@ -141,7 +150,7 @@ def check_confounds(manifest: pd.DataFrame, params: AuditParams, seed: int) -> l
 
 
 def check_quality(manifest: pd.DataFrame, features: pd.DataFrame, params: AuditParams, seed: int) -> list[Finding]:
-    """Score a classifier on the quality values of participants' first scans alone.
+    """Score a classifier on noise, motion and artefacts of participants' first scans alone.
 
     Parameters
     ----------
@@ -153,21 +162,10 @@ def check_quality(manifest: pd.DataFrame, features: pd.DataFrame, params: AuditP
     seed : int
         Of the folds.
     """
-    columns = quality_columns(features)
+    columns = tuple(features.columns.intersection(IMAGE_QUALITY))
     usable = features.loc[features["qc_verdict"] != "fail", ["scan_id", *columns]]
     people = first_scans(manifest[manifest["scan_id"].isin(usable["scan_id"])]).merge(usable, on="scan_id")
     return _confound("quality-tells-label", people, columns, params, seed)
-
-
-def quality_columns(features: pd.DataFrame) -> tuple[str, ...]:
-    """Names of the numeric quality values.
-
-    Parameters
-    ----------
-    features : DataFrame
-        Schema `records.FEATURES`.
-    """
-    return tuple(features.select_dtypes("number").filter(regex="^qc_").columns)
 
 
 def _confound(

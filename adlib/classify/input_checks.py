@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adlib.audit.acquisition import IMAGE_QUALITY
 from adlib.preprocess import quality
 from adlib.preprocess.derivatives import Preprocessed
 from adlib.training.cohort_reference import (
@@ -41,7 +42,7 @@ LIMIT_CHECKS = {
         "(MPRAGE, SPGR, FSPGR or TFE) without contrast agent",
     ),
     "Noise, motion and artefacts": (
-        ("qc_snr", "qc_edge", "qc_ghost", "qc_air", "qc_wrap", "qc_jump"),
+        IMAGE_QUALITY,
         "too much noise, motion or artefacts",
         "Use a repeat of the scan, if there is one",
     ),

@@ -24,8 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from torchvision.models.resnet import Bottleneck
 
-from adlib.audit.acquisition import acquisition_encoder, acquisition_facts, with_facts
-from adlib.audit.confounds import quality_columns
+from adlib.audit.acquisition import IMAGE_QUALITY, acquisition_encoder, acquisition_facts, with_facts
 from adlib.imaging import atlas
 from adlib.parallel.mapping import map_scans
 from adlib.preprocess.derivatives import file_names
@@ -120,15 +119,14 @@ def feature_sets(scans: pd.DataFrame) -> dict[str, tuple[str, ...]]:
         Only columns that the study has and that vary; baselines without any are left out.
     """
     volumes = tuple(n for n in scans.columns if (n.endswith("_ml") and not n.startswith("qc_")) or n == "nbv")
-    quality = quality_columns(scans)
     sets = {
-        "quality": quality,
+        "quality": IMAGE_QUALITY,
         "age_sex": AGE_SEX,
         "brain_fraction": ("nbv",),
         "volumes": volumes,
         "age_sex_volumes": AGE_SEX + volumes,
     }
-    varying = {c for c in (*AGE_SEX, *volumes, *quality, "nbv") if c in scans and scans[c].nunique() > 1}
+    varying = {c for c in (*AGE_SEX, *volumes, *IMAGE_QUALITY, "nbv") if c in scans and scans[c].nunique() > 1}
     usable = {name: tuple(c for c in columns if c in varying) for name, columns in sets.items()}
     return {name: columns for name, columns in usable.items() if columns}
 

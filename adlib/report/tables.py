@@ -13,7 +13,7 @@ import pandas as pd
 from adlib.evaluation.evaluate import LEAK, SHARED
 from adlib.report.content import Study, read_yaml
 from adlib.report.privacy import may_show, shows
-from adlib.study.metrics import CHANCE, KEY, NETWORK, NOT_MEASURED, format_score, run_of, tidy
+from adlib.study.metrics import CHANCE, KEY, MEMBER, NETWORK, NOT_MEASURED, format_score, member_spread, run_of, tidy
 from adlib.study.params import StudyParams
 from adlib.study.records import StudyError, clock
 
@@ -74,11 +74,38 @@ def runs(study: Study) -> Table:
     ----------
     study : Study
     """
-    names = sorted(study.runs(), key=lambda name: GROUPS.index(run_of(name).group))
+    names = sorted(
+        (name for name in study.runs() if not name.startswith(MEMBER)),
+        key=lambda name: GROUPS.index(run_of(name).group),
+    )
     return table(
         f"Scores of test participants with 95 % intervals; chance has a balanced accuracy of {study.chance:.2f}.",
         ("Run", "Kind", *(metric_title(metric) for metric, _ in MAIN)),
         ((run_of(name).title, run_of(name).group, *_written(study, MAIN, run=name)) for name in names),
+    )
+
+
+def members(study: Study) -> Table:
+    """How much the networks of the ensemble differ, beside the choice of tested participants.
+
+    Parameters
+    ----------
+    study : Study
+        With ``train.members`` above 1.
+    """
+    rows = member_spread(study.scores, ("balanced_accuracy", "roc_auc", "roc_auc_binary", "log_loss"))
+    rows = rows[rows["class"].isin(("", "macro"))]
+    return table(
+        "The ensemble and its networks, which differ in seed and training participants; standard deviations over them and "
+        "over tested participants.",
+        ("Score", "Ensemble", "Networks: mean", "lowest", "highest", "SD over networks", "SD over participants"),
+        (
+            (
+                metric_title(row.metric),
+                *(f"{value:.3f}" for value in (row.ensemble, row.mean, row.lowest, row.highest, row.sd, row.test_sd)),
+            )
+            for row in rows.itertuples()
+        ),
     )
 
 
