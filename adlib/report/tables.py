@@ -96,8 +96,8 @@ def members(study: Study) -> Table:
     rows = member_spread(study.scores, ("balanced_accuracy", "roc_auc", "roc_auc_binary", "log_loss"))
     rows = rows[rows["class"].isin(("", "macro"))]
     return table(
-        "The ensemble and its networks, which differ in seed and training participants; standard deviations over them and "
-        "over tested participants.",
+        "The ensemble and its networks, which differ in seed and training participants; standard deviations (SD) over "
+        "them and over tested participants.",
         ("Score", "Ensemble", "Networks: mean", "lowest", "highest", "SD over networks", "SD over participants"),
         (
             (
