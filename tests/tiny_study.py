@@ -62,7 +62,7 @@ SETS = (
     "study=tiny", "classes=[CN, AD]", "source.severity_mean=[0.1, 1.0]",
     "train.epochs=6", "train.batch_size=8", "train.weights=random", "train.learning_rate=0.003",
     "train.controls=[shuffled_labels]", "input.size=32", "input.positions_mm=[0.0]", "train.augment=none",
-    "exec.device=cpu", "evaluate.binary={negative: [CN], positive: [AD]}",
+    "train.members=1", "exec.device=cpu", "evaluate.binary={negative: [CN], positive: [AD]}",
 )  # fmt: skip
 
 

@@ -275,7 +275,8 @@ def _tested(folder: Path) -> tuple[str, bool]:
     labels = _read(folder / "manifest.tsv").set_index("scan_id")["diagnosis"].reindex(predicted["scan_id"])
     other = set(predicted.loc[predicted["truth"].to_numpy() != labels.to_numpy(), "participant_id"])
     splits = _read(folder / "splits.tsv")
-    splits["split"] = splits["split"].mask(splits["member"].notna(), "validation")
+    if "member" in splits:
+        splits["split"] = splits["split"].mask(splits["member"].notna(), "validation")
     held_out = splits.query("split != 'train'")[names]
     rows = predicted[names].drop_duplicates().merge(held_out, how="outer", indicator="where")
     other |= set(rows.loc[rows["where"] != "both", "participant_id"])

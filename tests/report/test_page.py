@@ -219,7 +219,10 @@ def test_every_choice_of_the_params_has_words():
         (("train.patience=3",), "stopped early"),
         (("splits.protocol=given", "splits.table=/secret/t.csv"), "as in a split that was given"),
         (("splits.groups=[family]",), "and of participants linked by family, are on the same"),
-        (("splits.protocol=leave_out",), "are on the same side of every split. 12\u00a0% of the remaining"),
+        (
+            ("splits.protocol=leave_out", "train.members=1"),
+            "are on the same side of every split. 12\u00a0% of the remaining",
+        ),
         (("audit.min_age=60",), "Scans of people younger than 60 years were excluded"),
         (("input.plane=coronal_2d",), "The input was 3 coronal slices of each scan"),
         (("input.plane=three_planes",), "An axial, a coronal and a sagittal slice"),

@@ -24,6 +24,7 @@ def test_schemas_of_tables_have_their_columns_and_types():
     assert definition["required"] == list(SPLITS.required)
     assert {name: kind["type"] for name, kind in definition["properties"].items()} == {
         "participant_id": "string", "fold": "integer", "split": "string", "diagnosis": "string",
+        "member": ["string", "null"],
     }  # fmt: skip
     scan = table_schemas()["$defs"]["manifest.tsv"]["properties"]
     assert scan["age"]["type"] == ["number", "null"] and scan["scan_id"]["type"] == "string"

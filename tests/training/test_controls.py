@@ -101,7 +101,9 @@ def test_background_excludes_the_brain(tmp_path, study):
     manifest = write_table(manifest, study.folder / "manifest.tsv", MANIFEST)
     preprocess_cohort(manifest, study)
     table = pd.DataFrame([{**row, "slice": 0, "split": "train"}])
-    fold = Fold("resnet50", 0, np.zeros((1, 3, 64, 64), np.float16), table, np.zeros(1, int), *[np.zeros((1, 0))] * 2)
+    fold = Fold(
+        "resnet50", 0, 1, np.zeros((1, 3, 64, 64), np.float16), table, np.zeros(1, int), *[np.zeros((1, 0))] * 2
+    )
     image = control_fold("background", fold, study).slices[0, 1].astype(float)
     brain = np.hypot(*np.mgrid[-31.5:32, -31.5:32]) < 15
     assert (image[brain] == 0).mean() > 0.95
