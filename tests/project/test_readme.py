@@ -9,14 +9,14 @@ README = Path(__file__).parents[2] / "README.md"
 BOUNDS = re.compile(r"(<!-- results: begin -->\n).*?(<!-- results: end -->)", re.S)
 COLUMNS = {"balanced_accuracy": "balanced accuracy", "roc_auc": "ROC AUC, mean of classes", "roc_auc_binary": "ROC AUC"}
 
-LEFT_OUT = ("majority", "brain_fraction")
+LEFT_OUT = ("majority", "brain_fraction", "quality")
 
 
 def results_table() -> str:
     """Markdown table of the published scores of participants."""
     table = metric_table(read_metrics(README.parent / "figures"), "subject", tuple(COLUMNS))
     lines = [f"| run | {' | '.join(COLUMNS.values())} |", "|---|---|---|---|"]
-    names = [name for name in table.index if run_of(name).group != "other" and name not in LEFT_OUT]
+    names = [name for name in table.index if run_of(name).group not in ("other", "member") and name not in LEFT_OUT]
     order = sorted(names, key=lambda name: ("network", "control", "baseline", "ceiling").index(run_of(name).group))
     lines += [f"| {run_of(name).label} | {' | '.join(table.loc[name])} |" for name in order]
     return "\n".join(lines) + "\n"
