@@ -22,6 +22,7 @@ from adlib.study.records import (
     SPLITS,
     StudyError,
     atomic_path,
+    check_table,
     content_digest,
     digest,
     file_digest,
@@ -187,6 +188,7 @@ class Training:
             raise StudyError(f"the network itself, run {NETWORK!r}, was not trained; train it with its controls")
         folds = dict.fromkeys((run, number) for run, number, _ in self.predictions)
         predictions = pd.concat([self._pooled(run, number) for run, number in folds], ignore_index=True)
+        predictions = check_table(predictions, PREDICTIONS, "predictions")
         if self.fabric.is_global_zero:
             runs: dict[str, dict[str, int]] = {}
             for run, number in folds:

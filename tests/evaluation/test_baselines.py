@@ -133,7 +133,7 @@ def test_a_site_of_tested_people_alone_is_no_error(scans, splits, params):
 @pytest.mark.parametrize("dtype", [object, "str"])
 def test_unknown_sex_is_no_sex(dtype):
     manifest = pd.DataFrame({"scan_id": ["a", "b", "c"], "sex": pd.Series(["F", None, "M"], dtype=dtype)})
-    manifest = manifest.assign(shape="9x9x9", acquisition_date=None, path="p")
+    manifest = manifest.assign(shape="9x9x9", acquisition_date=None, path="p", participant_id=manifest["scan_id"])
     joined = _joined(manifest, pd.DataFrame({"scan_id": ["a", "b", "c"], "qc_verdict": "pass"}))
     assert np.array_equal(joined["female"], [1, np.nan, 0], equal_nan=True)
 
