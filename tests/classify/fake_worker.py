@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -29,7 +30,10 @@ def serve(pipe, model, home, *settings):
     """Takes the place of `adlib.classify.worker.serve`."""
     os.setsid()
     while True:
-        path, person, explain = pipe.recv()
+        try:
+            path, person, explain = pipe.recv()
+        except EOFError:  # the form is gone
+            return shutil.rmtree(home)
         name = Path(path).name
         if person is None:
             pipe.send(("stated", {"age": 63.0, "sex": 0.0}))
