@@ -234,9 +234,10 @@ class App:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the work now."""
+        """End the work now; a new process waits, which removes the private folder if this one is killed."""
         self._stop = True
         self._running.stop()
+        self._running.start()
 
     def _person(self) -> dict[str, float]:
         person = {} if self.sex.value is None else {"sex": self.sex.value}

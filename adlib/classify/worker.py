@@ -234,9 +234,9 @@ class Worker:
                 return pipe.recv()
         except (EOFError, OSError):
             process.join()
-            shutil.rmtree(self.home / "tmp", ignore_errors=True)
             if self._cancelled:
                 raise CancelledError from None
+            shutil.rmtree(self.home / "tmp", ignore_errors=True)
             raise StudyError(
                 f"the worker process ended unexpectedly (exit code {process.exitcode}), most often for lack of "
                 f"memory: at most {self.limits.memory_mb} MiB are allowed (classify.memory_mb); resample the scan to "
