@@ -178,9 +178,10 @@ def _class_curves(
         else:
             curves = np.array([curve(y == k, p[:, k], w) for w in weights if w[y == k].sum() and w[y != k].sum()])
             drawn = np.isfinite(curves[0])
-            low, high = np.nanpercentile(curves[1:][:, drawn], [2.5, 97.5], axis=0)
             colour = class_palette(classes)[name]
-            axis.fill_between(GRID[drawn], low, high, color=colour, alpha=0.25, linewidth=0)
+            if drawn.any():  # probabilities may all lie between two points of the grid
+                low, high = np.nanpercentile(curves[1:][:, drawn], [2.5, 97.5], axis=0)
+                axis.fill_between(GRID[drawn], low, high, color=colour, alpha=0.25, linewidth=0)
             axis.plot(GRID, curves[0], color=colour)
             area = format_score(get_score(metrics, NETWORK, metric, name))
             axis.set_title(f"{name} against the rest\n{title} {area}")

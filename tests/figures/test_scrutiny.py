@@ -160,6 +160,13 @@ def test_calibration_has_a_panel_for_each_class_and_both_states():
         assert (up, down) == ((after["truth"] == name).sum(), -(after["truth"] != name).sum())
 
 
+def test_calibration_of_one_probability_has_no_curve():
+    after, before = many()
+    alike = [table.assign(p_CN=0.3334, p_MCI=0.3333, p_AD=0.3333) for table in (after, before)]
+    figure = results.plot_calibration(*alike, metrics("calibration_slope", label=CLASSES), CLASSES, 1)
+    assert not any(np.isfinite(axis.lines[0].get_ydata()).any() for axis in figure.axes[:3])
+
+
 def test_decision_draws_the_stored_curve_and_risks_by_truth():
     curve = {"threshold": [0.1, 0.5], "network": [0.4, 0.2], "low": [0.3, 0.1], "high": [0.5, 0.3]}
     binary = {"negative": ("CN",), "positive": ("MCI", "AD")}
