@@ -73,7 +73,7 @@ def coverage_curve(
     """Measured coverage at each of `LEVELS`, and its range by chance where participants are exchangeable.
 
     Chance has two parts: which participants set a bound (the coverage that they lead to is Beta(r, n + 1 - r), r the
-    rank) and which are tested (binomial). Folds, and classes with a bound of their own, count as independent.
+    rank) and which are tested (binomial). Folds, and classes with separate bounds, count as independent.
 
     Parameters
     ----------

@@ -29,7 +29,7 @@ def plot_curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
     """Training loss, validation loss and validation balanced accuracy by epoch, a line per training (run and fold).
 
     The training loss has label smoothing, class weights and auxiliary terms that the validation loss lacks, so that the
-    two have axes of their own.
+    two have separate axes.
 
     Parameters
     ----------

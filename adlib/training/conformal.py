@@ -33,7 +33,7 @@ def lowest_probabilities(y: np.ndarray, p: np.ndarray, coverage: float) -> np.nd
     The score of a participant is 1 - p(truth), p staged. Among n participants that neither trained the network nor are
     scored, the ceil((n + 1) coverage)-th smallest score bounds that of the next participant with at least the chance
     asked for, whatever the network is worth, as long as all are exchangeable. With `ENOUGH` / (1 - coverage)
-    participants of every class each has a bound of its own, and the promise holds for each; otherwise one bound serves
+    participants of every class each has a separate bound, and the promise holds for each; otherwise one bound serves
     all.
 
     Written here because it is one order statistic. MAPIE, whose sets are the same but for the stages, wraps a
@@ -85,7 +85,7 @@ def sets_of(p: np.ndarray, lowest: np.ndarray) -> np.ndarray:
 
 
 def by_class(y: np.ndarray, count: int, coverage: float) -> bool:
-    """Whether each class has a bound of its own, see `lowest_probabilities`.
+    """Whether each class has a separate bound, see `lowest_probabilities`.
 
     Parameters
     ----------

@@ -101,7 +101,7 @@ def make_fold(
         Schema `records.SPLITS`.
     params : StudyParams
     member : int
-        Of an ensemble, from 1; it leaves out its own validation participants.
+        Of an ensemble, from 1; each leaves out other validation participants.
 
     Returns
     -------

@@ -176,7 +176,7 @@ class Training:
         -------
         DataFrame
             Schema `records.PREDICTIONS` with columns ``p_<class>``, uncalibrated, ``temperature`` and ``bias_<class>``
-            and, where attention pools slices, ``weight``. Members of an ensemble are runs of their own.
+            and, where attention pools slices, ``weight``. Each member of an ensemble is a separate run.
 
         Raises
         ------
