@@ -35,6 +35,7 @@ from adlib.training.splits import check_disjoint
 LEAK = "slice_split"  # the control with a split that disregards participants
 GAPS = ("balanced_accuracy", "roc_auc_binary")
 SHARED = {"slice": "shared_slice", "subject": "shared_subject"}  # levels of slices that network and `LEAK` both test
+FIRST = "first_session"  # level of participants by their first session alone
 Scores = dict[tuple[str, str | None], np.ndarray]  # by metric and class, None for all: (weightings,)
 Score = Callable[[np.ndarray, np.ndarray, np.ndarray, StudyParams], Scores]  # of y, p, weights, params
 SOURCES = ("manifest.tsv", "features.tsv", "splits.tsv", "predictions.parquet", "model.safetensors")
@@ -155,6 +156,9 @@ def _score_levels(table: pd.DataFrame, run: str, trained: bool, params: StudyPar
     for level in LEVELS:
         if level == "subject" or not (member or (level == "slice" and not trained)):
             entries += score_run(_pooled(tested, level, params), run, level, params)
+    first = first_sessions(tested)
+    if len(first) < len(tested) and not member:
+        entries += score_run(_pooled(first, "subject", params), run, FIRST, params)
     sets = _sets(table, params)
 
     def score_sets(y: np.ndarray, _: np.ndarray, weights: np.ndarray, params: StudyParams) -> Scores:
@@ -165,6 +169,19 @@ def _score_levels(table: pd.DataFrame, run: str, trained: bool, params: StudyPar
     if trained and not member:
         entries += _entries(_uncalibrated_scores, _tested(uncalibrated(table), params), run, "subject", params)
     return entries
+
+
+def first_sessions(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Predictions of the first session of each participant that passed preprocessing, by the order of session_id.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        Schema `records.PREDICTIONS`.
+    """
+    sessions = predictions["session_id"].astype("string").fillna("")
+    first = sessions.groupby([predictions["run"], predictions["fold"], predictions["participant_id"]]).transform("min")
+    return predictions[sessions == first]
 
 
 def _sets(table: pd.DataFrame, params: StudyParams) -> np.ndarray:

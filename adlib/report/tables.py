@@ -27,7 +27,12 @@ OVERALL = (
     "permutation_p",
 )  # fmt: skip
 BY_CLASS = ("recall", "specificity", "precision", "roc_auc", "average_precision")
-LEVELS = {"slice": "Slices", "scan": "Scans", "subject": "Participants"}
+LEVELS = {
+    "slice": "Slices",
+    "scan": "Scans",
+    "subject": "Participants",
+    "first_session": "Participants, first session alone",
+}
 GROUPS = ("network", "control", "baseline", "ceiling", "other")
 PRIVATE = ("exec", "root", "table", "tables", "data_dir")  # params that hold places on a machine
 TITLES = read_yaml("titles")

@@ -145,8 +145,11 @@ class TrainParams(Section):
     """Fraction of all steps before the maximum learning rate."""
     weight_decay: float = Field(0.05, ge=0)
     """AdamW weight decay."""
+    loss: Literal["cross_entropy", "ordinal"] = "cross_entropy"
+    """Loss of the classes: cross-entropy, or cross-entropy of the cumulative probabilities, which respects the order of
+    the classes."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    """Label smoothing of the cross-entropy."""
+    """Label smoothing of the loss."""
     mixup: float = Field(0.0, ge=0)
     """Alpha of mixup's Beta distribution; 0 disables it."""
     balance: Literal["weights", "sampling", "none"] = "weights"

@@ -60,10 +60,16 @@ def _shuffled_labels(fold: Fold, params: StudyParams) -> Fold:
 def _slice_split(fold: Fold, params: StudyParams) -> Fold:
     """A leaking split: slices are assigned to the parts without regard to participants.
 
-    Yagis et al. 2021, doi:10.1038/s41598-021-01681-w. The parts keep their sizes.
+    Yagis et al. 2021, doi:10.1038/s41598-021-01681-w. The parts keep their sizes. One slice of each tested participant
+    stays in the test part, so that this split and the honest one can be compared on the same participants.
     """
     rng = np.random.default_rng([params.seed, fold.number])
-    return replace(fold, table=fold.table.assign(split=rng.permutation(fold.table["split"].to_numpy())))
+    split = fold.table["split"].to_numpy().copy()
+    tested = pd.Series(rng.permutation(fold.rows("test")))
+    stays = tested.groupby(fold.table["participant_id"].to_numpy()[tested]).first()
+    moved = np.setdiff1d(np.arange(len(split)), stays)
+    split[moved] = rng.permutation(split[moved])
+    return replace(fold, table=fold.table.assign(split=split))
 
 
 def _binarised(fold: Fold, params: StudyParams) -> Fold:

@@ -60,6 +60,38 @@ def cross_entropy(
     return nn.functional.cross_entropy(logits, targets, weights, label_smoothing=params.train.label_smoothing)
 
 
+def ordinal(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, params: StudyParams
+) -> torch.Tensor:
+    """Cross-entropy of the cumulative probabilities, so that an error by two classes costs more than by one.
+
+    Parameters
+    ----------
+    logits, targets, weights, params
+        As of `cross_entropy`; the order of ``classes`` is that of the stages.
+
+    Returns
+    -------
+    () float32
+        Mean over the batch and over the K - 1 bounds between classes.
+
+    References
+    ----------
+    Tödter & Ahrens 2012, doi:10.1175/MWR-D-11-00266.1 (ranked ignorance score, a proper score).
+    """
+    classes, smoothing = logits.shape[1], params.train.label_smoothing
+    truth = nn.functional.one_hot(targets, classes).to(logits.dtype) * (1 - smoothing) + smoothing / classes
+    below = truth.cumsum(1)[:, :-1]  # (B, K - 1), probability of at most each class
+    at_most = logits.logcumsumexp(1)[:, :-1]
+    above = logits.flip(1).logcumsumexp(1).flip(1)[:, 1:]
+    each = nn.functional.binary_cross_entropy_with_logits(at_most - above, below, reduction="none").mean(1)
+    each_weight = torch.ones_like(each) if weights is None else weights[targets]
+    return (each * each_weight).sum() / each_weight.sum()
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "ordinal": ordinal}
+
+
 def class_weights(fold: Fold, classes: int) -> torch.Tensor:
     """Inverse class frequencies of the training slices.
 
@@ -330,7 +362,7 @@ def record_differences(record: dict[str, Any], params: StudyParams) -> dict[str,
     """
     if not record:
         return {}
-    stated = _settings(params) | _part_names(Recipe())
+    stated = _settings(params) | _part_names(Recipe(loss=LOSSES[params.train.loss]))
     stated["train"]["controls"] = sorted(params.train.controls)
     before, after = flat(stated), flat(record)
     runs = record.get("runs", record["train"]["controls"])

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adlib.evaluation.evaluate import check_unseen, evaluate_study
+from adlib.evaluation.evaluate import FIRST, check_unseen, evaluate_study, first_sessions, score_run
 from adlib.study.metrics import get_score, metric_table, metrics_table, read_metrics
 from adlib.study.records import PREDICTIONS, SPLITS, StudyError, read_table
 from adlib.training.pooling import pool_level
@@ -61,6 +61,21 @@ def test_a_participant_counts_with_the_later_diagnosis_at_a_tie():
     pooled = pool_level(table, "subject", ("CN", "AD"))
     assert pooled[["truth", "p_CN"]].iloc[0].tolist() == ["AD", pytest.approx(0.55)]
     assert len(pool_level(table, "scan", ("CN", "AD"))) == 2
+
+
+def test_first_sessions_are_scored_alone(study):
+    params, results = study
+    table = read_table(params.folder / "predictions.parquet", PREDICTIONS).query("run == 'resnet50'")
+    first = first_sessions(table)
+    assert len(first) < len(table) and set(first["participant_id"]) == set(table["participant_id"])
+    assert (first.groupby(["fold", "participant_id"])["session_id"].nunique() == 1).all()
+    assert set(first.loc[first["session_id"] != "ses-0", "participant_id"]) == {"sub-001"}  # whose first scan failed
+    alone = first.query("split == 'test'")
+    expected = score_run(pool_level(alone, "subject", params.classes), "resnet50", FIRST, params)
+    stored = [entry for entry in results["entries"] if (entry["run"], entry["level"]) == ("resnet50", FIRST)]
+    assert stored == expected
+    runs = {entry["run"] for entry in results["entries"] if entry["level"] == FIRST}
+    assert {"resnet50", "background", "volumes", "age_sex"} <= runs
 
 
 def test_what_the_params_accept_stands_in_the_metrics(study):

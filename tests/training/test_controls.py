@@ -47,6 +47,8 @@ def test_slice_split_rewards_memorised_participants(tmp_path):
     predictions = train_study(study)
     before, after = (fold_of(study, run).table["split"] for run in ("resnet50", "slice_split"))
     assert after.value_counts().to_dict() == before.value_counts().to_dict() and (after != before).any()
+    people = fold_of(study).table["participant_id"]
+    assert set(people[(before == "test") & (after == "test")]) == set(people[before == "test"])
     assert accuracy(predictions, "slice_split") > 0.75
     assert abs(accuracy(predictions, "resnet50") - 0.5) < 0.25
     splits = read_table(study.folder / "splits.tsv", SPLITS)

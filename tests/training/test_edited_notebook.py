@@ -21,7 +21,7 @@ from adlib.training.network import ImageNetwork
 def build_network(outputs, covariates, dropout):
     body = nn.Sequential(nn.Conv2d(3, 8, 5, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
     return ImageNetwork(body, 128, "1", outputs, covariates, dropout)""",
-    "loss = cross_entropy": """def loss(logits, targets, weights, params):
+    "loss = LOSSES[params.train.loss]": """def loss(logits, targets, weights, params):
     return nn.functional.multi_margin_loss(logits, targets)""",
     "augment = augment_slices": """def augment(slices, generator, params):
     return augment_slices(slices, generator, params) * 1.1""",

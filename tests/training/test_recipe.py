@@ -12,7 +12,7 @@ from adlib.study.metrics import NETWORK
 from adlib.study.records import StudyError
 from adlib.training.model_file import classify_slices, load
 from adlib.training.network import ImageNetwork, ResNet50, check_network
-from adlib.training.recipe import Recipe, record_differences, training_record, written_source
+from adlib.training.recipe import LOSSES, Recipe, ordinal, record_differences, training_record, written_source
 from adlib.training.runs import Training, train_study
 
 NOTEBOOK = """
@@ -104,6 +104,31 @@ def test_a_changed_loss_trains_again_and_a_kept_one_does_not(tmp_path, cells, ca
     assert "kept, nothing changed" in capsys.readouterr().out
     train_study(study, build_network=Tiny, loss=cells["focal"])
     assert "kept" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_ordinal_loss_is_the_ranked_ignorance_score(study, smoothing):
+    params = study.model_copy(update={"train": study.train.model_copy(update={"label_smoothing": smoothing})})
+    rng = np.random.default_rng(0)
+    logits, targets, weights = rng.normal(0, 2, (7, 4)), rng.integers(0, 4, 7), np.array([1.0, 2.0, 0.5, 1.5])
+    p, expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True), np.zeros(7)
+    for i in range(7):
+        for bound in range(3):
+            below, true = p[i, : bound + 1].sum(), (targets[i] <= bound) * (1 - smoothing) + smoothing * (bound + 1) / 4
+            expected[i] -= (true * np.log(below) + (1 - true) * np.log(1 - below)) / 3
+    tensors = torch.from_numpy(logits), torch.from_numpy(targets)
+    assert float(ordinal(*tensors, None, params)) == pytest.approx(expected.mean(), rel=1e-9)
+    weighted = np.average(expected, weights=weights[targets])
+    assert float(ordinal(*tensors, torch.from_numpy(weights), params)) == pytest.approx(weighted, rel=1e-9)
+    extreme = torch.tensor([[200.0, 0.0, -200.0]], requires_grad=True)
+    ordinal(extreme, torch.tensor([2]), None, params).backward()
+    assert torch.isfinite(extreme.grad).all()
+
+
+def test_ordinal_loss_trains_and_is_recorded_as_the_params_say(tmp_path):
+    study = make_study(tmp_path, "train.loss=ordinal", "train.epochs=12")
+    assert accuracy(train_study(study, build_network=Tiny, loss=LOSSES[study.train.loss]), NETWORK) >= 0.9
+    assert "loss" not in record_differences(training_record(study.folder), study)
 
 
 def test_source_of_a_cell_holds_all_it_uses(cells):
