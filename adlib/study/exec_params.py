@@ -46,6 +46,9 @@ class ExecParams(Section):
     retries: int = Field(2, ge=0, description="Retries after a worker process dies on a scan.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device of the network.")
     devices: int = Field(1, ge=1, description="Training processes per node, one per device.")
+    trainings: int = Field(
+        1, ge=0, description="Trainings at a time on a processor, which share its cores; 0 for one per core."
+    )
     nodes: int = Field(1, ge=1, description="Number of computers of a training.")
     rendezvous: str = Field("", description="host:port of the first node of a training on several computers.")
     publish: bool = Field(False, description="Publication of the figures in figures/ after the run.")

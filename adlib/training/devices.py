@@ -1,4 +1,4 @@
-"""Train on one or several devices: device and precision, and the processes of a training on several.
+"""Train on one or several devices: device and precision, and the processes of one training or of several at a time.
 
 ``python -m adlib.training.devices --params FILE`` joins, on every computer but the first, the training that step 03 of
 ``run_all.py`` begins on the first with the same params.
@@ -21,12 +21,12 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
-from adlib.parallel.threads import keep_memory
+from adlib.parallel.threads import THREAD_VARIABLES, keep_memory
 from adlib.study.params import StudyParams, dump_params, load_params
 from adlib.study.records import StudyError, write_text
 from adlib.training.recipe import Recipe, importable_name
 
-MODULE, JOB = "adlib.training.devices", "--job"
+MODULE, JOB, TRAININGS = "adlib.training.devices", "--job", "--trainings"
 KEPT_LINES = 12
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG, linux/prctl.h
 
@@ -109,28 +109,110 @@ def launch(params: StudyParams, recipe: Recipe) -> None:
         ends the others. Finished epochs are not lost.
     """
     parts = [f"{name}={_shared(name, part, params)}" for name, part in recipe.changed().items()]
+    job = [*command(params), JOB, _write_job(params), *parts]
+    _run([job], {"PYTHONUNBUFFERED": "1"}, params.exec.devices * params.exec.nodes)
+
+
+def side_by_side(params: StudyParams, recipe: Recipe, pending: int) -> int:
+    """Number of trainings at a time, each in a process with its share of the cores.
+
+    The layers of a ResNet50 on small slices are too small for several cores: two trainings of one core each take
+    little more than half of the time that they take one after the other on both cores.
+
+    Parameters
+    ----------
+    params : StudyParams
+        ``exec.trainings`` counts, on a processor alone.
+    recipe : Recipe
+    pending : int
+        Trainings that are not finished.
+
+    Returns
+    -------
+    int
+        1 where a part of the recipe cannot be imported by another process.
+    """
+    alone = params.exec.devices * params.exec.nodes > 1 or _pick_device(params.exec.device).type != "cpu"
+    if alone or not all(map(importable_name, recipe.changed().values())):
+        return 1
+    return max(1, min(params.exec.trainings or torch.get_num_threads(), pending))
+
+
+def launch_side_by_side(
+    params: StudyParams, recipe: Recipe, names: list[str], processes: int, on_line: Callable[[], None]
+) -> None:
+    """Train several networks at a time, and print what they print.
+
+    Parameters
+    ----------
+    params : StudyParams
+    recipe : Recipe
+        All parts can be imported.
+    names : list of str
+        Of the trainings, see `adlib.training.runs.train_named`.
+    processes : int
+        From `side_by_side`.
+    on_line : callable
+        Called after every line that a process prints.
+
+    Raises
+    ------
+    StudyError
+        If a process fails or is killed; the others then end. Finished epochs are not lost.
+    """
+    parts = [f"{name}={importable_name(part)}" for name, part in recipe.changed().items()]
+    settings = params.exec.model_copy(update={"trainings": 1})
+    job = [sys.executable, "-m", MODULE, JOB, _write_job(params.model_copy(update={"exec": settings})), *parts]
+    threads = str(max(1, torch.get_num_threads() // processes))
+    commands = [[*job, TRAININGS, *names[k::processes]] for k in range(processes)]
+    _run(commands, dict.fromkeys(THREAD_VARIABLES, threads), processes, on_line)
+
+
+def _write_job(params: StudyParams) -> str:
     path = params.folder / "training" / "job.yaml"
     write_text(dump_params(params), path)
+    return str(path)
+
+
+def _run(
+    commands: list[list[str]], environment: dict[str, str], count: int, on_line: Callable[[], None] | None = None
+) -> None:
+    """Run commands at once, print what they print, and end all as soon as one fails."""
+    reading, writing = os.pipe()
     last: deque[str] = deque(maxlen=KEPT_LINES)
-    process = subprocess.Popen(
-        [*command(params), JOB, str(path), *parts], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"}, preexec_fn=_end_with_parent,
-    )  # fmt: skip
-    try:
-        for line in process.stdout or ():
-            last.append(line.rstrip())
-            print(line, end="", flush=True)
-    except BaseException:
-        process.terminate()
-        raise
-    finally:
-        process.wait()
-    if process.returncode:
-        raise StudyError(
-            f"the training on {params.exec.devices * params.exec.nodes} processes ended with code "
-            f"{process.returncode}: one of them failed or was killed, its last lines are below. Finished epochs are "
-            "kept; the same command goes on from there.\n" + "\n".join(last)
+    processes = [
+        subprocess.Popen(
+            line, stdout=writing, stderr=subprocess.STDOUT, env=os.environ | environment, preexec_fn=_end_with_parent
         )
+        for line in commands
+    ]
+    os.close(writing)
+    failed = 0
+    try:
+        with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                last.append(line.rstrip())
+                print(line, end="", flush=True)
+                if on_line is not None:
+                    on_line()
+                if failed := _failed(processes):
+                    break
+            else:
+                codes = [process.wait() for process in processes]
+                failed = next(filter(None, codes), 0)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait()
+    if failed:
+        raise StudyError(
+            f"the training on {count} processes ended with code {failed}: one of them failed or was killed, its last "
+            "lines are below. Finished epochs are kept; the same command goes on from there.\n" + "\n".join(last)
+        )
+
+
+def _failed(processes: list[subprocess.Popen[bytes]]) -> int:
+    return next((process.returncode for process in processes if process.poll()), 0)
 
 
 def _shared(name: str, part: Callable[..., Any], params: StudyParams) -> str:
@@ -178,7 +260,7 @@ def _end_with_parent() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Join a training on a further computer; with ``--job``, be one process of a training.
+    """Join a training on a further computer; with ``--job``, be one process of a training or of several.
 
     Parameters
     ----------
@@ -190,17 +272,22 @@ def main(arguments: list[str] | None = None) -> int:
     int
         Exit status: 1 where the training failed.
     """
-    from adlib.training.runs import train_study
+    from adlib.training.runs import train_named, train_study
 
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("--params", help="of the study, as for run_all.py on the first computer")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="the same, too")
     parser.add_argument(JOB, nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument(TRAININGS, nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.job:
         path, *parts = options.job
         pairs = (part.split("=", 1) for part in parts)
-        train_study(load_params(path), **{name: resolve_name(where) for name, where in pairs})
+        named = {name: resolve_name(where) for name, where in pairs}
+        if options.trainings:
+            train_named(load_params(path), options.trainings, **named)
+        else:
+            train_study(load_params(path), **named)
         return 0
     try:
         params = load_params(options.params or parser.error("--params is required"), tuple(options.set))

@@ -140,7 +140,7 @@ def fit(
     if progress.load(folder / "checkpoint.pt", key, fabric.device) and fabric.is_global_zero:
         print(f"resuming after epoch {len(progress.history)} of {folder / 'checkpoint.pt'}")
     progress.wrapped = fabric.setup(progress.network, progress.optimizer)
-    title = f"{fold.run}, fold {fold.number}" + (f", member {fold.member}" if settings.members > 1 else "")
+    title = training_title(fold.run, fold.number, fold.member, params)
     if fabric.is_global_zero:
         kind = "bf16" if takes_bf16(settings.precision, fabric.device) else "fp32"
         where = f"{fabric.world_size} × {fabric.device.type}" if fabric.world_size > 1 else str(fabric.device)
@@ -158,7 +158,7 @@ def fit(
             progress.save(folder / "checkpoint.pt", key)
             write_json(progress.history, folder / "history.json")
             write_text(pd.DataFrame(progress.history).to_csv(index=False), folder / "history.csv")
-            print(_line(progress.history[-1], settings.epochs, time.monotonic() - started, waited), flush=True)
+            print(_line(title, progress.history[-1], settings.epochs, time.monotonic() - started, waited), flush=True)
             if on_epoch is not None:
                 on_epoch(title, progress.history)
         fabric.barrier()
@@ -397,6 +397,20 @@ def _settle(network: nn.Module, fold: Fold, params: StudyParams, steps: int) -> 
         part.load_state_dict(state)
 
 
-def _line(row: dict[str, float], epochs: int, seconds: float, waited: float) -> str:
+def training_title(run: str, number: int, member: int, params: StudyParams) -> str:
+    """What a training is called, such as ``resnet50, fold 0, member 2``.
+
+    Parameters
+    ----------
+    run : str
+    number, member : int
+        Of the fold, from 0, and of the network in an ensemble, from 1.
+    params : StudyParams
+        ``train.members`` counts.
+    """
+    return f"{run}, fold {number}" + (f", member {member}" if params.train.members > 1 else "")
+
+
+def _line(title: str, row: dict[str, float], epochs: int, seconds: float, waited: float) -> str:
     scores = "  ".join(f"{name.replace('_', ' ')} {row[name]:.3f}" for name in row if name != "epoch")
-    return f"  epoch {row['epoch']:>3}/{epochs}  {scores}  {seconds:.0f} s, {waited:.0%} waiting for slices"
+    return f"{title}  epoch {row['epoch']:>3}/{epochs}  {scores}  {seconds:.0f} s, {waited:.0%} waiting for slices"

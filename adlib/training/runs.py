@@ -34,9 +34,9 @@ from adlib.study.records import (
 from adlib.training.calibration import calibrate
 from adlib.training.cohort_reference import make_reference
 from adlib.training.controls import control_fold
-from adlib.training.devices import is_worker, launch, make_fabric
+from adlib.training.devices import is_worker, launch, launch_side_by_side, make_fabric, side_by_side
 from adlib.training.folds import Fold, make_fold
-from adlib.training.loop import OnEpoch, fit, prediction_table
+from adlib.training.loop import OnEpoch, fit, prediction_table, training_title
 from adlib.training.model_file import Classifier, ModelCard, outputs, save
 from adlib.training.network import slice_outputs
 from adlib.training.recipe import RECORD, Recipe, describe, training_record, write_network
@@ -44,7 +44,7 @@ from adlib.training.slices import load_slices
 from adlib.training.split_table import by_hash
 from adlib.training.splits import check_disjoint, fold_numbers
 
-MODEL = "model.safetensors"
+MODEL, DONE = "model.safetensors", "done.json"
 READ = ("manifest.tsv", "features.tsv", "slices.npy", "slices.tsv", "splits.tsv")
 
 
@@ -66,12 +66,44 @@ def train_study(params: StudyParams, on_epoch: OnEpoch | None = None, **parts: C
         See `Training.finish`.
     """
     training = Training(params, Recipe(**parts), on_epoch)
-    slices, table = load_slices(params)
-    splits = read_table(params.folder / "splits.tsv", SPLITS)
-    for run in (NETWORK, *params.train.controls):
-        for number, member in product(fold_numbers(splits), members(run, params)):
-            training.train(run, make_fold(number, slices, table, splits, params, member))
+    training.train_side_by_side()
+    _train_all(training, trainings(params))
     return training.finish()
+
+
+def train_named(params: StudyParams, names: list[str], **parts: Callable[..., Any]) -> None:
+    """Train some networks of a study, as one of several processes; the study's predictions and model are not written.
+
+    Parameters
+    ----------
+    params : StudyParams
+    names : list of str
+        ``run/fold/member`` each, such as ``resnet50/0/2``.
+    **parts : callable
+        As of `train_study`.
+    """
+    chosen = [(run, int(number), int(member)) for run, number, member in (name.split("/") for name in names)]
+    _train_all(Training(params, Recipe(**parts)), chosen)
+
+
+def _train_all(training: Training, chosen: list[tuple[str, int, int]]) -> None:
+    slices, table = load_slices(training.params)
+    splits = read_table(training.params.folder / "splits.tsv", SPLITS)
+    for run, number, member in chosen:
+        training.train(run, make_fold(number, slices, table, splits, training.params, member))
+
+
+def trainings(params: StudyParams) -> list[tuple[str, int, int]]:
+    """All trainings of a study: run, number of the fold, and number of the network in an ensemble, from 1.
+
+    Parameters
+    ----------
+    params : StudyParams
+        Its ``splits.tsv`` names the folds.
+    """
+    folds = fold_numbers(read_table(params.folder / "splits.tsv", SPLITS))
+    runs = (NETWORK, *params.train.controls)
+    return [(run, number, member) for run in runs for number, member in product(folds, members(run, params))]
 
 
 def members(run: str, params: StudyParams) -> list[int]:
@@ -121,6 +153,34 @@ class Training:
                 launch(params, self.recipe)
         self.fabric = make_fabric(params)
 
+    def train_side_by_side(self) -> None:
+        """Train what is not finished, several networks at a time, where ``exec.trainings`` asks for it.
+
+        Each is trained in a process with its share of the cores, on the folds that `make_fold` makes; `train` then
+        reads what they stored.
+
+        Raises
+        ------
+        StudyError
+            If a process fails or is killed; finished epochs are not lost.
+        """
+        pending = [names for names in trainings(self.params) if not self._is_done(*names)]
+        processes = side_by_side(self.params, self.recipe, len(pending))
+        if processes == 1:
+            return
+        seen = dict.fromkeys(pending, 0)
+
+        def show_curves() -> None:
+            for names in pending:
+                path = self._folder(*names) / "history.json"
+                history = read_json(path) if path.is_file() else []
+                if self.on_epoch is not None and len(history) != seen[names]:
+                    seen[names] = len(history)
+                    self.on_epoch(training_title(*names, self.params), history)
+
+        texts = ["/".join(map(str, names)) for names in pending]
+        launch_side_by_side(self.params, self.recipe, texts, processes, show_curves)
+
     def train(self, run: str, fold: Fold) -> pd.DataFrame:
         """Train a network on a fold, or read its stored result, and predict its validation and test slices.
 
@@ -139,28 +199,37 @@ class Training:
             Schema `records.PREDICTIONS`, uncalibrated.
         """
         params, fabric = self.params, self.fabric
-        folder = self._folder(run, fold.number, fold.member)
-        done, stored, record = (folder / name for name in ("done.json", "predictions.parquet", "record.json"))
-        weights = folder / MODEL if (run, fold.number, fold.member) == (NETWORK, 0, 1) else None
-        written = [stored, record, *([weights] if weights else [])]
-        key = training_key(params, run, self.code)
-        if done.is_file() and read_json(done) == _proof(key, written):
+        names = run, fold.number, fold.member
+        folder, key = self._folder(*names), training_key(params, run, self.code)
+        stored, record, *weights = self._written(*names)
+        if self._is_done(*names):
             if fabric.is_global_zero:
-                print(f"{run}, fold {fold.number}, member {fold.member}: kept, nothing changed")
+                print(f"{training_title(*names, params)}: stored, nothing changed since")
         else:
             fold = fold if run == NETWORK else control_fold(run, fold, params)
             network, origin = fit(fold, params, folder, key, fabric, self.recipe, self.on_epoch)
             if fabric.is_global_zero:
                 write_json(describe(self.recipe, network, origin, params), record)
-                if weights:
-                    with atomic_path(weights) as temporary:
+                for path in weights:
+                    with atomic_path(path) as temporary:
                         save_model(network.to(memory_format=torch.contiguous_format), str(temporary))
                 write_table(predict_fold(fold, network, params), stored, PREDICTIONS)
-                write_json(_proof(key, written), done)
+                write_json(_proof(key, [stored, record, *weights]), folder / DONE)
                 (folder / "checkpoint.pt").unlink(missing_ok=True)
             fabric.barrier()
-        self.predictions[run, fold.number, fold.member] = read_table(stored, PREDICTIONS)
-        return self.predictions[run, fold.number, fold.member]
+        self.predictions[names] = read_table(stored, PREDICTIONS)
+        return self.predictions[names]
+
+    def _written(self, run: str, number: int, member: int) -> list[Path]:
+        """Files of a finished training: predictions, record and, of the network's first fold and member, weights."""
+        folder = self._folder(run, number, member)
+        first = (run, number, member) == (NETWORK, 0, 1)
+        return [folder / "predictions.parquet", folder / "record.json", *([folder / MODEL] if first else [])]
+
+    def _is_done(self, run: str, number: int, member: int) -> bool:
+        """Whether a training has finished with the present data, params, recipe and code."""
+        done, key = self._folder(run, number, member) / DONE, training_key(self.params, run, self.code)
+        return done.is_file() and read_json(done) == _proof(key, self._written(run, number, member))
 
     def _folder(self, run: str, number: int, member: int) -> Path:
         folder = self.params.folder / "training" / run / f"fold-{number}"

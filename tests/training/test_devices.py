@@ -7,6 +7,7 @@ import threading
 import time
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -55,6 +56,16 @@ def kill_one(folder):
             process.kill()
 
 
+def kill_training(folder, name):
+    """End a training as soon as one of its epochs is stored."""
+    deadline = time.monotonic() + 120
+    while not any(folder.glob("training/resnet50/fold-0/member-2/checkpoint.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in psutil.process_iter():
+        if name in process.cmdline():
+            process.kill()
+
+
 @pytest.mark.studies
 def test_killed_process_is_reported_and_resumed(tmp_path, capfd):
     study = make_study(tmp_path, *TOGETHER, "exec.devices=2", "train.epochs=12")
@@ -76,6 +87,38 @@ def test_several_computers_need_a_rendezvous():
     found = devices.command(load_params("params/phantom.yaml", (*sets, "exec.rendezvous=head:29500")))
     assert {"--nnodes=2", "--nproc-per-node=4", "--rdzv-endpoint=head:29500"} <= set(found)
     assert devices.main(["--params", "params/phantom.yaml"]) == 1
+
+
+@pytest.mark.studies
+def test_trainings_side_by_side_match_those_one_after_the_other(tmp_path, capfd):
+    """Two processes of one core each give the numbers of one core, show their curves, and are not trained again."""
+    sets = "train.epochs=2", "train.members=2", "train.controls=[shuffled_labels]"
+    one = make_study(tmp_path / "one", *sets)
+    two = make_study(tmp_path / "two", *sets, "exec.trainings=2", "exec.device=cpu")
+    shown = {}
+    alone = train.train_study(one)
+    capfd.readouterr()
+    together = train.train_study(two, on_epoch=lambda title, history: shown.update({title: len(history)}))
+    printed = capfd.readouterr().out
+    assert printed.count("stored, nothing changed") == 3 and printed.count("epoch   2/2") == 3
+    names = "resnet50, fold 0, member 1", "resnet50, fold 0, member 2", "shuffled_labels, fold 0, member 1"
+    assert shown == dict.fromkeys(names, 2)
+    pd.testing.assert_frame_equal(together, alone)
+
+
+@pytest.mark.studies
+def test_a_killed_training_ends_those_at_its_side(tmp_path, capfd):
+    study = make_study(tmp_path, "train.epochs=5", "train.members=2", "train.controls=[]", "exec.trainings=2")
+    watcher = threading.Thread(target=kill_training, args=(study.folder, "resnet50/0/2"))
+    watcher.start()
+    with pytest.raises(StudyError, match="on 2 processes ended with code -9"):
+        train.train_study(study)
+    watcher.join()
+    job = str(study.folder / "training" / "job.yaml")
+    assert not [process for process in psutil.process_iter() if job in process.cmdline()]
+    capfd.readouterr()
+    assert set(train.train_study(study)["run"]) == {"resnet50", "member_1", "member_2"}
+    assert "resuming after epoch" in capfd.readouterr().out
 
 
 @pytest.mark.studies

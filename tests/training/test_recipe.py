@@ -101,9 +101,9 @@ def test_a_changed_loss_trains_again_and_a_kept_one_does_not(tmp_path, cells, ca
     study = make_study(tmp_path, "train.controls=[]", "train.epochs=1")
     train_study(study, build_network=Tiny)
     train_study(study, build_network=Tiny)
-    assert "kept, nothing changed" in capsys.readouterr().out
+    assert "stored, nothing changed" in capsys.readouterr().out
     train_study(study, build_network=Tiny, loss=cells["focal"])
-    assert "kept" not in capsys.readouterr().out
+    assert "stored" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

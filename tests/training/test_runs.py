@@ -29,7 +29,7 @@ def test_a_planted_signal_is_learnt_and_finished_folds_are_kept(study, capsys):
     assert card.cohort["participants"] == {"CN": 12, "AD": 12}
     capsys.readouterr()
     again = train_study(study)
-    assert "kept, nothing changed" in capsys.readouterr().out
+    assert "stored, nothing changed" in capsys.readouterr().out
     pd.testing.assert_frame_equal(again, predictions)
 
 
