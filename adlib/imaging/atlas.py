@@ -95,12 +95,23 @@ def template(resolution_mm: float = 1.0) -> Template:
 
 def _on_grid(image: nib.Nifti1Image, resolution_mm: float) -> tuple[np.ndarray, np.ndarray]:
     """Values (X, Y, Z) float32 and affine; one map at a time, since a whole set in double precision fills memory."""
-    values = np.asarray(image.dataobj, dtype=np.float32)
-    if resolution_mm != 1.0:
-        smooth = ndimage.gaussian_filter(values, 0.5 * np.sqrt(resolution_mm**2 - 1))
-        image = resample_to_output(nib.Nifti1Image(smooth, image.affine), (resolution_mm,) * 3, order=1)
-        values = np.asarray(image.dataobj, dtype=np.float32)
-    return np.ascontiguousarray(values), image.affine
+    values, sigma = np.asarray(image.dataobj, dtype=np.float32), 0.5 * np.sqrt(resolution_mm**2 - 1)
+    if resolution_mm == 1.0:
+        return np.ascontiguousarray(values), image.affine
+    if resolution_mm == round(resolution_mm):
+        return _thinned(values, sigma, round(resolution_mm)), image.affine @ np.diag([*[resolution_mm] * 3, 1.0])
+    smooth = nib.Nifti1Image(ndimage.gaussian_filter(values, sigma), image.affine)
+    image = resample_to_output(smooth, (resolution_mm,) * 3, order=1)
+    return np.ascontiguousarray(image.dataobj, dtype=np.float32), image.affine
+
+
+def _thinned(values: np.ndarray, sigma: float, step: int) -> np.ndarray:
+    """Every `step`-th voxel of a smoothed map, to its end or beyond; an axis is thinned before the next is smoothed."""
+    for axis, length in enumerate(values.shape):
+        values = ndimage.gaussian_filter1d(values, sigma, axis)[(slice(None),) * axis + (slice(None, None, step),)]
+        beyond = [(0, int(axis == k and (length - 1) % step > 0)) for k in range(3)]
+        values = np.pad(values, beyond)
+    return values
 
 
 def coordinates(shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:

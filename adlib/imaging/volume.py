@@ -171,16 +171,16 @@ def block_mean(volume: np.ndarray, affine: np.ndarray, edge_mm: float) -> tuple[
     return np.asarray(blocks, dtype=np.float32), scaled
 
 
-def dilated(mask: np.ndarray, by_mm: float, affine: np.ndarray) -> np.ndarray:
-    """Dilate a mask by a distance between voxel centres.
+def ring(mask: np.ndarray, reach_mm: tuple[float, float], affine: np.ndarray) -> np.ndarray:
+    """Voxels whose distance from a mask, between voxel centres, lies above one reach and not above another.
 
     By SimpleITK rather than scipy, whose distance transform takes several times the memory.
 
     Parameters
     ----------
     mask : (X, Y, Z) bool
-    by_mm : float
-        Distance in mm.
+    reach_mm : tuple of float
+        The lower and the upper distance, mm.
     affine : (4, 4) array
 
     Returns
@@ -191,10 +191,11 @@ def dilated(mask: np.ndarray, by_mm: float, affine: np.ndarray) -> np.ndarray:
     ----------
     Maurer et al. 2003, doi:10.1109/TPAMI.2003.1177156 (distance transform).
     """
-    box, result = bounding_box(mask, by_mm / voxel_sizes(affine)), np.zeros_like(mask)
+    near, far = reach_mm
+    box, result = bounding_box(mask, far / voxel_sizes(affine)), np.zeros_like(mask)
     away = sitk.SignedMaurerDistanceMap(to_sitk(mask[box], affine), squaredDistance=False, useImageSpacing=True)
-    distances = sitk.GetArrayFromImage(away).T
-    result[box] = distances <= by_mm
+    distances = sitk.GetArrayViewFromImage(away).T
+    result[box] = (distances > near) & (distances <= far)
     return result
 
 

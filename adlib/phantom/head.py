@@ -37,6 +37,8 @@ class Anatomy:
         Fractions whose true volumes are reported, in the order of `MEASURED`.
     residual : (X, Y, Z) float32
         The template's T1 less a mixture of tissues.
+    away_mm : (X, Y, Z) uint8
+        Distance from the nearest voxel with anything in it, mm, rounded down, at most 255.
     affine : (4, 4) float64
         Voxel indices to MNI152 mm.
     """
@@ -44,6 +46,7 @@ class Anatomy:
     tissues: np.ndarray
     measured: np.ndarray
     residual: np.ndarray
+    away_mm: np.ndarray
     affine: np.ndarray
 
 
@@ -109,7 +112,10 @@ def anatomy(resolution_mm: float) -> Anatomy:
     ).astype(np.float32)
     mixture = 0.70 * gm + 0.95 * wm + 0.3 * csf
     residual = ((padded["t1"] - mixture) * padded["mask"]).astype(np.float32)
-    return Anatomy(tissues, measured, ndimage.gaussian_filter(residual, 1) * 0.5, affine)
+    residual = ndimage.gaussian_filter(residual, 1) * 0.5
+    empty = ~(tissues.any(axis=0) | (residual != 0))
+    away_mm = np.minimum(ndimage.distance_transform_edt(empty, sampling=resolution_mm), 255).astype(np.uint8)
+    return Anatomy(tissues, measured, residual, away_mm, affine)
 
 
 def _sharpened(gm: np.ndarray, wm: np.ndarray, mask: np.ndarray, resolution_mm: float) -> tuple[np.ndarray, ...]:
@@ -229,20 +235,36 @@ def image_head(subject: Subject, scanner: Scanner, voxel_mm: float) -> tuple[np.
     centre = np.linalg.inv(subject.to_mni) @ [0, -18, -4, 1]
     affine[:3, 3] = centre[:3] - edges * (np.array(shape) - 1) / 2
     world = atlas.coordinates(shape, affine)
-    template_mm = _pulled_back(subject, world)
-    voxels = torch.from_numpy((template_mm - _offset(head.affine)) / np.float32(head.affine[0, 0]))
-    channels = np.concatenate([_ideal(head, subject, scanner)[None], head.measured]).astype(np.float32)
-    sampled = _sample(torch.from_numpy(channels), voxels).numpy()
+    near, template_mm = _pulled_back(subject, world, head)
+    voxels = torch.from_numpy(_voxels(template_mm, head))
+    channels = np.concatenate([_ideal(head, subject, scanner)[None], head.measured])
+    sampled = np.zeros((len(channels), *shape), np.float32)
+    sampled[:, near] = _sample(torch.from_numpy(channels), voxels).numpy()
     volume = _acquire(sampled[0], scanner, rng)
-    return volume, affine, _truth(sampled[1:], world, template_mm, float(np.prod(edges))), sampled[1:]
+    truth = _truth(sampled[1:], world, near, template_mm, float(np.prod(edges)))
+    return volume, affine, truth, sampled[1:]
 
 
-def _pulled_back(subject: Subject, world: np.ndarray) -> np.ndarray:
-    """Template coordinates (3, X, Y, Z) of the subject's points, mm."""
-    linear = subject.to_mni.astype(np.float32)
+def _pulled_back(subject: Subject, world: np.ndarray, head: Anatomy) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the subject's points (3, X, Y, Z) may lie in the head, and the template coordinates (3, N) of these, mm.
+
+    A sample reaches one voxel's diagonal; looking up the nearest voxel errs by half of it.
+    """
+    linear, field = subject.to_mni.astype(np.float32), warp(subject)
     straight = np.tensordot(linear[:3, :3], world, axes=1) + linear[:3, 3].reshape(3, 1, 1, 1)
-    field_voxels = (straight - _offset(anatomy(FIELD_MM).affine)) / FIELD_MM
-    return straight + _sample(torch.from_numpy(warp(subject)), torch.from_numpy(field_voxels), "border").numpy()
+    reach = np.sqrt((field**2).sum(axis=0).max()) + 1.5 * np.sqrt(3) * head.affine[0, 0]
+    nearest = np.rint(_voxels(straight, head)).astype(np.int32)
+    x, y, z = (np.clip(index, 0, n - 1) for index, n in zip(nearest, head.away_mm.shape, strict=True))
+    near = head.away_mm[x, y, z] <= reach
+    straight = straight[:, near]
+    moved = _sample(torch.from_numpy(field), torch.from_numpy(_voxels(straight, anatomy(FIELD_MM))), "border")
+    return near, straight + moved.numpy()
+
+
+def _voxels(points: np.ndarray, head: Anatomy) -> np.ndarray:
+    """Voxel coordinates of points (3, ...) in mm of MNI152 space on the grid of a head."""
+    offset = head.affine[:3, 3].astype(np.float32).reshape(3, *[1] * (points.ndim - 1))
+    return (points - offset) / np.float32(head.affine[0, 0])
 
 
 def _ideal(head: Anatomy, subject: Subject, scanner: Scanner) -> np.ndarray:
@@ -254,10 +276,6 @@ def _ideal(head: Anatomy, subject: Subject, scanner: Scanner) -> np.ndarray:
     texture = ndimage.gaussian_filter(texture, 1.2)
     ideal *= 1 + 0.05 * (texture / texture.std())
     return ideal
-
-
-def _offset(affine: np.ndarray) -> np.ndarray:
-    return affine[:3, 3].astype(np.float32).reshape(3, 1, 1, 1)
 
 
 def _acquire(ideal: np.ndarray, scanner: Scanner, rng: np.random.Generator) -> np.ndarray:
@@ -273,7 +291,9 @@ def _acquire(ideal: np.ndarray, scanner: Scanner, rng: np.random.Generator) -> n
     return np.clip(np.hypot(real, imaginary) * gain, 0, 32767).astype(np.int16)
 
 
-def _truth(measured: np.ndarray, world: np.ndarray, template_mm: np.ndarray, voxel_mm3: float) -> dict:
+def _truth(
+    measured: np.ndarray, world: np.ndarray, near: np.ndarray, template_mm: np.ndarray, voxel_mm3: float
+) -> dict:
     volumes = {
         f"{name}_ml": float(m.sum(dtype=np.float64)) * voxel_mm3 / 1000
         for name, m in zip(MEASURED, measured, strict=True)
@@ -281,9 +301,10 @@ def _truth(measured: np.ndarray, world: np.ndarray, template_mm: np.ndarray, vox
     volumes["icv_ml"] = volumes["gm_ml"] + volumes["wm_ml"] + volumes["csf_ml"]
     volumes["nbv"] = (volumes["gm_ml"] + volumes["wm_ml"]) / volumes["icv_ml"]
     inside = measured[:3].sum(0) > 0.5
+    onto = template_mm[:, inside[near]]
     points = world[:, inside][:, ::7].astype(np.float64)
     homogeneous = np.vstack([points, np.ones(points.shape[1])])
-    fit, *_ = np.linalg.lstsq(homogeneous.T, template_mm[:, inside][:, ::7].T.astype(np.float64), rcond=None)
+    fit, *_ = np.linalg.lstsq(homogeneous.T, onto[:, ::7].T.astype(np.float64), rcond=None)
     volumes["scan_to_mni"] = np.vstack([fit.T, [0, 0, 0, 1]]).tolist()
     return volumes
 
@@ -322,5 +343,6 @@ def _sample(channels: torch.Tensor, voxels: torch.Tensor, padding: str = "zeros"
     """Trilinear samples of (C, X, Y, Z) channels at (3, ...) voxel coordinates."""
     sizes = torch.tensor(channels.shape[1:], dtype=torch.float32).view(3, *[1] * (voxels.ndim - 1))
     unit = 2 * voxels / (sizes - 1) - 1
-    grid = unit.flip(0).movedim(0, -1)[None]
-    return torch.nn.functional.grid_sample(channels[None], grid, padding_mode=padding, align_corners=True)[0]
+    grid = unit.flip(0).movedim(0, -1).reshape(1, *[1] * (4 - voxels.ndim), *voxels.shape[1:], 3)
+    sampled = torch.nn.functional.grid_sample(channels[None], grid, padding_mode=padding, align_corners=True)
+    return sampled.reshape(-1, *voxels.shape[1:])

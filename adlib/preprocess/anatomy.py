@@ -114,7 +114,7 @@ class UNet(nn.Module):
 def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     def step(channels: int, stride: int) -> list[nn.Module]:
         convolution = nn.Conv3d(channels, outputs, 3, stride, 1, bias=False)
-        return [convolution, nn.InstanceNorm3d(outputs, affine=True), nn.LeakyReLU(0.01)]
+        return [convolution, nn.GroupNorm(outputs, outputs), nn.LeakyReLU(0.01)]
 
     return nn.Sequential(*step(inputs, stride), *step(outputs, 1))
 

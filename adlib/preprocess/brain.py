@@ -18,12 +18,13 @@ import numpy as np
 from scipy import ndimage
 
 from adlib.imaging.atlas import Template
-from adlib.imaging.volume import block_mean, dilated, resample, voxel_sizes
+from adlib.imaging.volume import block_mean, bounding_box, resample, ring, voxel_sizes
 from adlib.preprocess.anatomy import INTRACRANIAL
 from adlib.study.records import StudyError, TryAgain
 
 CONSTANT_SHARE = 0.25  # least share of the field of view that is background around an extracted brain
 RING_MM = (6.0, 16.0)  # distances from the brain between which a head has skull and scalp
+RING_GRID_MM = 2.0  # voxels of finer grids are left out
 RING_BASE_MM = -20.0  # MNI152 height above which that holds
 RING_SHARE = 0.04  # largest share of the ring with signal around an extracted brain
 SCAN, BRAIN, MASK = "scan.nii.gz", "brain.nii.gz", "brain_bet.nii.gz"  # HD-BET appends _bet to the name of the brain
@@ -127,10 +128,12 @@ def is_extracted(head: np.ndarray, mask: np.ndarray, base: Template) -> bool:
     -------
     bool
     """
-    near, far = (dilated(mask, reach, base.affine) for reach in RING_MM)
-    height = base.affine[2, 3] + base.affine[2, 2] * np.arange(mask.shape[2])
-    ring = far & ~near & (height > RING_BASE_MM)
-    return bool((head[ring] > 0).mean() < RING_SHARE)
+    step = max(1, round(RING_GRID_MM / voxel_sizes(base.affine).max()))
+    head, mask = (part[::step, ::step, ::step] for part in (head, mask))
+    grid = base.affine @ np.diag([step, step, step, 1.0])
+    around = ring(mask, RING_MM, grid)
+    around &= grid[2, 3] + grid[2, 2] * np.arange(mask.shape[2]) > RING_BASE_MM
+    return bool((head[around] > 0).mean() < RING_SHARE)
 
 
 def _on_template(mask: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray, base: Template) -> np.ndarray:
@@ -142,9 +145,14 @@ def _on_template(mask: np.ndarray, affine: np.ndarray, scan_to_mni: np.ndarray, 
 
 def _whole(mask: np.ndarray) -> np.ndarray:
     """The largest connected part of a mask, its holes filled."""
-    labels, count = ndimage.label(mask)
-    largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]) if count > 1 else mask
-    return ndimage.binary_fill_holes(largest)
+    box, result = bounding_box(mask, np.ones(3)), np.zeros_like(mask)
+    part = mask[box]
+    labels, count = ndimage.label(part)
+    if count > 1:
+        part = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    around, _ = ndimage.label(~np.pad(part, 1))
+    result[box] = (around != around[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    return result
 
 
 def external_mask(volume: np.ndarray, affine: np.ndarray, method: str, name: str) -> np.ndarray:

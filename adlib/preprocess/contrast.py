@@ -32,7 +32,9 @@ def check_texture(volume: np.ndarray, name: str) -> None:
     for axis in range(3):
         ahead, behind = ((slice(None),) * axis + (part,) for part in (slice(1, None), slice(-1)))
         both = bright[ahead] & bright[behind]
-        shares.append(float((volume[ahead] == volume[behind])[both].mean()) if both.any() else 1.0)
+        pairs = np.count_nonzero(both)
+        both &= volume[ahead] == volume[behind]
+        shares.append(np.count_nonzero(both) / pairs if pairs else 1.0)
     if min(shares) > EQUAL_SHARE:
         raise StudyError(
             f"{name}: {min(shares):.0%} of neighbouring voxels have one value; a map of labels or of tissues, not a "

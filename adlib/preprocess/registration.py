@@ -20,8 +20,10 @@ from itertools import product
 
 import nibabel as nib
 import numpy as np
+import torch
 from scipy import fft, ndimage
 from scipy.spatial.transform import Rotation
+from torch.nn import functional
 
 from adlib.imaging import atlas
 from adlib.imaging.volume import block_mean, resample, voxel_sizes, world_box
@@ -190,12 +192,26 @@ def _fault(matrix: np.ndarray) -> str:
     )
 
 
+@dataclass(frozen=True)
+class _State:
+    """What a `_Fit` finds at a pose: the share of the variance explained, which points the field of view holds, and,
+    of these, the places in voxels, the intensities and the robust weights.
+    """
+
+    explained: float
+    inside: np.ndarray
+    voxels: np.ndarray
+    values: np.ndarray
+    weights: np.ndarray
+
+
 class _Fit:
     """One resolution level: the smoothed scan, its gradient, and the template's points and basis."""
 
     def __init__(self, volume: np.ndarray, affine: np.ndarray, edge: float, smoothing: float) -> None:
         smooth = ndimage.gaussian_filter(volume, smoothing / voxel_sizes(affine), truncate=3)
-        self.layers = [smooth, *np.gradient(smooth)]
+        self.image = torch.from_numpy(smooth)[None]
+        self.slopes = torch.from_numpy(np.stack(np.gradient(smooth)))
         self.to_world = np.linalg.inv(affine[:3, :3]).astype(np.float32)
         self.to_voxel = np.linalg.inv(affine)
         self.shape = np.array(volume.shape)
@@ -203,14 +219,14 @@ class _Fit:
 
     def descend(self, matrix: np.ndarray, iterations: int) -> np.ndarray:
         """Damped Gauss-Newton; a step that explains less is halved, at most four times."""
-        state = self._solve(matrix)
+        state = self._explain(matrix)
         for _ in range(iterations):
-            step = state[1]
+            step = self._change(state)
             for _ in range(4):
                 trial = matrix.copy()
                 trial[:3] += step
-                new = self._solve(trial)
-                if new[0] > state[0]:
+                new = self._explain(trial)
+                if new.explained > state.explained:
                     break
                 step = step / 2
             else:
@@ -223,11 +239,9 @@ class _Fit:
 
     def tissue(self, matrix: np.ndarray) -> tuple[float, tuple[float, float]]:
         """`Registration.tissue` and `Registration.contrast` at a pose."""
-        brain = self.basis[:, :3].sum(axis=1) > 0.9
-        voxels = nib.affines.apply_affine(self.to_voxel @ matrix, self.points)
-        brain &= np.all((voxels >= 0) & (voxels <= self.shape - 1), axis=1)
-        values = ndimage.map_coordinates(self.layers[0], voxels[brain].T, order=1, prefilter=False)
-        maps = self.basis[brain]
+        voxels, inside = self._placed(matrix)
+        brain = inside & (self.basis[:, :3].sum(axis=1) > 0.9)
+        values, maps = _sampled(self.image, voxels[brain])[0], self.basis[brain]
         smooth = np.column_stack([np.ones(len(maps)), _quadratic_terms(self.points[brain])])
         _, weights = _robust_fit(maps, values)
         left = [weights @ (values - part @ _least_squares(part, values, weights)) ** 2 for part in (maps, smooth)]
@@ -238,43 +252,60 @@ class _Fit:
         unit = max(abs(white), 1e-9)
         return float(1 - left[0] / left[1]), ((white - grey) / unit, (grey - fluid) / unit)
 
-    def _solve(self, matrix: np.ndarray) -> tuple[float, np.ndarray]:
-        """Share of the variance explained at a pose, and the (3, 4) least-squares change of pose."""
+    def _placed(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The points at a pose in voxels (N, 3), and which of them the field of view holds."""
         voxels = nib.affines.apply_affine(self.to_voxel @ matrix, self.points)
-        inside = np.all((voxels >= 0) & (voxels <= self.shape - 1), axis=1)
+        return voxels, np.all((voxels >= 0) & (voxels <= self.shape - 1), axis=1)
+
+    def _explain(self, matrix: np.ndarray) -> _State:
+        """The share of the variance explained at a pose."""
+        voxels, inside = self._placed(matrix)
         if inside.mean() < 0.3:
-            return -1.0, np.zeros((3, 4))
-        where = voxels[inside].T
-        values, *slopes = (ndimage.map_coordinates(layer, where, order=1, prefilter=False) for layer in self.layers)
-        gradient = np.stack(slopes, axis=1) @ self.to_world
-        points, basis = self.points[inside], self.basis[inside]
-        centred = np.column_stack([points - _brain_centre(), np.full(len(points), 50.0)])
-        jacobian = (gradient[:, :, None] * centred[:, None, :]).reshape(len(points), 12)
+            return _State(-1.0, inside, *np.empty((3, 0)))
+        voxels, basis = voxels[inside], self.basis[inside]
+        values = _sampled(self.image, voxels)[0]
         coefficients, weights = _robust_fit(basis, values)
-        residual = values - basis @ coefficients
         mean = np.average(values, weights=weights)
-        explained = 1 - (weights @ residual**2) / (weights @ (values - mean) ** 2 + 1e-12)
-        both = _least_squares(np.column_stack([basis, -jacobian]), values, weights)
-        change = both[basis.shape[1] :].reshape(3, 4)
+        left = weights @ (values - basis @ coefficients) ** 2
+        return _State(float(1 - left / (weights @ (values - mean) ** 2 + 1e-12)), inside, voxels, values, weights)
+
+    def _change(self, state: _State) -> np.ndarray:
+        """The (3, 4) least-squares change of pose."""
+        if state.explained == -1.0:
+            return np.zeros((3, 4))
+        gradient = _sampled(self.slopes, state.voxels).T @ self.to_world
+        centred = np.column_stack([self.points - _brain_centre(), np.full(len(self.points), 50.0)])[state.inside]
+        jacobian = (gradient[:, :, None] * centred[:, None, :]).reshape(len(centred), 12)
+        design = np.column_stack([self.basis[state.inside], -jacobian])
+        change = _least_squares(design, state.values, state.weights)[-12:].reshape(3, 4)
         change[:, 3] *= 50.0
         change[:, 3] -= change[:, :3] @ _brain_centre()
-        return float(explained), change
+        return change
 
 
-def _least_squares(design: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _sampled(layers: torch.Tensor, voxels: np.ndarray) -> np.ndarray:
+    """Trilinear samples (C, N) float32 of layers (C, X, Y, Z) at N places (N, 3) inside their grid, in voxels."""
+    unit = 2 * voxels[:, ::-1] / (np.array(layers.shape[:0:-1]) - 1) - 1
+    grid = torch.from_numpy(unit.astype(np.float32))[None, None, None]
+    return functional.grid_sample(layers[None], grid, padding_mode="border", align_corners=True)[0, :, 0, 0].numpy()
+
+
+def _least_squares(design: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Coefficients of a weighted linear fit, by normal equations of columns of unit length with a trace of ridge."""
-    weighted = design * weights[:, None]
-    normal = weighted.T @ design
+    if weights is not None:
+        root = np.sqrt(weights)
+        design, values = design * root[:, None], values * root
+    normal = design.T @ design
     length = np.sqrt(np.diag(normal))
     length[length == 0] = 1
     normal = normal / length / length[:, None] + RIDGE * np.eye(len(length))
-    return np.linalg.solve(normal, weighted.T @ values / length) / length
+    return np.linalg.solve(normal, design.T @ values / length) / length
 
 
 def _robust_fit(design: np.ndarray, values: np.ndarray, passes: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Linear fit in which outliers of the pass before lose weight (Geman & McClure): coefficients and weights."""
     weights = np.ones(len(values))
-    coefficients = _least_squares(design, values, weights)
+    coefficients = _least_squares(design, values)
     for _ in range(passes):
         residual = values - design @ coefficients
         spread = 1.4826 * np.median(np.abs(residual)) + 1e-12
