@@ -101,7 +101,7 @@ def drop_page(project):
 
 def drop_figure_caption(project):
     table = project / "outputs" / "tiny" / "figures" / "figures.tsv"
-    table.write_text(table.read_text().replace("\tc", "\tanother caption"))
+    table.write_text(re.sub(r"\tc(?=\t|\n)", r"\tanother caption", table.read_text()))
 
 
 def change_writer(project):
