@@ -96,7 +96,7 @@ def _done_here(
         results.append(result)
         progress.update()
         least, before = min(least, time.monotonic() - before), time.monotonic()
-        warm = len(results) > 1 or least > WORTH_SECONDS  # the first item may load what all of them need
+        warm = len(results) > 1  # the first item may load what all of them need
         if not whole and warm and least * (len(items) - len(results)) > WORTH_SECONDS:
             break
     return results

@@ -41,6 +41,11 @@ def late_first(index):
     return index, os.getpid()
 
 
+def slow_first(index):
+    time.sleep(1.2 if index == 0 else 0.01)
+    return index, os.getpid()
+
+
 def matrix_product(seed):
     rng = np.random.default_rng(seed)
     left, right = rng.standard_normal((2, 300, 300), dtype=np.float32)
@@ -131,11 +136,12 @@ def test_few_or_brief_items_are_done_in_this_process(count, settings, here):
     assert ({pid for _, pid in results} == {os.getpid()}) == here
 
 
-def test_workers_take_over_what_would_take_long(monkeypatch):
+@pytest.mark.parametrize(("function", "here"), [(late_first, 2), (slow_first, 10)])
+def test_workers_take_over_what_would_take_long(function, here, monkeypatch):
     monkeypatch.setattr(mapping, "WORTH_SECONDS", 1.0)
-    results = map_scans(late_first, range(10), pool=TWO, label="counting")
+    results = map_scans(function, range(10), pool=TWO, label="counting")
     assert [index for index, _ in results] == list(range(10))
-    assert [pid == os.getpid() for _, pid in results] == [True] * 2 + [False] * 8
+    assert [pid == os.getpid() for _, pid in results] == [True] * here + [False] * (10 - here)
 
 
 def test_no_items():
