@@ -258,7 +258,7 @@ def _module_file(name: str, root: Path) -> tuple[Path, int] | None:
     place = root.joinpath(*name.split("."))
     candidates = (place.with_name(place.name + ".py"), place / "__init__.py")
     path = next((path for path in candidates if path.is_file()), None)
-    return path and (path, path.stat().st_mtime_ns)
+    return (path, path.stat().st_mtime_ns) if path else None
 
 
 def _text_files(modules: Iterable[str], root: Path) -> Iterator[tuple[str, Path]]:
