@@ -2,6 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
 PARAMS ?= params/phantom.yaml
 OWN = default-src 'self' ws://127.0.0.1:* ws://localhost:* data: blob: 'unsafe-inline' 'unsafe-eval'
 CLOSED = "{'headers': {'Content-Security-Policy': \"$(OWN)\"}}"
@@ -18,9 +19,13 @@ help:
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adlib needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing the packages of requirements.lock: up to 7 GB, some minutes"
+	@echo "installing the packages of requirements.lock: up to 7 GB, 4 to 6 minutes"
 	$(BIN)/python -m pip install --progress-bar on --requirement requirements.lock
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(TOOLS): $(READY) requirements-dev.lock
+	$(BIN)/python -m pip install --progress-bar on --requirement requirements-dev.lock
 	touch $@
 
 setup: $(READY)
@@ -34,17 +39,17 @@ smoke: $(READY)
 check: $(READY)
 	$(BIN)/python run_all.py --params $(PARAMS) --check
 
-test: $(READY)
+test: $(TOOLS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(PYTEST)
 
-lint: $(READY)
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/numpydoc lint $(wildcard adlib/*.py adlib/*/*.py adlib/*/*/*.py)
 
-docs: $(READY)
+docs: $(TOOLS)
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
 lab: $(READY)

@@ -29,7 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
-from adlib.study import reference
+from adlib.study import reference, report_state
 from adlib.study.lock import locked
 from adlib.study.params import StudyParams, dump_params, load_params
 from adlib.study.records import StudyError, clear_unfinished, clock, read_json, write_json, write_text
@@ -167,10 +167,14 @@ def _report(params: StudyParams, steps: tuple[Step, ...], console: Console) -> b
     if pending := [step.name for step in others if StepState(step, params, ROOT).why() is not None]:
         console.say(f"no new report: it waits for {', '.join(pending)}")
         return True
-    from adlib.report.pages import write_report
+    if report_state.is_written(params, ROOT):
+        console.say(f"report: {params.folder / report_state.PAGE}, unchanged")
+        return True
+    from adlib.report.pages import write_report  # takes seconds to import
 
     try:
         console.say(f"report: {write_report(params)}")
+        report_state.mark_written(params, ROOT)
     except StudyError as error:
         print(f"the report was not written\n{error}", file=sys.stderr)
         return False

@@ -86,6 +86,7 @@ FILES = {
     "adlib/deep.py": "def scale(value):\n    return value\n",
     "adlib/science.py": SCIENCE,
     "adlib/training/recipe.py": "def training_record(*_):\n    return {}\n\nrecord_differences = training_record\n",
+    "adlib/report/__init__.py": "",
     "adlib/report/pages.py": """
 from adlib.study.records import write_text
 

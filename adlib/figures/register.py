@@ -88,6 +88,7 @@ def _lay_out(figure: Figure) -> Bbox:
     """Lay the figure out, once for all its files; the box around all that it shows, in inches."""
     if (dpi := plt.rcParams["savefig.dpi"]) != "figure":
         figure.set_dpi(dpi)
-    figure.draw_without_rendering()
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
     figure.set_layout_engine(None)
     return figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])

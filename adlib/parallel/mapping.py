@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -14,6 +16,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 FEW = 3  # tasks that take less time in this process than worker processes take to start
+WORTH_SECONDS = 8.0  # work for this process that worker processes, which take as long to start, would not do sooner
 PROGRESS_SECONDS = 5.0
 
 
@@ -29,9 +32,10 @@ def map_scans(
 ) -> list[Result]:
     """Call `function` on every item and return the results in the order of the items.
 
-    The work is done in this process if ``pool.workers`` is 1 or there are at most ``3 * chunksize`` items that need not
-    be isolated, and by Dask workers otherwise. With a time limit, a memory limit, a scheduler or a batch system it is
-    always done by workers.
+    The work is done in this process if ``pool.workers`` is 1, if there are at most ``3 * chunksize`` items, or if the
+    first ones show that all take less than `WORTH_SECONDS`, and by Dask workers otherwise. It is always done by workers
+    with a time limit, a memory limit, a scheduler or a batch system, and where items are isolated; where they can be
+    lost, unless they are few.
 
     Parameters
     ----------
@@ -69,18 +73,33 @@ def map_scans(
     Numerical libraries get one thread per process, also in this one: threaded sums differ from run to run.
     """
     items = list(items)
-    few = len(items) <= FEW * chunksize and not isolate
+    here = not (isolate or pool.elsewhere or pool.limited)
+    all_here = here and (len(items) <= FEW * chunksize or pool.workers == 1)
     with tqdm(total=len(items), desc=label, unit="scan", mininterval=PROGRESS_SECONDS) as progress:
-        if not items or ((few or pool.workers == 1) and not pool.elsewhere and not pool.limited):
-            results = []
-            for result in results_of(function, items, label):
-                results.append(result)
-                progress.update()
-            return results
+        done = _done_here(function, items, label, progress, all_here) if here and (all_here or lost is None) else []
+        rest = items[len(done) :]
+        if not rest:
+            return done
         from adlib.parallel.dispatch import Dispatch  # Dask takes a second to import
 
-        dispatch = Dispatch(function, items, pool=pool, label=label, lost=lost, chunksize=chunksize, progress=progress)
-        return dispatch.run()
+        dispatch = Dispatch(function, rest, pool=pool, label=label, lost=lost, chunksize=chunksize, progress=progress)
+        return done + dispatch.run()
+
+
+def _done_here(
+    function: Callable[[Item], Result], items: list[Item], label: str, progress: tqdm, whole: bool
+) -> list[Result]:
+    """Results of all items or, unless the `whole` is asked for, of the first ones where all would take too long."""
+    results: list[Result] = []
+    least, before = math.inf, time.monotonic()
+    for result in results_of(function, items, label):
+        results.append(result)
+        progress.update()
+        least, before = min(least, time.monotonic() - before), time.monotonic()
+        warm = len(results) > 1  # the first item may load what all of them need
+        if not whole and warm and least * (len(items) - len(results)) > WORTH_SECONDS:
+            break
+    return results
 
 
 def results_of(function: Callable[[Item], Result], items: Iterable[Item], label: str) -> Iterator[Result]:

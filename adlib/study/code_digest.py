@@ -96,6 +96,7 @@ def module_digests(names: Iterable[str], root: Path = ROOT, *, texts: bool = Fal
     dict of str to str
         By module name.
     """
+    _module_file.cache_clear()
     needed: dict[str, set[str]] = {}
     queue = [_resolved(name, root, texts) for name in names]
     while queue:
@@ -142,6 +143,7 @@ def notebook_digests(notebook: Path, root: Path = ROOT) -> tuple[str, dict[str, 
         raise StudyError(f"{notebook} does not exist; fetch it again from the repository") from None
     except (SyntaxError, ValueError, KeyError) as error:
         raise StudyError(f"{notebook} is not a notebook of plain Python: {error}") from None
+    _module_file.cache_clear()
     module = _Module("", tree, root, is_package=False, texts=True)
     stripped = _Strip(texts=True).visit(tree)
     used = sorted(set(module.used(stripped)))
@@ -235,14 +237,14 @@ class _Module:
 
 
 def _parse(name: str, root: Path, texts: bool) -> _Module:
-    path = _module_file(name, root)
-    if path is None:
+    file = _module_file(name, root)
+    if file is None:
         raise StudyError(f"{name} is no module under {root / PACKAGE}; check the name")
-    return _parsed(name, path, root, path.stat().st_mtime_ns, texts)
+    return _parsed(name, *file, root, texts)
 
 
 @lru_cache(maxsize=512)
-def _parsed(name: str, path: Path, root: Path, modified: int, texts: bool) -> _Module:
+def _parsed(name: str, path: Path, modified: int, root: Path, texts: bool) -> _Module:
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as error:
@@ -250,10 +252,13 @@ def _parsed(name: str, path: Path, root: Path, modified: int, texts: bool) -> _M
     return _Module(name, tree, root, is_package=path.name == "__init__.py", texts=texts)
 
 
-def _module_file(name: str, root: Path) -> Path | None:
+@lru_cache(maxsize=4096)  # cleared by each call from outside, since files change between calls
+def _module_file(name: str, root: Path) -> tuple[Path, int] | None:
+    """Path of a module and when it was last changed, in ns; None where there is no such module."""
     place = root.joinpath(*name.split("."))
     candidates = (place.with_name(place.name + ".py"), place / "__init__.py")
-    return next((path for path in candidates if path.is_file()), None)
+    path = next((path for path in candidates if path.is_file()), None)
+    return (path, path.stat().st_mtime_ns) if path else None
 
 
 def _text_files(modules: Iterable[str], root: Path) -> Iterator[tuple[str, Path]]:

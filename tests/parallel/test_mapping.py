@@ -15,6 +15,7 @@ import pytest
 from threadpoolctl import threadpool_info
 from throwaway import alive, soon
 
+from adlib.parallel import mapping
 from adlib.parallel.cluster import close_clusters
 from adlib.parallel.mapping import map_scans
 from adlib.study.exec_params import HERE, Pool
@@ -37,6 +38,11 @@ def lost(item, reason):
 
 def late_first(index):
     time.sleep(0.5 if index == 0 else 0.2)
+    return index, os.getpid()
+
+
+def slow_first(index):
+    time.sleep(1.2 if index == 0 else 0.01)
     return index, os.getpid()
 
 
@@ -97,18 +103,18 @@ def test_dashboard_is_named_once_and_answers(capsys):
     close_clusters()
     lines = []
     stream = LastLine(lines.append)
-    map_scans(abs, range(4), pool=TWO, label="counting")
+    map_scans(abs, range(4), pool=TWO, label="counting", isolate=True)
     stream.write(capsys.readouterr().err)
     (line,) = lines
     assert line.startswith("dashboard of the workers: http://127.0.0.1:")
     with urllib.request.urlopen(line.split()[-1]) as page:
         assert b"Dask" in page.read()
-    map_scans(abs, range(4), pool=TWO, label="counting")
+    map_scans(abs, range(4), pool=TWO, label="counting", isolate=True)
     assert "dashboard" not in capsys.readouterr().err
 
 
 def test_results_come_in_order_from_two_processes():
-    results = map_scans(late_first, range(20), pool=TWO, label="counting")
+    results = map_scans(late_first, range(20), pool=TWO, label="counting", isolate=True)
     assert [index for index, _ in results] == list(range(20))
     assert len({pid for _, pid in results}) == 2
     assert os.getpid() not in {pid for _, pid in results}
@@ -116,12 +122,26 @@ def test_results_come_in_order_from_two_processes():
 
 @pytest.mark.parametrize(
     ("count", "settings", "here"),
-    [(3, {}, True), (12, {"chunksize": 4}, True), (13, {"chunksize": 4}, False), (1, {"isolate": True}, False)],
+    [
+        (3, {"lost": lost}, True),
+        (12, {"lost": lost, "chunksize": 4}, True),
+        (13, {"lost": lost, "chunksize": 4}, False),
+        (13, {}, True),
+        (1, {"isolate": True}, False),
+    ],
 )
-def test_few_items_are_done_in_this_process(count, settings, here):
+def test_few_or_brief_items_are_done_in_this_process(count, settings, here):
     results = map_scans(late_first, range(count), pool=TWO, label="counting", **settings)
     assert [index for index, _ in results] == list(range(count))
     assert ({pid for _, pid in results} == {os.getpid()}) == here
+
+
+@pytest.mark.parametrize(("function", "here"), [(late_first, 2), (slow_first, 10)])
+def test_workers_take_over_what_would_take_long(function, here, monkeypatch):
+    monkeypatch.setattr(mapping, "WORTH_SECONDS", 1.0)
+    results = map_scans(function, range(10), pool=TWO, label="counting")
+    assert [index for index, _ in results] == list(range(10))
+    assert [pid == os.getpid() for _, pid in results] == [True] * here + [False] * (10 - here)
 
 
 def test_no_items():
@@ -130,7 +150,7 @@ def test_no_items():
 
 def test_workers_never_change_a_result():
     alone = map_scans(matrix_product, range(4), pool=HERE, label="products")
-    others = map_scans(matrix_product, range(4), pool=TWO, label="products")
+    others = map_scans(matrix_product, range(4), pool=TWO, label="products", isolate=True)
     assert all(np.array_equal(*pair) for pair in zip(alone, others, strict=True))
     assert all(product.flags.writeable for product in others)
 
@@ -151,8 +171,8 @@ def test_killed_worker_costs_a_retry(tmp_path, patience):
         close_clusters()
     with dask.config.set({"distributed.deploy.lost-worker-timeout": patience}):
         items = [(index, tmp_path) for index in range(10)]
-        assert map_scans(die_once, items, pool=TWO, label="reading") == list(range(10))
-        processes = map_scans(late_first, range(40), pool=TWO, label="counting")
+        assert map_scans(die_once, items, pool=TWO, label="reading", isolate=True) == list(range(10))
+        processes = map_scans(late_first, range(40), pool=TWO, label="counting", isolate=True)
     tries = {int(path.name): len(path.read_text().splitlines()) for path in tmp_path.iterdir()}
     assert min(tries[3], tries[7]) >= 2
     assert sum(tries.values()) <= 10 + 2 * 2, "a worker takes at most one result that was not fetched with it"
@@ -178,7 +198,7 @@ def test_item_that_crashes_in_a_chunk_is_lost_alone():
 @pytest.mark.parametrize("pool", [HERE, TWO], ids=["here", "workers"])
 def test_error_keeps_its_type_and_names_the_item(pool):
     with pytest.raises(ValueError, match="unreadable header") as caught:
-        map_scans(fail_on_two, range(5), pool=pool, label="reading")
+        map_scans(fail_on_two, range(5), pool=pool, label="reading", isolate=pool is TWO)
     assert "while reading: 2" in caught.value.__notes__
 
 
@@ -211,7 +231,7 @@ def slow(index):
     time.sleep(60)
 
 if __name__ == "__main__":
-    map_scans(slow, range(10), pool=Pool(workers=2), label="sleeping")
+    map_scans(slow, range(10), pool=Pool(workers=2), label="sleeping", isolate=True)
 """
 
 
@@ -243,7 +263,7 @@ def test_unguarded_script_is_refused(tmp_path):
     script = tmp_path / "unguarded.py"
     script.write_text(
         "from adlib.parallel.mapping import map_scans\nfrom adlib.study.exec_params import Pool\n"
-        "map_scans(abs, range(9), pool=Pool(workers=2), label='x')\n"
+        "map_scans(abs, range(9), pool=Pool(workers=2), label='x', isolate=True)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)

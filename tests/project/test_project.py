@@ -5,6 +5,7 @@ import re
 import runpy
 import tomllib
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import get_args
 
@@ -20,8 +21,8 @@ from adlib.study.steps import STEPS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCK = (ROOT / "requirements.lock").read_text()
-CONDA_NAMES = {"pytorch": "torch"}
+LOCK, TOOLS = ((ROOT / name).read_text() for name in ("requirements.lock", "requirements-dev.lock"))
+CONDA_NAMES = {"pytorch-cpu": "torch"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CONDA_PYTHON = {
     "python_version": "3.11",
@@ -39,17 +40,31 @@ def requirements(lines):
     }
 
 
-def test_the_lock_pins_every_direct_package_within_its_bounds():
-    pins = requirements(LOCK.splitlines())
-    wanted = requirements([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]])
+@pytest.mark.parametrize(
+    ("pinned", "packages"),
+    [(LOCK, PROJECT["dependencies"]), (LOCK + TOOLS, PROJECT["optional-dependencies"]["dev"])],
+    ids=["study", "tools"],
+)
+def test_the_locks_pin_every_direct_package_within_its_bounds(pinned, packages):
+    pins, wanted = requirements(pinned.splitlines()), requirements(packages)
     assert wanted
     for name, requirement in wanted.items():
         pin = str(pins[name].specifier)
         assert pin.startswith("==") and requirement.specifier.contains(pin[2:]), name
 
 
-def test_the_lock_names_no_address():
-    assert not re.search(r"://|@|--", LOCK)
+def test_the_locks_name_no_address_and_no_package_twice():
+    assert not re.search(r"://|@|--", LOCK + TOOLS)
+    assert not requirements(LOCK.splitlines()).keys() & requirements(TOOLS.splitlines()).keys()
+
+
+def test_the_study_needs_no_tool():
+    """All that a package of the study's lock requires is in that lock."""
+    pins, tools = (requirements(text.splitlines()) for text in (LOCK, TOOLS))
+    installed = [package for package in metadata.distributions() if canonicalize_name(package.name) in pins]
+    needed = [Requirement(line) for package in installed for line in package.requires or ()]
+    names = {canonicalize_name(item.name) for item in needed if not item.marker or item.marker.evaluate({"extra": ""})}
+    assert installed and not names & tools.keys()
 
 
 def test_environment_yml_has_every_direct_package():

@@ -95,6 +95,34 @@ def test_report_waits_for_all_steps(finished):
     assert whole.returncode == 0 and "report: outputs/tiny/report/index.html" in whole.stdout and page.is_file()
 
 
+def drop_page(project):
+    (project / "outputs" / "tiny" / "report" / "index.html").unlink()
+
+
+def drop_figure_caption(project):
+    table = project / "outputs" / "tiny" / "figures" / "figures.tsv"
+    table.write_text(re.sub(r"\tc(?=\t|\n)", r"\tanother caption", table.read_text()))
+
+
+def change_writer(project):
+    module = project / "adlib" / "report" / "pages.py"
+    module.write_text(module.read_text().replace('"made"', '"made anew"'))
+
+
+def add_template(project):
+    (project / "adlib" / "report" / "templates").mkdir()
+    (project / "adlib" / "report" / "templates" / "index.html.j2").write_text("made")
+
+
+@pytest.mark.parametrize("change", [None, drop_page, drop_figure_caption, change_writer, add_template])
+def test_the_report_is_written_again_only_if_something_changed(finished, change):
+    if change:
+        change(finished)
+    (line,) = [line for line in run(finished).stdout.splitlines() if line.startswith("report: ")]
+    assert line.endswith("index.html, unchanged") == (change is None)
+    assert (finished / "outputs" / "tiny" / "report" / "index.html").is_file()
+
+
 def test_a_report_that_fails_is_told_plainly(finished):
     module = finished / "adlib" / "report" / "pages.py"
     module.write_text(

@@ -52,11 +52,12 @@ def check_maps(params: StudyParams, classifier: Classifier, maps: ScanMaps) -> d
     """
     content: dict[str, Any] = {"study": params.study}
     content |= {"attribution": params.evaluate.attribution, "class": classifier.card.classes[-1]}
-    entries, randomised = _randomisation(params, classifier, maps)
+    entries, random, of_middle = _randomisation(params, classifier, maps)
     content["curves"], gains = _perturbation(params, classifier, maps)
     content["entries"] = entries + gains
     if params.source.kind == "phantom" and not classifier.card.input.flat:
         plane = classifier.card.input.plane
+        randomised = _with_middle(params, classifier, random, maps, of_middle)
         kinds = {TRAINED: maps.values, RANDOMISED: randomised, EDGES: edges(maps.slices)}
         kinds = {name: of_slices(values, plane) for name, values in kinds.items()}
         content |= {"top_share": TOP, "changed": {}}
@@ -71,8 +72,8 @@ def check_maps(params: StudyParams, classifier: Classifier, maps: ScanMaps) -> d
 
 def _randomisation(
     params: StudyParams, classifier: Classifier, maps: ScanMaps
-) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """Rank correlation with the maps of ever more random networks, and all maps of the wholly random one."""
+) -> tuple[list[dict[str, Any]], nn.Module, np.ndarray]:
+    """Rank correlation with the maps of ever more random networks; the wholly random one, its maps of middle slices."""
     method, middle, entries = params.evaluate.attribution, maps.slices.shape[1] // 2, []
     x, all_slices = maps.slices[:, [middle]], maps.slices.reshape(-1, *maps.slices.shape[2:])
     for stage, network in cascade(classifier.network, all_slices, params.seed):
@@ -83,7 +84,19 @@ def _randomisation(
                 for a, b, seen in zip(maps.values[:, middle], other[:, 0], x[:, 0], strict=True)
             ]
             entries.append(_entry(np.array(values), maps.scans, params, check="randomisation", of=stage, metric=metric))
-    return entries, attribute_positions(classifier, network, maps.slices, method)
+    return entries, network, other
+
+
+def _with_middle(
+    params: StudyParams, classifier: Classifier, network: nn.Module, maps: ScanMaps, of_middle: np.ndarray
+) -> np.ndarray:
+    """Maps of a network for all slices, whose middle ones (N, 1, 3, size, size) are there already."""
+    middle = maps.slices.shape[1] // 2
+    others = np.delete(maps.slices, middle, axis=1)
+    if not others.shape[1]:
+        return of_middle
+    values = attribute_positions(classifier, network, others, params.evaluate.attribution)
+    return np.insert(values, middle, of_middle[:, 0], axis=1)
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
