@@ -95,18 +95,6 @@ class Study:
         return self.params.source.kind in PUBLISHED
 
     @property
-    def about(self) -> dict[str, str]:
-        """What the params state and no record can say, by subject; empty where they do not."""
-        about = self.params.about
-        return {
-            "ethics": about.ethics,
-            "funding": about.funding,
-            "conflicts": about.conflicts,
-            "registration": about.registration,
-            "data_access": about.data_access,
-        }
-
-    @property
     def controls(self) -> list[str]:
         """Names of the controls that were scored."""
         return [run for run in self.runs() if run_of(run).group == "control"]
