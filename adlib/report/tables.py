@@ -74,10 +74,8 @@ def runs(study: Study) -> Table:
     ----------
     study : Study
     """
-    names = sorted(
-        (name for name in study.runs() if not name.startswith(MEMBER)),
-        key=lambda name: GROUPS.index(run_of(name).group),
-    )
+    single = [name for name in study.runs() if not name.startswith(MEMBER)]
+    names = sorted(single, key=lambda name: GROUPS.index(run_of(name).group))
     return table(
         f"Scores of test participants with 95 % intervals; chance has a balanced accuracy of {study.chance:.2f}.",
         ("Run", "Kind", *(metric_title(metric) for metric, _ in MAIN)),
@@ -93,19 +91,14 @@ def members(study: Study) -> Table:
     study : Study
         With ``train.members`` above 1.
     """
-    rows = member_spread(study.scores, ("balanced_accuracy", "roc_auc", "roc_auc_binary", "log_loss"))
-    rows = rows[rows["class"].isin(("", "macro"))]
+    spread = member_spread(study.scores, ("balanced_accuracy", "roc_auc", "roc_auc_binary", "log_loss"))
+    rows = spread[spread["class"].isin(("", "macro"))].set_index("metric")
+    columns = ["ensemble", "mean", "lowest", "highest", "sd", "test_sd"]
     return table(
         "The ensemble and its networks, which differ in seed and training participants; standard deviations (SD) over "
         "them and over tested participants.",
         ("Score", "Ensemble", "Networks: mean", "lowest", "highest", "SD over networks", "SD over participants"),
-        (
-            (
-                metric_title(row.metric),
-                *(f"{value:.3f}" for value in (row.ensemble, row.mean, row.lowest, row.highest, row.sd, row.test_sd)),
-            )
-            for row in rows.itertuples()
-        ),
+        ((metric_title(name), *map("{:.3f}".format, values)) for name, *values in rows[columns].itertuples()),
     )
 
 
@@ -158,10 +151,8 @@ def controls(study: Study) -> Table:
     ----------
     study : Study
     """
-    rows = [
-        (run_of(name).title, run_of(name).meaning, written(score), _observed(study, name, score))
-        for name, score in _accuracies(study, "control").items()
-    ]
+    scores = _accuracies(study, "control").items()
+    rows = [(run_of(name).title, run_of(name).meaning, written(s), _observed(study, name, s)) for name, s in scores]
     header = ("Control", "Expected", "Balanced accuracy", "Observed")
     return table("Controls: the training repeated with one thing changed.", header, rows)
 
@@ -420,17 +411,12 @@ def audit(study: Study) -> Table:
     study : Study
     """
     whole = {*study.params.classes, "all", "all participants", "all scans"}
-    rows = [
-        (
-            row.check,
-            row.severity,
-            row.subject if row.subject in whole else "not named here",
-            *(study.ids.redact(str(cell)) for cell in (row.value, row.limit, row.decision)),
-        )
-        for row in study.audit.itertuples()
-    ]
+    found = study.audit.assign(
+        subject=study.audit["subject"].where(study.audit["subject"].isin(whole), "not named here")
+    )
+    rows = found[["check", "severity", "subject", "value", "limit", "decision"]].astype(str).map(study.ids.redact)
     header = ("Check", "Severity", "Of", "Value", "Limit", "Decision")
-    return table("Findings of the audit, the worst first.", header, rows)
+    return table("Findings of the audit, the worst first.", header, rows.to_numpy())
 
 
 def findings(study: Study, column: str, value: str) -> list[str]:
@@ -478,14 +464,11 @@ def acquisition(study: Study) -> dict[str, str]:
         By title.
     """
     scans = study.manifest
-    values = {
-        name: sorted({str(value) for value in scans[name].dropna()}) for name in ("manufacturer", "field_strength_T")
-    }
     years = pd.to_datetime(scans["acquisition_date"], errors="coerce").dt.year.dropna().astype(int)
     return {
         "Sites": str(scans["site"].nunique() or UNKNOWN),
-        "Manufacturers": listed(values["manufacturer"] or [UNKNOWN]),
-        "Field strengths, T": listed(values["field_strength_T"] or [UNKNOWN]),
+        "Manufacturers": listed(sorted(set(scans["manufacturer"].dropna().astype(str))) or [UNKNOWN]),
+        "Field strengths, T": listed(sorted(set(scans["field_strength_T"].dropna().astype(str))) or [UNKNOWN]),
         "Acquired": f"{years.min()} to {years.max()}" if len(years) else UNKNOWN,
         "Participants with several scans": str(int((scans["participant_id"].value_counts() > 1).sum())),
     }
@@ -517,8 +500,7 @@ def figures(study: Study) -> dict[str, list[dict[str, Any]]]:
         except OSError:
             raise StudyError(f"figures.tsv registers {path}, which does not exist; run {row.notebook} again") from None
         caption = study.ids.redact(row.caption)
-        caption = caption[:1].upper() + caption[1:]
-        entry = {"name": row.name, "caption": caption, "image": image, "number": number}
+        entry = {"name": row.name, "caption": caption[:1].upper() + caption[1:], "image": image, "number": number}
         by_notebook.setdefault(step_title(row.notebook), []).append(entry)
     return by_notebook
 

@@ -151,10 +151,8 @@ def checklist(study: Study, name: str) -> str:
     STARD-AI: Sounderajah et al. 2025, doi:10.1038/s41591-025-03953-8.
     """
     controls = [run_of(run).title for run in study.controls]
-    checks = [
-        f"{title[0].lower()}{title[1:]} {tables.in_words(score)}"
-        for title, score in tables.attribution_scores(study).items()
-    ]
+    scores = tables.attribution_scores(study).items()
+    checks = [f"{title[0].lower()}{title[1:]} {tables.in_words(score)}" for title, score in scores]
     answers = _sections("checklist-answers.j2", study, controls=controls, attribution_checks=checks)
     return render("checklist.md.j2", study=study, answers=answers, **read_yaml(name))
 
