@@ -1,7 +1,5 @@
 """Confounds: association of acquisition and demographic facts with the label, and its prediction without any image."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from itertools import combinations
 

@@ -1,7 +1,5 @@
 """The audit as a whole: a listing in, the manifest of the included scans and all findings out; a stop ends it."""
 
-from __future__ import annotations
-
 import difflib
 import sys
 from dataclasses import dataclass

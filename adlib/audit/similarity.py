@@ -1,7 +1,5 @@
 """Pixels of scans: digest and thumbnail of each, copies among them, and groups of images of one head."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from functools import partial

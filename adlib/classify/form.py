@@ -1,7 +1,5 @@
 """The form: choose scans, classify them in a process, view the results, download a report."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,11 +8,9 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from adlib.classify.drop_zone import DropZone
-from adlib.classify.examples import list_examples
-from adlib.classify.model_store import find_models
+from adlib.classify.model_store import find_models, list_examples
 from adlib.classify.scan_tables import scan_table, summaries, unique_name
-from adlib.classify.uploads import ACCEPT, MIB, Chosen, Inbox, open_home
+from adlib.classify.uploads import ACCEPT, MIB, Chosen, DropZone, Inbox, open_home
 from adlib.classify.views import Viewer, html, links_html
 from adlib.classify.worker import EXPECTED_S, CancelledError, Result, Worker
 from adlib.sources.scanfile import scan_name

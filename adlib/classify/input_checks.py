@@ -1,7 +1,5 @@
 """Checks of a scan before it is classified: field of view, contrast, quality, distance from the training scans."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +28,7 @@ QC_VALUES = {
     "noise": IMAGE_QUALITY,
 }
 COMPARED = {QUALITY: "quality", VOLUMES: "volume", IMAGE: "feature"}
-TEXTS = yaml.safe_load((Path(__file__).parent / "templates" / "checks.yaml").read_text(encoding="utf-8"))
+TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_bytes())
 
 
 @dataclass(frozen=True)

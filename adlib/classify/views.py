@@ -1,7 +1,5 @@
 """HTML of the form, a viewer of one scan, and reports as CSV, JSON, HTML and PDF; the templates escape all texts."""
 
-from __future__ import annotations
-
 import base64
 import json
 import textwrap
@@ -138,7 +136,7 @@ def as_pdf(results: list[Result]) -> bytes:
     return content.getvalue()
 
 
-def _sheet(result: Result, png: bytes) -> Figure:
+def _sheet(result: Result, png: bytes) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.image import imread
 

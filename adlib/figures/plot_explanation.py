@@ -1,7 +1,5 @@
 """Where the network finds its evidence, and whether the maps can be believed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import matplotlib.pyplot as plt

@@ -1,7 +1,5 @@
 """Figures of the main results: training, confusion, ROC, precision and recall, calibration, scores of all runs."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """The stored records of a finished study, read once for all pages of its report."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import subprocess

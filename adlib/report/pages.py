@@ -3,8 +3,6 @@
 The model card has the layout of the Hugging Face hub.
 """
 
-from __future__ import annotations
-
 import json
 import mimetypes
 from pathlib import Path

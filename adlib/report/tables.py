@@ -1,7 +1,5 @@
 """Tables of a report, and how it writes runs, metrics, scores and numbers."""
 
-from __future__ import annotations
-
 import base64
 from collections import Counter
 from collections.abc import Iterable, Sequence

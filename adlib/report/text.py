@@ -1,7 +1,5 @@
 """Sentences of a report, rendered from ``templates/``: summary, methods, limitations, checklists."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from functools import lru_cache

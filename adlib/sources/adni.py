@@ -1,7 +1,5 @@
 """An ADNI download becomes a listing: images by name or folder, labels by the policy that the study names."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """A tree of DICOM becomes a listing: of each session the T1w series is converted, the rest is listed with reasons."""
 
-from __future__ import annotations
-
 import re
 from functools import partial
 from pathlib import Path

@@ -5,8 +5,6 @@ acquisition; of OASIS-2 the first acquisition (``RAW/mpr-1``). The others are li
 the Clinical Dementia Rating in the release's tables; OASIS-3 matches scans and visits by their days since entry.
 """
 
-from __future__ import annotations
-
 import re
 import zipfile
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """The scans of the study's source as one listing, whatever the source."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

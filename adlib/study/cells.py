@@ -1,7 +1,5 @@
 """Cells as people write them: used where they are clear, else unknown, each with a note that names file and line."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection
 from functools import partial

@@ -1,7 +1,5 @@
 """What a study publishes: its figures, its provenance, and the reference results that a rerun is compared with."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -1,7 +1,5 @@
 """One frozen model per kind of source: where the scans lie, and how their labels are read."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path
