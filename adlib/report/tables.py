@@ -29,6 +29,7 @@ LEVELS = {"slice": "Slices", "scan": "Scans", "subject": "Participants"}
 GROUPS = ("network", "control", "baseline", "ceiling", "other")
 PRIVATE = ("exec", "root", "table", "tables", "data_dir")  # params that hold places on a machine
 TITLES = read_yaml("titles")
+TEXTS = read_yaml("tables")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,27 @@ def table(caption: str, header: Iterable[str], rows: Iterable[Iterable[object]])
     return Table(caption, tuple(header), tuple(tuple(str(cell) for cell in row) for row in rows))
 
 
+def titled(name: str, rows: Iterable[Iterable[object]], more: Iterable[str] = (), **values: object) -> Table:
+    """The table of that name, with its caption and header from ``templates/tables.yaml``.
+
+    Parameters
+    ----------
+    name : str
+    rows : iterable of iterable
+        Cells are converted to text.
+    more : iterable of str
+        Further columns.
+    **values
+        Of the caption.
+
+    Returns
+    -------
+    Table
+    """
+    text = TEXTS[name]
+    return table(text["caption"].format(**values), (*text["header"], *more), rows)
+
+
 def runs(study: Study) -> Table:
     """The main scores of every run, network first.
 
@@ -74,11 +96,8 @@ def runs(study: Study) -> Table:
     """
     single = [name for name in study.runs() if not name.startswith(MEMBER)]
     names = sorted(single, key=lambda name: GROUPS.index(run_of(name).group))
-    return table(
-        f"Scores of test participants with 95 % intervals; chance has a balanced accuracy of {study.chance:.2f}.",
-        ("Run", "Kind", *(metric_title(metric) for metric, _ in MAIN)),
-        ((run_of(name).title, run_of(name).group, *_written(study, MAIN, run=name)) for name in names),
-    )
+    rows = [(run_of(name).title, run_of(name).group, *_written(study, MAIN, run=name)) for name in names]
+    return titled("runs", rows, (metric_title(metric) for metric, _ in MAIN), chance=study.chance)
 
 
 def members(study: Study) -> Table:
@@ -90,14 +109,9 @@ def members(study: Study) -> Table:
         With ``train.members`` above 1.
     """
     spread = member_spread(study.scores, ("balanced_accuracy", "roc_auc", "roc_auc_binary", "log_loss"))
-    rows = spread[spread["class"].isin(("", "macro"))].set_index("metric")
-    columns = ["ensemble", "mean", "lowest", "highest", "sd", "test_sd"]
-    return table(
-        "The ensemble and its networks, which differ in seed and training participants; standard deviations (SD) over "
-        "them and over tested participants.",
-        ("Score", "Ensemble", "Networks: mean", "lowest", "highest", "SD over networks", "SD over participants"),
-        ((metric_title(name), *map("{:.3f}".format, values)) for name, *values in rows[columns].itertuples()),
-    )
+    spread = spread[spread["class"].isin(("", "macro"))].set_index("metric")
+    numbers = spread[["ensemble", "mean", "lowest", "highest", "sd", "test_sd"]].itertuples()
+    return titled("members", ((metric_title(name), *map("{:.3f}".format, values)) for name, *values in numbers))
 
 
 def released(entries: list[dict[str, Any]]) -> Table:
@@ -109,12 +123,7 @@ def released(entries: list[dict[str, Any]]) -> Table:
         By participant.
     """
     scores = [row for _, row in tidy(entries, KEY).iterrows()]
-    return table(
-        "Scores of the weights in this file, rounded to 16 bit, on the scan files of the test participants, each "
-        "preprocessed anew; all tables further down are of the study's own weights in 32 bit.",
-        ("Score", "Participants", "With 95 % interval"),
-        ((metric_title(score["metric"], score["class"]), score["n"], written(score)) for score in scores),
-    )
+    return titled("released", ((metric_title(s["metric"], s["class"]), s["n"], written(s)) for s in scores))
 
 
 def at_a_glance(study: Study) -> dict[str, str]:
@@ -151,8 +160,7 @@ def controls(study: Study) -> Table:
     """
     scores = _accuracies(study, "control").items()
     rows = [(run_of(name).title, run_of(name).meaning, written(s), _observed(study, name, s)) for name, s in scores]
-    header = ("Control", "Expected", "Balanced accuracy", "Observed")
-    return table("Controls: the training repeated with one thing changed.", header, rows)
+    return titled("controls", rows)
 
 
 def _accuracies(study: Study, group: str) -> dict[str, pd.Series | None]:
@@ -221,12 +229,8 @@ def differences(study: Study) -> Table:
     prefix = f"{NETWORK} - "
     names = [name for name in study.scores["run"].unique() if name.startswith(prefix)]
     metrics = [(metric, "") for metric in DIFFERENCES]
-    return table(
-        "Differences of the network to each other run, on the same participants. An interval that contains 0 shows no "
-        "difference.",
-        ("Compared with", "Balanced accuracy", "ROC AUC, two classes", "p, McNemar"),
-        ((run_of(name.removeprefix(prefix)).title, *_written(study, metrics, run=name)) for name in names),
-    )
+    rows = [(run_of(name.removeprefix(prefix)).title, *_written(study, metrics, run=name)) for name in names]
+    return titled("differences", rows)
 
 
 def overall(study: Study) -> Table:
@@ -239,7 +243,7 @@ def overall(study: Study) -> Table:
     scores = {metric: study.score(metric, "macro") for metric in OVERALL}
     scores = {name: study.score(name) if score is None else score for name, score in scores.items()}
     rows = [(metric_title(metric), written(score)) for metric, score in scores.items() if score is not None]
-    return table("The network's scores over all classes.", ("Score", "Value and 95 % interval"), rows)
+    return titled("overall", rows)
 
 
 def by_class(study: Study) -> Table:
@@ -250,8 +254,7 @@ def by_class(study: Study) -> Table:
     study : Study
     """
     rows = [(name, *_written(study, [(metric, name) for metric in BY_CLASS])) for name in study.params.classes]
-    header = ("Class", *map(metric_title, BY_CLASS))
-    return table("The network's scores of each class against the others.", header, rows)
+    return titled("by_class", rows, map(metric_title, BY_CLASS))
 
 
 def by_level(study: Study) -> Table:
@@ -263,11 +266,8 @@ def by_level(study: Study) -> Table:
     """
     scores = {level: study.score("balanced_accuracy", level=level) for level in LEVELS}
     counts = {level: score["n"] for level, score in scores.items() if score is not None}
-    return table(
-        "The network's scores by slice, scan and participant; all intervals are over participants.",
-        ("Level", "n", *(metric_title(metric) for metric, _ in MAIN)),
-        ((LEVELS[level], n, *_written(study, MAIN, level=level)) for level, n in counts.items()),
-    )
+    rows = [(LEVELS[level], n, *_written(study, MAIN, level=level)) for level, n in counts.items()]
+    return titled("by_level", rows, (metric_title(metric) for metric, _ in MAIN))
 
 
 def subgroups(study: Study) -> Table:
@@ -285,8 +285,7 @@ def subgroups(study: Study) -> Table:
         texts = own.set_index("metric")["text"]
         rows.append((study.ids.redact(group), n, *(texts.get(metric, NOT_MEASURED) for metric in metrics)))
     small = len(study.metrics.get("small_groups", []))
-    caption = f"The network's scores in subgroups of test participants; {small} subgroups were too small to be scored."
-    return table(caption, ("Subgroup", "n", *map(metric_title, metrics)), rows)
+    return titled("subgroups", rows, map(metric_title, metrics), small=small)
 
 
 def attribution_scores(study: Study) -> dict[str, pd.Series]:
@@ -313,11 +312,8 @@ def attribution_checks(study: Study) -> Table:
     ----------
     study : Study
     """
-    return table(
-        "Checks of the attribution maps, with 95 % intervals over participants; a ratio of 1 is chance.",
-        ("Check", "Value"),
-        ((title, written(score)) for title, score in attribution_scores(study).items()),
-    )
+    scores = attribution_scores(study).items()
+    return titled("attribution_checks", ((title, written(score)) for title, score in scores))
 
 
 def confusion(study: Study) -> Table:
@@ -332,8 +328,7 @@ def confusion(study: Study) -> Table:
         (name, *(f"{count}\u00a0({percent(round(count / max(sum(row), 1), 2))})" for count in row))
         for name, row in zip(classes, matrix, strict=False)
     ]
-    header = ("True class", *(f"predicted {name}" for name in classes))
-    return table("Test participants by true (row) and predicted class (column), with shares of the row.", header, rows)
+    return titled("confusion", rows, (f"predicted {name}" for name in classes))
 
 
 def cohort(study: Study) -> Table:
@@ -351,8 +346,7 @@ def cohort(study: Study) -> Table:
         mean = f"{age.mean():.1f} ({age.std(ddof=0):.1f})" if len(age) else UNKNOWN
         women = percent(round(sex.str.startswith("F").mean(), 2)) if len(sex) else UNKNOWN
         rows.append((name, len(own), len(scans), mean, women))
-    header = ("Class", "Participants", "Scans", "Age, mean (sd)", "Women")
-    return table("The cohort by class; age and sex at the first session.", header, rows)
+    return titled("cohort", rows)
 
 
 def split(study: Study) -> Table:
@@ -368,7 +362,7 @@ def split(study: Study) -> Table:
     folds = study.splits["fold"].nunique()
     over = "" if folds == 1 else f", summed over {folds} folds"
     rows = [(name, *counts.loc[name], counts.loc[name].sum()) for name in names]
-    return table(f"Participants by part of the split{over}.", ("Part", *study.params.classes, "All"), rows)
+    return titled("split", rows, (*study.params.classes, "All"), over=over)
 
 
 def flow(study: Study) -> Table:
@@ -381,7 +375,7 @@ def flow(study: Study) -> Table:
     rows = [tuple(row) for row in study.flow.itertuples(index=False)]
     passed = study.features[study.features["qc_verdict"] != "fail"]
     rows.append(("passed quality control", len(passed), passed["participant_id"].nunique()))
-    return table("Scans and participants left after each step.", ("Step", "Scans", "Participants"), rows)
+    return titled("flow", rows)
 
 
 def excluded(study: Study) -> Table:
@@ -393,7 +387,7 @@ def excluded(study: Study) -> Table:
     """
     failed = study.features[study.features["qc_verdict"] == "fail"]
     reasons = Counter(_reason(study.ids.redact(str(text).split("; ")[0])) for text in failed["qc_reasons"])
-    return table("Scans excluded by quality control.", ("First reason", "Scans"), reasons.most_common())
+    return titled("excluded", reasons.most_common())
 
 
 def _reason(text: str) -> str:
@@ -413,8 +407,7 @@ def audit(study: Study) -> Table:
         subject=study.audit["subject"].where(study.audit["subject"].isin(whole), "not named here")
     )
     rows = found[["check", "severity", "subject", "value", "limit", "decision"]].astype(str).map(study.ids.redact)
-    header = ("Check", "Severity", "Of", "Value", "Limit", "Decision")
-    return table("Findings of the audit, the worst first.", header, rows.to_numpy())
+    return titled("audit", rows.to_numpy())
 
 
 def findings(study: Study, column: str, value: str) -> list[str]:
@@ -552,7 +545,7 @@ def packages(study: Study) -> Table:
     ----------
     study : Study
     """
-    return table("Packages.", ("Package", "Version"), sorted(study.provenance.get("packages", {}).items(), key=str))
+    return titled("packages", sorted(study.provenance.get("packages", {}).items(), key=str))
 
 
 def public_params(params: StudyParams) -> dict[str, Any]:

@@ -27,25 +27,11 @@ def templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "bounded": tables.bounded,
-        "counted": tables.counted,
-        "in_words": tables.in_words,
-        "listed": tables.listed,
-        "percent": tables.percent,
-        "plain": "{:g}".format,
-        "written": tables.written,
-    }
-    environment.globals |= {
-        "choices": read_yaml("choices") | {"attribution": TITLES},
-        "limitations_of": limitations,
-        "methods_of": methods,
-        "pairs": _pairs,
-        "run_of": run_of,
-        "summary_of": summary,
-        "tables": tables,
-        "zip": zip,
-    }
+    filters = (tables.bounded, tables.counted, tables.in_words, tables.listed, tables.percent, tables.written)
+    environment.filters |= {function.__name__: function for function in filters} | {"plain": "{:g}".format}
+    environment.globals |= {"summary_of": summary, "methods_of": methods, "limitations_of": limitations}
+    environment.globals |= {"tables": tables, "run_of": run_of, "pairs": _pairs, "zip": zip}
+    environment.globals["choices"] = read_yaml("choices") | {"attribution": TITLES}
     return environment
 
 
