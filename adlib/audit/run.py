@@ -50,11 +50,7 @@ class Audit:
 
 
 def run_audit(
-    listed: pd.DataFrame,
-    classes: tuple[str, ...],
-    params: AuditParams,
-    seed: int,
-    pixels: pd.DataFrame | None = None,
+    listed: pd.DataFrame, classes: tuple[str, ...], params: AuditParams, seed: int, pixels: pd.DataFrame | None = None
 ) -> Audit:
     """Check a source's listing and select the scans of the study.
 

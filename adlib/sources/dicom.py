@@ -332,11 +332,8 @@ def choose(series: list[Series], source: Path) -> tuple[Series, list[tuple[Serie
     left = [(one, one.fault) for one in series if one.fault]
     if not usable:
         reasons = "; ".join(f"{one.title} left out: {one.fault}" for one in series)
-        remedy = (
-            "the folder that holds it and its other slices"
-            if source.is_file() and source.suffix.lower() != ".zip"
-            else "one T1w series"
-        )
+        alone = source.is_file() and source.suffix.lower() != ".zip"
+        remedy = "the folder that holds it and its other slices" if alone else "one T1w series"
         raise StudyError(f"{source.name} holds no 3-D T1w series: {reasons}; give {remedy}")
     best, *others = usable
     if others and not best.rank[0]:

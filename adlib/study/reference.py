@@ -44,9 +44,7 @@ FIXED = {  # table: (columns that name a row, columns left out because they hold
     "flow.tsv": (["step"], []),
     "confounds.tsv": (["column", "measure"], []),
 }
-ROUNDING = (
-    0.05  # standard deviations of a column; 0.008 is the largest difference between AVX-512 and AVX2 instructions
-)
+ROUNDING = 0.05  # standard deviations of a column; the largest difference between AVX-512 and AVX2 is 0.008
 ROUNDING_SCORE = 0.02  # largest difference of a score of a model that is not a network
 LOOSE = ("exec", "train.seed")  # params in which honest reruns differ
 

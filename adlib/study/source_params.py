@@ -88,8 +88,7 @@ class AdniSource(Section):
         "columns.",
     )
     label: Literal["collection", "baseline", "visit"] = Field(
-        "collection",
-        description="Diagnosis: Group of the collection, first visit, or visit nearest to the scan.",
+        "collection", description="Diagnosis: Group of the collection, first visit, or visit nearest to the scan."
     )
     window_days: int = Field(90, ge=0, description="Maximum time between a visit's diagnosis and a scan, days.")
     phases: tuple[str, ...] = Field((), description="ADNI phases (ADNI1, ADNIGO, ADNI2, ADNI3, ADNI4); empty for all.")
