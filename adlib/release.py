@@ -157,9 +157,8 @@ def verify(folder: Path, participants: int | None = None) -> pd.DataFrame:
         If a file is missing.
     """
     params = load_params(folder / PARAMS)
-    splits = make_splits(
-        draw_cohort(cast(PhantomSource, params.source), params.classes, params.seed), params.splits, params.seed
-    )
+    cohort = draw_cohort(cast(PhantomSource, params.source), params.classes, params.seed)
+    splits = make_splits(cohort, params.splits, params.seed)
     tested = sorted(splits.query("fold == 0 and split == 'test'")["participant_id"])
     again = set(tested[:: max(1, len(tested) // participants) if participants else 1])
     with tempfile.TemporaryDirectory() as place:

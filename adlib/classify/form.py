@@ -99,9 +99,8 @@ class App:
     def _inputs(self) -> None:
         self.upload = DropZone(self.receive, [*ACCEPT], self.inbox.limits.max_upload_mb * MIB)
         self.path = widgets.Text(**WORDS["path"])
-        self.samples = [
-            widgets.Button(description=label, tooltip=f"classify the example {label}") for label in self.examples
-        ]
+        samples = {name: f"classify the example {name}" for name in self.examples}
+        self.samples = [widgets.Button(description=name, tooltip=hint) for name, hint in samples.items()]
         for sample, path in zip(self.samples, self.examples.values(), strict=True):
             sample.on_click(lambda _, path=path: self._classify_example(path))
         models = [*self.models.items()] or [("of the study", self.worker)]

@@ -9,15 +9,8 @@ import yaml
 from adlib.audit.acquisition import IMAGE_QUALITY
 from adlib.preprocess import quality
 from adlib.preprocess.derivatives import Preprocessed
-from adlib.training.cohort_reference import (
-    IMAGE,
-    QUALITY,
-    VOLUMES,
-    FeatureDistribution,
-    describe,
-    farthest,
-    mahalanobis_distances,
-)
+from adlib.training import cohort_reference
+from adlib.training.cohort_reference import IMAGE, QUALITY, VOLUMES, FeatureDistribution
 from adlib.training.model_file import Classifier
 
 PASSED, WARNING, FAILED, UNCHECKED = "passed", "warning", "failed", "not checked"
@@ -83,7 +76,7 @@ def check_input(
     if least := classifier.card.cohort.get("min_age"):
         checks.append(_check_age((person or {}).get("age"), least))
     reference = classifier.card.reference.get("gate") or {}
-    values = describe(prepared.features | prepared.qc)
+    values = cohort_reference.describe(prepared.features | prepared.qc)
     for name, quantity in COMPARED.items():
         title, problem, advice = (TEXTS[name][part] for part in ("title", "problem", "advice"))
         if name not in classifier.distributions or name not in reference.get("centre", {}):
@@ -91,7 +84,7 @@ def check_input(
             continue
         space = classifier.distributions[name]
         measured = features if name == IMAGE else np.array([values[name].get(key, np.nan) for key in space.names])
-        distance = np.log(max(float(mahalanobis_distances(measured[None], space)[0]), 1e-6))
+        distance = np.log(max(float(cohort_reference.mahalanobis_distances(measured[None], space)[0]), 1e-6))
         z = (distance - reference["centre"][name]) / reference["spread"][name]
         limit = reference["threshold"]
         message = f"{quantity} distance z = {z:.2f} relative to held-out scans (limit {limit:.2f})"
@@ -126,7 +119,7 @@ def _check_limits(values: dict[str, float], names: tuple[str, ...], title: str, 
 def _largest_deviations(values: np.ndarray, space: FeatureDistribution) -> dict[str, str]:
     """Value and training values by the words for each of the most extreme quantities."""
     parts = {}
-    for name, value, mean, sd in farthest(values, space):
+    for name, value, mean, sd in cohort_reference.farthest(values, space):
         if name in quality.LIMITS:
             parts[quality.LIMITS[name].meaning] = f"{value:.3g} (training {mean:.3g} ± {sd:.2g})"
         else:  # logarithms of volumes

@@ -103,9 +103,8 @@ def _result(axis: Axes, prediction: Prediction) -> None:
     axis.set_axis_off()
     axis.set_title("not classified", fontweight="bold")
     problems = [check.problem for check in prediction.checks if check.refusal]
-    reasons = (
-        [prediction.advice, *(f"Also: {problem}" for problem in problems[1:])] if problems else prediction.refusals
-    )
+    also = [f"Also: {problem}" for problem in problems[1:]]
+    reasons = [prediction.advice, *also] if problems else prediction.refusals
     words = "\n".join(textwrap.fill(reason, 44) for reason in reasons)
     axis.text(0, 1, words, va="top", fontsize="x-small", transform=axis.transAxes)
 
@@ -138,9 +137,8 @@ def plot_attribution(
             axis.set_axis_off()
             axis.imshow(prediction.seen[k, 1], cmap="gray", vmin=-2, vmax=3)
             if row:
-                axis.imshow(
-                    evidence[k], cmap="RdBu_r", vmin=-top, vmax=top, alpha=np.clip(2 * abs(evidence[k]) / top, 0, 0.7)
-                )
+                strength = np.clip(2 * abs(evidence[k]) / top, 0, 0.7)
+                axis.imshow(evidence[k], cmap="RdBu_r", vmin=-top, vmax=top, alpha=strength)
             mark_sides(axis, channel_planes(prediction.card.input)[1], display)
     figure.suptitle(f"Evidence for {prediction.predicted} (red) and against it (blue)\n{method}", fontsize="medium")
     return figure

@@ -403,9 +403,8 @@ def audit(study: Study) -> Table:
     study : Study
     """
     whole = {*study.params.classes, "all", "all participants", "all scans"}
-    found = study.audit.assign(
-        subject=study.audit["subject"].where(study.audit["subject"].isin(whole), "not named here")
-    )
+    of = study.audit["subject"]
+    found = study.audit.assign(subject=of.where(of.isin(whole), "not named here"))
     rows = found[["check", "severity", "subject", "value", "limit", "decision"]].astype(str).map(study.ids.redact)
     return titled("audit", rows.to_numpy())
 
