@@ -22,20 +22,12 @@ from adlib.study.records import FIGURES, StudyError, atomic_path, flat, read_jso
 PUBLISHED = Path("figures")  # relative to the repository root
 TABLES = PUBLISHED / "reference"
 TOLERANCES = PUBLISHED / "main_results.tsv"
-MAIN_RESULTS = pd.DataFrame(
-    [
-        ("resnet50", "balanced_accuracy", ""),
-        ("resnet50", "roc_auc", "macro"),
-        ("resnet50", "roc_auc_binary", ""),
-        ("resnet50", "log_loss", ""),
-        ("resnet50", "coverage", ""),
-        ("shuffled_labels", "balanced_accuracy", ""),
-        ("background", "balanced_accuracy", ""),
-        ("slice_split", "balanced_accuracy", ""),
-        ("slice_split", "roc_auc_binary", ""),
-    ],
-    columns=["run", "metric", "class"],
-)
+MAIN_RESULTS = pd.DataFrame([
+    ("resnet50", "balanced_accuracy", ""), ("resnet50", "roc_auc", "macro"), ("resnet50", "roc_auc_binary", ""),
+    ("resnet50", "log_loss", ""), ("resnet50", "coverage", ""), ("shuffled_labels", "balanced_accuracy", ""),
+    ("background", "balanced_accuracy", ""), ("slice_split", "balanced_accuracy", ""),
+    ("slice_split", "roc_auc_binary", ""),
+], columns=["run", "metric", "class"])  # fmt: skip
 FIXED = {  # table: (columns that name a row, columns left out because they hold paths, digests or sentences)
     "manifest.tsv": (["scan_id"], ["path", "sha256"]),
     "splits.tsv": (["participant_id", "fold"], []),

@@ -31,6 +31,7 @@ _LABELS = "Mapping of labels to classes; other labels stay as they are, and scan
 _COLUMNS: Any = Field(
     {}, description="Mapping of the tables' column names, such as {subject: participant_id, M/F: sex}."
 )
+_TABLE: Any = Field(description="Table with participant_id, diagnosis and, where available, session_id, age and sex.")
 _CDR = Field({"0": "CN", "0.5": "MCI", "1": "AD", "2": "AD"}, description="Mapping of CDR scores to classes.")
 
 
@@ -69,9 +70,7 @@ class CapsSource(Section):
 
     kind: Literal["caps"]
     root: Path = Field(description="CAPS folder, with subjects/.")
-    table: Path = Field(
-        description="Table with participant_id, diagnosis and, where available, session_id, age and sex."
-    )
+    table: Path = _TABLE
     label_column: str = Field("diagnosis", description="Column of the diagnosis.")
     labels: dict[str, str] = Field({}, description=_LABELS)
     columns: dict[str, str] = _COLUMNS
@@ -174,9 +173,7 @@ class DicomSource(Section):
         r"^(?P<participant>[^/]+)(/(?P<session>[^/]+))?",
         description="Regular expression on a session folder's path relative to root.",
     )
-    table: Path = Field(
-        description="Table with participant_id, diagnosis and, where available, session_id, age and sex."
-    )
+    table: Path = _TABLE
     label_column: str = Field("diagnosis", description="Column of the diagnosis.")
     labels: dict[str, str] = Field({}, description=_LABELS)
     columns: dict[str, str] = _COLUMNS
