@@ -3,8 +3,6 @@
 The scores of the model of people, `models/oasis1`, are verified with the data it is trained on.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -32,8 +30,6 @@ from adlib.study.metrics import file_run
 from adlib.study.params import StudyParams, dump_params, load_params
 from adlib.study.records import (
     ANSWERS,
-    MANIFEST,
-    SPLITS,
     StudyError,
     content_digest,
     read_json,
@@ -85,9 +81,7 @@ def release(params: StudyParams, folder: Path) -> pd.DataFrame:
         )
     study = read_study(params)
     classifier = model_file.load(params.folder / WEIGHTS)
-    splits = read_table(params.folder / "splits.tsv", SPLITS)
-    manifest = read_table(params.folder / "manifest.tsv", MANIFEST)
-    tested = splits.query("fold == 0 and split == 'test'")["participant_id"]
+    manifest, tested = study.manifest, study.splits.query("fold == 0 and split == 'test'")["participant_id"]
     model_file.save(classifier, folder / WEIGHTS, half=True)
     predictions = _predict_scans(folder / WEIGHTS, manifest[manifest["participant_id"].isin(tested)], params)
     scores = _score_predictions(predictions, params)
@@ -163,9 +157,8 @@ def verify(folder: Path, participants: int | None = None) -> pd.DataFrame:
         If a file is missing.
     """
     params = load_params(folder / PARAMS)
-    splits = make_splits(
-        draw_cohort(cast(PhantomSource, params.source), params.classes, params.seed), params.splits, params.seed
-    )
+    cohort = draw_cohort(cast(PhantomSource, params.source), params.classes, params.seed)
+    splits = make_splits(cohort, params.splits, params.seed)
     tested = sorted(splits.query("fold == 0 and split == 'test'")["participant_id"])
     again = set(tested[:: max(1, len(tested) // participants) if participants else 1])
     with tempfile.TemporaryDirectory() as place:

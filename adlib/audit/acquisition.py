@@ -1,7 +1,5 @@
 """Acquisition facts of scans: site, scanner, sequence, voxels and date, as a table and as numbers for a classifier."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -3,8 +3,6 @@
 The texts are in ``advice.yaml``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Confounds: association of acquisition and demographic facts with the label, and its prediction without any image."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from itertools import combinations
 
@@ -12,25 +10,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from adlib.audit.acquisition import (
-    ACQUISITION,
-    COHORT,
-    IMAGE_QUALITY,
-    PHASE,
-    SEQUENCE,
-    SLICES,
-    acquisition_encoder,
-    first_scans,
-)
+from adlib.audit import acquisition
+from adlib.audit.acquisition import ACQUISITION, IMAGE_QUALITY, acquisition_encoder, first_scans
 from adlib.audit.advice import CHECKS, Finding, findings_of
 from adlib.study.params import AuditParams
 
 DEMOGRAPHIC = ("age", "sex")
 _SINGLE = {
-    "cohort-tells-label": COHORT,
-    "phase-tells-label": PHASE,
-    "slices-tell-label": SLICES,
-    "sequence-tells-label": SEQUENCE,
+    "cohort-tells-label": acquisition.COHORT,
+    "phase-tells-label": acquisition.PHASE,
+    "slices-tell-label": acquisition.SLICES,
+    "sequence-tells-label": acquisition.SEQUENCE,
 }
 _RESAMPLES = 500
 _MIN_PEOPLE = 10  # of each of two classes, for the AUC of that pair

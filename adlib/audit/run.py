@@ -1,7 +1,5 @@
 """The audit as a whole: a listing in, the manifest of the included scans and all findings out; a stop ends it."""
 
-from __future__ import annotations
-
 import difflib
 import sys
 from dataclasses import dataclass
@@ -52,11 +50,7 @@ class Audit:
 
 
 def run_audit(
-    listed: pd.DataFrame,
-    classes: tuple[str, ...],
-    params: AuditParams,
-    seed: int,
-    pixels: pd.DataFrame | None = None,
+    listed: pd.DataFrame, classes: tuple[str, ...], params: AuditParams, seed: int, pixels: pd.DataFrame | None = None
 ) -> Audit:
     """Check a source's listing and select the scans of the study.
 
@@ -97,10 +91,8 @@ def run_audit(
     if pixels is None:
         findings += findings_of("pixels-unchecked", "info", ["all scans"], f"{len(kept)} scans")
     findings += checks.check_cohorts(kept) + checks.check_people(kept) + geometry
-    kept = kept.fillna({"session_id": "ses-01", "sha256": "unread"}).drop(
-        columns=["excluded", "notes"], errors="ignore"
-    )
-    manifest = check_table(kept.drop_duplicates("scan_id"), MANIFEST, "manifest")
+    kept = kept.fillna({"session_id": "ses-01", "sha256": "unread"}).drop_duplicates("scan_id")
+    manifest = check_table(kept.drop(columns=["excluded", "notes"], errors="ignore"), MANIFEST, "manifest")
     groups = [set(people) for finding in findings for people in finding[LINKED]]
     if linked := first_of_linked(people for people in groups if len(people) > 1):
         manifest[SAME_PERSON] = manifest["participant_id"].map(linked)

@@ -1,7 +1,5 @@
 """Pixels of scans: digest and thumbnail of each, copies among them, and groups of images of one head."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from functools import partial
@@ -63,9 +61,8 @@ def pixel_facts(listed: pd.DataFrame, *, pool: Pool = EVERY_CORE) -> pd.DataFram
         If the system cannot read a file.
     """
     wanted = listed["path"].notna() & (listed["excluded"].isna() if "excluded" in listed else True)
-    facts = map_scans(
-        _facts, list(listed.loc[wanted, "path"]), pool=pool, label="comparing pixels", lost=_lost, isolate=True
-    )
+    paths = list(listed.loc[wanted, "path"])
+    facts = map_scans(_facts, paths, pool=pool, label="comparing pixels", lost=_lost, isolate=True)
     read = pd.DataFrame(facts, index=listed.index[wanted], columns=PIXEL_FACTS, dtype=object)
     return read.reindex(listed.index).astype({"nan_share": float})
 

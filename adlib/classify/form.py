@@ -1,7 +1,5 @@
 """The form: choose scans, classify them in a process, view the results, download a report."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
+import yaml
 
-from adlib.classify.drop_zone import DropZone
-from adlib.classify.examples import list_examples
-from adlib.classify.model_store import find_models
+from adlib.classify.model_store import find_models, list_examples
 from adlib.classify.scan_tables import scan_table, summaries, unique_name
-from adlib.classify.uploads import ACCEPT, MIB, Chosen, Inbox, open_home
+from adlib.classify.uploads import ACCEPT, MIB, Chosen, DropZone, Inbox, open_home
 from adlib.classify.views import Viewer, html, links_html
 from adlib.classify.worker import EXPECTED_S, CancelledError, Result, Worker
 from adlib.sources.scanfile import scan_name
@@ -22,15 +19,11 @@ from adlib.study.params import StudyParams
 from adlib.study.records import StudyError
 from adlib.training.model_card import read_card
 
-NOTHING_CHOSEN = "Choose or drop a scan first, or press an example."
-EXAMPLES = "Or try an example, a simulated head with its true class:"
-PROPOSED = "Age and sex are proposed from the header of the file: correct or clear them where they are wrong."
+WORDS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_bytes())
+SENTENCES = WORDS["sentences"]
 STAGES = tuple(EXPECTED_S)
 MAX_WITH_PICTURES = 20  # pictures of older results are deleted to save memory
 MAX_AGE = 120.0  # years
-WIDE = {"width": "38em", "max_width": "100%"}
-LABELS = {"description_width": "5em"}
-SHORT = {"description_width": "initial"}
 WRAP = {"flex_flow": "row wrap"}
 
 
@@ -95,58 +88,36 @@ class App:
         row = widgets.Box([self.age, self.sex, self.button, self.cancel, self.options], layout=WRAP)
         chosen = [self.path, *([self.model] if self.models else []), self.explain]
         self.more = widgets.VBox(chosen, layout={"display": "none"})
-        examples = widgets.Box([widgets.HTML(html("note", EXAMPLES)), *self.samples], layout=WRAP)
+        examples = widgets.Box([widgets.HTML(html("note", SENTENCES["examples"])), *self.samples], layout=WRAP)
         order = widgets.Box([self.report, self.sort, self.descending], layout=WRAP)
         self.after = widgets.VBox([order, self.links, self.summary], layout={"display": "none"})
         self.about = widgets.HTML(html("note", self.worker.about))
         asked = [self.upload, self.waiting, self.about, row, self.more, *([examples] if self.samples else [])]
-        self.box = Form(
-            [*asked, self.stage, self.queue, self.shown, self.after],
-            "The upload form appears here while a kernel runs: make lab, or make app",
-        )
+        self.box = Form([*asked, self.stage, self.queue, self.shown, self.after], SENTENCES["no kernel"])
         self.box.add_class("adlib-form")
 
     def _inputs(self) -> None:
         self.upload = DropZone(self.receive, [*ACCEPT], self.inbox.limits.max_upload_mb * MIB)
-        self.path = widgets.Text(
-            description="or a path", placeholder="on this computer: a file or a folder of DICOM", layout=WIDE,
-            style=LABELS, tooltip="path of a scan on the computer that runs this page",
-        )  # fmt: skip
-        self.samples = [
-            widgets.Button(description=label, tooltip=f"classify the example {label}") for label in self.examples
-        ]
+        self.path = widgets.Text(**WORDS["path"])
+        samples = {name: f"classify the example {name}" for name in self.examples}
+        self.samples = [widgets.Button(description=name, tooltip=hint) for name, hint in samples.items()]
         for sample, path in zip(self.samples, self.examples.values(), strict=True):
             sample.on_click(lambda _, path=path: self._classify_example(path))
-        self.model = widgets.Dropdown(
-            options=[*self.models.items()] or [("of the study", self.worker)], description="model", layout=WIDE,
-            style=LABELS, tooltip="whom the model was trained on",
-        )  # fmt: skip
-        self.age = widgets.Text(
-            description="age, years", placeholder="optional", layout={"width": "11em"}, style=SHORT,
-            tooltip="age in years, for percentiles of volumes; of one scan only",
-        )  # fmt: skip
-        self.sex = widgets.Dropdown(
-            options=[("not given", None), ("female", 1.0), ("male", 0.0)], description="sex", layout={"width": "12em"},
-            style=SHORT, tooltip="for percentiles of volumes; of one scan only",
-        )  # fmt: skip
-        self.explain = widgets.Checkbox(
-            description="show an attribution map", indent=False, layout={"width": "18em"},
-            tooltip="evidence for the predicted class; takes a few seconds more",
-        )  # fmt: skip
+        models = [*self.models.items()] or [("of the study", self.worker)]
+        self.model = widgets.Dropdown(options=models, **WORDS["model"])
+        self.age = widgets.Text(**WORDS["age"])
+        self.sex = widgets.Dropdown(options=[("not given", None), ("female", 1.0), ("male", 0.0)], **WORDS["sex"])
+        self.explain = widgets.Checkbox(indent=False, **WORDS["explain"])
 
     def _outputs(self) -> None:
-        self.button = widgets.Button(description="Classify", button_style="primary", tooltip="start")
-        self.cancel = widgets.Button(
-            description="Cancel", disabled=True, tooltip="stop now and drop the scans that have not begun"
-        )
-        self.options = widgets.ToggleButton(description="More options", tooltip="a path, the model, an attribution map")
+        self.button = widgets.Button(button_style="primary", **WORDS["button"])
+        self.cancel = widgets.Button(disabled=True, **WORDS["cancel"])
+        self.options = widgets.ToggleButton(**WORDS["options"])
         self.waiting, self.stage, self.queue, self.links, self.summary = (widgets.HTML() for _ in range(5))
         self.shown = widgets.VBox()
-        self.sort = widgets.Dropdown(
-            options=["scan"], description="sort by", tooltip="column that the table is sorted by"
-        )
-        self.descending = widgets.ToggleButton(description="descending", tooltip="largest first")
-        self.report = widgets.Button(description="Make report", tooltip="CSV, JSON, HTML and PDF")
+        self.sort = widgets.Dropdown(options=["scan"], **WORDS["sort"])
+        self.descending = widgets.ToggleButton(**WORDS["descending"])
+        self.report = widgets.Button(**WORDS["report"])
 
     def _model_chosen(self, change: dict[str, Any]) -> None:
         self.worker = change["new"]
@@ -180,7 +151,7 @@ class App:
             return
         self.age.value = f"{stated['age']:g}" if "age" in stated else ""
         self.sex.index = [value for _, value in self.sex.options].index(stated.get("sex"))
-        self.waiting.value += html("status", PROPOSED)
+        self.waiting.value += html("status", SENTENCES["proposed"])
 
     def _chosen(self) -> list[Chosen]:
         """All scans that the button classifies."""
@@ -204,7 +175,7 @@ class App:
             return
         chosen = self._chosen()
         if not chosen:
-            self.shown.children = [widgets.HTML(html("alert", NOTHING_CHOSEN))]
+            self.shown.children = [widgets.HTML(html("alert", SENTENCES["nothing chosen"]))]
             return
         try:
             person = self._person() if len(chosen) == 1 else {}
@@ -279,7 +250,7 @@ class App:
 
         try:
             if str(scan.path) in self.examples.values() and not scan.path.exists():
-                self.stage.value = html("status", "simulating the examples; this takes about a minute, once")
+                self.stage.value = html("status", SENTENCES["simulating"])
                 self.simulate()
             result = worker.classify(scan.path, person, show_stage, explain)
         except CancelledError:

@@ -1,73 +1,27 @@
 """Checks of a scan before it is classified: field of view, contrast, quality, distance from the training scans."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import yaml
 
 from adlib.audit.acquisition import IMAGE_QUALITY
 from adlib.preprocess import quality
 from adlib.preprocess.derivatives import Preprocessed
-from adlib.training.cohort_reference import (
-    IMAGE,
-    QUALITY,
-    VOLUMES,
-    FeatureDistribution,
-    describe,
-    farthest,
-    mahalanobis_distances,
-)
+from adlib.training import cohort_reference
+from adlib.training.cohort_reference import IMAGE, QUALITY, VOLUMES, FeatureDistribution
 from adlib.training.model_file import Classifier
 
-UNLIKE = "too different from the training scans"
 PASSED, WARNING, FAILED, UNCHECKED = "passed", "warning", "failed", "not checked"
-# Title of a check, the QC values that it rests on, and, if it fails, what is wrong and what to do.
-LIMIT_CHECKS = {
-    "Whole brain in the field of view": (
-        ("qc_coverage", "qc_mask_ml", "qc_scale", "qc_dark"),
-        "a part of the brain is missing or dark",
-        "Use a scan of the whole head without cropped or blanked parts",
-    ),
-    "Registration and orientation": (
-        ("qc_similarity", "qc_mask_dice", "qc_symmetry", "qc_asymmetry"),
-        "the head does not fit the template",
-        "Check the brain outline in the figure; if it misses the brain, convert the scan from DICOM again to restore "
-        "the orientation in its header",
-    ),
-    "T1w contrast": (
-        ("qc_order", "qc_cnr"),
-        "the contrast is not that of a T1w scan",
-        "White matter must be brighter than grey matter and grey matter brighter than CSF; use the T1w series "
-        "(MPRAGE, SPGR, FSPGR or TFE) without contrast agent",
-    ),
-    "Noise, motion and artefacts": (
-        IMAGE_QUALITY,
-        "too much noise, motion or artefacts",
-        "Use a repeat of the scan, if there is one",
-    ),
+QC_VALUES = {
+    "view": ("qc_coverage", "qc_mask_ml", "qc_scale", "qc_dark"),
+    "registration": ("qc_similarity", "qc_mask_dice", "qc_symmetry", "qc_asymmetry"),
+    "contrast": ("qc_order", "qc_cnr"),
+    "noise": IMAGE_QUALITY,
 }
-# Title of a check, the compared quantity, and, if it fails, what is wrong and what to do.
-DISTANCE_CHECKS = {
-    QUALITY: (
-        "Image quality within the training distribution",
-        "quality",
-        f"{UNLIKE} in image quality",
-        "The model was not tested on such scans; use another scan of the person, or a model trained on similar scans",
-    ),
-    VOLUMES: (
-        "Volumes within the training distribution",
-        "volume",
-        f"{UNLIKE} in volumes",
-        "Check the outlines in the figure; if they follow the brain, the model was not trained on similar brains",
-    ),
-    IMAGE: (
-        "Network features within the training distribution",
-        "feature",
-        f"{UNLIKE} in the network's features",
-        "Use a model trained on similar scans (scanner, sequence, age)",
-    ),
-}
+COMPARED = {QUALITY: "quality", VOLUMES: "volume", IMAGE: "feature"}
+TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_bytes())
 
 
 @dataclass(frozen=True)
@@ -118,18 +72,19 @@ def check_input(
     -------
     tuple of Check
     """
-    checks = [_check_limits(title, prepared.qc, *rest) for title, rest in LIMIT_CHECKS.items()]
+    checks = [_check_limits(prepared.qc, names, **TEXTS[check]) for check, names in QC_VALUES.items()]
     if least := classifier.card.cohort.get("min_age"):
         checks.append(_check_age((person or {}).get("age"), least))
     reference = classifier.card.reference.get("gate") or {}
-    values = describe(prepared.features | prepared.qc)
-    for name, (title, quantity, problem, advice) in DISTANCE_CHECKS.items():
+    values = cohort_reference.describe(prepared.features | prepared.qc)
+    for name, quantity in COMPARED.items():
+        title, problem, advice = (TEXTS[name][part] for part in ("title", "problem", "advice"))
         if name not in classifier.distributions or name not in reference.get("centre", {}):
             checks.append(Check(title, UNCHECKED, "the model file stores no cohort reference", ""))
             continue
         space = classifier.distributions[name]
         measured = features if name == IMAGE else np.array([values[name].get(key, np.nan) for key in space.names])
-        distance = np.log(max(float(mahalanobis_distances(measured[None], space)[0]), 1e-6))
+        distance = np.log(max(float(cohort_reference.mahalanobis_distances(measured[None], space)[0]), 1e-6))
         z = (distance - reference["centre"][name]) / reference["spread"][name]
         limit = reference["threshold"]
         message = f"{quantity} distance z = {z:.2f} relative to held-out scans (limit {limit:.2f})"
@@ -150,7 +105,7 @@ def _check_age(age: float | None, least: float) -> Check:
     return Check(title, status, f"age is {age:g} years; {trained}", "Use a model for that age", problem)
 
 
-def _check_limits(title: str, values: dict[str, float], names: tuple[str, ...], problem: str, advice: str) -> Check:
+def _check_limits(values: dict[str, float], names: tuple[str, ...], title: str, problem: str, advice: str) -> Check:
     grades = {name: quality.grade(name, values[name]) for name in names if name in values}
     if not grades:
         return Check(title, UNCHECKED, "not measured", advice)
@@ -164,7 +119,7 @@ def _check_limits(title: str, values: dict[str, float], names: tuple[str, ...], 
 def _largest_deviations(values: np.ndarray, space: FeatureDistribution) -> dict[str, str]:
     """Value and training values by the words for each of the most extreme quantities."""
     parts = {}
-    for name, value, mean, sd in farthest(values, space):
+    for name, value, mean, sd in cohort_reference.farthest(values, space):
         if name in quality.LIMITS:
             parts[quality.LIMITS[name].meaning] = f"{value:.3g} (training {mean:.3g} ± {sd:.2g})"
         else:  # logarithms of volumes

@@ -1,7 +1,5 @@
 """Training scans nearest to a new one in the network's features: for comparison by eye, not part of the decision."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import BadZipFile

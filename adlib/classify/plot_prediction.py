@@ -1,9 +1,6 @@
 """Figures of a classified scan: three views, summary, evidence, nearest training scans."""
 
-from __future__ import annotations
-
 import textwrap
-from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,9 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from adlib.classify.nearest import Neighbour, middle_slice
 from adlib.classify.result import Prediction
 from adlib.classify.scan_tables import VOLUME_LABELS, format_ml
-from adlib.figures.sides import SIDED, channel_planes, mark_sides, turned
+from adlib.figures.sides import SIDED, channel_planes, mark_sides, strip
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
-from adlib.imaging.volume import extract_slice
 from adlib.preprocess.derivatives import Preprocessed
 from adlib.study.params import Display
 
@@ -107,9 +103,8 @@ def _result(axis: Axes, prediction: Prediction) -> None:
     axis.set_axis_off()
     axis.set_title("not classified", fontweight="bold")
     problems = [check.problem for check in prediction.checks if check.refusal]
-    reasons = (
-        [prediction.advice, *(f"Also: {problem}" for problem in problems[1:])] if problems else prediction.refusals
-    )
+    also = [f"Also: {problem}" for problem in problems[1:]]
+    reasons = [prediction.advice, *also] if problems else prediction.refusals
     words = "\n".join(textwrap.fill(reason, 44) for reason in reasons)
     axis.text(0, 1, words, va="top", fontsize="x-small", transform=axis.transAxes)
 
@@ -142,9 +137,8 @@ def plot_attribution(
             axis.set_axis_off()
             axis.imshow(prediction.seen[k, 1], cmap="gray", vmin=-2, vmax=3)
             if row:
-                axis.imshow(
-                    evidence[k], cmap="RdBu_r", vmin=-top, vmax=top, alpha=np.clip(2 * abs(evidence[k]) / top, 0, 0.7)
-                )
+                strength = np.clip(2 * abs(evidence[k]) / top, 0, 0.7)
+                axis.imshow(evidence[k], cmap="RdBu_r", vmin=-top, vmax=top, alpha=strength)
             mark_sides(axis, channel_planes(prediction.card.input)[1], display)
     figure.suptitle(f"Evidence for {prediction.predicted} (red) and against it (blue)\n{method}", fontsize="medium")
     return figure
@@ -201,13 +195,14 @@ def _label_sides(axis: Axes, plane: str, display: Display, columns: int) -> None
 def _draw_slices(
     axis: Axes, prepared: Preprocessed, plane: str, positions: tuple[float, ...], display: Display
 ) -> None:
-    cut = partial(_row, affine=prepared.affine, plane=plane, positions=positions, display=display)
-    edges = {TISSUE_EDGE: prepared.tissues[..., 1], BRAIN_EDGE: prepared.mask}
+    volumes = (prepared.native, prepared.tissues[..., 1], prepared.mask)
+    views = [(plane, position) for position in positions]
+    head, *edges = (strip(volume.astype(np.float32), prepared.affine, display, views) for volume in volumes)
     axis.set_axis_off()
-    axis.imshow(
-        cut(prepared.native.astype(np.float32)), cmap="gray", vmin=0, vmax=brightest(prepared), interpolation="bilinear"
-    )
-    _outline(axis, {colour: cut(volume.astype(np.float32)) for colour, volume in edges.items()})
+    axis.imshow(head, cmap="gray", vmin=0, vmax=brightest(prepared), interpolation="bilinear")
+    for colour, edge in zip((TISSUE_EDGE, BRAIN_EDGE), edges, strict=True):
+        if edge.min() < 0.5 < edge.max():
+            axis.contour(edge, levels=[0.5], colors=colour, linewidths=0.6)
 
 
 def brightest(prepared: Preprocessed) -> float:
@@ -226,21 +221,8 @@ def brightest(prepared: Preprocessed) -> float:
     return float(np.percentile(inside, 99.5)) * 1.2 if inside.size else float(prepared.native.max())
 
 
-def _row(
-    volume: np.ndarray, affine: np.ndarray, plane: str, positions: tuple[float, ...], display: Display
-) -> np.ndarray:
-    slices = (extract_slice(volume, affine, plane, position) for position in positions)
-    return np.hstack([turned(slice_, plane, display) for slice_ in slices])
-
-
 def _label(axis: Axes, x: float, y: float, label: str, **aligned: str) -> None:
     axis.text(x, y, label, transform=axis.transAxes, color="white", fontsize="small", **aligned)
-
-
-def _outline(axis: Axes, images: dict[str, np.ndarray]) -> None:
-    for colour, image in images.items():
-        if image.min() < 0.5 < image.max():
-            axis.contour(image, levels=[0.5], colors=colour, linewidths=0.6)
 
 
 def _probabilities(axis: Axes, pooled: np.ndarray, slices: np.ndarray, classes: tuple[str, ...]) -> None:
@@ -251,13 +233,8 @@ def _probabilities(axis: Axes, pooled: np.ndarray, slices: np.ndarray, classes: 
         axis.plot(column + offsets, slices[:, column], "o", color="white", markeredgecolor="black", markersize=4)
         above = max(pooled[column], slices[:, column].max())
         axis.text(column, above + 0.04, f"{pooled[column]:.2f}", ha="center")
-    axis.set(
-        xticks=range(len(classes)),
-        xticklabels=classes,
-        ylim=(0, 1.12),
-        yticks=(0, 0.5, 1),
-        title="probability\n(dots: single slices)",
-    )
+    axis.set_xticks(range(len(classes)), classes)
+    axis.set(ylim=(0, 1.12), yticks=(0, 0.5, 1), title="probability\n(dots: single slices)")
 
 
 def _volume(axis: Axes, value: float, cohort: dict[str, list[float]], classes: tuple[str, ...]) -> None:

@@ -1,7 +1,5 @@
 """Classify a scan with a study's model, through the code that processes the scans of a study."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache, partial

@@ -1,7 +1,5 @@
 """The classification of one scan: prediction, prediction set and percentiles, as a record."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -19,6 +17,10 @@ from adlib.training.model_file import ModelCard
 
 SIMULATED = "Research only. The model was trained on simulated images: the result means nothing about a patient."
 SHORT = 12  # characters of the hash of a model file
+RECORDED = (  # of a prediction, as it is
+    "name", "warning", "provenance", "time", "predicted", "statement", "advice", "coverage", "probabilities",
+    "agreement", "percentiles", "percentiles_note", "person",
+)  # fmt: skip
 RESEARCH = "Research only. Not a medical device: the result is no diagnosis and no basis for treatment."
 
 
@@ -168,28 +170,15 @@ def as_record(prediction: Prediction) -> Record:
     dict
     """
     prepared, card = prediction.prepared, prediction.card
-    return {
-        "name": prediction.name,
-        "warning": prediction.warning,
+    return {name: getattr(prediction, name) for name in RECORDED} | {
         "origin": card.origin,
-        "provenance": prediction.provenance,
-        "time": prediction.time,
         "version": version("adlib"),
-        "predicted": prediction.predicted,
-        "statement": prediction.statement,
-        "advice": prediction.advice,
         "set": list(prediction.possible),
-        "coverage": prediction.coverage,
-        "probabilities": prediction.probabilities,
-        "agreement": prediction.agreement,
         "slice_probabilities": pd.DataFrame(prediction.slices, columns=list(card.classes)).to_dict("records"),
         "nearest": [{k: v for k, v in vars(scan).items() if k != "picture"} for scan in prediction.nearest],
         "checks": [asdict(check) for check in prediction.checks],
         "refused": list(prediction.refusals),
         "volumes": _finite(prepared.features),
-        "percentiles": prediction.percentiles,
-        "percentiles_note": prediction.percentiles_note,
-        "person": prediction.person,
         "qc": _finite(prepared.qc),
         "verdict": prepared.verdict,
         "reasons": list(prepared.reasons),

@@ -1,7 +1,5 @@
 """Tables of classified scans, from their records, and the words of a classification."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from itertools import chain, count
 from typing import Any

@@ -1,7 +1,5 @@
 """The process of a `Worker`: loads the model once and classifies scans until the form is gone."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import queue

@@ -1,22 +1,13 @@
 """Scores, predictions and example scans of a study's model: from its last run or, before it, as released."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pandas as pd
 
-from adlib.classify.examples import list_examples, simulated_files
-from adlib.classify.model_store import (
-    PREDICTED,
-    SCORES,
-    STORED,
-    WEIGHTS,
-    find_model,
-    was_run,
-)
+from adlib.classify import model_store
+from adlib.classify.model_store import find_model, list_examples, simulated_files, was_run
 from adlib.classify.nearest import write_examples
 from adlib.phantom.cohort import draw_cohort, write_cohort
 from adlib.study.metrics import file_run, read_metrics
@@ -34,7 +25,7 @@ def store_examples(params: StudyParams) -> None:
     params : StudyParams
     """
     if was_run(params):
-        write_examples(params, params.folder / WEIGHTS)
+        write_examples(params, params.folder / model_store.WEIGHTS)
 
 
 def stored_scores(params: StudyParams) -> pd.DataFrame:
@@ -49,7 +40,7 @@ def stored_scores(params: StudyParams) -> pd.DataFrame:
     DataFrame
         See `adlib.study.metrics.read_metrics`.
     """
-    return read_metrics(params.folder if was_run(params) else find_model(params).with_name(SCORES))
+    return read_metrics(params.folder if was_run(params) else find_model(params).with_name(model_store.SCORES))
 
 
 def stored_predictions(params: StudyParams) -> pd.DataFrame:
@@ -66,11 +57,11 @@ def stored_predictions(params: StudyParams) -> pd.DataFrame:
     """
     columns = [f"p_{name}" for name in params.classes]
     if was_run(params):
-        table = read_table(params.folder / PREDICTED, PREDICTIONS)
+        table = read_table(params.folder / model_store.PREDICTED, PREDICTIONS)
         tested = table[(table["run"] == file_run(table["run"])) & (table["split"] == "test")]
         pooled = pool_level(tested, "scan", params.classes, params.input.pooling)
     else:
-        pooled = read_table(find_model(params).with_name(STORED), ANSWERS)
+        pooled = read_table(find_model(params).with_name(model_store.STORED), ANSWERS)
     return pooled.assign(predicted=np.array(params.classes)[pooled[columns].to_numpy().argmax(axis=1)])
 
 

@@ -1,18 +1,21 @@
-"""Uploaded files: taken out of the page at once, stored in a private folder within limits, deleted afterwards."""
+"""Uploaded files: received in parts of a few megabytes, stored in a private folder within limits, deleted afterwards.
 
-from __future__ import annotations
+The form's `DropZone` receives them, chosen, dropped, or a whole folder; its `Inbox` stores them.
+"""
 
 import atexit
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import anywidget
 import psutil
+import traitlets
 
 from adlib.sources.dicom import MAX_FILES
 from adlib.sources.image_files import SLICES
@@ -23,6 +26,44 @@ PREFIX = "adlib-app-"
 ACCEPT = (*SUFFIXES, ".gz")
 LONGEST = 100  # characters of a file name
 MIB = 2**20
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+class DropZone(anywidget.AnyWidget):
+    """Buttons and an area for files, whose bytes never enter the state of the widget.
+
+    Parameters
+    ----------
+    received : callable
+        Called with a list of ``name``, ``size`` and ``content`` of each file; one beyond `most` has no content.
+    accept : list of str
+        Suffixes.
+    most : int
+        Bytes of all files together.
+    """
+
+    _esm = TEMPLATES / "drop_zone.js"
+    _css = TEMPLATES / "form.css"
+    accept: traitlets.List[str] = traitlets.List().tag(sync=True)
+    most = traitlets.Int().tag(sync=True)
+    progress = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, received: Callable[[list[dict[str, Any]]], None], accept: list[str], most: int) -> None:
+        super().__init__(accept=accept, most=most)
+        self._received = received
+        self._files: list[dict[str, Any]] = []
+        self.on_msg(self._take)
+
+    def _take(self, _: Any, message: dict[str, Any], buffers: list[memoryview]) -> None:
+        """Start with the names, append a part to a file and ask for the next, or hand all files over."""
+        if "files" in message:
+            self._files = [{**file, "content": bytearray()} for file in message["files"]]
+        elif "number" in message:
+            self._files[message["number"]]["content"] += buffers[0]
+            self.send({})
+        else:
+            files, self._files = self._files, []
+            self._received(files)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """HTML of the form, a viewer of one scan, and reports as CSV, JSON, HTML and PDF; the templates escape all texts."""
 
-from __future__ import annotations
-
 import base64
 import json
 import textwrap
@@ -138,13 +136,14 @@ def as_pdf(results: list[Result]) -> bytes:
     return content.getvalue()
 
 
-def _sheet(result: Result, png: bytes) -> Figure:
+def _sheet(result: Result, png: bytes) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.image import imread
 
     figure, record = Figure(figsize=(8.27, 11.69), layout="none"), result.record
     texts = [record["advice"], record["warning"], *record["refused"], record["provenance"]]
-    title, words = textwrap.fill(f"{record['name']}: {record['statement']}", 80), _wrapped(texts, 130)
+    title = textwrap.fill(f"{record['name']}: {record['statement']}", 80)
+    words = "\n".join(textwrap.fill(text, 130) for text in texts if text)
     top = 0.97 - LINE * (2 * title.count("\n") + 2)
     figure.text(0.06, 0.97, title, fontsize=11, fontweight="bold", va="top")
     figure.text(0.06, top, words, fontsize=7, va="top")
@@ -153,10 +152,6 @@ def _sheet(result: Result, png: bytes) -> Figure:
     axis.imshow(imread(BytesIO(png)))
     axis.set_anchor("N")
     return figure
-
-
-def _wrapped(texts: list[str], width: int) -> str:
-    return "\n".join(textwrap.fill(text, width) for text in texts if text)
 
 
 def links_html(results: list[Result]) -> str:

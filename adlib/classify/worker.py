@@ -3,8 +3,6 @@
 `Worker` is its side of the form, `adlib.classify.serving` the process, which alone loads torch and the model.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import shutil

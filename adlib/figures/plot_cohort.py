@@ -1,7 +1,5 @@
 """Figures of the cohort: flow, classes, ages, confounds, splits, and input slices of the network."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd

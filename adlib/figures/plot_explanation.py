@@ -1,7 +1,5 @@
 """Where the network finds its evidence, and whether the maps can be believed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -51,9 +49,8 @@ def plot_attribution(
         panels = zip(axes[k], maps.slices[k], maps.attribution[k], strict=True)
         for column, (axis, image, evidence) in enumerate(panels):
             axis.imshow(image, cmap="gray")
-            shown = axis.imshow(
-                evidence, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=np.clip(np.abs(evidence) / limit, 0, 0.8)
-            )
+            strength = np.clip(np.abs(evidence) / limit, 0, 0.8)
+            shown = axis.imshow(evidence, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=strength)
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
             mark_sides(axis, planes[column % 3], display)
@@ -111,9 +108,8 @@ def _mni_scale(figure: Figure, limit: float, name: str) -> None:
     height = figure.get_figheight()
     bar = figure.add_axes((0.3, 0.42 / height, 0.4, 0.08 / height))
     scale = ScalarMappable(Normalize(-limit / 10**power, limit / 10**power), "RdBu_r")
-    figure.colorbar(scale, cax=bar, orientation="horizontal").set_label(
-        f"evidence for {name} ($10^{{{power}}}$ logit per pixel and channel)", size="x-small"
-    )
+    label = f"evidence for {name} ($10^{{{power}}}$ logit per pixel and channel)"
+    figure.colorbar(scale, cax=bar, orientation="horizontal").set_label(label, size="x-small")
     bar.tick_params(labelsize="x-small")
 
 

@@ -1,7 +1,5 @@
 """Figures of preprocessing: one scan before and after every step, quality control, and the volumes of a cohort."""
 
-from __future__ import annotations
-
 import textwrap
 from functools import partial
 
@@ -14,16 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from adlib.figures.sides import note, turned
+from adlib.figures.sides import VIEWS, note, strip, turned
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
 from adlib.imaging import atlas
-from adlib.imaging.volume import extract_slice, fit_square, resample, to_canonical, voxel_sizes
+from adlib.imaging.volume import fit_square, resample, to_canonical, voxel_sizes
 from adlib.preprocess.derivatives import Preprocessed
 from adlib.preprocess.quality import LIMITS, Limit, limit_text
 from adlib.study.params import Display
 from adlib.study.records import StudyError
 
-VIEWS = (("sagittal", 4.0), ("coronal", -20.0), ("axial", 8.0))
 OUTLINE = "#d55e00"
 VERDICTS = {"pass": "#0072b2", "check": "#e69f00", "fail": "#d55e00"}
 COLUMNS = 3
@@ -220,25 +217,6 @@ def plot_quality_values(features: pd.DataFrame) -> Figure:
     counts = features["qc_verdict"].value_counts()
     figure.suptitle(", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in VERDICTS), fontsize=9)
     return figure
-
-
-def strip(volume: np.ndarray, affine: np.ndarray, display: Display = "neurological") -> np.ndarray:
-    """The sagittal, coronal and axial view of a volume, side by side.
-
-    Parameters
-    ----------
-    volume : (X, Y, Z) float32
-    affine : (4, 4) float
-        Voxel to world, mm.
-    display : {"neurological", "radiological"}
-
-    Returns
-    -------
-    (rows, columns) float32
-    """
-    views = [turned(extract_slice(volume, affine, plane, position), plane, display) for plane, position in VIEWS]
-    height = max(map(len, views))
-    return np.hstack([np.pad(view, ((height - len(view), 0), (0, 0)), constant_values=view.min()) for view in views])
 
 
 def _tile(axis: Axes, row: dict, scan: Preprocessed | None, display: Display) -> None:

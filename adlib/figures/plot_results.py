@@ -1,7 +1,5 @@
 """Figures of the main results: training, confusion, ROC, precision and recall, calibration, scores of all runs."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -42,9 +40,8 @@ def plot_curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
         "validation_balanced_accuracy": "Validation\nbalanced accuracy",
     }
     figure, axes = plt.subplots(1, 3, figsize=(COLUMN_WIDTH, 2.8))
-    colours = dict(
-        zip(dict.fromkeys(name.split(",")[0] for name in histories), sns.color_palette("colorblind"), strict=False)
-    )
+    runs = dict.fromkeys(name.split(",")[0] for name in histories)
+    colours = dict(zip(runs, sns.color_palette("colorblind"), strict=False))
     for name, history in histories.items():
         table, run = pd.DataFrame(history), name.split(",")[0]
         for axis, column in zip(axes, panels, strict=True):

@@ -1,7 +1,5 @@
 """A closer look at the predictions: leakage, prediction sets, subgroups and the most confident misclassifications."""
 
-from __future__ import annotations
-
 import textwrap
 
 import matplotlib.pyplot as plt

@@ -1,7 +1,5 @@
 """Saving figures of a notebook and registering them in ``figures.tsv``."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """One theme for all figures and one colour for each class."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import seaborn as sns
 
@@ -13,17 +11,9 @@ ACCENT = "#0072b2"
 def apply_theme() -> None:
     """Set the seaborn theme that all figures share: paper context, colour-blind-safe, readable at column width."""
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind", font_scale=1.0)
-    plt.rcParams.update(
-        {
-            "figure.dpi": 110,
-            "savefig.dpi": 160,
-            "figure.constrained_layout.use": True,
-            "axes.titleweight": "bold",
-            "axes.titlesize": "medium",
-            "axes.grid.axis": "y",
-            "svg.hashsalt": "adlib",
-        }
-    )
+    plt.rcParams |= {"figure.dpi": 110, "savefig.dpi": 160, "figure.constrained_layout.use": True}
+    plt.rcParams |= {"axes.titleweight": "bold", "axes.titlesize": "medium", "axes.grid.axis": "y"}
+    plt.rcParams["svg.hashsalt"] = "adlib"
 
 
 def class_palette(classes: tuple[str, ...]) -> dict[str, tuple[float, float, float]]:

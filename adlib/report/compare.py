@@ -1,7 +1,5 @@
 """Two finished studies side by side: scores with intervals, params that differ, packages that differ."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The stored records of a finished study, read once for all pages of its report."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import subprocess
@@ -16,24 +14,14 @@ from adlib.report.privacy import Ids
 from adlib.study.code_digest import ROOT
 from adlib.study.metrics import CHECK, NETWORK, get_score, metrics_table, run_of, tidy
 from adlib.study.params import StudyParams
-from adlib.study.records import (
-    AUDIT,
-    FEATURES,
-    FIGURES,
-    FLOW,
-    LISTING,
-    MANIFEST,
-    SPLITS,
-    StudyError,
-    read_json,
-    read_table,
-)
+from adlib.study.records import AUDIT, FIGURES, TABLES, StudyError, read_json, read_table
 from adlib.study.steps import STEPS
 from adlib.training.model_file import FORMAT
 from adlib.training.network import read_state
 from adlib.training.recipe import SECTIONS, record_differences, training_record
 
 PARTS = ("network", "loss", "optimizer", "augment")
+STORED = ("listing.tsv", "manifest.tsv", "audit.tsv", "flow.tsv", "splits.tsv", "features.tsv", "figures/figures.tsv")
 SANITY = "attribution/sanity.json"
 PUBLISHED = ("adni", "oasis1", "oasis2", "oasis_slices", "oasis3", "oasis_vbm")  # kinds of source
 TEMPLATES = Path(__file__).parent / "templates"
@@ -95,18 +83,6 @@ class Study:
         return self.params.source.kind in PUBLISHED
 
     @property
-    def about(self) -> dict[str, str]:
-        """What the params state and no record can say, by subject; empty where they do not."""
-        about = self.params.about
-        return {
-            "ethics": about.ethics,
-            "funding": about.funding,
-            "conflicts": about.conflicts,
-            "registration": about.registration,
-            "data_access": about.data_access,
-        }
-
-    @property
     def controls(self) -> list[str]:
         """Names of the controls that were scored."""
         return [run for run in self.runs() if run_of(run).group == "control"]
@@ -155,9 +131,7 @@ class Study:
         origin = str(self.card.get("weights_origin", "unknown")).split(" in ")[0]
         return "a weights file" if "/" in origin else origin
 
-    def score(
-        self, metric: str, label: str = "", *, run: str = NETWORK, level: str = "subject"
-    ) -> pd.Series[Any] | None:
+    def score(self, metric: str, label: str = "", *, run: str = NETWORK, level: str = "subject") -> pd.Series | None:
         """One row of the scores of the test participants.
 
         Parameters
@@ -205,20 +179,16 @@ def read_study(params: StudyParams) -> Study:
         If a record is missing or cannot be read.
     """
     folder = params.folder
-    manifest = read_table(folder / "manifest.tsv", MANIFEST)
-    listing = read_table(folder / "listing.tsv", LISTING)
+    stored = {name: read_table(folder / name, TABLES[name]) for name in STORED}
     metrics = read_json(folder / "metrics.json")
     if metrics.get("study") != params.study or not isinstance(metrics.get("entries"), list):
-        raise StudyError(
-            f"{folder / 'metrics.json'} holds no scores of study {params.study!r}; run 04_evaluation again"
-        )
+        raise StudyError(f"{folder / 'metrics.json'} has no scores of study {params.study!r}; run 04_evaluation again")
     path = folder / "model.safetensors"
     header = read_state(path)[1]
     try:
         card = json.loads(header[FORMAT])
     except (KeyError, ValueError):
         raise StudyError(f"{path} has no readable model card; run 03_training_resnet50 again") from None
-    figures = read_table(folder / "figures" / "figures.tsv", FIGURES)
     record = training_record(folder) or card.get("training", {})
     provenance = read_json(folder / "provenance.json")
     return Study(
@@ -230,21 +200,18 @@ def read_study(params: StudyParams) -> Study:
         provenance=provenance,
         sanity=tidy(read_json(folder / SANITY)["entries"] if (folder / SANITY).is_file() else [], CHECK),
         card=card,
-        manifest=manifest,
-        audit=_findings(folder, metrics),
-        flow=read_table(folder / "flow.tsv", FLOW),
-        splits=read_table(folder / "splits.tsv", SPLITS),
-        features=read_table(folder / "features.tsv", FEATURES),
-        figures=figures.reindex(columns=[*FIGURES.columns, "shows"]).fillna({"shows": ""}),
-        ids=Ids.of(manifest, listing),
+        audit=_findings(stored["audit.tsv"], metrics),
+        figures=stored["figures/figures.tsv"].reindex(columns=[*FIGURES.columns, "shows"]).fillna({"shows": ""}),
+        ids=Ids.of(stored["manifest.tsv"], stored["listing.tsv"]),
+        **{name: stored[f"{name}.tsv"] for name in ("manifest", "flow", "splits", "features")},
         changed_cells=changed_cells(folder / "notebooks", provenance.get("git_sha") or "HEAD"),
     )
 
 
-def _findings(folder: Path, metrics: dict[str, Any]) -> pd.DataFrame:
+def _findings(audit: pd.DataFrame, metrics: dict[str, Any]) -> pd.DataFrame:
     """Findings of the audit, with those that needed the features of step 02."""
     later = pd.DataFrame(metrics.get("findings", []), columns=list(AUDIT.columns)).fillna({"decision": "go on"})
-    return pd.concat([read_table(folder / "audit.tsv", AUDIT), later], ignore_index=True).fillna("")
+    return pd.concat([audit, later], ignore_index=True).fillna("")
 
 
 def trained_params(params: StudyParams, record: dict[str, Any]) -> StudyParams:

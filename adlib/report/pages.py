@@ -3,8 +3,8 @@
 The model card has the layout of the Hugging Face hub.
 """
 
-from __future__ import annotations
-
+import json
+import mimetypes
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,21 @@ import yaml
 
 from adlib.report import tables, text
 from adlib.report.content import Study, read_study
-from adlib.report.crate import CRATE, crate
 from adlib.study.metrics import KEY, tidy
 from adlib.study.params import StudyParams
-from adlib.study.records import TISSUE_MAPS, json_text, table_schemas, write_text
+from adlib.study.records import TABLES, TISSUE_MAPS, file_digest, json_text, table_schemas, write_text
 from adlib.study.steps import STEPS
 
 FOLDER = "report"
+CRATE = "ro-crate-metadata.json"
+RECORDS = ("params.yaml", "metrics.json", "provenance.json", "model.safetensors", *TABLES)
+MEDIA_TYPES = {".parquet": "application/vnd.apache.parquet", ".safetensors": "application/octet-stream",
+               ".tsv": "text/tab-separated-values", ".yaml": "application/yaml", ".md": "text/markdown"}  # fmt: skip
+CHECKLISTS = {"claim": "CLAIM checklist", "tripod-ai": "TRIPOD+AI checklist", "stard-ai": "STARD-AI checklist"}
 FILES = {
     "model-card.md": "Model card",
     "datasheet.md": "Datasheet of the cohort",
-    "claim.md": "CLAIM checklist",
-    "tripod-ai.md": "TRIPOD+AI checklist",
-    "stard-ai.md": "STARD-AI checklist",
+    **{f"{name}.md": title for name, title in CHECKLISTS.items()},
     "tables.schema.json": "JSON schemas of the tables",
 }
 INDEXED = (
@@ -61,9 +63,7 @@ def write_report(params: StudyParams) -> Path:
         "index.html": index(study),
         "model-card.md": model_card(study),
         "datasheet.md": datasheet(study),
-        "claim.md": text.checklist(study, "claim"),
-        "tripod-ai.md": text.checklist(study, "tripod-ai"),
-        "stard-ai.md": text.checklist(study, "stard-ai"),
+        **{f"{name}.md": text.checklist(study, name) for name in CHECKLISTS},
         "tables.schema.json": json_text(table_schemas()),
     }
     folder = params.folder / FOLDER
@@ -181,3 +181,37 @@ def datasheet(study: Study) -> str:
     missing = study.manifest[list(columns)].isna().sum()
     counts = {title: f"{missing[name]} of {len(study.manifest)} scans" for name, title in columns.items()}
     return text.render("datasheet.md.j2", study=study, missing=counts)
+
+
+def crate(study: Study, pages: list[str]) -> dict[str, Any]:
+    """JSON-LD of ``ro-crate-metadata.json``: a Process Run Crate with the study's files, its run and its terms.
+
+    Parameters
+    ----------
+    study : Study
+    pages : list of str
+        Files of the report, relative to the study's folder, which may not be written yet.
+
+    Returns
+    -------
+    dict
+
+    References
+    ----------
+    Soiland-Reyes et al. 2022, doi:10.3233/DS-210053.
+    """
+    stored = {name: study.params.folder / name for name in RECORDS}
+    facts = {
+        name: {"contentSize": path.stat().st_size, "sha256": file_digest(path)}
+        for name, path in stored.items()
+        if path.is_file()
+    }
+    files = [_described(name) | facts.get(name, {}) for name in (*facts, *pages)]
+    parts = [{"@id": file["@id"]} for file in files]
+    content = json.loads(text.render("crate.json.j2", params=study.params, provenance=study.provenance, parts=parts))
+    return content | {"@graph": content["@graph"] + files}
+
+
+def _described(name: str) -> dict[str, Any]:
+    media = MEDIA_TYPES.get(Path(name).suffix) or mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return {"@id": name, "@type": "File", "name": name, "encodingFormat": media}

@@ -1,10 +1,9 @@
 """What a report may show of people: no participant or scan id, and of real cohorts only figures of the whole cohort."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 import pandas as pd
 
@@ -76,7 +75,7 @@ class Ids:
     ids: tuple[str, ...]
 
     @classmethod
-    def of(cls, *tables: pd.DataFrame) -> Ids:
+    def of(cls, *tables: pd.DataFrame) -> Self:
         """Ids in the columns `ID_COLUMNS` of tables.
 
         Parameters

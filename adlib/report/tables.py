@@ -1,7 +1,5 @@
 """Tables of a report, and how it writes runs, metrics, scores and numbers."""
 
-from __future__ import annotations
-
 import base64
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -36,6 +34,7 @@ LEVELS = {
 GROUPS = ("network", "control", "baseline", "ceiling", "other")
 PRIVATE = ("exec", "root", "table", "tables", "data_dir")  # params that hold places on a machine
 TITLES = read_yaml("titles")
+TEXTS = read_yaml("tables")
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,27 @@ def table(caption: str, header: Iterable[str], rows: Iterable[Iterable[object]])
     return Table(caption, tuple(header), tuple(tuple(str(cell) for cell in row) for row in rows))
 
 
+def titled(name: str, rows: Iterable[Iterable[object]], more: Iterable[str] = (), **values: object) -> Table:
+    """The table of that name, with its caption and header from ``templates/tables.yaml``.
+
+    Parameters
+    ----------
+    name : str
+    rows : iterable of iterable
+        Cells are converted to text.
+    more : iterable of str
+        Further columns.
+    **values
+        Of the caption.
+
+    Returns
+    -------
+    Table
+    """
+    text = TEXTS[name]
+    return table(text["caption"].format(**values), (*text["header"], *more), rows)
+
+
 def runs(study: Study) -> Table:
     """The main scores of every run, network first.
 
@@ -79,15 +99,10 @@ def runs(study: Study) -> Table:
     ----------
     study : Study
     """
-    names = sorted(
-        (name for name in study.runs() if not name.startswith(MEMBER)),
-        key=lambda name: GROUPS.index(run_of(name).group),
-    )
-    return table(
-        f"Scores of test participants with 95 % intervals; chance has a balanced accuracy of {study.chance:.2f}.",
-        ("Run", "Kind", *(metric_title(metric) for metric, _ in MAIN)),
-        ((run_of(name).title, run_of(name).group, *_written(study, MAIN, run=name)) for name in names),
-    )
+    single = [name for name in study.runs() if not name.startswith(MEMBER)]
+    names = sorted(single, key=lambda name: GROUPS.index(run_of(name).group))
+    rows = [(run_of(name).title, run_of(name).group, *_written(study, MAIN, run=name)) for name in names]
+    return titled("runs", rows, (metric_title(metric) for metric, _ in MAIN), chance=study.chance)
 
 
 def members(study: Study) -> Table:
@@ -98,20 +113,10 @@ def members(study: Study) -> Table:
     study : Study
         With ``train.members`` above 1.
     """
-    rows = member_spread(study.scores, ("balanced_accuracy", "roc_auc", "roc_auc_binary", "log_loss"))
-    rows = rows[rows["class"].isin(("", "macro"))]
-    return table(
-        "The ensemble and its networks, which differ in seed and training participants; standard deviations (SD) over "
-        "them and over tested participants.",
-        ("Score", "Ensemble", "Networks: mean", "lowest", "highest", "SD over networks", "SD over participants"),
-        (
-            (
-                metric_title(row.metric),
-                *(f"{value:.3f}" for value in (row.ensemble, row.mean, row.lowest, row.highest, row.sd, row.test_sd)),
-            )
-            for row in rows.itertuples()
-        ),
-    )
+    spread = member_spread(study.scores, ("balanced_accuracy", "roc_auc", "roc_auc_binary", "log_loss"))
+    spread = spread[spread["class"].isin(("", "macro"))].set_index("metric")
+    numbers = spread[["ensemble", "mean", "lowest", "highest", "sd", "test_sd"]].itertuples()
+    return titled("members", ((metric_title(name), *map("{:.3f}".format, values)) for name, *values in numbers))
 
 
 def released(entries: list[dict[str, Any]]) -> Table:
@@ -123,12 +128,7 @@ def released(entries: list[dict[str, Any]]) -> Table:
         By participant.
     """
     scores = [row for _, row in tidy(entries, KEY).iterrows()]
-    return table(
-        "Scores of the weights in this file, rounded to 16 bit, on the scan files of the test participants, each "
-        "preprocessed anew; all tables further down are of the study's own weights in 32 bit.",
-        ("Score", "Participants", "With 95 % interval"),
-        ((metric_title(score["metric"], score["class"]), score["n"], written(score)) for score in scores),
-    )
+    return titled("released", ((metric_title(s["metric"], s["class"]), s["n"], written(s)) for s in scores))
 
 
 def at_a_glance(study: Study) -> dict[str, str]:
@@ -163,12 +163,9 @@ def controls(study: Study) -> Table:
     ----------
     study : Study
     """
-    rows = [
-        (run_of(name).title, run_of(name).meaning, written(score), _observed(study, name, score))
-        for name, score in _accuracies(study, "control").items()
-    ]
-    header = ("Control", "Expected", "Balanced accuracy", "Observed")
-    return table("Controls: the training repeated with one thing changed.", header, rows)
+    scores = _accuracies(study, "control").items()
+    rows = [(run_of(name).title, run_of(name).meaning, written(s), _observed(study, name, s)) for name, s in scores]
+    return titled("controls", rows)
 
 
 def _accuracies(study: Study, group: str) -> dict[str, pd.Series | None]:
@@ -237,12 +234,8 @@ def differences(study: Study) -> Table:
     prefix = f"{NETWORK} - "
     names = [name for name in study.scores["run"].unique() if name.startswith(prefix)]
     metrics = [(metric, "") for metric in DIFFERENCES]
-    return table(
-        "Differences of the network to each other run, on the same participants. An interval that contains 0 shows no "
-        "difference.",
-        ("Compared with", "Balanced accuracy", "ROC AUC, two classes", "p, McNemar"),
-        ((run_of(name.removeprefix(prefix)).title, *_written(study, metrics, run=name)) for name in names),
-    )
+    rows = [(run_of(name.removeprefix(prefix)).title, *_written(study, metrics, run=name)) for name in names]
+    return titled("differences", rows)
 
 
 def overall(study: Study) -> Table:
@@ -255,7 +248,7 @@ def overall(study: Study) -> Table:
     scores = {metric: study.score(metric, "macro") for metric in OVERALL}
     scores = {name: study.score(name) if score is None else score for name, score in scores.items()}
     rows = [(metric_title(metric), written(score)) for metric, score in scores.items() if score is not None]
-    return table("The network's scores over all classes.", ("Score", "Value and 95 % interval"), rows)
+    return titled("overall", rows)
 
 
 def by_class(study: Study) -> Table:
@@ -266,8 +259,7 @@ def by_class(study: Study) -> Table:
     study : Study
     """
     rows = [(name, *_written(study, [(metric, name) for metric in BY_CLASS])) for name in study.params.classes]
-    header = ("Class", *map(metric_title, BY_CLASS))
-    return table("The network's scores of each class against the others.", header, rows)
+    return titled("by_class", rows, map(metric_title, BY_CLASS))
 
 
 def by_level(study: Study) -> Table:
@@ -279,11 +271,8 @@ def by_level(study: Study) -> Table:
     """
     scores = {level: study.score("balanced_accuracy", level=level) for level in LEVELS}
     counts = {level: score["n"] for level, score in scores.items() if score is not None}
-    return table(
-        "The network's scores by slice, scan and participant; all intervals are over participants.",
-        ("Level", "n", *(metric_title(metric) for metric, _ in MAIN)),
-        ((LEVELS[level], n, *_written(study, MAIN, level=level)) for level, n in counts.items()),
-    )
+    rows = [(LEVELS[level], n, *_written(study, MAIN, level=level)) for level, n in counts.items()]
+    return titled("by_level", rows, (metric_title(metric) for metric, _ in MAIN))
 
 
 def subgroups(study: Study) -> Table:
@@ -301,8 +290,7 @@ def subgroups(study: Study) -> Table:
         texts = own.set_index("metric")["text"]
         rows.append((study.ids.redact(group), n, *(texts.get(metric, NOT_MEASURED) for metric in metrics)))
     small = len(study.metrics.get("small_groups", []))
-    caption = f"The network's scores in subgroups of test participants; {small} subgroups were too small to be scored."
-    return table(caption, ("Subgroup", "n", *map(metric_title, metrics)), rows)
+    return titled("subgroups", rows, map(metric_title, metrics), small=small)
 
 
 def attribution_scores(study: Study) -> dict[str, pd.Series]:
@@ -329,11 +317,8 @@ def attribution_checks(study: Study) -> Table:
     ----------
     study : Study
     """
-    return table(
-        "Checks of the attribution maps, with 95 % intervals over participants; a ratio of 1 is chance.",
-        ("Check", "Value"),
-        ((title, written(score)) for title, score in attribution_scores(study).items()),
-    )
+    scores = attribution_scores(study).items()
+    return titled("attribution_checks", ((title, written(score)) for title, score in scores))
 
 
 def confusion(study: Study) -> Table:
@@ -348,8 +333,7 @@ def confusion(study: Study) -> Table:
         (name, *(f"{count}\u00a0({percent(round(count / max(sum(row), 1), 2))})" for count in row))
         for name, row in zip(classes, matrix, strict=False)
     ]
-    header = ("True class", *(f"predicted {name}" for name in classes))
-    return table("Test participants by true (row) and predicted class (column), with shares of the row.", header, rows)
+    return titled("confusion", rows, (f"predicted {name}" for name in classes))
 
 
 def cohort(study: Study) -> Table:
@@ -367,8 +351,7 @@ def cohort(study: Study) -> Table:
         mean = f"{age.mean():.1f} ({age.std(ddof=0):.1f})" if len(age) else UNKNOWN
         women = percent(round(sex.str.startswith("F").mean(), 2)) if len(sex) else UNKNOWN
         rows.append((name, len(own), len(scans), mean, women))
-    header = ("Class", "Participants", "Scans", "Age, mean (sd)", "Women")
-    return table("The cohort by class; age and sex at the first session.", header, rows)
+    return titled("cohort", rows)
 
 
 def split(study: Study) -> Table:
@@ -384,7 +367,7 @@ def split(study: Study) -> Table:
     folds = study.splits["fold"].nunique()
     over = "" if folds == 1 else f", summed over {folds} folds"
     rows = [(name, *counts.loc[name], counts.loc[name].sum()) for name in names]
-    return table(f"Participants by part of the split{over}.", ("Part", *study.params.classes, "All"), rows)
+    return titled("split", rows, (*study.params.classes, "All"), over=over)
 
 
 def flow(study: Study) -> Table:
@@ -397,7 +380,7 @@ def flow(study: Study) -> Table:
     rows = [tuple(row) for row in study.flow.itertuples(index=False)]
     passed = study.features[study.features["qc_verdict"] != "fail"]
     rows.append(("passed quality control", len(passed), passed["participant_id"].nunique()))
-    return table("Scans and participants left after each step.", ("Step", "Scans", "Participants"), rows)
+    return titled("flow", rows)
 
 
 def excluded(study: Study) -> Table:
@@ -409,7 +392,7 @@ def excluded(study: Study) -> Table:
     """
     failed = study.features[study.features["qc_verdict"] == "fail"]
     reasons = Counter(_reason(study.ids.redact(str(text).split("; ")[0])) for text in failed["qc_reasons"])
-    return table("Scans excluded by quality control.", ("First reason", "Scans"), reasons.most_common())
+    return titled("excluded", reasons.most_common())
 
 
 def _reason(text: str) -> str:
@@ -425,17 +408,10 @@ def audit(study: Study) -> Table:
     study : Study
     """
     whole = {*study.params.classes, "all", "all participants", "all scans"}
-    rows = [
-        (
-            row.check,
-            row.severity,
-            row.subject if row.subject in whole else "not named here",
-            *(study.ids.redact(str(cell)) for cell in (row.value, row.limit, row.decision)),
-        )
-        for row in study.audit.itertuples()
-    ]
-    header = ("Check", "Severity", "Of", "Value", "Limit", "Decision")
-    return table("Findings of the audit, the worst first.", header, rows)
+    of = study.audit["subject"]
+    found = study.audit.assign(subject=of.where(of.isin(whole), "not named here"))
+    rows = found[["check", "severity", "subject", "value", "limit", "decision"]].astype(str).map(study.ids.redact)
+    return titled("audit", rows.to_numpy())
 
 
 def findings(study: Study, column: str, value: str) -> list[str]:
@@ -483,14 +459,11 @@ def acquisition(study: Study) -> dict[str, str]:
         By title.
     """
     scans = study.manifest
-    values = {
-        name: sorted({str(value) for value in scans[name].dropna()}) for name in ("manufacturer", "field_strength_T")
-    }
     years = pd.to_datetime(scans["acquisition_date"], errors="coerce").dt.year.dropna().astype(int)
     return {
         "Sites": str(scans["site"].nunique() or UNKNOWN),
-        "Manufacturers": listed(values["manufacturer"] or [UNKNOWN]),
-        "Field strengths, T": listed(values["field_strength_T"] or [UNKNOWN]),
+        "Manufacturers": listed(sorted(set(scans["manufacturer"].dropna().astype(str))) or [UNKNOWN]),
+        "Field strengths, T": listed(sorted(set(scans["field_strength_T"].dropna().astype(str))) or [UNKNOWN]),
         "Acquired": f"{years.min()} to {years.max()}" if len(years) else UNKNOWN,
         "Participants with several scans": str(int((scans["participant_id"].value_counts() > 1).sum())),
     }
@@ -522,8 +495,7 @@ def figures(study: Study) -> dict[str, list[dict[str, Any]]]:
         except OSError:
             raise StudyError(f"figures.tsv registers {path}, which does not exist; run {row.notebook} again") from None
         caption = study.ids.redact(row.caption)
-        caption = caption[:1].upper() + caption[1:]
-        entry = {"name": row.name, "caption": caption, "image": image, "number": number}
+        entry = {"name": row.name, "caption": caption[:1].upper() + caption[1:], "image": image, "number": number}
         by_notebook.setdefault(step_title(row.notebook), []).append(entry)
     return by_notebook
 
@@ -577,7 +549,7 @@ def packages(study: Study) -> Table:
     ----------
     study : Study
     """
-    return table("Packages.", ("Package", "Version"), sorted(study.provenance.get("packages", {}).items(), key=str))
+    return titled("packages", sorted(study.provenance.get("packages", {}).items(), key=str))
 
 
 def public_params(params: StudyParams) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Sentences of a report, rendered from ``templates/``: summary, methods, limitations, checklists."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -29,25 +27,11 @@ def templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "bounded": tables.bounded,
-        "counted": tables.counted,
-        "in_words": tables.in_words,
-        "listed": tables.listed,
-        "percent": tables.percent,
-        "plain": "{:g}".format,
-        "written": tables.written,
-    }
-    environment.globals |= {
-        "choices": read_yaml("choices") | {"attribution": TITLES},
-        "limitations_of": limitations,
-        "methods_of": methods,
-        "pairs": _pairs,
-        "run_of": run_of,
-        "summary_of": summary,
-        "tables": tables,
-        "zip": zip,
-    }
+    filters = (tables.bounded, tables.counted, tables.in_words, tables.listed, tables.percent, tables.written)
+    environment.filters |= {function.__name__: function for function in filters} | {"plain": "{:g}".format}
+    environment.globals |= {"summary_of": summary, "methods_of": methods, "limitations_of": limitations}
+    environment.globals |= {"tables": tables, "run_of": run_of, "pairs": _pairs, "zip": zip}
+    environment.globals["choices"] = read_yaml("choices") | {"attribution": TITLES}
     return environment
 
 
@@ -151,10 +135,8 @@ def checklist(study: Study, name: str) -> str:
     STARD-AI: Sounderajah et al. 2025, doi:10.1038/s41591-025-03953-8.
     """
     controls = [run_of(run).title for run in study.controls]
-    checks = [
-        f"{title[0].lower()}{title[1:]} {tables.in_words(score)}"
-        for title, score in tables.attribution_scores(study).items()
-    ]
+    scores = tables.attribution_scores(study).items()
+    checks = [f"{title[0].lower()}{title[1:]} {tables.in_words(score)}" for title, score in scores]
     answers = _sections("checklist-answers.j2", study, controls=controls, attribution_checks=checks)
     return render("checklist.md.j2", study=study, answers=answers, **read_yaml(name))
 

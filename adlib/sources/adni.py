@@ -1,7 +1,5 @@
 """An ADNI download becomes a listing: images by name or folder, labels by the policy that the study names."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -267,9 +265,8 @@ def _find_images(files: Inventory) -> list[_Image]:
     folders = Counter(image.facts.get("image_id") for image in series)
     for image in series:
         if (number := image.facts.get("image_id")) and folders[number] > 1:
-            image = image._replace(
-                excluded=f"DICOM files of {number} lie in {folders[number]} folders; join them in one"
-            )
+            fault = f"DICOM files of {number} lie in {folders[number]} folders; join them in one"
+            image = image._replace(excluded=fault)
         images.append(image)
     return sorted(images, key=lambda image: image.path)
 

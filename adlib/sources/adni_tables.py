@@ -1,7 +1,5 @@
 """ADNI's tables, recognised by their columns: facts of images, and of visits of participants."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +28,8 @@ _SPELLINGS = {
     "significant memory concern": "SMC",
 }
 _PHASE = re.compile(r"ADNI\s?(1/?GO|GO|[1-9])?(?:(?![A-Z0-9])|(?-i:(?=[A-Z][a-z])))", re.I)
+# Of each field the conversion of its cells, whose ValueError says what is expected, and the names of its column.
+_Field = tuple[Callable[[str], Any], *tuple[str, ...]]
 
 
 class _ColumnFault(StudyError):
@@ -245,8 +245,6 @@ def _modality(cell: str) -> str:
     return "MR" if cell == "MRI" else cell
 
 
-# Of each field the conversion of its cells, whose ValueError says what is expected, and the names of its column.
-_Field = tuple[Callable[[str], Any], *tuple[str, ...]]
 _COLLECTION: dict[str, _Field] = {
     "image_id": (_image_id, "Image Data ID", "Image ID"),
     "subject": (str.upper, "Subject", "Subject ID"),

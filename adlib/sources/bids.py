@@ -4,8 +4,6 @@ BIDS has labels in participants.tsv or sessions.tsv and facts of the scanner in 
 after t1-linear are registered already; their labels come from a table of the user's.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from pathlib import Path

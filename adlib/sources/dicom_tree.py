@@ -1,7 +1,5 @@
 """A tree of DICOM becomes a listing: of each session the T1w series is converted, the rest is listed with reasons."""
 
-from __future__ import annotations
-
 import re
 from functools import partial
 from pathlib import Path
@@ -100,13 +98,10 @@ def convert_rows(listed: pd.DataFrame, folder: Path, pool: Pool) -> pd.DataFrame
     packed = listed["path"].map(lambda path: Path(path).is_dir()) & listed["excluded"].isna()
     rows = listed[packed].to_dict("records")
     done = map_scans(partial(convert_session, folder=folder), rows, pool=pool, label="converting DICOM")
-    converted = [
-        found | {name: value for name, value in row.items() if not (name in ("path", "sha256") or pd.isna(value))}
-        if found["scan_id"] == row["scan_id"]
-        else found
-        for row, series in zip(rows, done, strict=True)
-        for found in series
-    ]
+    converted: list[dict[str, Any]] = []
+    for row, series in zip(rows, done, strict=True):
+        stated = {name: value for name, value in row.items() if not (name in ("path", "sha256") or pd.isna(value))}
+        converted += [found | (stated if found["scan_id"] == row["scan_id"] else {}) for found in series]
     return pd.concat([listed[~packed], pd.DataFrame(converted)], ignore_index=True) if converted else listed
 
 

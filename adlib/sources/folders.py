@@ -1,7 +1,5 @@
 """Class folders become a listing: the label is the folder's name, the participant comes from names or a table."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """2-D slices as arrays, and facts of image files and their sidecars: digest, shape, orientation, scanner, sequence."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

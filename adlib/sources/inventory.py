@@ -1,7 +1,5 @@
 """What lies under a source's root and what becomes of each file: a scan, a table, or left out for a reason."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from pathlib import Path

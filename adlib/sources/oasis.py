@@ -5,8 +5,6 @@ acquisition; of OASIS-2 the first acquisition (``RAW/mpr-1``). The others are li
 the Clinical Dementia Rating in the release's tables; OASIS-3 matches scans and visits by their days since entry.
 """
 
-from __future__ import annotations
-
 import re
 import zipfile
 from collections.abc import Iterable
@@ -25,7 +23,7 @@ from adlib.sources.image_files import SEPARATOR, image_facts
 from adlib.sources.inventory import Inventory
 from adlib.sources.participant_table import indexed
 from adlib.sources.sequence import sequence_of_file
-from adlib.study.cells import read_cells
+from adlib.study.cells import ISO_5218, read_cells
 from adlib.study.conversion import code_of, converted, raise_if_passing
 from adlib.study.exec_params import Pool
 from adlib.study.records import TISSUE_MAPS, StudyError, atomic_path, digest, file_digest
@@ -52,7 +50,6 @@ _NAMES = {"oasisid": "subject", "cdrtot": "cdr", "gender": "sex", "mf": "sex"}
 _OASIS3_SCAN = re.compile(
     r"(?P<subject>OAS3\d{4})_(?:ses(?:s)?-)?(?:MR_)?d(?P<days>\d+).*?(?:_run-(?P<run>\d+))?_T1w\.nii(?:\.gz)?$"
 )
-_SEXES = {"1": "M", "2": "F", "1.0": "M", "2.0": "F"}
 _DAYS_PER_YEAR = 365.25
 Rows = list[dict[str, Any]]
 
@@ -420,7 +417,7 @@ def _oasis3_tables(files: Inventory, columns: dict[str, str]) -> tuple[dict[str,
             for note in read["notes"][~usable].dropna() if "notes" in read else ():
                 print(f"OASIS-3: {note}; the visit is left out")
         if {"subject", "sex"} <= set(table):
-            known = read_cells(table.assign(sex=table["sex"].replace(_SEXES)), path, {}, "ageatentry")
+            known = read_cells(table.assign(sex=table["sex"].replace(ISO_5218)), path, {}, "ageatentry")
             people = {row["subject"]: row for _, row in known.iterrows()} | people
     if not visits:
         raise StudyError(

@@ -1,7 +1,5 @@
 """A user's table of participants and sessions, and BIDS labels from their names."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -24,22 +22,10 @@ _LIKELY = {  # other names of columns, bare
     "participant_id": ("participant", "subject", "subjectid", "subid", "ptid", "patientid", "srcsubjectid"),
     "acquisition_date": ("acqtime",),
     "sex": ("gender", "m/f", "sexatbirth", "patientsex", "ptgender", "geschlecht", "sexe"),
-    "age": (
-        "ageatscan",
-        "ageyears",
-        "age(years)",
-        "age[years]",
-        "ageinyears",
-        "patientage",
-        "ageatvisit",
-        "ageatentry",
-        "agebl",
-        "ptage",
-        "alter",
-        "years",
-    ),
+    "age": ("ageatscan", "ageyears", "age(years)", "age[years]", "ageinyears", "patientage", "ageatvisit", "ageatentry",
+            "agebl", "ptage", "alter", "years"),
     "session_id": ("session", "visit", "visitid", "ses", "timepoint", "viscode"),
-}
+}  # fmt: skip
 
 
 class ParticipantTable:

@@ -1,7 +1,5 @@
 """The scans of the study's source as one listing, whatever the source."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,9 +112,8 @@ def list_source(source: Any, folder: Path, *, pool: Pool = EVERY_CORE) -> pd.Dat
     rows = CONVERTERS[kind](source, files, folder, pool) if kind in CONVERTERS else READERS[kind](source, files)
     rows += files.left_out(rows)
     paths = list(dict.fromkeys(row["path"] for row in rows if "sha256" not in row))
-    facts = dict(
-        zip(paths, map_scans(image_facts, paths, pool=pool, label="reading headers", chunksize=64), strict=True)
-    )
+    read = map_scans(image_facts, paths, pool=pool, label="reading headers", chunksize=64)
+    facts = dict(zip(paths, read, strict=True))
     table = pd.DataFrame([joined(facts.get(row["path"], {}), row) for row in rows])
     listed = check_table(table, LISTING, f"source {kind}")
     print(files.summary(kind, listed))

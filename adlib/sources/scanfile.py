@@ -1,7 +1,5 @@
 """Read one scan from NIfTI, MGH, a pair of Analyze files, or a folder or zip of DICOM."""
 
-from __future__ import annotations
-
 import gzip
 import math
 import re

@@ -3,8 +3,6 @@
 Part of a word is no sign: iPAT2, visit2 and repeat2 hold the letters t2, and are names of T1-weighted scans.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import PurePath

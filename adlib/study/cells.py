@@ -1,7 +1,5 @@
 """Cells as people write them: used where they are clear, else unknown, each with a note that names file and line."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection
 from functools import partial
@@ -25,7 +23,7 @@ _SEXES = {
     **dict.fromkeys(("m", "male", "man", "boy", "männlich", "masculin", "masculino", "homme"), "M"),
     **dict.fromkeys(("f", "female", "w", "woman", "girl", "weiblich", "féminin", "femenino", "femme"), "F"),
 }
-_ISO_5218 = {"1": "M", "2": "F", "1.0": "M", "2.0": "F"}
+ISO_5218 = {"1": "M", "2": "F", "1.0": "M", "2.0": "F"}
 _UNSTATED = ("o", "other", "u", "unknown", "x", "0", "9")  # ISO/IEC 5218: 0 not known, 9 not applicable
 
 
@@ -87,8 +85,8 @@ def sex(cell: str, others: Collection[str] = ()) -> Reading:
     word = cell.strip().lower()
     if word in _SEXES:
         return Reading(_SEXES[word])
-    if word in _ISO_5218 and not {"0", "0.0"} & set(others):
-        return Reading(_ISO_5218[word], f"is read as {_ISO_5218[word]}, by ISO/IEC 5218")
+    if word in ISO_5218 and not {"0", "0.0"} & set(others):
+        return Reading(ISO_5218[word], f"is read as {ISO_5218[word]}, by ISO/IEC 5218")
     if word in _UNSTATED and not {"1", "1.0"} & set(others):
         return Reading(None)
     return Reading(None, "does not state the sex; write M or F, until then it counts as unknown")

@@ -1,7 +1,5 @@
 """Conversions that run once for the same source and code; their output is verified before it is used again."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from contextlib import suppress

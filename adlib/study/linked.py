@@ -1,7 +1,5 @@
 """Names that belong together, directly or through others."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 
 from scipy.cluster.hierarchy import DisjointSet

@@ -1,7 +1,5 @@
 """What a study publishes: its figures, its provenance, and the reference results that a rerun is compared with."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re
@@ -24,20 +22,12 @@ from adlib.study.records import FIGURES, StudyError, atomic_path, flat, read_jso
 PUBLISHED = Path("figures")  # relative to the repository root
 TABLES = PUBLISHED / "reference"
 TOLERANCES = PUBLISHED / "main_results.tsv"
-MAIN_RESULTS = pd.DataFrame(
-    [
-        ("resnet50", "balanced_accuracy", ""),
-        ("resnet50", "roc_auc", "macro"),
-        ("resnet50", "roc_auc_binary", ""),
-        ("resnet50", "log_loss", ""),
-        ("resnet50", "coverage", ""),
-        ("shuffled_labels", "balanced_accuracy", ""),
-        ("background", "balanced_accuracy", ""),
-        ("slice_split", "balanced_accuracy", ""),
-        ("slice_split", "roc_auc_binary", ""),
-    ],
-    columns=["run", "metric", "class"],
-)
+MAIN_RESULTS = pd.DataFrame([
+    ("resnet50", "balanced_accuracy", ""), ("resnet50", "roc_auc", "macro"), ("resnet50", "roc_auc_binary", ""),
+    ("resnet50", "log_loss", ""), ("resnet50", "coverage", ""), ("shuffled_labels", "balanced_accuracy", ""),
+    ("background", "balanced_accuracy", ""), ("slice_split", "balanced_accuracy", ""),
+    ("slice_split", "roc_auc_binary", ""),
+], columns=["run", "metric", "class"])  # fmt: skip
 FIXED = {  # table: (columns that name a row, columns left out because they hold paths, digests or sentences)
     "manifest.tsv": (["scan_id"], ["path", "sha256"]),
     "splits.tsv": (["participant_id", "fold"], []),
@@ -46,9 +36,7 @@ FIXED = {  # table: (columns that name a row, columns left out because they hold
     "flow.tsv": (["step"], []),
     "confounds.tsv": (["column", "measure"], []),
 }
-ROUNDING = (
-    0.05  # standard deviations of a column; 0.008 is the largest difference between AVX-512 and AVX2 instructions
-)
+ROUNDING = 0.05  # standard deviations of a column; the largest difference between AVX-512 and AVX2 is 0.008
 ROUNDING_SCORE = 0.02  # largest difference of a score of a model that is not a network
 LOOSE = ("exec", "train.seed")  # params in which honest reruns differ
 

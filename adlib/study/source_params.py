@@ -1,7 +1,5 @@
 """One frozen model per kind of source: where the scans lie, and how their labels are read."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +31,7 @@ _LABELS = "Mapping of labels to classes; other labels stay as they are, and scan
 _COLUMNS: Any = Field(
     {}, description="Mapping of the tables' column names, such as {subject: participant_id, M/F: sex}."
 )
+_TABLE: Any = Field(description="Table with participant_id, diagnosis and, where available, session_id, age and sex.")
 _CDR = Field({"0": "CN", "0.5": "MCI", "1": "AD", "2": "AD"}, description="Mapping of CDR scores to classes.")
 
 
@@ -71,9 +70,7 @@ class CapsSource(Section):
 
     kind: Literal["caps"]
     root: Path = Field(description="CAPS folder, with subjects/.")
-    table: Path = Field(
-        description="Table with participant_id, diagnosis and, where available, session_id, age and sex."
-    )
+    table: Path = _TABLE
     label_column: str = Field("diagnosis", description="Column of the diagnosis.")
     labels: dict[str, str] = Field({}, description=_LABELS)
     columns: dict[str, str] = _COLUMNS
@@ -90,8 +87,7 @@ class AdniSource(Section):
         "columns.",
     )
     label: Literal["collection", "baseline", "visit"] = Field(
-        "collection",
-        description="Diagnosis: Group of the collection, first visit, or visit nearest to the scan.",
+        "collection", description="Diagnosis: Group of the collection, first visit, or visit nearest to the scan."
     )
     window_days: int = Field(90, ge=0, description="Maximum time between a visit's diagnosis and a scan, days.")
     phases: tuple[str, ...] = Field((), description="ADNI phases (ADNI1, ADNIGO, ADNI2, ADNI3, ADNI4); empty for all.")
@@ -177,9 +173,7 @@ class DicomSource(Section):
         r"^(?P<participant>[^/]+)(/(?P<session>[^/]+))?",
         description="Regular expression on a session folder's path relative to root.",
     )
-    table: Path = Field(
-        description="Table with participant_id, diagnosis and, where available, session_id, age and sex."
-    )
+    table: Path = _TABLE
     label_column: str = Field("diagnosis", description="Column of the diagnosis.")
     labels: dict[str, str] = Field({}, description=_LABELS)
     columns: dict[str, str] = _COLUMNS

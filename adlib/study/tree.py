@@ -1,7 +1,5 @@
 """The files under a folder: each once, with the reason where one cannot be read, and a digest of all of them."""
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Tables that a user brings: csv or tsv in any dialect becomes text cells with line numbers."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import difflib

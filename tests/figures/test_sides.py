@@ -4,8 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from adlib.figures.plot_preprocessing import strip
-from adlib.figures.sides import channel_planes, mark_sides, note, turned
+from adlib.figures.sides import channel_planes, mark_sides, note, strip, turned
 from adlib.imaging.atlas import template
 from adlib.study.params import InputParams
 

@@ -12,6 +12,7 @@ from typing import get_args
 import nbformat
 import pytest
 import yaml
+from jinja2 import Environment, nodes
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel
@@ -107,15 +108,15 @@ def test_all_params_models_are_found():
 
 @cache
 def attributes_read():
-    """Names of all attributes that adlib (but for its params models), the notebooks and run_all.py read."""
+    """Attributes that adlib (but for its params models), its templates, the notebooks and run_all.py read."""
     files = [path for path in (ROOT / "adlib").rglob("*.py") if path.name != "params.py"]
     texts = [path.read_text() for path in [*files, ROOT / "run_all.py"]]
     for path in NOTEBOOKS:
         texts += [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    # exec.outputs is read by StudyParams.folder
-    return {node.attr for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)} | {
-        "outputs"
-    }
+    read = {node.attr for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+    for path in (ROOT / "adlib").rglob("*.j2"):
+        read |= {node.attr for node in Environment().parse(path.read_text()).find_all(nodes.Getattr)}
+    return read | {"outputs"}  # read by StudyParams.folder
 
 
 @pytest.mark.parametrize(("model", "name"), FIELDS)

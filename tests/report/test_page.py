@@ -13,8 +13,7 @@ import yaml
 from finished_study import FIGURE_NAMES, make_finished
 
 from adlib.report.content import changed_cells
-from adlib.report.crate import CRATE
-from adlib.report.pages import write_report
+from adlib.report.pages import CRATE, write_report
 from adlib.report.text import read_yaml
 from adlib.study.metrics import RUNS
 from adlib.study.params import Control, InputParams, PreprocessParams, StudyParams, TrainParams
