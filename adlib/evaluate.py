@@ -1,7 +1,5 @@
 """Score a finished model on a labelled cohort: ``python -m adlib.evaluate --model MODEL --params FILE``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Classify scans from the command line: ``python -m adlib.predict FILE``."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -13,8 +13,6 @@ References
 Billot et al. 2023, doi:10.1016/j.media.2023.102789 (training on randomised contrast and shape).
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

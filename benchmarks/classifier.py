@@ -8,8 +8,6 @@ heads like those of training, with T2w contrast, half a brain, and strong motion
 exit code is 1 if a goal is missed.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

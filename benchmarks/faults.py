@@ -8,8 +8,6 @@
 ``study`` and ``hosts`` run `params/smoke.yaml`. The exit code is 1 where a result differs.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

@@ -8,8 +8,6 @@ text, tokens swapped for hostile ones) and reads it. Any exception but `StudyErr
 target; the exit code is 1 where there is a finding.
 """
 
-from __future__ import annotations
-
 import argparse
 import gzip
 import io

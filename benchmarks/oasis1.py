@@ -15,8 +15,6 @@ Scores are of people whom the model of a fold has not seen: five folds, stratifi
 is the mean over the repetitions for a rating above 0 against 0; the interval resamples people, alike for all variants.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 import re

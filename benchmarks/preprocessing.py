@@ -8,8 +8,6 @@
 The last line of each has the figures and their goals; the exit code is 1 where one is missed.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import re

@@ -10,8 +10,6 @@ exit code is 1 where one is missed. The network of the package has seen ``t1w_el
 heads is measured by the network that has not.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

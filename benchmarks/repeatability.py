@@ -11,8 +11,6 @@ exit code is 1 where that fails. ``--set`` changes the params of the study and o
 repetitions (``--runs 0``) the means are the study's, and the standard deviations those measured before.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

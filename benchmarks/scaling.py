@@ -10,8 +10,6 @@ under 1500 MB, at most 2 MB a scan), and the overhead of handing out a scan (goa
 to all runs, and extrapolates to 10,000 and 100,000 scans. Run it on a computer that does nothing else.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import resource

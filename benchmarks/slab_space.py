@@ -8,8 +8,6 @@ of the slices of each person in ``oasis1_manual`` to the same person's preproces
 constant is.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from pathlib import Path

@@ -11,8 +11,6 @@ few epochs with its augmentations: how much of the time it waits for slices, and
 line holds the figures against the goals, and the exit code is 1 where one is missed.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import multiprocessing

@@ -1,7 +1,5 @@
 """Simulated scans as DICOM: one MR series of single-frame files, for trying the readers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Write a simulated cohort in the layouts in which real cohorts come, so that every source can be tried on it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from functools import partial

@@ -6,8 +6,6 @@ Gudbjartsson & Patz 1995, doi:10.1002/mrm.1910340618 (Rician noise).
 Shaw et al. 2019, doi:10.1007/978-3-030-32251-9_51 (motion: segments of k-space along the phase direction, each rigid).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """Baselines of the network: chance, metadata, quality, age and sex, volumes and grey matter, on the same splits."""
 
-from __future__ import annotations
-
 from functools import cache, partial
 from pathlib import Path
 from typing import Any

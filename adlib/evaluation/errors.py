@@ -1,7 +1,5 @@
 """The tested participants that the network is most sure and most wrong about."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -1,7 +1,5 @@
 """Score every run at each level, with intervals by bootstrap over participants, and write ``metrics.json``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any

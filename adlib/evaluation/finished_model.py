@@ -1,7 +1,5 @@
 """Score a finished model on the labelled people of a study that it never saw, or on those it was tested on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Sets of classes that hold the truth as often as promised: conformal prediction by participant."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

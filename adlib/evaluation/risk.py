@@ -1,7 +1,5 @@
 """The predicted risk of one of two outcomes: decision curve, calibration, predictive values, for many weightings."""
 
-from __future__ import annotations
-
 import numpy as np
 
 THRESHOLDS = np.round(np.arange(0.01, 1, 0.01), 2)  # of the risk, in a decision curve

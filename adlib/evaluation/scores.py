@@ -1,7 +1,5 @@
 """Scores of weighted items, for many weightings at once: the point estimate and its bootstrap by the same code."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterator
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """The MNI152 space of the study: T1w, tissue maps and regions on one grid, without any download."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise

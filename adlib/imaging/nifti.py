@@ -1,7 +1,5 @@
 """Headers of images with slips that leave the image itself whole: mended on reading, each with a note."""
 
-from __future__ import annotations
-
 import gzip
 import os
 from pathlib import Path

@@ -3,8 +3,6 @@
 World coordinates are RAS millimetres throughout, as in nibabel.
 """
 
-from __future__ import annotations
-
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk

@@ -1,7 +1,5 @@
 """The Dask workers: processes of this computer, jobs of a batch system, or those of a scheduler that runs already."""
 
-from __future__ import annotations
-
 import atexit
 import hashlib
 import logging

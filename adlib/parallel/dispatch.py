@@ -1,7 +1,5 @@
 """Send items to Dask workers, one task to each, and lose no more than the item that a worker dies of."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Map a function over scans with one-thread workers: same results whatever their number and wherever they are."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator

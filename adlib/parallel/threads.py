@@ -1,7 +1,5 @@
 """One thread for the numerical libraries, and what happens to freed memory."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys

@@ -1,7 +1,5 @@
 """The simulated cohort: participants with known severity and volumes, written as a BIDS dataset."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Collection

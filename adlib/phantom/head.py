@@ -1,7 +1,5 @@
 """One simulated T1w head: anatomy, atrophy and ageing as smooth invertible warps, and a simulated acquisition."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 

@@ -8,8 +8,6 @@ References
 Çiçek et al. 2016, doi:10.1007/978-3-319-46723-8_49 (3-D U-Net).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256

@@ -6,8 +6,6 @@ Hoopes et al. 2022, doi:10.1016/j.neuroimage.2022.119474 (SynthStrip).
 Isensee et al. 2019, doi:10.1002/hbm.24750 (HD-BET).
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import tempfile

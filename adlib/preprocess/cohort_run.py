@@ -1,7 +1,5 @@
 """Preprocessing of a cohort: each scan of a manifest to its files, once."""
 
-from __future__ import annotations
-
 import traceback
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Is it a T1-weighted image? White matter is above grey matter and grey matter above fluid, deep inside the brain."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from adlib.study.records import StudyError

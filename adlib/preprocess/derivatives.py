@@ -1,7 +1,5 @@
 """A preprocessed scan and its files, by BIDS-Derivatives names; the JSON sidecar is written last."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version

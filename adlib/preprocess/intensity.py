@@ -9,8 +9,6 @@ Nyúl et al. 2000, doi:10.1109/42.836373.
 Shah et al. 2011, doi:10.1016/j.media.2010.12.003 (the percentiles).
 """
 
-from __future__ import annotations
-
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk

@@ -1,7 +1,5 @@
 """Preprocessing of one scan, from a raw T1w head to MNI152 space; notebooks, prediction and the cohort run share it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import nibabel as nib

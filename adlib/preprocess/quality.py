@@ -1,7 +1,5 @@
 """Quality control: measures of a scan before and after processing, their limits, and the verdict."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 

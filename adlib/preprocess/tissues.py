@@ -1,7 +1,5 @@
 """Tissue segmentation: Gaussians of three tissues and of voxels mixed of two, with spatial priors."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

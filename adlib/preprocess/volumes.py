@@ -1,7 +1,5 @@
 """Volumes of tissues and regions, in millilitres of the scan's own space."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from adlib.imaging import atlas

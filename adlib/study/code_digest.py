@@ -1,7 +1,5 @@
 """Digests of the code that results depend on, so that only a change of what is computed makes it run again."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

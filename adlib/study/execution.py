@@ -1,7 +1,5 @@
 """Execute a notebook with papermill in this very Python, make it a page without network, and strip its outputs."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """One run at a time in a study's folder, also where computers share it."""
 
-from __future__ import annotations
-
 import signal
 import sys
 import threading

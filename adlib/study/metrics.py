@@ -1,7 +1,5 @@
 """The metrics of a study as one tidy table, and how runs and scores are written for a reader."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

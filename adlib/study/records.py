@@ -1,7 +1,5 @@
 """Tables with schemas, hashes, atomic writes, and the one error that users see."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

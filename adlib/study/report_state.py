@@ -1,7 +1,5 @@
 """Whether the report of a study is of its present records, params, templates and code."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The study's five steps: what each reads and writes, and whether its results still hold."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """Vary training slices the way heads and scanners vary."""
 
-from __future__ import annotations
-
 import torch
 import torchio
 from torch import nn

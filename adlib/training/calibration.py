@@ -1,7 +1,5 @@
 """Calibration on validation participants: temperature and class biases."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize

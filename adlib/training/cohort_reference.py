@@ -1,7 +1,5 @@
 """The reference of a model: distances from training scans, bounds of prediction sets, volumes of healthy people."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The thresholds of conformal prediction sets, from participants that neither trained the network nor are tested."""
 
-from __future__ import annotations
-
 import numpy as np
 
 ENOUGH = (

@@ -1,7 +1,5 @@
 """Control trainings: those that must fall to chance, a leaking split, the silhouette, and scanner metadata."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial

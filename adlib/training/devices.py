@@ -4,8 +4,6 @@
 ``run_all.py`` begins on the first with the same params.
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import os

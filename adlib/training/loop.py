@@ -1,7 +1,5 @@
 """One training: a checkpoint every epoch, and the same numbers after an interruption or on more devices."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field

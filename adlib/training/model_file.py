@@ -1,7 +1,5 @@
 """The file that carries a network's weights together with all they depend on."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

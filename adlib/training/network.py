@@ -1,7 +1,5 @@
 """The ResNet50, the requirements on any other network, initial weights, and outputs for slices."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Pool calibrated probabilities of slices to scans and participants."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -1,7 +1,5 @@
 """The parts of a training, each a callable that can be replaced, and the record of a training."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import linecache

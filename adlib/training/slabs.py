@@ -11,8 +11,6 @@ Marcus et al. 2007, doi:10.1162/jocn.2007.19.9.1498.
 Buckner et al. 2004, doi:10.1016/j.neuroimage.2004.06.018 (the atlas).
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """From preprocessed scans to the network's input: one array of slices and one table that names them."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

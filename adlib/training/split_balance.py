@@ -1,7 +1,5 @@
 """Balance of age, sex and site between the parts of a split."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

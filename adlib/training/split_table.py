@@ -1,7 +1,5 @@
 """Tables of splits that pass between studies, by participant or by keyed hash of the participant."""
 
-from __future__ import annotations
-
 import hmac
 from collections.abc import Callable, Iterable
 from pathlib import Path

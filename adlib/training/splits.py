@@ -1,7 +1,5 @@
 """Splits of participants into training, validation and test, drawn within diagnoses, by a column, or given."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from math import ceil
 

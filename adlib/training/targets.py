@@ -1,7 +1,5 @@
 """Covariates concatenated to the image features, and auxiliary targets of the training: age and volumes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -1,7 +1,5 @@
 """Attribution of an output to the pixels of slices: methods, maps of test scans, and their means by true class."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 

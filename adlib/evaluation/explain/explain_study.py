@@ -1,7 +1,5 @@
 """All explanations of a study: maps, where they lie in the brain, and whether they can be believed."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from typing import Any

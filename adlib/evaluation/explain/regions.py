@@ -1,7 +1,5 @@
 """Attribution in MNI152 space: images, shares by brain region, and where disease changes simulated heads."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checks of attribution maps: randomised networks, deletion and insertion, and overlap with the true change."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from typing import Any
