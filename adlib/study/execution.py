@@ -88,7 +88,7 @@ def execute(notebook: Path, executed: Path, params_file: Path, root: Path, progr
     root : path
         Repository root, from which the notebook imports ``adlib``.
     progress : LastLine
-        Receives what the notebook writes to standard error.
+        Receives what the notebook writes to standard output and error.
 
     Raises
     ------
@@ -111,6 +111,7 @@ def execute(notebook: Path, executed: Path, params_file: Path, root: Path, progr
                 cwd=str(root),
                 progress_bar=False,
                 start_timeout=180,
+                stdout_file=progress,
                 stderr_file=progress,
                 kernel_manager_class=_kernel_class(root, Path(runtime)),
                 shutdown_kernel="immediate",
