@@ -71,10 +71,11 @@ def map_scans(
     Numerical libraries get one thread per process, also in this one: threaded sums differ from run to run.
     """
     items = list(items)
-    here = not (isolate or pool.elsewhere or pool.limited)
-    all_here = here and (len(items) <= FEW * chunksize or pool.workers == 1)
+    here = not (pool.elsewhere or pool.limited)
+    all_here = here and (pool.workers == 1 or (len(items) <= FEW * chunksize and not isolate))
+    tried = here and lost is None and not isolate
     with tqdm(total=len(items), desc=label, unit="scan", mininterval=PROGRESS_SECONDS) as progress:
-        done = _done_here(function, items, label, progress, all_here) if here and (all_here or lost is None) else []
+        done = _done_here(function, items, label, progress, all_here) if all_here or tried else []
         rest = items[len(done) :]
         if not rest:
             return done

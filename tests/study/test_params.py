@@ -42,7 +42,7 @@ def test_wrong_params_are_refused_with_what_to_do(setting, words):
 
 
 def test_choice_of_workers_is_handed_on_whole():
-    chosen = {"workers": 3, "scan_timeout_s": 60, "memory_mb": 2000, "retries": 0, "publish": True}
+    chosen = {"workers": 3, "scan_timeout_s": 60, "memory_mb": 2000, "retries": 0, "trainings": 2, "publish": True}
     pool = load_params("params/phantom.yaml", tuple(f"exec.{name}={value}" for name, value in chosen.items())).pool
     assert pool == Pool(**chosen) and not pool.elsewhere
     for setting in ("exec.scheduler=tls://head-1.lab:8786", "exec.jobqueue.kind=pbs"):
