@@ -163,7 +163,8 @@ def launch_side_by_side(
     job = [sys.executable, "-m", MODULE, JOB, _write_job(params.model_copy(update={"exec": settings})), *parts]
     threads = str(max(1, torch.get_num_threads() // processes))
     commands = [[*job, TRAININGS, *names[k::processes]] for k in range(processes)]
-    _run(commands, dict.fromkeys(THREAD_VARIABLES, threads), processes, on_line)
+    whole_lines = {"PYTHONUNBUFFERED": ""}  # so that those of several processes are not mixed
+    _run(commands, dict.fromkeys(THREAD_VARIABLES, threads) | whole_lines, processes, on_line)
 
 
 def _write_job(params: StudyParams) -> str:

@@ -42,6 +42,11 @@ def test_two_processes_match_one(tmp_path, capfd):
     np.testing.assert_allclose(together[["p_CN", "p_AD"]], alone[["p_CN", "p_AD"]], atol=0.02)
 
 
+def command_lines():
+    """Words of the command of each process; none of one that has ended."""
+    return {process: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
+
+
 def kill_one(folder):
     """End the second process of a training as soon as an epoch is stored."""
     deadline = time.monotonic() + 120
@@ -49,8 +54,7 @@ def kill_one(folder):
         if time.monotonic() > deadline:
             return
         time.sleep(0.05)
-    for process in psutil.process_iter():
-        words = process.cmdline()
+    for process, words in command_lines().items():
         ours = str(folder / "training" / "job.yaml") in words and "torch.distributed.run" not in words
         if ours and process.environ().get("LOCAL_RANK") == "1":
             process.kill()
@@ -61,8 +65,8 @@ def kill_training(folder, name):
     deadline = time.monotonic() + 120
     while not any(folder.glob("training/resnet50/fold-0/member-2/checkpoint.pt")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    for process in psutil.process_iter():
-        if name in process.cmdline():
+    for process, words in command_lines().items():
+        if name in words:
             process.kill()
 
 
@@ -115,7 +119,7 @@ def test_a_killed_training_ends_those_at_its_side(tmp_path, capfd):
         train.train_study(study)
     watcher.join()
     job = str(study.folder / "training" / "job.yaml")
-    assert not [process for process in psutil.process_iter() if job in process.cmdline()]
+    assert not [words for words in command_lines().values() if job in words]
     capfd.readouterr()
     assert set(train.train_study(study)["run"]) == {"resnet50", "member_1", "member_2"}
     assert "resuming after epoch" in capfd.readouterr().out
