@@ -88,7 +88,7 @@ def map_scans(
 def _done_here(
     function: Callable[[Item], Result], items: list[Item], label: str, progress: tqdm, whole: bool
 ) -> list[Result]:
-    """Results of all items or, unless the `whole` is asked for, of the first ones where all would take too long."""
+    """Results of all items; without `whole`, of the first ones only where all would take too long."""
     results: list[Result] = []
     least, before = math.inf, time.monotonic()
     for result in results_of(function, items, label):
