@@ -229,7 +229,7 @@ def write_cohort(
     folder = Path(folder)
     cohort = draw_cohort(source, classes, seed)
     cohort = cohort if only is None else cohort[cohort["participant_id"].isin(only)]
-    key = digest([source.model_dump(), classes, seed, code_digest(write_cohort), sorted(only or ())])
+    key = digest([source.model_dump(), classes, seed, code_digest(__name__), sorted(only or ())])
     stored = folder / "key.txt"
     if not stored.is_file() or stored.read_bytes() != key.encode():
         shutil.rmtree(folder, ignore_errors=True)

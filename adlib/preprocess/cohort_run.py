@@ -113,7 +113,7 @@ def preprocess_cohort(manifest: pd.DataFrame, params: StudyParams) -> pd.DataFra
     """
     root = params.folder / "derivatives"
     _describe(root / "dataset_description.json")
-    code = code_digest(f"{__name__}.preprocess_scan")
+    code = code_digest(__name__)
     work = partial(preprocess_scan, derivatives=root, params=params.preprocess, code=code, keep=params.derivatives.keep)
     scans = manifest[["participant_id", "session_id", "scan_id", "path", "sha256", "space"]].to_dict("records")
     sidecars = map_scans(work, scans, pool=params.pool, label="preprocessing", lost=_lost, isolate=True)

@@ -10,7 +10,7 @@ from adlib.study.steps import STEPS
 from adlib.study.tree import path_digest
 
 PAGE = Path("report") / "index.html"
-_WRITER = "adlib.report.pages.write_report"
+_WRITER = "adlib.report.pages"
 _TEMPLATES = Path("adlib") / "report" / "templates"
 _RECORD = PAGE.with_name(".written.json")  # hidden: no part of the report
 _SCANS = ("source", "derivatives")  # the report reads no image
@@ -49,7 +49,7 @@ def _state(params: StudyParams, root: Path) -> dict[str, Any]:
     names = {name for step in STEPS for name in (*step.writes, *step.may_write)}.difference(_SCANS)
     templates = {path.name: file_digest(path) for path in sorted((root / _TEMPLATES).glob("*"))}
     return {
-        "code": module_digests([_WRITER], root, texts=True),
+        "code": module_digests([_WRITER], root),
         "templates": digest(templates),
         "params": digest(dump_params(params)),
         "packages": package_versions(),

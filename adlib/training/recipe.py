@@ -26,7 +26,6 @@ from adlib.training.folds import Augment, Fold
 from adlib.training.network import ResNet50
 
 PACKAGE = "adlib."
-TRAINING = ("folds.make_fold", "controls.control_fold", "loop.fit", "runs.predict_fold")  # what a training computes
 RECORD = Path("training") / "record.json"
 NETWORK_FILE = "network.py"
 SECTIONS = ("train", "input", "preprocess", "splits")
@@ -171,7 +170,7 @@ class Recipe:
         return [
             {name: _name(part) for name, part in self.parts().items()},
             sources,
-            code_digest(*(f"{PACKAGE}training.{name}" for name in TRAINING)),
+            code_digest(f"{PACKAGE}training.runs"),
         ]
 
 

@@ -83,7 +83,7 @@ def _key(params: StudyParams, classifier: Classifier) -> str:
     for value in classifier.network.state_dict().values():
         weights.update(value.cpu().contiguous().numpy().tobytes())
     settings = [params.evaluate.model_dump(), params.seed, params.classes, params.source.kind]
-    return digest([code_digest(explain_study), weights.hexdigest(), *settings, tables])
+    return digest([code_digest(__name__), weights.hexdigest(), *settings, tables])
 
 
 def _proof(params: StudyParams, key: str) -> dict[str, str]:
