@@ -17,6 +17,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -64,10 +65,9 @@ GM, WM, CSF, HIPPOCAMPUS, AMYGDALA, VENTRICLE = range(6)
 GREY, FLUID = [GM, HIPPOCAMPUS, AMYGDALA], [CSF, VENTRICLE]
 FOLDS = 3
 STEPS = {"head": 1000, "side": 5000, "inner": 9000}
-BATCH = {"head": 1, "side": 1, "inner": 1}
 GRIDS = {"head": HEAD, "side": SIDE, "inner": INNER}
 OTHERS = {"head": ("phantom", 0.25), "side": ("template", 0.1), "inner": ("template", 0.1)}  # also drawn, and its share
-SIZED = ("inner",)  # where the loss holds the sizes of the parts, too
+SIZED = "inner"  # the network whose loss holds the sizes of the parts, too
 PHANTOMS, SEED = 8, 4001  # simulated heads, and their seed
 FIELD_MM = 50.0  # between the knots of a bias field
 FILLED = 0.2  # share of the drawn heads whose fluid is filled with tissue
@@ -367,8 +367,7 @@ def train(heads: dict[str, Head], network: UNet, which: str, seed: int, folder: 
     (kind, share), real = OTHERS[which], [name for name in sorted(heads) if name.startswith("Subj")]
     others = [name for name in sorted(heads) if name.startswith(kind)]
     network = network.to(memory_format=torch.channels_last_3d)
-    averaged = UNet(*_sizes(network))
-    averaged.load_state_dict(network.state_dict())
+    averaged = deepcopy(network)
     optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
     kept = {"network": network, "averaged": averaged, "optimiser": optimiser}
     if checkpoint.is_file():
@@ -380,16 +379,13 @@ def train(heads: dict[str, Head], network: UNet, which: str, seed: int, folder: 
     for step in range(begun, steps):
         rng = np.random.default_rng([seed, step])
         optimiser.param_groups[0]["lr"] = float(RATE * min(1, (step + 1) / 50) * (1 + np.cos(np.pi * step / steps)) / 2)
+        names = others if rng.random() < share else real
         with torch.no_grad():
-            drawn = []
-            for _ in range(BATCH[which]):
-                names = others if rng.random() < share else real
-                drawn.append(draw(rng, heads[names[rng.integers(len(names))]], which))
-            images, shares = (torch.stack(part) for part in zip(*drawn, strict=True))
+            images, shares = (part[None] for part in draw(rng, heads[names[rng.integers(len(names))]], which))
         with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
             logits = network(images[:, None].to(memory_format=torch.channels_last_3d))
         loss = loss_of(logits, shares, max(0.0, 1 - step / (EVEN_UNTIL * steps)))
-        if which in SIZED:
+        if which == SIZED:
             loss = loss + size_error(logits, shares, GRIDS[which].edge_mm)
         optimiser.zero_grad()
         loss.backward()
@@ -404,10 +400,6 @@ def train(heads: dict[str, Head], network: UNet, which: str, seed: int, folder: 
             folder.mkdir(parents=True, exist_ok=True)
             torch.save({name: part.state_dict() for name, part in kept.items()} | {"step": step + 1}, checkpoint)
     return averaged.eval()
-
-
-def _sizes(network: UNet) -> tuple[tuple[int, ...], int]:
-    return tuple(block[0].out_channels for block in network.down), network.last.out_channels
 
 
 def train_networks(heads: dict[str, Head], seed: int, path: Path, trained: Sequence[str]) -> Networks:

@@ -5,7 +5,7 @@
     python benchmarks/preprocessing.py quality [--scans 100] [--workers 2]      # faults that quality control detects
     python benchmarks/preprocessing.py quality --learn --scans 50               # its limits, into preprocess/quality.py
 
-The last line of each has the figures and their goals; the exit code is 1 where one is missed.
+The last lines of each have the figures and their goals; the exit code is 1 where one is missed.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from goals import count_missed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from made_head import CENTRE, FAULTS, MadeHead, add_noise, made_head, pose_error, rotation, spoil
@@ -77,18 +78,7 @@ def main() -> int:
             command.add_argument(f"--{option}", type=int, default=default)
     commands.choices["quality"].add_argument("--learn", action="store_true", help="learn the limits")
     args = parser.parse_args()
-    return {"robustness": robustness, "segmentation": segmentation, "quality": quality}[args.command](args)
-
-
-def against_goals(*figures: tuple[str, float, str, float]) -> int:
-    """Print figures (name, value, comparison, goal); return 0 where all goals are met, else 1."""
-    met = [value >= goal if sign == ">=" else value <= goal for _, value, sign, goal in figures]
-    words = [
-        f"{n} {v:.3f} (goal {sign} {goal:g}{'' if ok else ', MISSED'})"
-        for (n, v, sign, goal), ok in zip(figures, met, strict=True)
-    ]
-    print(", ".join(words))
-    return 0 if all(met) else 1
+    return int({"robustness": robustness, "segmentation": segmentation, "quality": quality}[args.command](args) > 0)
 
 
 def drawn_setting(seed: int) -> dict[str, Any]:
@@ -140,7 +130,7 @@ def head_of(setting: dict[str, Any], resolution_mm: float = 2.0) -> MadeHead:
 
 
 def robustness(args: argparse.Namespace) -> int:
-    """Share of made heads that register, and of the others that quality control detects."""
+    """Share of made heads that register, and of the others that quality control detects; goals missed."""
     settings = [drawn_setting(seed) for seed in range(args.first, args.first + args.heads)]
     table = pd.DataFrame(map_scans(registered, settings, pool=Pool(workers=args.workers), label="made heads"))
     missed = table["error"] > WITHIN_MM
@@ -151,7 +141,7 @@ def robustness(args: argparse.Namespace) -> int:
     print(f"registered heads: {table.loc[~missed, 'verdict'].value_counts().to_dict()}; out of limits: {dict(reasons)}")
     print(f"error: median {table['error'].median():.2f} mm, largest {table['error'].max():.2f} mm")
     silent = float((missed & (table["verdict"] == "pass")).sum())
-    return against_goals(
+    return count_missed(
         (f"share within {WITHIN_MM:g} mm", float((~missed).mean()), ">=", 0.995),
         ("missed with verdict pass", silent, "<=", 0),
     )
@@ -187,7 +177,7 @@ def segmentation(args: argparse.Namespace) -> int:
     medians = fine.median(numeric_only=True)
     figures = [(f"Dice {name}", medians[name], ">=", goal) for name, goal in DICE.items()]
     figures += [(f"volume error of {name} in percent", abs(medians[f"{name} %"]), "<=", 3.0) for name in SIZES]
-    return against_goals(*figures, ("hippocampus r", r["hippocampus_ml"], ">=", 0.9))
+    return count_missed(*figures, ("hippocampus r", r["hippocampus_ml"], ">=", 0.9))
 
 
 def segmented(heads: int, seed: int, edge_mm: float) -> pd.DataFrame:
@@ -242,7 +232,7 @@ def quality(args: argparse.Namespace) -> int:
         print(f"{fault:15} {len(rows):4d} heads, {rows['verdict'].value_counts().to_dict()}; {dict(reasons)}")
     for row in table[clean == flagged].itertuples():
         print(f"wrong: {row.fault} {row.index}: {row.verdict} {row.reasons}")
-    return against_goals(
+    return count_missed(
         ("sensitivity", float(flagged[~clean].mean()), ">=", 0.95),
         ("specificity", float(1 - flagged[clean].mean()), ">=", 0.95),
     )

@@ -14,9 +14,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial, reduce
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from unittest import mock
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from goals import Figure, count_missed, is_met
 from scipy import fft, ndimage
 
 from adlib.imaging.volume import resample, voxel_ml, voxel_sizes
@@ -45,7 +45,6 @@ MARK = "<!-- real heads -->"
 WHITE = (35, 40, 41, 44, 45, 61, 62, 69, *range(81, 96))
 RESCAN = ("1003", "1023")  # of one man
 VOLUMES = ("gm_ml", "wm_ml", "icv_ml", "hippocampus_ml", "ventricles_ml")
-TEXTS = ("refused", "taken")  # columns that are mostly empty
 UNITS = (100.0, 0.01)
 SHRUNK = (0.85, 0.70)
 CONTRASTS = {  # intensities of grey matter, white matter and fluid, and words of the refusal
@@ -57,12 +56,14 @@ CONTRASTS = {  # intensities of grey matter, white matter and fluid, and words o
     "WM map": ((0.0, 1.0, 0.0), "map"),
 }
 
+Head = tuple[str, str, Path, Path | None]  # group, name, image and labels
 
-def heads(root: Path) -> list[tuple[str, str, Path, Path | None]]:
+
+def heads(root: Path) -> list[Head]:
     """Group, name, image and labels of each head."""
     elderly = sorted((root / "t1w_elderly").glob("*_T1.nii.gz"))
     manual = sorted((root / "oasis1_manual").glob("*_SS.nii.gz"))
-    found: list[tuple[str, str, Path, Path | None]] = [
+    found: list[Head] = [
         *((ELDERLY, path.name.split("_")[0], path, Path(str(path).replace("_T1.", "_T1_DLMUSE."))) for path in elderly),
         *((MANUAL, path.name.split("_")[0], path, Path(str(path).replace("_SS.", "_glm."))) for path in manual),
     ]
@@ -71,7 +72,7 @@ def heads(root: Path) -> list[tuple[str, str, Path, Path | None]]:
     return [*found, *((OTHER, path.name.split(".")[0], path, None) for path in others)]
 
 
-def unseen(found: list[tuple[str, str, Path, Path | None]], folds: Path | None, weights: Path) -> list[Path]:
+def unseen(found: list[Head], folds: Path | None, weights: Path) -> list[Path]:
     """Weights for each head: of the fold that left it out, or those for all."""
     elderly = sorted(name for group, name, *_ in found if group == ELDERLY)
     return [
@@ -151,9 +152,7 @@ def tissues_of(labels: np.ndarray) -> dict[str, np.ndarray]:
     return true | {"gm": true["icv"] & ~true["wm"] & ~true["fluid"]}
 
 
-def measure(
-    head: tuple[str, str, Path, Path | None], network: Path, seed: int, resolution_mm: float, quick: bool
-) -> dict[str, Any]:
+def measure(head: Head, network: Path, seed: int, resolution_mm: float, quick: bool) -> dict[str, Any]:
     """One row: what was measured, what is true and, unless quick, how it stands changes of the scan."""
     group, name, path, labels = head
     row: dict[str, Any] = {"group": group, "name": name, "refused": ""}
@@ -240,7 +239,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
     return float(2 * (one & other).sum() / (one.sum() + other.sum()))
 
 
-def figures(table: pd.DataFrame) -> list[tuple[str, float, str, float]]:
+def figures(table: pd.DataFrame) -> list[Figure]:
     """Name, value, comparison and goal of each figure."""
     good = table[table["refused"] == ""]
     elderly, manual = (good[good["group"] == group] for group in (ELDERLY, MANUAL))
@@ -271,7 +270,7 @@ def figures(table: pd.DataFrame) -> list[tuple[str, float, str, float]]:
     return [*rows, *figures_of_changes(good)] if "change" in good else rows
 
 
-def figures_of_changes(table: pd.DataFrame) -> list[tuple[str, float, str, float]]:
+def figures_of_changes(table: pd.DataFrame) -> list[Figure]:
     """Figures of `stability`, `recovery` and `wrongly_taken`."""
     taken = table.loc[table["group"] == ELDERLY, "taken"]
     wrong = sum(len(kinds.split(", ")) for kinds in taken if kinds) / (len(taken) * (len(CONTRASTS) + 1))
@@ -286,9 +285,7 @@ def figures_of_changes(table: pd.DataFrame) -> list[tuple[str, float, str, float
     return rows
 
 
-def hippocampus(
-    title: str, group: pd.DataFrame, *, scaled: bool, r_goal: float, error_goal: float
-) -> list[tuple[str, float, str, float]]:
+def hippocampus(title: str, group: pd.DataFrame, *, scaled: bool, r_goal: float, error_goal: float) -> list[Figure]:
     """Agreement of each side; between two protocols after one common scale."""
     found, true = (
         group[[f"{prefix}hippocampus_{side}_ml" for side in HIPPOCAMPUS]].to_numpy() for prefix in ("", "true_")
@@ -318,9 +315,6 @@ def main() -> int:
     parser.add_argument("--folds", type=Path, help="folder of networks that have not seen the heads that they measure")
     parser.add_argument("--weights", type=Path, default=anatomy.WEIGHTS, help="of the networks; those of the package")
     parser.add_argument("--table", type=Path, help="write the rows here")
-    parser.add_argument(
-        "--rows", type=Path, nargs="+", default=(), help="rows that --table wrote, the first ones first"
-    )
     parser.add_argument("--page", type=Path, help="write the figures into this page, between its comments 'real heads'")
     options = parser.parse_args()
     root = os.environ.get("ADLIB_REALDATA")
@@ -328,7 +322,7 @@ def main() -> int:
         print("error: ADLIB_REALDATA names no folder of real heads", file=sys.stderr)
         return 1
     found = heads(Path(root))
-    tables = stored(options.rows) or {edge: measured(found, options, edge) for edge in options.resolution}
+    tables = {edge: measured(found, options, edge) for edge in options.resolution}
     if options.table:
         pd.concat(tables, names=["resolution_mm"]).to_csv(options.table, sep="\t")
     page = {edge: figures(table) for edge, table in tables.items()}
@@ -338,44 +332,23 @@ def main() -> int:
     return int(sum(report(table, page[edge], edge) for edge, table in tables.items()) > 0)
 
 
-def measured(
-    found: list[tuple[str, str, Path, Path | None]], options: argparse.Namespace, resolution_mm: float
-) -> pd.DataFrame:
+def measured(found: list[Head], options: argparse.Namespace, resolution_mm: float) -> pd.DataFrame:
     """Rows of all heads at one resolution."""
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         function = partial(measure, resolution_mm=resolution_mm, quick=options.quick)
         return pd.DataFrame(pool.map(function, found, unseen(found, options.folds, options.weights), range(len(found))))
 
 
-def stored(paths: Sequence[Path]) -> dict[float, pd.DataFrame]:
-    """Rows by resolution; what the first file lacks is of the next."""
-    read = [
-        pd.read_csv(path, sep="\t", dtype=dict.fromkeys(("name", *TEXTS), str)).set_index(["resolution_mm", "name"])
-        for path in paths
-    ]
-    if not read:
-        return {}
-    rows = reduce(pd.DataFrame.combine_first, read).fillna(dict.fromkeys(TEXTS, ""))
-    return {edge: part.dropna(axis=1, how="all") for edge, part in rows.reset_index().groupby("resolution_mm")}
-
-
-def is_met(value: float, sign: str, goal: float) -> bool:
-    """Whether a figure reaches its goal."""
-    return value >= goal if sign == ">=" else value <= goal
-
-
-def report(table: pd.DataFrame, rows: list[tuple[str, float, str, float]], resolution_mm: float) -> int:
+def report(table: pd.DataFrame, rows: list[Figure], resolution_mm: float) -> int:
     """Print rows and figures; return the number of goals missed."""
     shown = table.columns.intersection(
         ["group", "name", "verdict", "cpu_s", "dice_icv", "dice_gm", "dice_wm", "changed", "taken"]
     )
     print(f"at {resolution_mm:g} mm", table[[*shown, "refused"]].round(3).to_string(index=False), sep="\n")
-    for name, value, sign, goal in rows:
-        print(f"{name}: {value:.3f} (goal {sign} {goal:g}{'' if is_met(value, sign, goal) else ', MISSED'})")
-    return sum(not is_met(*row[1:]) for row in rows)
+    return count_missed(*rows)
 
 
-def as_page(page: dict[float, list[tuple[str, float, str, float]]]) -> str:
+def as_page(page: dict[float, list[Figure]]) -> str:
     """A table of all figures with a goal, those that miss it in bold."""
     values = {edge: {name: value for name, value, *_ in rows} for edge, rows in page.items()}
     lines = [f"| figure | goal | {' | '.join(f'{edge:g} mm' for edge in page)} |", "|---|---|" + "---|" * len(page)]

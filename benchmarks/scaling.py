@@ -1,6 +1,6 @@
 """What preprocessing of simulated heads of 2 mm costs with one and several workers, and what many scans would cost.
 
-    python benchmarks/scaling.py [--scans 24] [--workers 2] [--keep runs.tsv]
+    python benchmarks/scaling.py [--scans 24] [--workers 2]
 
 Prints the speed-up (goal: at least 1.8 with two), the peak memory of a worker and its growth from scan to scan (goal:
 under 1500 MB, at most 2 MB a scan), and the overhead of handing out a scan (goal: under 2 %). Then it fits
@@ -23,27 +23,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil
+from goals import count_missed
 
 from adlib.parallel.mapping import map_scans
 from adlib.study.exec_params import Pool
 
 NO_LIMIT = 8192  # MB; with a memory limit one worker is a process of its own, too
 WAIT_SECONDS = 0.3
-GOALS = {"speed-up": 1.8, "peak MB": 1500.0, "MB a scan": 2.0, "overhead": 0.02}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scans", type=int, default=24, help="of the longest run")
     parser.add_argument("--workers", type=int, default=2, help="number compared with one")
-    parser.add_argument("--keep", type=Path, help="table of all scans of all runs")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="adlib-scaling-") as name:
         scans = simulated(args.scans, Path(name), args.workers)
         scans_of_runs = pd.concat([measured(workers, scans, Path(name)) for workers in (1, args.workers)])
         stored_mb = sum(file.stat().st_size for file in (Path(name) / "out").rglob("*") if file.is_file()) / 2**20
-    if args.keep:
-        scans_of_runs.to_csv(args.keep, sep="\t", index=False)
     runs = scans_of_runs.groupby(["workers", "run"], as_index=False).agg(
         scans=("seconds", "size"),
         total=("total", "first"),
@@ -52,17 +49,15 @@ def main() -> int:
     )
     print(runs.round(2).to_string(index=False))
     last = runs.groupby("workers")["total"].last()
-    results = {
-        "speed-up": last[1] / last[args.workers],
-        "peak MB": scans_of_runs["peak_mb"].max(),
-        "MB a scan": max(growth(own["after_mb"]) for _, own in scans_of_runs.groupby("worker")),
-        "overhead": overhead_seconds(args.workers) / scans_of_runs["seconds"].median(),
-    }
-    for title, value in results.items():
-        print(f"{title}: {value:.3g} (goal {GOALS[title]:g})")
-    forecast(runs, stored_mb / len(scans), results["peak MB"])
-    met = results["speed-up"] >= GOALS["speed-up"] and all(results[name] < GOALS[name] for name in list(GOALS)[1:])
-    return int(not met or scans_of_runs["failed"].any())
+    peak_mb, seconds = scans_of_runs["peak_mb"].max(), scans_of_runs["seconds"].median()
+    missed = count_missed(
+        ("speed-up", last[1] / last[args.workers], ">=", 1.8),
+        ("peak MB", peak_mb, "<=", 1500.0),
+        ("MB a scan", max(growth(own["after_mb"]) for _, own in scans_of_runs.groupby("worker")), "<=", 2.0),
+        ("overhead", overhead_seconds(args.workers) / seconds, "<=", 0.02),
+    )
+    forecast(runs, stored_mb / len(scans), peak_mb)
+    return int(missed > 0 or scans_of_runs["failed"].any())
 
 
 def simulated(count: int, folder: Path, workers: int) -> list[dict[str, Any]]:
@@ -75,11 +70,8 @@ def simulated(count: int, folder: Path, workers: int) -> list[dict[str, Any]]:
 
     sets = (f"exec.outputs={folder}", f"source.participants_per_class={-(-count // 4)}", "source.followup_fraction=0")
     listed = read_source(load_params("params/smoke.yaml", (*sets, f"exec.workers={workers}", "source.voxel_mm=2.0")))
-    return (
-        listed[["participant_id", "session_id", "scan_id", "path", "sha256"]]
-        .assign(space=None)
-        .to_dict("records")[:count]
-    )
+    names = ["participant_id", "session_id", "scan_id", "path", "sha256"]
+    return listed[names].assign(space=None).head(count).to_dict("records")
 
 
 def measured(workers: int, scans: list[dict[str, Any]], folder: Path) -> pd.DataFrame:
