@@ -1,72 +1,23 @@
 """Two finished studies side by side: scores with intervals, params that differ, packages that differ."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from adlib.report.content import PARTS, difference_texts, trained_params
+from adlib.report.content import PARTS, Study, read_study
 from adlib.report.tables import LEVELS, Table, bounded, metric_title, moment, public_params, table, written
 from adlib.report.text import render
-from adlib.study.metrics import KEY, read_metrics, run_of
-from adlib.study.params import StudyParams, load_params
-from adlib.study.records import StudyError, flat, read_json, write_text
-from adlib.training.recipe import training_record
+from adlib.study.metrics import KEY, run_of
+from adlib.study.params import load_params
+from adlib.study.records import StudyError, flat, write_text
 
 PAGE = "compare.html"
 SHOWN = ("balanced_accuracy", "roc_auc", "roc_auc_binary", "brier", "calibration_error")
 SAME, INSIDE, OUTSIDE, ALONE = "same", "B inside A's interval", "B outside A's interval", "in one study only"
 
 
-@dataclass(frozen=True)
-class Side:
-    """One of the two studies.
-
-    Attributes
-    ----------
-    folder : Path
-        ``outputs/<study>``.
-    params : StudyParams
-    record : dict
-        See `adlib.training.recipe.describe`.
-    scores : DataFrame
-        Indexed by run, level, group, metric and class.
-    provenance : dict
-        Content of ``provenance.json``.
-    """
-
-    folder: Path
-    params: StudyParams
-    record: dict[str, Any]
-    scores: pd.DataFrame
-    provenance: dict[str, Any]
-
-    @property
-    def title(self) -> str:
-        """Name of the study and time of its end."""
-        return f"{self.params.study}, finished {moment(self.provenance.get('finished'))}"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Params with the settings that the training used, and network, loss, optimizer and augmentation."""
-        parts = {part: self.record[part] for part in PARTS if part in self.record}
-        described = {part: " ".join([of["name"], of.get("sha256", "")[:12]]).strip() for part, of in parts.items()}
-        return flat(public_params(trained_params(self.params, self.record))) | described
-
-    @property
-    def versions(self) -> dict[str, Any]:
-        """Versions of code, Python, machine and packages."""
-        names = ("git_sha", "git_dirty", "python", "platform", "device")
-        return {name: self.provenance.get(name) for name in names} | self.provenance.get("packages", {})
-
-    @property
-    def differences(self) -> list[str]:
-        """Differences between the training and the params file of the study."""
-        return difference_texts(self.record, self.params)
-
-
-def read_side(folder: Path) -> Side:
+def read_side(folder: Path) -> Study:
     """Read a finished study's folder.
 
     Parameters
@@ -76,7 +27,7 @@ def read_side(folder: Path) -> Side:
 
     Returns
     -------
-    Side
+    Study
 
     Raises
     ------
@@ -85,12 +36,7 @@ def read_side(folder: Path) -> Side:
     """
     if not folder.is_dir():
         raise StudyError(f"--compare: {folder} is not a folder; give two folders such as outputs/phantom")
-    missing = [name for name in ("params.yaml", "metrics.json", "provenance.json") if not (folder / name).is_file()]
-    if missing:
-        raise StudyError(f"--compare: {folder} lacks {', '.join(missing)}; give the folder of a finished study")
-    scores, provenance = read_metrics(folder).query("group == ''"), read_json(folder / "provenance.json")
-    params, record = load_params(folder / "params.yaml"), training_record(folder)
-    return Side(folder, params, record, scores.set_index(list(KEY), drop=False), provenance)
+    return read_study(load_params(folder / "params.yaml"), folder)
 
 
 def compare(first: Path, second: Path, outputs: Path) -> tuple[Path, str]:
@@ -116,30 +62,45 @@ def compare(first: Path, second: Path, outputs: Path) -> tuple[Path, str]:
         If one of the folders is not that of a finished study.
     """
     a, b = read_side(first), read_side(second)
+    finished = {"A": (a, moment(a.provenance.get("finished"))), "B": (b, moment(b.provenance.get("finished")))}
+    titles = {name: f"{side.params.study}, finished {when}" for name, (side, when) in finished.items()}
     main = scores(a, b, "Main scores of test participants.", main_only=True)
-    settings = _differing("Settings that differ.", "Setting", a.settings, b.settings)
+    settings = _differing("Settings that differ.", "Setting", _settings(a), _settings(b))
     page = render(
         "compare.html.j2",
         title=f"Two runs side by side: {a.params.study} and {b.params.study}",
-        simulated=a.params.simulated or b.params.simulated,
-        sides={"A": a.title, "B": b.title},
+        simulated=a.simulated or b.simulated,
+        sides=titles,
         edited={name: "; ".join(texts) for name, texts in (("A", a.differences), ("B", b.differences)) if texts},
         main_scores=main,
         all_scores=scores(a, b, "All scores."),
         params=settings,
-        code=_differing("Code, machine and packages that differ.", "Item", a.versions, b.versions),
+        code=_differing("Code, machine and packages that differ.", "Item", _versions(a), _versions(b)),
     )
-    sides = "\n".join(f"{name}  {side.title}  ({side.folder})" for name, side in (("A", a), ("B", b)))
+    sides = "\n".join(f"{name}  {titles[name]}  ({folder})" for name, folder in (("A", first), ("B", second)))
     screen = "\n".join([sides, _columns([main.header, *main.rows]), _columns([settings.header, *settings.rows])])
     return write_text(page, outputs / PAGE), screen
 
 
-def scores(a: Side, b: Side, caption: str, *, main_only: bool = False) -> Table:
+def _settings(side: Study) -> dict[str, Any]:
+    """Params with the settings that the training used, and network, loss, optimizer and augmentation."""
+    parts = {part: side.record[part] for part in PARTS if part in side.record}
+    described = {part: " ".join([of["name"], of.get("sha256", "")[:12]]).strip() for part, of in parts.items()}
+    return flat(public_params(side.params)) | described
+
+
+def _versions(side: Study) -> dict[str, Any]:
+    """Versions of code, Python, machine and packages."""
+    names = ("git_sha", "git_dirty", "python", "platform", "device")
+    return {name: side.provenance.get(name) for name in names} | side.provenance.get("packages", {})
+
+
+def scores(a: Study, b: Study, caption: str, *, main_only: bool = False) -> Table:
     """Scores of both studies with their difference and its verdict.
 
     Parameters
     ----------
-    a, b : Side
+    a, b : Study
     caption : str
     main_only : bool
         Only `SHOWN` scores of participants, and no column for the level.
@@ -150,12 +111,13 @@ def scores(a: Side, b: Side, caption: str, *, main_only: bool = False) -> Table:
         Columns Run, Level, Score, A, B, B minus A and Verdict.
     """
     rows = []
-    for name in [*a.scores.index, *b.scores.index.difference(a.scores.index, sort=False)]:
+    stored = [study.scores.query("group == ''").set_index(list(KEY), drop=False) for study in (a, b)]
+    for name in dict.fromkeys([*stored[0].index, *stored[1].index]):
         run, level, _, metric, label = name
         is_main = " - " not in run and level == "subject" and metric in SHOWN and label in ("", "macro")
         if main_only and not is_main:
             continue
-        left, right = (side.scores.loc[name] if name in side.scores.index else None for side in (a, b))
+        left, right = (side.loc[name] if name in side.index else None for side in stored)
         title = " minus ".join(run_of(part).title for part in run.split(" - "))
         change = "-" if left is None or right is None else f"{right['point'] - left['point']:+.3f}"
         cells = written(left, 3), written(right, 3), change.replace("+nan", "-"), verdict(left, right)

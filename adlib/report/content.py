@@ -162,12 +162,14 @@ class Study:
         return [run for run in self.scores["run"].unique() if " - " not in run]
 
 
-def read_study(params: StudyParams) -> Study:
+def read_study(params: StudyParams, folder: Path | None = None) -> Study:
     """Read the stored records of a finished study.
 
     Parameters
     ----------
     params : StudyParams
+    folder : path, optional
+        Where they are, if not in the folder of the params.
 
     Returns
     -------
@@ -178,7 +180,7 @@ def read_study(params: StudyParams) -> Study:
     StudyError
         If a record is missing or cannot be read.
     """
-    folder = params.folder
+    folder = folder or params.folder
     stored = {name: read_table(folder / name, TABLES[name]) for name in STORED}
     metrics = read_json(folder / "metrics.json")
     if metrics.get("study") != params.study or not isinstance(metrics.get("entries"), list):

@@ -19,7 +19,7 @@ def test_two_studies_side_by_side(tmp_path):
     write_json(metrics, b.folder / "metrics.json")
     history = read_json(b.folder / "provenance.json")
     write_json(history | {"packages": history["packages"] | {"numpy": "2.1.0"}}, b.folder / "provenance.json")
-    page, screen = compare(a.folder, b.folder, tmp_path)
+    page, screen = compare(a.folder, b.folder.rename(tmp_path / "earlier"), tmp_path)
     assert re.search(r"ResNet50 +Balanced accuracy +0\.600 \[.*\] +0\.700 \[.*\] +\+0\.100 +B outside A's", screen)
     words = re.sub(r"<[^>]*>\s*", "", page.read_text())  # the cells of a row follow each other without a space
     assert page == tmp_path / "compare.html" and "train.epochs163" in words
