@@ -1,6 +1,7 @@
 """What preprocessing of simulated heads of 2 mm costs with one and several workers, and what many scans would cost.
 
     python benchmarks/scaling.py [--scans 24] [--workers 2]
+    python benchmarks/scaling.py --rows 100000      # instead: audit, splits and evaluation of so many scans
 
 Prints the speed-up (goal: at least 1.8 with two), the peak memory of a worker and its growth from scan to scan (goal:
 under 1500 MB, at most 2 MB a scan), and the overhead of handing out a scan (goal: under 2 %). Then it fits
@@ -8,14 +9,19 @@ under 1500 MB, at most 2 MB a scan), and the overhead of handing out a scan (goa
     seconds of a run = start of the workers + seconds of a scan x scans / workers
 
 to all runs, and extrapolates to 10,000 and 100,000 scans. Run it on a computer that does nothing else.
+
+With ``--rows`` the tables of the finished default study are repeated under other names, without images, and processor
+seconds and memory of each part are printed; 100 bootstrap resamples.
 """
 
 import argparse
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +42,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scans", type=int, default=24, help="of the longest run")
     parser.add_argument("--workers", type=int, default=2, help="number compared with one")
+    parser.add_argument("--rows", type=int, help="scans of tables without images")
     args = parser.parse_args()
+    if args.rows:
+        return many_rows(args.rows)
     with tempfile.TemporaryDirectory(prefix="adlib-scaling-") as name:
         scans = simulated(args.scans, Path(name), args.workers)
         scans_of_runs = pd.concat([measured(workers, scans, Path(name)) for workers in (1, args.workers)])
@@ -49,15 +58,66 @@ def main() -> int:
     )
     print(runs.round(2).to_string(index=False))
     last = runs.groupby("workers")["total"].last()
-    peak_mb, seconds = scans_of_runs["peak_mb"].max(), scans_of_runs["seconds"].median()
+    highest_mb, seconds = scans_of_runs["peak_mb"].max(), scans_of_runs["seconds"].median()
     missed = count_missed(
         ("speed-up", last[1] / last[args.workers], ">=", 1.8),
-        ("peak MB", peak_mb, "<=", 1500.0),
+        ("peak MB", highest_mb, "<=", 1500.0),
         ("MB a scan", max(growth(own["after_mb"]) for _, own in scans_of_runs.groupby("worker")), "<=", 2.0),
         ("overhead", overhead_seconds(args.workers) / seconds, "<=", 0.02),
     )
-    forecast(runs, stored_mb / len(scans), peak_mb)
+    forecast(runs, stored_mb / len(scans), highest_mb)
     return int(missed > 0 or scans_of_runs["failed"].any())
+
+
+def many_rows(count: int) -> int:
+    """Audit, split and evaluate the default study's tables, repeated to at least `count` scans."""
+    from adlib.audit.run import run_audit
+    from adlib.evaluation.evaluate import SOURCES, evaluate_study
+    from adlib.phantom.cohort import TRUTH
+    from adlib.study.params import load_params
+    from adlib.study.records import LISTING, TABLES, read_table, write_table
+    from adlib.training.splits import make_splits
+
+    done = load_params("params/phantom.yaml").folder
+    with tempfile.TemporaryDirectory(prefix="adlib-rows-") as name:
+        params = load_params("params/phantom.yaml", (f"exec.outputs={name}", "evaluate.bootstrap=100"))
+        listed = read_table(done / "listing.tsv", LISTING)
+        times = -(-count // len(listed))
+        for path in (*SOURCES, "source/truth/ceiling.json"):
+            (params.folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(done / path, params.folder / path)
+        schemas = {table: TABLES[table] for table in ("features.tsv", "splits.tsv", "predictions.parquet")}
+        for table, schema in (schemas | {"source/truth/truth.tsv": TRUTH}).items():
+            write_table(repeated(read_table(done / table, schema), times), params.folder / table, schema)
+        audit = costs("audit", lambda: run_audit(repeated(listed, times), params.classes, params.audit, params.seed))
+        costs("splits", lambda: make_splits(audit.manifest, params.splits, params.seed))
+        for table, content in (("manifest.tsv", audit.manifest), ("audit.tsv", audit.findings)):
+            write_table(content, params.folder / table, TABLES[table])
+        costs(f"evaluation of {len(audit.manifest)} scans", lambda: evaluate_study(params))
+    return 0
+
+
+def repeated(table: pd.DataFrame, times: int) -> pd.DataFrame:
+    """The rows of a table `times` times, each time with other participants, scans, files and ages."""
+    parts = []
+    for k in range(times):
+        names = {n: table[n] + f"x{k}" for n in ("participant_id", "scan_id", "path", "sha256") if n in table}
+        ages = {"age": (table["age"] + k % 7 / 10).round(1)} if "age" in table else {}
+        parts.append(table.assign(**names, **ages))
+    return pd.concat(parts, ignore_index=True)
+
+
+def costs(title: str, work: Callable[[], Any]) -> Any:
+    """Result of some work; prints its processor seconds and the peak memory of the process so far, MB."""
+    start = time.process_time()
+    result = work()
+    print(f"{title}: {time.process_time() - start:.1f} processor s, at most {peak_mb():.0f} MB", flush=True)
+    return result
+
+
+def peak_mb() -> float:
+    """Peak memory of this process, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def simulated(count: int, folder: Path, workers: int) -> list[dict[str, Any]]:
@@ -92,12 +152,11 @@ def timed(scan: dict[str, Any], derivatives: Path, code: str) -> dict[str, float
 
     start, processor = time.perf_counter(), time.process_time()
     verdict = preprocess_scan(scan, derivatives, PreprocessParams(), code)["verdict"]
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return {
         "worker": os.getpid(),
         "seconds": time.perf_counter() - start,
         "processor": time.process_time() - processor,
-        "peak_mb": highest,
+        "peak_mb": peak_mb(),
         "after_mb": psutil.Process().memory_info().rss / 2**20,
         "failed": verdict == "fail",
     }
