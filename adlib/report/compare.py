@@ -34,8 +34,8 @@ def read_side(folder: Path) -> Study:
     StudyError
         If it is not the folder of a finished study.
     """
-    if not folder.is_dir():
-        raise StudyError(f"--compare: {folder} is not a folder; give two folders such as outputs/phantom")
+    if not (folder / "params.yaml").is_file():
+        raise StudyError(f"--compare: {folder} has no params.yaml; give the folder of a finished study")
     return read_study(load_params(folder / "params.yaml"), folder)
 
 

@@ -88,8 +88,10 @@ def module_digests(names: Iterable[str], root: Path = ROOT) -> dict[str, str]:
     while queue:
         name = queue.pop()
         if name not in found and name not in BOOKKEEPING:
-            path, changed = _file(name, root)
-            code, imported = _module(path, changed, name, root)
+            path = _file(name, root)
+            if path is None:
+                raise StudyError(f"{name} is no module under {root / PACKAGE}; check the name")
+            code, imported = _module(path, path.stat().st_mtime_ns, name, root)
             texts = path.with_suffix(".yaml")
             found[name] = digest([code, file_digest(texts)]) if texts.is_file() else code
             queue += imported
@@ -144,13 +146,9 @@ def package_versions(names: Iterable[str] = NUMERIC_PACKAGES) -> dict[str, str]:
     return {"python": python} | {name: metadata.version(name) for name in names}
 
 
-def _file(name: str, root: Path) -> tuple[Path, int]:
-    """File of a module and when it was last changed, ns."""
+def _file(name: str, root: Path) -> Path | None:
     place = root.joinpath(*name.split("."))
-    for path in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
-        if path.is_file():
-            return path, path.stat().st_mtime_ns
-    raise StudyError(f"{name} is no module under {root / PACKAGE}; check the name")
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
 
 
 @lru_cache(maxsize=1024)
@@ -174,12 +172,7 @@ def _imported(tree: ast.AST, package: str, root: Path) -> Iterator[str]:
             base = ".".join([*parents, *filter(None, [node.module])])
             if base.split(".")[0] == PACKAGE:
                 yield base
-                yield from (name for alias in node.names if _exists(name := f"{base}.{alias.name}", root))
-
-
-def _exists(name: str, root: Path) -> bool:
-    place = root.joinpath(*name.split("."))
-    return place.with_name(f"{place.name}.py").is_file() or (place / "__init__.py").is_file()
+                yield from (name for alias in node.names if _file(name := f"{base}.{alias.name}", root))
 
 
 def _digest(tree: ast.Module) -> str:

@@ -43,5 +43,5 @@ def test_unfinished_study_is_refused(tmp_path, missing):
     if missing:
         (made.folder / missing).unlink()
     other = made.folder if missing else made.folder / "nowhere"
-    with pytest.raises(StudyError, match=missing or "is not a folder"):
+    with pytest.raises(StudyError, match=missing or "nowhere has no params.yaml"):
         compare(made.folder, other, made.exec.outputs)
