@@ -18,6 +18,7 @@ from adlib.study.params import StudyParams
 from adlib.study.records import StudyError, atomic_path, write_json, write_text
 from adlib.training.devices import takes_bf16
 from adlib.training.folds import Batch, Fold, epoch_rows, load_parts, part_seed
+from adlib.training.matrix_convolution import use_matrix_products
 from adlib.training.model_file import continue_from, outputs
 from adlib.training.network import check_network, frozen, keep_outputs, load_initial_weights, slice_outputs, softmax
 from adlib.training.pooling import ATTENTION, arrays, pool_level, within_scan
@@ -133,6 +134,8 @@ def fit(
     repeat_exactly(fabric.device)
     torch.manual_seed(params.training_seed + fold.number + 1000 * (fold.member - 1))
     network, origin = initial_network(fold, params, recipe)
+    if fabric.device.type == "cpu":
+        use_matrix_products(network)
     steps = len(epoch_rows(fold, params, np.random.default_rng(0)))
     progress = start(network.to(fabric.device, memory_format=torch.channels_last), params, recipe, steps)
     if progress.load(folder / "checkpoint.pt", key, fabric.device) and fabric.is_global_zero:
