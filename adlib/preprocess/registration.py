@@ -424,10 +424,16 @@ def _posed(rotation: tuple[float, float, float], scale: float) -> tuple[np.ndarr
     reach = 13
     grid = nib.affines.from_matvec(np.diag([COARSE_MM] * 3), [-COARSE_MM * reach] * 3)
     world = np.linalg.inv(_matrix(rotation, scale, np.zeros(3)))
-    near = ndimage.binary_dilation(base.mask, iterations=2)
-    image = resample(ndimage.gaussian_filter(base.t1, 0.8), base.affine, (2 * reach + 1,) * 3, grid, world)
-    mask = resample(near.astype(np.float32), base.affine, (2 * reach + 1,) * 3, grid, world)
+    image, mask = (resample(part, base.affine, (2 * reach + 1,) * 3, grid, world) for part in _smooth_template())
     return image, (mask > 0.5).astype(np.float32)
+
+
+@cache
+def _smooth_template() -> tuple[np.ndarray, np.ndarray]:
+    """The template at 4 mm, smoothed, and a wide mask of its brain, float32."""
+    base = atlas.template(4.0)
+    near = ndimage.binary_dilation(base.mask, iterations=2)
+    return ndimage.gaussian_filter(base.t1, 0.8), near.astype(np.float32)
 
 
 @cache
