@@ -11,7 +11,6 @@ from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from adlib.evaluation import risk, scores
 from adlib.figures.theme import ACCENT, COLUMN_WIDTH, NEUTRAL, class_palette
@@ -173,7 +172,8 @@ def _class_curves(
             reason = f"{'all' if share else 'none'} tested\nare {name}"
             axis.text(0.5, 0.5, reason, transform=axis.transAxes, ha="center", va="center", size="x-small", wrap=True)
         else:
-            curves = np.array([curve(y == k, p[:, k], w) for w in weights if w[y == k].sum() and w[y != k].sum()])
+            both = (weights[:, y == k].sum(1) > 0) & (weights[:, y != k].sum(1) > 0)
+            curves = curve(y == k, p[:, k], weights[both])
             drawn = np.isfinite(curves[0])
             colour = class_palette(classes)[name]
             if drawn.any():  # probabilities may all lie between two points of the grid
@@ -187,8 +187,9 @@ def _class_curves(
 
 
 def _sensitivity(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    false, true, _ = roc_curve(positive, score, sample_weight=weights, drop_intermediate=False)
-    return np.interp(GRID, false, true)
+    """Sensitivity (B, 101) at each 1 - specificity of `GRID`."""
+    rates = (np.pad(part, ((0, 0), (1, 0))) / part[:, -1:] for part in _positives(positive, score, weights))
+    return np.array([np.interp(GRID, false, true) for true, false in zip(*rates, strict=True)])
 
 
 def precision_at(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -199,17 +200,25 @@ def precision_at(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -
     positive : (n,) bool
     score : (n,) float
         Higher for the positive class.
-    weights : (n,) float
-        Sample weights.
+    weights : (B, n) float
+        One weighting of the items per row; the positive ones have some weight in each.
 
     Returns
     -------
-    (101,) float64
+    (B, 101) float64
     """
-    precision, recall, _ = precision_recall_curve(positive, score, sample_weight=weights, drop_intermediate=False)
-    precision, recall = precision[:-1][::-1], recall[:-1][::-1]  # strict thresholds first; the made-up point left out
-    first = np.searchsorted(recall, np.maximum(GRID, 1e-6) - 1e-9)  # at recall 0 the strictest of all
-    return precision[np.minimum(first, len(recall) - 1)]
+    true, false = _positives(positive, score, weights)
+    precision = true / np.maximum(true + false, 1e-12)
+    first = [np.searchsorted(row, row[-1] * (np.maximum(GRID, 1e-6) - 1e-9)) for row in true]
+    return np.take_along_axis(precision, np.minimum(first, true.shape[1] - 1), axis=1)
+
+
+def _positives(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (B, T) of the true and the false positives at each threshold, the strictest first."""
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
+    true, false = (np.cumsum(weights[:, order] * part[order], axis=1)[:, last] for part in (positive, ~positive))
+    return true, false
 
 
 def plot_calibration(

@@ -85,7 +85,7 @@ def test_participants_of_real_cohorts_are_shown_only_where_params_say_so(study, 
 def test_precision_at_each_recall_is_that_of_the_definition():
     rng = np.random.default_rng(0)
     positive, score = rng.random(60) < 0.4, np.round(rng.random(60), 1)
-    found = results.precision_at(positive, score, np.ones(60))
+    found = results.precision_at(positive, score, np.ones((1, 60)))[0]
     for recall, value in zip(results.GRID[1:], found[1:], strict=True):
         cut = next(c for c in np.unique(score)[::-1] if positive[score >= c].sum() >= recall * positive.sum() - 1e-9)
         assert value == pytest.approx(positive[score >= cut].mean(), abs=1e-12)
