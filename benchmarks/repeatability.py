@@ -10,7 +10,12 @@ notebook 03, must not: the class drawn into the slices, tested participants in t
 participants, half the epochs. The exit code is 1 where that fails. ``--set`` changes the params of the study and of its
 repetitions alike. Without repetitions (``--runs 0``) the means are the study's, and the standard deviations those
 measured before. Networks that hardly learn, such as those of params/smoke.yaml, name one class nearly always; their
-scores are far from normal, and about one honest repetition in ten is then refused.
+scores are far from normal, and about one honest repetition in ten is then refused. With 96 participants and 8 epochs
+they learn enough:
+
+    small="--params params/smoke.yaml --set derivatives.keep=[] --set source.participants_per_class=24
+           --set train.epochs=8 --set train.controls=[shuffled_labels,slice_split]"
+    python run_all.py $small && python benchmarks/repeatability.py $small --faults  # an hour on two cores
 """
 
 import argparse
@@ -20,6 +25,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 
@@ -34,6 +40,7 @@ from adlib.training.recipe import record_differences, training_record
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVEL = 0.99  # probability that all main results of one further training lie within their intervals (Bonferroni)
+ALONE = 9  # trainings from which a result's standard deviation is known well enough without the other networks'
 AVX2 = {  # instructions of a processor without AVX-512
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -113,22 +120,31 @@ def repeat(
 def tolerances(copies: list[StudyParams]) -> pd.DataFrame:
     """Mean of each main result, and half-width of the prediction interval of one further training (Student's t).
 
-    The standard deviation of a metric is pooled over all networks of the study.
+    The standard deviation is that of a metric pooled over all networks of the study. With `ALONE` trainings or more it
+    is that of the result alone, where this gives the wider interval: networks that learn little may hardly vary.
     """
     rows = [read_metrics(copy.folder) for copy in copies]
     n, trained = len(rows), set(pd.read_parquet(copies[0].folder / "predictions.parquet", columns=["run"])["run"])
     named = MAIN_RESULTS[["metric", "class"]].drop_duplicates()
     wanted = named.merge(pd.DataFrame({"run": sorted(trained)}), how="cross")
     values = pd.concat([main_results(row, wanted) for row in rows]).groupby(["run", "metric", "class"])["point"]
-    variances = values.var().groupby(["metric", "class"])
-    spread = pd.DataFrame({"sd": np.sqrt(variances.mean()), "df": variances.count() * (n - 1)})
+    spreads = _spreads(values.var().rename("variance").reset_index(), n)
+    table = MAIN_RESULTS.merge(values.agg(["mean", "min", "max"]).reset_index())
+    quantile = partial(student.ppf, 1 - (1 - LEVEL) / len(table) / 2)
+    results = pd.concat([table.merge(spread) for spread in spreads])
+    results["tolerance"] = quantile(results["df"]) * results["sd"] * np.sqrt(1 + 1 / n)
+    return results.sort_values("tolerance").groupby(level=0).last().assign(trainings=n)
+
+
+def _spreads(alone: pd.DataFrame, n: int) -> list[pd.DataFrame]:
+    """Standard deviations, and their degrees of freedom, that a tolerance may rest on."""
     if n == 1:
         measured = pd.read_csv(ROOT / TOLERANCES, sep="\t", keep_default_na=False)
-        spread = measured.groupby(["metric", "class"])[["sd", "df"]].first()
-    spread = spread.reset_index()
-    table = MAIN_RESULTS.merge(values.agg(["mean", "min", "max"]).reset_index()).merge(spread)
-    quantile = student.ppf(1 - (1 - LEVEL) / len(table) / 2, table["df"])
-    return table.assign(tolerance=quantile * table["sd"] * np.sqrt(1 + 1 / n), trainings=n)
+        return [measured[["run", "metric", "class", "sd", "df"]]]
+    alone = alone.assign(df=n - 1)
+    pooled = alone.groupby(["metric", "class"]).agg({"variance": "mean", "df": "sum"}).reset_index()
+    used = [pooled, alone] if n >= ALONE else [pooled]
+    return [part.assign(variance=np.sqrt(part["variance"])).rename(columns={"variance": "sd"}) for part in used]
 
 
 def write(table: pd.DataFrame, root: Path) -> None:
