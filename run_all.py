@@ -217,7 +217,7 @@ def check(params: StudyParams, console: Console) -> int:
         verdict = reference.compare(params, ROOT, tuple(edited))
     except StudyError as error:
         print(error, file=sys.stderr)
-        return FAILED
+        return UNUSABLE
     console.say("\n".join(verdict.lines))
     console.say(f"the results are {'those' if verdict.same else 'NOT those'} of the reference")
     return OK if verdict.same else FAILED

@@ -184,7 +184,7 @@ def enforce(findings: pd.DataFrame) -> None:
     for (severity, check), alike in named.groupby(["severity", "check"], sort=False)["value"]:
         more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
         print(f"{AUDITED} {severity} [{check}] {alike.iloc[0]:.{_SHOWN}}{more}", file=sys.stderr)
-    pages = "notebooks/01_data_audit.html in the study's folder has their meaning, docs/troubleshooting.md remedies"
+    pages = "notebooks/01_data_audit.html in the study's folder has their meaning, docs/audit.md remedies"
     print(f"{AUDITED} {len(named)} warnings; {pages}" if len(named) else f"{AUDITED} no warnings", file=sys.stderr)
     stops = findings[findings["decision"] == "stop"]
     if not stops.empty:

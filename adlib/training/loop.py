@@ -134,8 +134,6 @@ def fit(
     repeat_exactly(fabric.device)
     torch.manual_seed(params.training_seed + fold.number + 1000 * (fold.member - 1))
     network, origin = initial_network(fold, params, recipe)
-    if fabric.device.type == "cpu":
-        use_matrix_products(network)
     steps = len(epoch_rows(fold, params, np.random.default_rng(0)))
     progress = start(network.to(fabric.device, memory_format=torch.channels_last), params, recipe, steps)
     if progress.load(folder / "checkpoint.pt", key, fabric.device) and fabric.is_global_zero:
@@ -236,6 +234,8 @@ def start(network: nn.Module, params: StudyParams, recipe: Recipe, steps: int) -
     Progress
     """
     settings = params.train
+    if next(network.parameters()).device.type == "cpu":
+        use_matrix_products(network)
     trainable = [value for value in network.parameters() if value.requires_grad]
     optimizer, schedule = recipe.optimizer(trainable, params, settings.epochs * steps)
     average = None

@@ -307,7 +307,7 @@ def test_the_end_of_an_audit_names_its_warnings(without_confounds, capsys):
         "audit: warn [source-note] 2 scans: p.tsv, line 2: '89+' is read as 89",
         "audit: warn [age-missing] 1 scans",
         "audit: 2 warnings; notebooks/01_data_audit.html in the study's folder has their meaning, "
-        "docs/troubleshooting.md remedies",
+        "docs/audit.md remedies",
     ]
     enforce(audited(clean(per_class=12)).findings)
     assert capsys.readouterr().err == "audit: no warnings\n"

@@ -145,7 +145,7 @@ def test_check_prints_a_verdict_and_sets_the_exit_code(done):
             assert ("ANOTHER RESULT" in process.stdout) == bool(code)
         reference.write_text(json.dumps({**content, "study": "other"}))
         other = run(done, "--check")
-        assert other.returncode == 1 and "is of study 'other', not 'tiny'" in other.stderr
+        assert other.returncode == 3 and "is of study 'other', not 'tiny'" in other.stderr
         assert run(done, "--accept").returncode == 0
         assert json.loads(reference.read_text()) == content
     finally:
@@ -156,10 +156,10 @@ def test_check_prints_a_verdict_and_sets_the_exit_code(done):
 def test_missing_metrics_are_named(project):
     (project / "figures").mkdir()
     process = run(project, "--check")
-    assert process.returncode == 1 and "make one with run_all.py --accept" in process.stderr
+    assert process.returncode == 3 and "make one with run_all.py --accept" in process.stderr
     (project / "figures" / "metrics.json").write_text('{"study": "tiny", "entries": []}')
     process = run(project, "--check")
-    assert process.returncode == 1 and "run the study, then --check" in process.stderr
+    assert process.returncode == 3 and "run the study, then --check" in process.stderr
 
 
 @pytest.mark.parametrize(
